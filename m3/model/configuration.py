@@ -1,0 +1,114 @@
+"""M3Config: a vision encoder, a connector, a nesting and a decoder, each named by its own configuration."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import TypeVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from m3.model.vision import vision_grid
+from m3.nesting import Grid, get_nesting
+
+T = TypeVar("T", "ConnectorConfig", "NestingConfig")
+CONNECTOR_KINDS = ("mlp2x_gelu", "linear", "resampler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorConfig:
+    """How patch features become decoder embeddings.
+
+    `kind`: `mlp2x_gelu` (LLaVA-1.5), `linear` (LLaVA), `resampler` (learned queries, one cross-attention).
+    `num_queries` and `num_heads` are the resampler's.
+    """
+
+    kind: str = "mlp2x_gelu"
+    num_queries: int = 64
+    num_heads: int = 8
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONNECTOR_KINDS:
+            raise ValueError(f"unknown connector kind {self.kind!r}; known: {', '.join(CONNECTOR_KINDS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NestingConfig:
+    """`kind`: a row of `m3.nesting.NESTINGS`; `trained_scales`: the visual-token counts the weights were trained at."""
+
+    kind: str = "grid_pool"
+    trained_scales: tuple[int, ...] | list[int] = ()
+
+    def __post_init__(self) -> None:
+        get_nesting(self.kind)
+        object.__setattr__(self, "trained_scales", tuple(sorted(set(self.trained_scales))))
+
+
+@strict
+class M3Config(PreTrainedConfig):
+    """Composes any transformers vision encoder with any transformers causal decoder, dense or mixture-of-experts.
+
+    Args:
+        vision_config: configuration (or its dict with `model_type`) of the encoder: SigLIP, CLIP, SigLIP2, DINOv2, ...
+        text_config: configuration (or dict) of the decoder: Aria text, Qwen3-MoE, Mixtral, Llama, Qwen3, ...
+        connector: `ConnectorConfig` or its dict.
+        nesting: `NestingConfig` or its dict. Empty `trained_scales` means the largest scale alone.
+        image_token_id: the placeholder that visual tokens replace.
+        vision_feature_layer: index into the encoder's hidden states (LLaVA: -2); None is its last, normalised output.
+        drop_class_token: whether the first feature is a class token to drop (CLIP, DINOv2: yes; SigLIP: no).
+        router_balance_coef, router_z_coef: weights of the router losses, used when the decoder has experts
+            (Aria, https://arxiv.org/abs/2410.05993: 1e-4 and 1e-5).
+
+    Raises:
+        ValueError: an unknown connector or nesting, or a trained scale that the encoder's grid cannot reach.
+    """
+
+    model_type = "m3"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="aria_text"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    connector: ConnectorConfig | dict | None = None
+    nesting: NestingConfig | dict | None = None
+    image_token_id: int = 0
+    vision_feature_layer: int | None = None
+    drop_class_token: bool = False
+    router_balance_coef: float = 1e-4
+    router_z_coef: float = 1e-5
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):  # the base class takes unknown keys of old checkpoints here
+        super().__post_init__(**kwargs)
+        self.connector = _decode(ConnectorConfig, self.connector)
+        nesting = _decode(NestingConfig, self.nesting)
+        if not nesting.trained_scales:
+            largest = get_nesting(nesting.kind).reachable(self.grid)[-1]
+            nesting = NestingConfig(kind=nesting.kind, trained_scales=(largest,))
+        for scale in nesting.trained_scales:
+            get_nesting(nesting.kind).count(self.grid, scale)
+        self.nesting = nesting
+
+    @property
+    def grid(self) -> Grid:
+        """The connector's output: (rows, columns) of patches, or the number of the resampler's queries."""
+        return self.connector.num_queries if self.connector.kind == "resampler" else vision_grid(self.vision_config)
+
+    def to_dict(self) -> dict:
+        output = super().to_dict()
+        output["connector"] = asdict(self.connector)
+        output["nesting"] = {"kind": self.nesting.kind, "trained_scales": list(self.nesting.trained_scales)}
+        return output
+
+
+def _decode(cls: type[T], value: T | dict | None) -> T:
+    if isinstance(value, cls):
+        return value
+    value = value or {}
+    known = [f.name for f in fields(cls)]
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
+    return cls(**value)

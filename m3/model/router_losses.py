@@ -1,0 +1,39 @@
+"""Losses that keep a mixture-of-experts router healthy, per layer, over the real tokens of all scales together.
+
+Balance (Switch Transformer, https://arxiv.org/abs/2101.03961, eq. 4 to 6, with k choices per token):
+    E * sum_e f_e * P_e,   f_e: share of the choices that fall on expert e,   P_e: mean router probability of e;
+1 when perfectly balanced, E at worst, whatever k. Only P_e carries gradient.
+z-loss (ST-MoE, https://arxiv.org/abs/2202.08906, eq. 5): mean of logsumexp(logits)^2; keeps logits small.
+Aria adds them per layer with weights 1e-4 and 1e-5 (https://arxiv.org/abs/2410.05993; `aria/model/moe_lm.py`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RouterLosses:
+    """One value per decoder layer, and the share of choices each expert received (rows sum to 1)."""
+
+    balance: Float[Tensor, " layers"]
+    z: Float[Tensor, " layers"]
+    expert_load: Float[Tensor, "layers experts"]
+
+
+def router_losses(
+    router_logits: tuple[Float[Tensor, "tokens experts"], ...], top_k: int, is_real: Bool[Tensor, " tokens"]
+) -> RouterLosses:
+    """Balance and z losses of every layer; `is_real` leaves padding out."""
+    balance, z, load = [], [], []
+    for logits in router_logits:
+        logits = logits[is_real].float()
+        experts = logits.shape[-1]
+        chosen = logits.topk(top_k, dim=-1).indices.flatten()
+        share = torch.bincount(chosen, minlength=experts).to(logits.dtype) / max(chosen.numel(), 1)
+        balance.append(experts * (share * logits.softmax(-1).mean(0)).sum())
+        z.append(logits.logsumexp(-1).square().mean())
+        load.append(share)
+    return RouterLosses(torch.stack(balance), torch.stack(z), torch.stack(load))

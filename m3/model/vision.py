@@ -1,0 +1,85 @@
+"""What differs between vision encoders, as one table: the grid of their patches and the inputs of their forward.
+
+in: `pixel_values [i, 3, H, W]`; out: the keyword arguments that the encoder's own `forward` takes.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+
+class VisionInputs(ABC):
+    """One row of `VISION_INPUTS`."""
+
+    @abstractmethod
+    def grid(self, config: PreTrainedConfig) -> tuple[int, int]:
+        """(rows, columns) of patches of an image."""
+
+    @abstractmethod
+    def image_size(self, config: PreTrainedConfig) -> tuple[int, int]:
+        """(height, width) in pixels that `pixel_values` must have."""
+
+    @abstractmethod
+    def inputs(self, config: PreTrainedConfig, pixel_values: Float[Tensor, "i 3 h w"]) -> dict[str, Tensor]:
+        """Keyword arguments of the encoder's forward."""
+
+
+class SquareImages(VisionInputs):
+    """Encoders with `image_size` and `patch_size` that take the pixels as they are (SigLIP, CLIP, DINOv2, ...)."""
+
+    def grid(self, config: PreTrainedConfig) -> tuple[int, int]:
+        (height, width), (rows, columns) = self.image_size(config), _pair(config.patch_size)
+        return height // rows, width // columns
+
+    def image_size(self, config: PreTrainedConfig) -> tuple[int, int]:
+        return _pair(config.image_size)
+
+    def inputs(self, config: PreTrainedConfig, pixel_values: Float[Tensor, "i 3 h w"]) -> dict[str, Tensor]:
+        return {"pixel_values": pixel_values}
+
+
+class FlattenedPatches(VisionInputs):
+    """SigLIP2's NaFlex encoder takes flattened patches with their grid; square images fill its `num_patches`."""
+
+    def grid(self, config: PreTrainedConfig) -> tuple[int, int]:
+        side = int(config.num_patches**0.5)
+        return side, side
+
+    def image_size(self, config: PreTrainedConfig) -> tuple[int, int]:
+        (rows, columns), (height, width) = self.grid(config), _pair(config.patch_size)
+        return rows * height, columns * width
+
+    def inputs(self, config: PreTrainedConfig, pixel_values: Float[Tensor, "i 3 h w"]) -> dict[str, Tensor]:
+        height, width = _pair(config.patch_size)
+        patches = rearrange(pixel_values, "i c (y h) (x w) -> i (y x) (h w c)", h=height, w=width)
+        images, number = patches.shape[:2]
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": torch.ones(images, number, dtype=torch.long, device=patches.device),
+            "spatial_shapes": torch.tensor([self.grid(config)] * images, device=patches.device),
+        }
+
+
+DEFAULT_VISION_INPUTS: VisionInputs = SquareImages()
+VISION_INPUTS: dict[str, VisionInputs] = {
+    "siglip2_vision_model": FlattenedPatches(),
+}
+"""By `model_type`; encoders that are not listed take square images."""
+
+
+def vision_inputs(config: PreTrainedConfig) -> VisionInputs:
+    """The row of the table for an encoder's configuration."""
+    return VISION_INPUTS.get(config.model_type, DEFAULT_VISION_INPUTS)
+
+
+def vision_grid(config: PreTrainedConfig) -> tuple[int, int]:
+    """(rows, columns) of patches of an image."""
+    return vision_inputs(config).grid(config)
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

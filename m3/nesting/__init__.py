@@ -1,0 +1,20 @@
+"""Nested token sets: one image, any number of visual tokens. Imports torch and nothing of ours; lift it into any project."""
+
+from m3.nesting.base import Grid, Nesting, UnreachableScaleError
+from m3.nesting.grid_pool import GridPool
+from m3.nesting.query_prefix import QueryPrefix
+
+NESTINGS: dict[str, Nesting] = {
+    "grid_pool": GridPool(),
+    "query_prefix": QueryPrefix(),
+}
+
+
+def get_nesting(kind: str) -> Nesting:
+    """The nesting called `kind`; a `ValueError` lists the known ones."""
+    if kind not in NESTINGS:
+        raise ValueError(f"unknown nesting {kind!r}; known: {', '.join(NESTINGS)}")
+    return NESTINGS[kind]
+
+
+__all__ = ["NESTINGS", "Grid", "GridPool", "Nesting", "QueryPrefix", "UnreachableScaleError", "get_nesting"]
