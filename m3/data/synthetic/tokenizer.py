@@ -1,0 +1,86 @@
+"""The tokenizer of the tiny models: a small byte-level BPE learnt from the embedded suite's own words.
+
+In: nothing. Out: `PreTrainedTokenizerFast` with a ChatML template whose assistant tokens can be told apart. Every word
+of the suite is one token, digits stand alone, and any other text falls back to bytes.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from m3.data.synthetic.suite import FAMILIES
+
+PAD: Final = "<pad>"
+TURN_START: Final = "<|im_start|>"
+TURN_END: Final = "<|im_end|>"
+IMAGE: Final = "<image>"
+MOST_TOKENS: Final = 1024  # an upper bound; merging stops on its own once every word is one token
+MAX_LENGTH: Final = 4096
+
+# ChatML. The answer and its end mark are the generated (trained) part of an assistant turn. Content is a string, or a
+# list of {"type": "image"} and {"type": "text", "text": ...}; an image is followed by a newline, as in LLaVA's data.
+CHAT_TEMPLATE: Final = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
+    "{%- for item in message['content'] if item['type'] == 'text' -%}{{- item['text'] -}}{%- endfor -%}"
+    "{%- endif -%}"
+    "{{- '<|im_end|>' -}}"
+    "{%- endgeneration -%}"
+    "{%- elif message['content'] is string -%}"
+    "{{- message['content'] + '<|im_end|>' -}}"
+    "{%- else -%}"
+    "{%- for item in message['content'] -%}"
+    "{%- if item['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- item['text'] -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{{- '<|im_end|>' -}}"
+    "{%- endif -%}"
+    "{{- '\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+
+
+def corpus() -> Iterator[str]:
+    """Every question text and every answer of the suite, and the roles of the chat template."""
+    for family in FAMILIES.values():
+        for kind in family.kinds:
+            yield from kind.texts()
+            yield from kind.answers
+    yield from ("system", "user", "assistant")
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Train the tokenizer; the same words give the same tokens and ids every time."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=MOST_TOKENS,
+        min_frequency=1,
+        show_progress=False,
+        special_tokens=[PAD, TURN_START, TURN_END, IMAGE],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    # Each distinct word once: merges then depend on the words alone, and rare ones become whole as well.
+    words = {piece for text in corpus() for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    tokenizer.train_from_iterator(sorted(corpus()), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=TURN_END,
+        additional_special_tokens=[TURN_START, IMAGE],
+        model_max_length=MAX_LENGTH,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    whole = set(fast.get_vocab())
+    assert words <= whole, f"words in pieces: {sorted(words - whole)}"
+    return fast
