@@ -1,0 +1,47 @@
+"""Typed recipe -> transformers' TrainingArguments, in one place."""
+
+import torch
+from transformers import TrainingArguments
+
+from m3.training.recipe import Hardware, Optimiser, Schedule
+from m3.training.run_folder import RunFolder
+
+
+def training_arguments(
+    run: RunFolder,
+    schedule: Schedule,
+    optimiser: Optimiser,
+    hardware: Hardware,
+    learning_rate: float,
+    workers: int,
+    steps: int,
+) -> TrainingArguments:
+    """Everything that Trainer decides, from the recipe; data come in the order of the data set, which is shuffled."""
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=schedule.accumulation,
+        max_steps=steps,
+        train_sampling_strategy="sequential",
+        learning_rate=learning_rate,
+        weight_decay=optimiser.weight_decay,
+        adam_beta2=optimiser.beta2,
+        max_grad_norm=optimiser.max_grad_norm,
+        warmup_steps=optimiser.warmup,
+        lr_scheduler_type=optimiser.schedule,
+        logging_steps=schedule.log_every,
+        save_strategy="steps",
+        save_steps=schedule.save_every,
+        save_total_limit=schedule.keep_checkpoints,
+        seed=schedule.seed,
+        data_seed=schedule.seed,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        bf16=hardware.precision == "bfloat16",
+        use_cpu=not torch.accelerator.is_available(),
+        deepspeed=hardware.deepspeed,
+        activation_checkpointing=hardware.activation_checkpointing,
+        report_to="none",
+    )

@@ -1,0 +1,129 @@
+"""A training run as typed data: what a recipe's YAML may say (m3/recipes/*.yaml). Unknown keys are refused."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Rate = float | Literal["frozen"]
+Scales = Literal["all", "sandwich", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Learning rate of each part of the model, or `frozen`."""
+
+    vision_tower: Rate
+    connector: Rate
+    decoder: Rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One set of samples: `path` in `format`, `weight` times (0.5: a seeded half; 2: twice)."""
+
+    path: str
+    format: Literal["llava_json", "llava_parquet"] = "llava_json"
+    image_folder: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is read, and how it is packed. `pack_length`: tokens of a packed row; null pads instead of packing.
+
+    `max_length`: tokens a sequence may have, null for what a row holds."""
+
+    sources: tuple[Source, ...]
+    pack_length: int | None = 4096
+    max_length: int | None = None
+    max_images_per_row: int | None = None
+    too_long: Literal["refuse", "drop"] = "refuse"
+    workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewModel:
+    """A model of new weights. `vision_tower`: a folder to take the encoder from, else `config.vision_config` is drawn anew."""
+
+    config: dict
+    tokenizer: str
+    vision_tower: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """AdamW. `warmup`: a share of the steps below 1, a number of steps from 1."""
+
+    weight_decay: float = 0.0
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    warmup: float = 0.03
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how much at a time. `batch_size`: samples per device and micro-step; one of `steps` and `epochs`."""
+
+    batch_size: int
+    accumulation: int = 1
+    steps: int | None = None
+    epochs: float | None = None
+    log_every: int = 10
+    save_every: int = 500
+    keep_checkpoints: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("schedule: give exactly one of steps and epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Precision and launching. `threads`: of torch on a CPU, null for its default."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    deepspeed: str | None = None
+    activation_checkpointing: bool = False
+    experts_implementation: str = "grouped_mm"
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Training of a vision-language model over scales.
+
+    `model` is a checkpoint folder to continue from; `new_model` draws one instead. `matryoshka_vis_token_scale`: the
+    scales trained over (they become the checkpoint's trained scales). `scales`: all of them every step, or a seeded draw.
+    """
+
+    run: str
+    parts: Parts
+    data: Data
+    schedule: Schedule
+    matryoshka_vis_token_scale: tuple[int, ...]
+    scales: Scales = "all"
+    model: str | None = None
+    new_model: NewModel | None = None
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    hardware: Hardware = field(default_factory=Hardware)
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.new_model is None):
+            raise ValueError("recipe: give exactly one of model (a checkpoint folder) and new_model")
+        if not self.matryoshka_vis_token_scale:
+            raise ValueError("recipe: matryoshka_vis_token_scale must list at least one scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerRecipe:
+    """Pre-training of a vision encoder on dense patch labels (m3/training/patch_labels.py)."""
+
+    run: str
+    vision_config: dict
+    data: str
+    learning_rate: float
+    schedule: Schedule
+    workers: int = 0
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    hardware: Hardware = field(default_factory=Hardware)

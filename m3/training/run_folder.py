@@ -1,0 +1,127 @@
+"""The folder of a run: `recipe.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`. Runs explain themselves.
+
+Files are written aside and renamed, so none is ever half-written; the metrics are appended a line at a time, and a
+resumed run first drops the lines that lie beyond its checkpoint.
+"""
+
+import difflib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "datasets", "tokenizers", "pillow", "numpy")
+
+WHOLE = "WHOLE"
+"""Name of the empty file that a checkpoint gets last."""
+
+
+class RunFolder:
+    """Paths and writers of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.final = self.checkpoints / "final"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes `name` aside, then renames it into place."""
+        aside = self.path / f".{name}.{os.getpid()}"
+        aside.write_text(text)
+        aside.replace(self.path / name)
+
+    def start(self, recipe: str) -> None:
+        """Writes `recipe.yaml` and `environment.json` (versions, hardware, command line).
+
+        Raises:
+            ValueError: the folder holds a run of another recipe; nothing is overwritten.
+        """
+        earlier = self.path / "recipe.yaml"
+        if earlier.exists() and earlier.read_text() != recipe and (self.is_finished or self.newest_checkpoint()):
+            changed = [line for line in difflib.unified_diff(earlier.read_text().split("\n"), recipe.split("\n"), n=0, lineterm="") if line[:1] in "+-"]
+            raise ValueError(
+                f"{self.path} holds a run of another recipe ({'; '.join(changed[2:8])}); give another `run=FOLDER`, or delete that one"
+            )
+        self.write_text("recipe.yaml", recipe)
+        self.write_text("environment.json", json.dumps(environment(), indent=2) + "\n")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether `checkpoints/final` is there; it is renamed into place when whole."""
+        return self.final.exists()
+
+    def newest_checkpoint(self) -> str | None:
+        """The newest checkpoint that was saved to its end (a kill may leave a torn one behind it)."""
+        whole = sorted(self.checkpoints.glob(f"checkpoint-*/{WHOLE}"), key=lambda mark: _step(mark.parent))
+        return str(whole[-1].parent) if whole else None
+
+    def resume_point(self) -> str | None:
+        """The checkpoint to resume from, whose later metrics are then forgotten; None for a fresh start."""
+        checkpoint = self.newest_checkpoint()
+        self.drop_metrics_after(_step(Path(checkpoint)) if checkpoint else 0)
+        return checkpoint
+
+    def append_metrics(self, row: dict[str, float]) -> None:
+        """Adds one line to `metrics.jsonl`."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Every whole line; a line torn by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forgets what a killed run logged beyond the checkpoint it resumes from."""
+        kept = [row for row in self.read_metrics() if row["step"] <= step]
+        self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def environment() -> dict[str, object]:
+    """What a reader needs to know to repeat a run on another machine."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
+        "commit": _commit(),
+    }
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that is running, when it is a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    shown = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or None

@@ -1,0 +1,69 @@
+"""`m3 train` of a `TowerRecipe`: an encoder learns what lies on each patch; `checkpoints/final` is a plain vision model."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, Image, load_dataset
+from transformers import AutoConfig, SiglipImageProcessorPil
+
+from m3.config import dump
+from m3.training.arguments import training_arguments
+from m3.training.patch_labels import PatchLabelCollator, PatchLabeller, PatchLabellerOutput
+from m3.training.recipe import TowerRecipe
+from m3.training.run_folder import RunFolder
+from m3.training.trainer import RunTrainer
+
+
+def train_tower(recipe: TowerRecipe) -> RunFolder:
+    """Trains (or resumes) the encoder; returns its run folder. `recipe.data` is a folder that `m3 data tiny` wrote."""
+    run = RunFolder(recipe.run)
+    run.start(dump(recipe))
+    if run.is_finished:
+        return run
+    if recipe.hardware.threads is not None:
+        torch.set_num_threads(recipe.hardware.threads)
+    suite = json.loads((Path(recipe.data) / "suite.json").read_text())
+    torch.manual_seed(recipe.schedule.seed)
+    options = dict(recipe.vision_config)
+    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    model = PatchLabeller(config, classes=len(suite["patch_classes"]), slots=len(suite["patch_slots"]))
+    image_processor = SiglipImageProcessorPil(size={"height": config.image_size, "width": config.image_size})
+    rows = _rows(recipe)
+    steps = len(rows) // (recipe.schedule.batch_size * recipe.schedule.accumulation)
+    trainer = RunTrainer(
+        run=run,
+        measure=_measure,
+        model=model,
+        args=training_arguments(
+            run, recipe.schedule, recipe.optimiser, recipe.hardware, recipe.learning_rate, recipe.workers, steps
+        ),
+        train_dataset=rows,
+        data_collator=PatchLabelCollator(image_processor),
+        processing_class=image_processor,
+    )
+    trainer.run_to_end()
+    return run
+
+
+def _rows(recipe: TowerRecipe) -> Dataset:
+    """The suite's training pictures, shuffled anew every pass, as many as the schedule asks for."""
+    files = sorted(str(path) for path in (Path(recipe.data) / "train").glob("*.parquet"))
+    if not files:
+        raise ValueError(f"{recipe.data} has no train/*.parquet; make them with `m3 data tiny --out {recipe.data}`")
+    rows = load_dataset("parquet", data_files=files, split="train").select_columns(["image", "patch_class", "patch_slot"])
+    rows = rows.cast_column("image", Image(decode=False))
+    schedule = recipe.schedule
+    step = schedule.batch_size * schedule.accumulation
+    total = schedule.steps * step if schedule.steps is not None else math.ceil(len(rows) * schedule.epochs)
+    passes = [np.random.default_rng([schedule.seed, n]).permutation(len(rows)) for n in range(-(-total // len(rows)))]
+    return rows.select(np.concatenate(passes)[:total])
+
+
+def _measure(output: PatchLabellerOutput) -> dict[str, tuple[float, float]]:
+    return {
+        "class_accuracy": (float(output.class_accuracy), 1.0),
+        "slot_accuracy": (float(output.slot_accuracy), 1.0),
+    }
