@@ -33,7 +33,7 @@ from m3.nesting import get_nesting
 class M3Output(ModelOutput):
     """Output of `M3ForConditionalGeneration.forward`.
 
-    loss: scalar, the weighted mean over label tokens plus the weighted router losses.
+    loss, language_loss: scalars; `loss` is `language_loss` (the weighted mean over label tokens) plus the weighted router losses.
     logits `[b, l, vocab]`: None when skipped.
     scales `[k]`, scale_loss_sums `[k]`, scale_loss_counts `[k]`: unweighted loss summed over label tokens, and their
         number, per scale read (0: text without an image); ascending.
@@ -42,6 +42,7 @@ class M3Output(ModelOutput):
     """
 
     loss: Tensor | None = None
+    language_loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     scales: Tensor | None = None
@@ -254,7 +255,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         losses = cross_entropy(logits.float(), targets, reduction="none")
         weights, reads = weights[:, 1:][is_target], reads[:, 1:][is_target]
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
-        output.loss = (losses * weights).sum() / total
+        output.loss = output.language_loss = (losses * weights).sum() / total
         output.scales, which = reads.unique(return_inverse=True)
         output.scale_loss_sums = losses.detach().new_zeros(len(output.scales)).index_add(0, which, losses.detach())
         output.scale_loss_counts = torch.bincount(which, minlength=len(output.scales))

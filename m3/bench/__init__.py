@@ -1,0 +1,1 @@
+"""`m3 bench`: ratios of two things measured in one run."""
