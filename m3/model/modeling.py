@@ -12,6 +12,7 @@ the same image at different scales (see m3/data/multiscale.py).
 """
 
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,6 +73,14 @@ class M3PreTrainedModel(PreTrainedModel):
     def _can_set_experts_implementation(cls) -> bool:
         """transformers looks for expert layers in this file; they are the decoder's, which takes or ignores the choice."""
         return True
+
+    def save_pretrained(self, save_directory: str | PathLike, save_original_format: bool = False, **kwargs) -> None:
+        """As in transformers, but weights keep the names of the modules unless the decoder's original ones are asked for.
+
+        transformers renames fused experts on saving (`experts.gate_up_proj` -> `experts.fc1.weight` for Aria) and back in
+        `from_pretrained`, but Trainer resumes without renaming back, and would go on with experts it never loaded.
+        """
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,13 +1,13 @@
 """Recipe -> model and processor: continue from a checkpoint folder, or draw new weights around a tower and a tokenizer."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
 from m3.processing import M3Processor
 from m3.training.recipe import NewModel, Recipe
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
@@ -16,24 +16,36 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
     Raises:
         ValueError: a scale that the model's grid cannot reach.
     """
-    scales = recipe.matryoshka_vis_token_scale
+    scales, experts = recipe.matryoshka_vis_token_scale, recipe.hardware.experts_implementation
     if recipe.model is not None:
-        model = M3ForConditionalGeneration.from_pretrained(
-            recipe.model, dtype=torch.float32, experts_implementation=recipe.hardware.experts_implementation
-        )
-        processor = M3Processor.from_pretrained(recipe.model)
-    else:
-        assert recipe.new_model is not None  # Recipe makes sure of one of them
-        model, processor = _new(recipe.new_model, scales)
-        model.set_experts_implementation(recipe.hardware.experts_implementation)
+        return load_checkpoint(recipe.model, scales, experts)
+    assert recipe.new_model is not None  # Recipe makes sure of one of them
+    model, processor = _new(recipe.new_model)
+    model.set_experts_implementation(experts)
+    return train_at(model, processor, scales)
+
+
+def load_checkpoint(
+    path: str, scales: Sequence[int], experts_implementation: str = "grouped_mm"
+) -> tuple[M3ForConditionalGeneration, M3Processor]:
+    """A checkpoint folder (float32 weights), to be trained at `scales`."""
+    model = M3ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+    model.set_experts_implementation(experts_implementation)
+    return train_at(model, M3Processor.from_pretrained(path), scales)
+
+
+def train_at(
+    model: M3ForConditionalGeneration, processor: M3Processor, scales: Sequence[int]
+) -> tuple[M3ForConditionalGeneration, M3Processor]:
+    """Writes `scales` into the configurations as the trained ones."""
     kind = model.config.nesting.kind
     processor.counts(scales)
-    model.config.nesting = NestingConfig(kind=kind, trained_scales=scales)
+    model.config.nesting = NestingConfig(kind=kind, trained_scales=tuple(scales))
     processor.nesting = {"kind": kind, "trained_scales": sorted(scales)}
     return model, processor
 
 
-def _new(spec: NewModel, scales: tuple[int, ...]) -> tuple[M3ForConditionalGeneration, M3Processor]:
+def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.tokenizer)
     options = dict(spec.config)
     image_token = options.pop("image_token", "<image>")
@@ -53,5 +65,5 @@ def _new(spec: NewModel, scales: tuple[int, ...]) -> tuple[M3ForConditionalGener
     if tower is not None:
         model.model.vision_tower.load_state_dict(tower.state_dict())
     image_processor = AutoImageProcessor.from_pretrained(spec.vision_tower or spec.tokenizer, backend="pil")
-    nesting = {"kind": config.nesting.kind, "trained_scales": sorted(scales)}
+    nesting = {"kind": config.nesting.kind, "trained_scales": list(config.nesting.trained_scales)}
     return model, M3Processor(image_processor, tokenizer, grid=config.grid, nesting=nesting, image_token=image_token)

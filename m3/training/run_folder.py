@@ -68,12 +68,12 @@ class RunFolder:
         self.drop_metrics_after(_step(Path(checkpoint)) if checkpoint else 0)
         return checkpoint
 
-    def append_metrics(self, row: dict[str, float]) -> None:
+    def append_metrics(self, row: dict[str, float | int]) -> None:
         """Adds one line to `metrics.jsonl`."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def read_metrics(self) -> list[dict[str, float]]:
+    def read_metrics(self) -> list[dict[str, float | int]]:
         """Every whole line; a line torn by a kill is left out."""
         if not self.metrics.exists():
             return []

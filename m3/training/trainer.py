@@ -91,7 +91,7 @@ class RunTrainer(Trainer):
                 self._tokens += inputs["input_ids"].numel()
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, float | int], start_time: float | None = None) -> None:
         """Adds the measured means and the speed; the screen leaves out the router's, the run's metrics have all."""
         found = self._collect() if "loss" in logs else {}
         super().log(logs | {name: value for name, value in found.items() if "/" not in name}, start_time)

@@ -10,6 +10,7 @@ from typing import Any
 
 from m3.data.synthetic.drawing import Split
 from m3.data.synthetic.suite import FAMILIES, baselines, generate, read_rows
+from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.data.synthetic.vocabulary import IMAGE_SIZE, PATCH_CLASSES, PATCH_SIZE, PATCH_SLOTS
 
 logger = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="m3 data tiny", description="Draw the embedded suite from a seed as parquet.")
-    made.add_argument("--out", type=Path, required=True, help="folder that receives train/, test/ and suite.json")
+    made.add_argument("--out", type=Path, required=True, help="folder that receives train/, test/, tokenizer/ and suite.json")
     made.add_argument("--train", type=int, default=2000, help="training pictures PER FAMILY (0: none)")
     made.add_argument("--test", type=int, default=200, help="test pictures PER FAMILY (0: none)")
     made.add_argument("--seed", type=int, default=0, help="every picture depends on the seed alone")
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Write the splits asked for, `test/baselines.json`, and `suite.json`, which says how all was made."""
+    """Write the splits asked for, `test/baselines.json`, the tokenizer, and `suite.json`, which says how all was made."""
     options = parser().parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     wanted: dict[Split, int] = {"train": options.train, "test": options.test}
@@ -49,7 +50,8 @@ def main(argv: list[str]) -> int:
         "patch_classes": PATCH_CLASSES,
         "patch_slots": PATCH_SLOTS,
     }
-    _write_json(options.out / "suite.json", made)
+    build_tokenizer().save_pretrained(options.out / "tokenizer")
+    _write_json(options.out / "suite.json", made)  # last: where it is, all the rest is
     return 0
 
 

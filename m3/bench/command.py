@@ -1,0 +1,20 @@
+"""`m3 bench WHAT`: ratios of two things measured in one run."""
+
+import argparse
+import importlib
+
+BENCHES = {
+    "step": ("m3.bench.step", "one all-scales training step against the published way"),
+    "sweep": ("m3.bench.sweep", "a sweep of all scales against the largest alone"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs the bench that the first argument names."""
+    lines = "\n".join(f"  {name:8}{text}" for name, (_, text) in BENCHES.items())
+    parser = argparse.ArgumentParser(
+        prog="m3 bench", description=f"{__doc__}\n\n{lines}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=BENCHES)
+    chosen, rest = parser.parse_args(argv[:1]).what, argv[1:]
+    return importlib.import_module(BENCHES[chosen][0]).main(rest)

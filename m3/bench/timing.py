@@ -1,0 +1,73 @@
+"""Measuring two things in one run: each in a process of its own for memory, turn about for time."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of every repetition, in order."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, in seconds."""
+        if len(self.seconds) < 4:
+            return (max(self.seconds) - min(self.seconds)) / 2
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / 2
+
+
+def alternate(tasks: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 1) -> list[Timing]:
+    """Runs the tasks turn about, so that whatever slows the machine slows all of them alike."""
+    found: list[list[float]] = [[] for _ in tasks]
+    for repetition in range(warm_up + repetitions):
+        for task, seconds in zip(tasks, found, strict=True):
+            start = time.perf_counter()
+            task()
+            if repetition >= warm_up:
+                seconds.append(time.perf_counter() - start)
+    return [Timing(tuple(seconds)) for seconds in found]
+
+
+def peak_memory(task: Callable[..., object], *arguments: Any) -> int:
+    """Bytes by which the resident memory of a fresh process peaks while it runs `task(*arguments)`.
+
+    `task` must prepare itself, call the function it is given to mark the start, then do the work: `task(mark, ...)`.
+    """
+    context = get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_run, args=(queue, task, arguments))
+    process.start()
+    try:
+        while True:
+            if not queue.empty():
+                return int(queue.get())
+            if not process.is_alive() and queue.empty():
+                raise RuntimeError(f"the process that measures memory ended with code {process.exitcode}")
+            time.sleep(0.05)
+    finally:
+        process.join()
+
+
+def _run(queue: Any, task: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    start: list[int] = []
+    task(lambda: start.append(_resident()), *arguments)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    queue.put(peak - start[0])
+
+
+def _resident() -> int:
+    """Bytes resident now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()

@@ -1,0 +1,131 @@
+"""`m3 train` for real on a tiny random model: runs, logs, freezes, refuses, and resumes after kill -9 to the same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import SiglipImageProcessorPil
+
+from m3.config import load
+from m3.data.synthetic.tokenizer import build_tokenizer
+from m3.model import M3ForConditionalGeneration
+from m3.processing import M3Processor
+from m3.training.command import main
+from m3.training.recipe import Recipe
+from m3.training.run_folder import RunFolder
+
+RECIPE = """
+run: {folder}/run
+new_model:
+  tokenizer: {folder}/tokenizer
+  config:
+    vision_config: {{model_type: siglip_vision_model, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1,
+      num_attention_heads: 2, image_size: 24, patch_size: 4, vision_use_head: false}}
+    text_config: {{model_type: aria_text, hidden_size: 16, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2,
+      moe_num_experts: 4, moe_topk: 2, moe_num_shared_experts: 1}}
+matryoshka_vis_token_scale: [1, 4, 36]
+parts: {{vision_tower: 1e-3, connector: 1e-3, decoder: 1e-3}}
+data: {{sources: [{{path: {folder}/data.json, image_folder: {folder}}}], pack_length: 256}}
+schedule: {{batch_size: 2, accumulation: 2, steps: 12, log_every: 1, save_every: 3}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A folder with a LLaVA JSON of eight pictures, a tokenizer, and a recipe."""
+    records = []
+    for n in range(8):
+        pixels = np.random.default_rng(n).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+        talk = [{"from": "human", "value": "<image>\nHow many?"}, {"from": "gpt", "value": str(n)}]
+        records.append({"id": str(n), "image": f"{n}.png", "conversations": talk})
+    records.append({"id": "text", "conversations": [{"from": "human", "value": "Say one."}, {"from": "gpt", "value": "1"}]})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    SiglipImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
+    return tmp_path / "recipe.yaml"
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "final" / "model.safetensors")
+
+
+def test_a_run_explains_itself_and_its_checkpoint_is_ready(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(recipe)]) == 0
+    run = recipe.parent / "run"
+    assert str(run / "checkpoints" / "final") in capsys.readouterr().out
+    assert load(run / "recipe.yaml", Recipe) == load(recipe, Recipe)
+    assert json.loads((run / "environment.json").read_text())["packages"]["transformers"]
+    rows = RunFolder(run).read_metrics()
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    wanted = {"loss", "loss_scale_1", "loss_scale_4", "loss_scale_36", "tokens_per_second", "router/balance_0", "router/z_0"}
+    assert wanted <= rows[0].keys() and "loss_text" in set().union(*rows)
+    assert sum(rows[0][f"router/load_0_{expert}"] for expert in range(4)) == pytest.approx(1, abs=1e-5)
+    model = M3ForConditionalGeneration.from_pretrained(run / "checkpoints" / "final")
+    processor = M3Processor.from_pretrained(run / "checkpoints" / "final")
+    assert list(model.config.nesting.trained_scales) == processor.trained_scales == [1, 4, 36]
+    before = (run / "metrics.jsonl").read_bytes()
+    assert main([str(recipe)]) == 0, "a finished run is left alone"
+    assert (run / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(ValueError, match=r"holds a run of another recipe .*steps: 99.*give another `run=FOLDER`"):
+        main([str(recipe), "schedule.steps=99"])
+
+
+def test_frozen_parts_stay_and_rates_differ_by_part(recipe: Path) -> None:
+    main([str(recipe), "schedule.steps=2"])
+    first = recipe.parent / "run" / "checkpoints" / "final"
+    main([str(recipe), "new_model=null", f"model={first}", f"run={recipe.parent}/second", "schedule.steps=2",
+          "parts.vision_tower=frozen", "parts.decoder=1e-5"])  # fmt: skip
+    before, after = weights(recipe.parent / "run"), weights(recipe.parent / "second")
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    towers = [moved[n] for n in moved if n.startswith("model.vision_tower")]
+    assert len(towers) > 10 and max(towers) == 0
+    assert max(moved[n] for n in moved if n.startswith("model.connector")) > 1e-4
+    assert 0 < max(moved[n] for n in moved if n.startswith("model.language_model")) < 1e-4
+    with pytest.raises(ValueError, match="every part is frozen"):
+        main([str(recipe), f"run={recipe.parent}/third", "parts={vision_tower: frozen, connector: frozen, decoder: frozen}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scales", ["all", "random"])
+def test_killed_at_any_moment_it_resumes_to_the_same_weights(recipe: Path, scales: str) -> None:
+    whole, killed = recipe.parent / "whole", recipe.parent / "killed"
+    main([str(recipe), f"run={whole}", f"scales={scales}"])
+    command = [sys.executable, "-m", "m3.cli", "train", str(recipe), f"run={killed}", f"scales={scales}"]
+    process = subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while len(RunFolder(killed).read_metrics()) < 5:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not RunFolder(killed).is_finished and RunFolder(killed).newest_checkpoint()
+    (killed / "checkpoints" / "checkpoint-9999").mkdir()  # a checkpoint torn by a kill has no mark and is not used
+    assert main([str(recipe), f"run={killed}", f"scales={scales}"]) == 0
+    first, second = weights(whole), weights(killed)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    losses = [[row["loss"] for row in RunFolder(run).read_metrics()] for run in (whole, killed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 12
+
+
+def test_a_torn_line_of_metrics_is_left_out(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step, "loss": 1.0})
+    with run.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in run.read_metrics()] == [1, 2, 3]
+    run.drop_metrics_after(2)
+    run.append_metrics({"step": 3, "loss": 2.0})
+    assert [row["step"] for row in run.read_metrics()] == [1, 2, 3]
