@@ -6,10 +6,25 @@ from m3.model import M3Config, M3ForConditionalGeneration
 
 VOCAB, IMAGE, PAD = 96, 3, 0
 
-_TEXT = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
+_TEXT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 DECODERS: dict[str, dict] = {
     "aria_text": {"intermediate_size": 16, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 2},
-    "qwen3_moe": {"intermediate_size": 48, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2, "head_dim": 8},
+    "qwen3_moe": {
+        "intermediate_size": 48,
+        "moe_intermediate_size": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    },
     "mixtral": {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
     "llama": {"intermediate_size": 48},
     "qwen3": {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
@@ -65,5 +80,8 @@ def batch(rows: list[list[int]], side: str = "left") -> dict[str, torch.Tensor]:
     length = max(map(len, rows))
     pads = [[PAD] * (length - len(row)) for row in rows]
     ids = torch.tensor([p + r if side == "left" else r + p for p, r in zip(pads, rows, strict=True)])
-    ones = [[0] * len(p) + [1] * len(r) if side == "left" else [1] * len(r) + [0] * len(p) for p, r in zip(pads, rows, strict=True)]
+    ones = [
+        [0] * len(p) + [1] * len(r) if side == "left" else [1] * len(r) + [0] * len(p)
+        for p, r in zip(pads, rows, strict=True)
+    ]
     return {"input_ids": ids, "attention_mask": torch.tensor(ones)}

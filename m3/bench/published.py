@@ -33,4 +33,6 @@ def published_loss(model: M3ForConditionalGeneration, batches: Sequence[dict[str
     logits = tuple(torch.cat(layers) for layers in zip(*(output.router_logits for output in outputs), strict=True))
     is_real = torch.cat([batch["attention_mask"].flatten().bool() for batch in batches])
     routers = router_losses(logits, top_k, is_real)
-    return loss + model.config.router_balance_coef * routers.balance.sum() + model.config.router_z_coef * routers.z.sum()
+    return (
+        loss + model.config.router_balance_coef * routers.balance.sum() + model.config.router_z_coef * routers.z.sum()
+    )

@@ -80,7 +80,7 @@ class M3Config(PreTrainedConfig):
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):  # the base class takes unknown keys of old checkpoints here
+    def __post_init__(self, **kwargs) -> None:  # the base class takes unknown keys of old checkpoints here
         super().__post_init__(**kwargs)
         self.connector = _decode(ConnectorConfig, self.connector)
         nesting = _decode(NestingConfig, self.nesting)

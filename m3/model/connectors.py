@@ -57,9 +57,7 @@ class Resampler(nn.Module):
         features = self.norm_features(features)
         query = self.q_proj(self.query).expand(features.shape[0], -1, -1)
         key = self.k_proj(features) + self.position
-        q, k, v = (
-            rearrange(x, "i n (h d) -> i h n d", h=self.num_heads) for x in (query, key, self.v_proj(features))
-        )
+        q, k, v = (rearrange(x, "i n (h d) -> i h n d", h=self.num_heads) for x in (query, key, self.v_proj(features)))
         read = self.o_proj(rearrange(scaled_dot_product_attention(q, k, v), "i h n d -> i n (h d)"))
         return read + self.mlp(self.norm_out(read))
 

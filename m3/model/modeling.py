@@ -270,7 +270,12 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         output.scale_loss_counts = torch.bincount(which, minlength=len(output.scales))
 
     def _add_router_losses(
-        self, output: M3Output, logits: tuple[Tensor, ...], top_k: int, is_real: Bool[Tensor, " tokens"], share: Tensor | float
+        self,
+        output: M3Output,
+        logits: tuple[Tensor, ...],
+        top_k: int,
+        is_real: Bool[Tensor, " tokens"],
+        share: Tensor | float,
     ) -> None:
         losses: RouterLosses = router_losses(logits, top_k, is_real)
         added = self.config.router_balance_coef * losses.balance.sum() + self.config.router_z_coef * losses.z.sum()

@@ -35,7 +35,9 @@ def splice(
     targets, values = [], []
     for scale in image_scales.unique().tolist():
         spans = torch.where(image_scales == scale)[0]
-        nested = nesting.nest(features, nesting.count(grid, scale), grid)  # once per image and scale, read by all its spans
+        nested = nesting.nest(
+            features, nesting.count(grid, scale), grid
+        )  # once per image and scale, read by all its spans
         values.append(nested[image_index[spans]].flatten(0, 1))
         targets.append((starts[spans, None] + torch.arange(scale, device=starts.device)).flatten())
     target = torch.cat(targets)

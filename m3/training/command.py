@@ -26,10 +26,9 @@ def main(argv: list[str]) -> int:
     from m3.training.tune import train_model
 
     if "vision_config" in yaml.safe_load(path.read_text()):
-        run = train_tower(load(path, TowerRecipe, overrides))
+        train_tower(load(path, TowerRecipe, overrides))
     else:
-        run = train_model(load(path, Recipe, overrides))
-    print(f"trained: {run.final}\nmetrics: {run.metrics}")
+        train_model(load(path, Recipe, overrides))
     return 0
 
 

@@ -11,7 +11,9 @@ def measure(output: M3Output) -> dict[str, tuple[float, float]]:
     """name -> (sum, count). Losses are per label token; balance, z and load are means over steps, per layer."""
     found: dict[str, tuple[float, float]] = {}
     if output.scales is not None and output.scale_loss_sums is not None and output.scale_loss_counts is not None:
-        rows = zip(output.scales.tolist(), output.scale_loss_sums.tolist(), output.scale_loss_counts.tolist(), strict=True)
+        rows = zip(
+            output.scales.tolist(), output.scale_loss_sums.tolist(), output.scale_loss_counts.tolist(), strict=True
+        )
         for scale, loss, count in rows:
             found[f"loss_scale_{scale}" if scale else "loss_text"] = (loss, float(count))
     if output.balance_losses is not None and output.z_losses is not None and output.expert_load is not None:

@@ -45,9 +45,11 @@ class RunFolder:
         """
         earlier = self.path / "recipe.yaml"
         if earlier.exists() and earlier.read_text() != recipe and (self.is_finished or self.newest_checkpoint()):
-            changed = [line for line in difflib.unified_diff(earlier.read_text().split("\n"), recipe.split("\n"), n=0, lineterm="") if line[:1] in "+-"]
+            difference = difflib.unified_diff(earlier.read_text().split("\n"), recipe.split("\n"), n=0, lineterm="")
+            changed = [line for line in difference if line[:1] in "+-"]
             raise ValueError(
-                f"{self.path} holds a run of another recipe ({'; '.join(changed[2:8])}); give another `run=FOLDER`, or delete that one"
+                f"{self.path} holds a run of another recipe ({'; '.join(changed[2:8])}); "
+                "give another `run=FOLDER`, or delete that one"
             )
         self.write_text("recipe.yaml", recipe)
         self.write_text("environment.json", json.dumps(environment(), indent=2) + "\n")
@@ -114,7 +116,11 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor()
 
 

@@ -25,7 +25,7 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
         return run
     if recipe.hardware.threads is not None:
         torch.set_num_threads(recipe.hardware.threads)
-    suite = json.loads((Path(recipe.data) / "suite.json").read_text())
+    suite = _suite(recipe)
     torch.manual_seed(recipe.schedule.seed)
     options = dict(recipe.vision_config)
     config = AutoConfig.for_model(options.pop("model_type"), **options)
@@ -44,8 +44,22 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
         data_collator=PatchLabelCollator(image_processor),
         processing_class=image_processor,
     )
-    trainer.run_to_end()
+
+    def save(folder: str) -> None:
+        if trainer.is_world_process_zero():
+            model.encoder.save_pretrained(folder)
+            image_processor.save_pretrained(folder)
+
+    trainer.run_to_end(save)
     return run
+
+
+def _suite(recipe: TowerRecipe) -> dict:
+    """What `m3 data tiny` wrote last."""
+    path = Path(recipe.data) / "suite.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; draw the pictures with `m3 data tiny --out {recipe.data}`")
+    return json.loads(path.read_text())
 
 
 def _rows(recipe: TowerRecipe) -> Dataset:
@@ -53,7 +67,9 @@ def _rows(recipe: TowerRecipe) -> Dataset:
     files = sorted(str(path) for path in (Path(recipe.data) / "train").glob("*.parquet"))
     if not files:
         raise ValueError(f"{recipe.data} has no train/*.parquet; make them with `m3 data tiny --out {recipe.data}`")
-    rows = load_dataset("parquet", data_files=files, split="train").select_columns(["image", "patch_class", "patch_slot"])
+    rows = load_dataset("parquet", data_files=files, split="train").select_columns(
+        ["image", "patch_class", "patch_slot"]
+    )
     rows = rows.cast_column("image", Image(decode=False))
     schedule = recipe.schedule
     step = schedule.batch_size * schedule.accumulation

@@ -54,7 +54,11 @@ class RunTrainer(Trainer):
         optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = optimiser(
             [
-                {"params": parameters, "lr": self._rates[part], "weight_decay": self.args.weight_decay if decay else 0.0}
+                {
+                    "params": parameters,
+                    "lr": self._rates[part],
+                    "weight_decay": self.args.weight_decay if decay else 0.0,
+                }
                 for (part, decay), parameters in groups.items()
             ],
             **options,
@@ -98,11 +102,14 @@ class RunTrainer(Trainer):
         if self.is_world_process_zero() and "loss" in logs:
             self.run.append_metrics({"step": self.state.global_step, **logs, **found})
 
-    def run_to_end(self) -> None:
-        """Trains from the newest whole checkpoint (or the start), then saves `checkpoints/final`, whole or not at all."""
+    def run_to_end(self, save: Callable[[str], None] | None = None) -> None:
+        """Trains from the newest whole checkpoint (or the start), then writes `checkpoints/final`, whole or not at all.
+
+        `save` writes what the run is for into a folder; by default the model and its processor. It runs on every rank.
+        """
         self.train(resume_from_checkpoint=self.run.resume_point())
         aside = self.run.checkpoints / ".final"
-        self.save_model(str(aside))
+        (save or self.save_model)(str(aside))
         if self.is_world_process_zero():
             aside.replace(self.run.final)
 

@@ -27,8 +27,10 @@ def fail(mark: Callable[[], None]) -> None:
 def test_tasks_run_turn_about_and_the_warm_up_is_left_out() -> None:
     order: list[str] = []
     timings = alternate([lambda: order.append("a"), lambda: order.append("b")], repetitions=2, warm_up=1)
-    assert order == ["a", "b"] * 3 and [len(t.seconds) for t in timings] == [2, 2]
-    assert Timing((1.0, 9.0, 2.0)).median == 2.0 and Timing((1.0, 3.0)).spread == 1.0
+    assert order == ["a", "b"] * 3
+    assert [len(t.seconds) for t in timings] == [2, 2]
+    assert Timing((1.0, 9.0, 2.0)).median == 2.0
+    assert Timing((1.0, 3.0)).spread == 1.0
 
 
 @pytest.mark.slow

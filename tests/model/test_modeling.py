@@ -1,5 +1,7 @@
 """The model: parts by configuration alone, splice, generation at mixed scales, round trips, errors."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import DECODERS, IMAGE, MOE, VISION, batch, make_config, make_model, prompt
@@ -21,7 +23,8 @@ def test_any_encoder_with_any_decoder_by_configuration(decoder: str, vision: str
     model = make_model(decoder=decoder, vision=vision)
     rows, scales = four_scales()
     output = model(**batch(rows), pixel_values=pixels, image_scales=scales, labels=batch(rows)["input_ids"])
-    assert output.logits.shape == (4, 149, 96) and torch.isfinite(output.loss)
+    assert output.logits.shape == (4, 149, 96)
+    assert torch.isfinite(output.loss)
     assert output.scales.tolist() == [0, 1, 4, 9, 144]  # 0: label tokens before the image
     assert (output.balance_losses is not None) == (decoder in MOE)
     output.loss.backward()
@@ -34,10 +37,16 @@ def test_any_encoder_with_any_decoder_by_configuration(decoder: str, vision: str
 def test_four_images_at_four_scales_generate_what_four_calls_generate(decoder: str, pixels: torch.Tensor) -> None:
     model = make_model(decoder=decoder)
     rows, scales = four_scales()
-    together = model.generate(**batch(rows), pixel_values=pixels, image_scales=scales, max_new_tokens=6, do_sample=False)
+    together = model.generate(
+        **batch(rows), pixel_values=pixels, image_scales=scales, max_new_tokens=6, do_sample=False
+    )
     for n, row in enumerate(rows):
         alone = model.generate(
-            **batch([row]), pixel_values=pixels[n : n + 1], image_scales=scales[n : n + 1], max_new_tokens=6, do_sample=False
+            **batch([row]),
+            pixel_values=pixels[n : n + 1],
+            image_scales=scales[n : n + 1],
+            max_new_tokens=6,
+            do_sample=False,
         )
         assert together[n, 149:].tolist()[: alone.shape[1] - len(row)] == alone[0, len(row) :].tolist()
 
@@ -76,7 +85,8 @@ def test_beams_and_several_answers_keep_each_row_with_its_images(pixels: torch.T
 def test_connectors_and_their_grids(connector: str, pixels: torch.Tensor) -> None:
     kind = "query_prefix" if connector == "resampler" else "grid_pool"
     model = make_model(
-        connector={"kind": connector, "num_queries": 16, "num_heads": 4}, nesting={"kind": kind, "trained_scales": [1, 4, 16]}
+        connector={"kind": connector, "num_queries": 16, "num_heads": 4},
+        nesting={"kind": kind, "trained_scales": [1, 4, 16]},
     )
     assert model.config.grid == (16 if connector == "resampler" else (12, 12))
     rows = [prompt(4, 10)]
@@ -85,7 +95,9 @@ def test_connectors_and_their_grids(connector: str, pixels: torch.Tensor) -> Non
 
 
 def test_resampler_prefix_is_what_fewer_queries_give_and_keys_carry_content() -> None:
-    few = make_model(connector={"kind": "resampler", "num_queries": 16, "num_heads": 4}, nesting={"kind": "query_prefix"})
+    few = make_model(
+        connector={"kind": "resampler", "num_queries": 16, "num_heads": 4}, nesting={"kind": "query_prefix"}
+    )
     connector, features = few.model.connector, torch.randn(2, 144, 24)
     whole = connector(features)
     connector.query.data = connector.query.data[:5]
@@ -98,15 +110,18 @@ def test_resampler_prefix_is_what_fewer_queries_give_and_keys_carry_content() ->
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
-def test_save_and_load_round_trip_exactly(decoder: str, shard: str, tmp_path, pixels: torch.Tensor) -> None:
+def test_save_and_load_round_trip_exactly(decoder: str, shard: str, tmp_path: Path, pixels: torch.Tensor) -> None:
     model, (rows, scales) = make_model(decoder=decoder), four_scales()
     model.save_pretrained(tmp_path, max_shard_size=shard)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "20KB")
     loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert isinstance(loaded, M3ForConditionalGeneration)
-    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
     reread = AutoConfig.from_pretrained(tmp_path)
-    assert isinstance(reread, M3Config) and reread.text_config.model_type == decoder
+    assert isinstance(reread, M3Config)
+    assert reread.text_config.model_type == decoder
     for name in ("connector", "nesting", "image_token_id", "vision_feature_layer", "drop_class_token", "router_z_coef"):
         assert reread.to_dict()[name] == model.config.to_dict()[name] == loaded.config.to_dict()[name]
     for (name, ours), theirs in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
@@ -135,7 +150,9 @@ def test_placeholders_and_images_must_agree(pixels: torch.Tensor) -> None:
     inputs = batch([prompt(9, 10), prompt(4, 11)])
     with pytest.raises(ValueError, match=r"13 image placeholders, but image_scales \[9, 9\] ask for 18"):
         model(**inputs, pixel_values=pixels[:2], image_scales=torch.tensor([9, 9]))
-    with pytest.raises(ValueError, match=r"span 0 of scale 4 would run over|span 1 of scale 9 would run over the end of row 0"):
+    with pytest.raises(
+        ValueError, match=r"span 0 of scale 4 would run over|span 1 of scale 9 would run over the end of row 0"
+    ):
         model(**inputs, pixel_values=pixels[:2], image_scales=torch.tensor([4, 9]))
     with pytest.raises(ValueError, match="13 image placeholders, but no pixel_values"):
         model(**inputs)
@@ -146,7 +163,9 @@ def test_placeholders_and_images_must_agree(pixels: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"image_index spans \[0, 7\], but there are 2 images"):
         model(**inputs, pixel_values=pixels[:2], image_scales=torch.tensor([9, 4]), image_index=torch.tensor([0, 7]))
     with pytest.raises(ValueError, match="pixel_values or image_features"):
-        model(**inputs, pixel_values=pixels[:2], image_features=torch.zeros(2, 144, 32), image_scales=torch.tensor([9, 4]))
+        model(
+            **inputs, pixel_values=pixels[:2], image_features=torch.zeros(2, 144, 32), image_scales=torch.tensor([9, 4])
+        )
     with pytest.raises(ValueError, match="scale 13 .* 12x12 grid; choose one of 1, 4, 9, 16, 36, 144"):
         model(**batch([prompt(13, 10)]), pixel_values=pixels[:1], image_scales=torch.tensor([13]))
 
@@ -167,15 +186,21 @@ def test_text_without_images_needs_none() -> None:
     assert model(**inputs).logits.shape == (2, 3, 96)
     model.train()
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
-    assert all(p.grad is not None for p in model.model.vision_tower.encoder.parameters()), "a rank without images must run the tower"
+    assert all(p.grad is not None for p in model.model.vision_tower.encoder.parameters()), (
+        "a rank without images must run the tower"
+    )
 
 
 def test_a_batch_without_labels_asks_no_router_and_keeps_no_scale(pixels: torch.Tensor) -> None:
     model, (rows, scales) = make_model(), four_scales()
     output = model(**batch(rows), pixel_values=pixels, image_scales=scales)
-    assert output.loss is None and output.balance_losses is None and output.past_key_values is None
-    assert not any("scale" in name for name in vars(model)) and IMAGE == model.config.image_token_id
+    assert output.loss is None
+    assert output.balance_losses is None
+    assert output.past_key_values is None
+    assert not any("scale" in name for name in vars(model))
+    assert model.config.image_token_id == IMAGE
 
 
 def test_public_names() -> None:
-    assert m3.M3Config is M3Config and m3.M3ForConditionalGeneration is M3ForConditionalGeneration
+    assert m3.M3Config is M3Config
+    assert m3.M3ForConditionalGeneration is M3ForConditionalGeneration

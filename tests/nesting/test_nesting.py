@@ -30,10 +30,13 @@ def test_every_reachable_scale_gives_exactly_its_count(kind: str, grid: int | tu
     n = grid[0] * grid[1] if isinstance(grid, tuple) else grid
     tokens = torch.randn(2, n, 3)
     scales = nesting.reachable(grid)
-    assert scales == tuple(sorted(set(scales))) and scales[0] == 1 and scales[-1] == n
+    assert scales == tuple(sorted(set(scales)))
+    assert scales[0] == 1
+    assert scales[-1] == n
     for scale in scales:
         nested = nesting.nest(tokens, scale, grid)
-        assert nested.shape == (2, scale, 3) and nesting.count(grid, scale) == scale
+        assert nested.shape == (2, scale, 3)
+        assert nesting.count(grid, scale) == scale
         torch.testing.assert_close(nested[0], nesting.nest(tokens[0], scale, grid))
     torch.testing.assert_close(nesting.nest(tokens, n, grid), tokens)
 

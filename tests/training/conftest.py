@@ -30,7 +30,9 @@ def make_tuned(processor: M3Processor) -> Callable[..., M3ForConditionalGenerati
     """A random model of the processor's vocabulary; `decoder` names its type."""
 
     def make(decoder: str = "aria_text", **changes) -> M3ForConditionalGeneration:
-        return make_model(decoder=decoder, vocab_size=len(processor.tokenizer), image_token_id=processor.image_token_id, **changes)
+        return make_model(
+            decoder=decoder, vocab_size=len(processor.tokenizer), image_token_id=processor.image_token_id, **changes
+        )
 
     return make
 
@@ -46,7 +48,12 @@ def picture(seed: int) -> bytes:
 def samples() -> list[Sample]:
     """One round, three rounds, two images, and one image again."""
     asks = [Turn("user", "<image>\nWhat colour is the background?"), Turn("assistant", "red")]
-    more = [Turn("user", "How many shapes are there?"), Turn("assistant", "4"), Turn("user", "Read the number."), Turn("assistant", "4 7 2")]
+    more = [
+        Turn("user", "How many shapes are there?"),
+        Turn("assistant", "4"),
+        Turn("user", "Read the number."),
+        Turn("assistant", "4 7 2"),
+    ]
     two = [Turn("user", "<image>\n<image>\nWhich bar is the highest?"), Turn("assistant", "blue")]
     return [
         Sample("one", (picture(0),), tuple(asks)),

@@ -44,7 +44,8 @@ def test_packed_all_scales_gradients_equal_the_published_loop(
     theirs = gradients(model, loop)
     assert abs(output.loss.item() - loop.item()) < 1e-5
     assert relative_error(ours, theirs) < 1e-5
-    assert output.scales.tolist() == list(SCALES) and len(set(output.scale_loss_counts.tolist())) == 1
+    assert output.scales.tolist() == list(SCALES)
+    assert len(set(output.scale_loss_counts.tolist())) == 1
 
 
 def test_a_text_only_sample_goes_in_once_with_full_weight(
@@ -110,7 +111,9 @@ def test_router_and_experts_receive_gradients(
     assert all(found[name].abs().sum() > 0 for name in wanted)
 
 
-def test_micro_batches_divide_by_the_whole_step(make_tuned: Make, processor: M3Processor, samples: list[Sample]) -> None:
+def test_micro_batches_divide_by_the_whole_step(
+    make_tuned: Make, processor: M3Processor, samples: list[Sample]
+) -> None:
     model = make_tuned("llama").train()
     collate = Collator(processor, scales="all", pack_length=1024)
     whole = gradients(model, model(**collate(samples)).loss)

@@ -28,8 +28,10 @@ def test_every_shipped_recipe_decodes_and_round_trips(tmp_path: Path) -> None:
 
 def test_a_variant_is_its_base_and_the_lines_that_differ() -> None:
     whole, quick = (load(find_recipe(name), Recipe) for name in ("tiny_all_scales", "tiny_quickstart"))
-    assert quick.model == whole.model and quick.schedule.seed == whole.schedule.seed
-    assert quick.schedule.steps < whole.schedule.steps and quick.run != whole.run
+    assert quick.model == whole.model
+    assert quick.schedule.seed == whole.schedule.seed
+    assert quick.schedule.steps < whole.schedule.steps
+    assert quick.run != whole.run
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,9 @@ def recipe(tmp_path: Path) -> Path:
         Image.fromarray(pixels).save(tmp_path / f"{n}.png")
         talk = [{"from": "human", "value": "<image>\nHow many?"}, {"from": "gpt", "value": str(n)}]
         records.append({"id": str(n), "image": f"{n}.png", "conversations": talk})
-    records.append({"id": "text", "conversations": [{"from": "human", "value": "Say one."}, {"from": "gpt", "value": "1"}]})
+    records.append(
+        {"id": "text", "conversations": [{"from": "human", "value": "Say one."}, {"from": "gpt", "value": "1"}]}
+    )
     (tmp_path / "data.json").write_text(json.dumps(records))
     build_tokenizer().save_pretrained(tmp_path / "tokenizer")
     SiglipImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "tokenizer")
@@ -69,8 +71,17 @@ def test_a_run_explains_itself_and_its_checkpoint_is_ready(recipe: Path, capsys:
     rows = RunFolder(run).read_metrics()
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert rows[-1]["loss"] < rows[0]["loss"]
-    wanted = {"loss", "loss_scale_1", "loss_scale_4", "loss_scale_36", "tokens_per_second", "router/balance_0", "router/z_0"}
-    assert wanted <= rows[0].keys() and "loss_text" in set().union(*rows)
+    wanted = {
+        "loss",
+        "loss_scale_1",
+        "loss_scale_4",
+        "loss_scale_36",
+        "tokens_per_second",
+        "router/balance_0",
+        "router/z_0",
+    }
+    assert wanted <= rows[0].keys()
+    assert "loss_text" in set().union(*rows)
     assert sum(rows[0][f"router/load_0_{expert}"] for expert in range(4)) == pytest.approx(1, abs=1e-5)
     model = M3ForConditionalGeneration.from_pretrained(run / "checkpoints" / "final")
     processor = M3Processor.from_pretrained(run / "checkpoints" / "final")
@@ -90,11 +101,18 @@ def test_frozen_parts_stay_and_rates_differ_by_part(recipe: Path) -> None:
     before, after = weights(recipe.parent / "run"), weights(recipe.parent / "second")
     moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
     towers = [moved[n] for n in moved if n.startswith("model.vision_tower")]
-    assert len(towers) > 10 and max(towers) == 0
+    assert len(towers) > 10
+    assert max(towers) == 0
     assert max(moved[n] for n in moved if n.startswith("model.connector")) > 1e-4
     assert 0 < max(moved[n] for n in moved if n.startswith("model.language_model")) < 1e-4
     with pytest.raises(ValueError, match="every part is frozen"):
-        main([str(recipe), f"run={recipe.parent}/third", "parts={vision_tower: frozen, connector: frozen, decoder: frozen}"])
+        main(
+            [
+                str(recipe),
+                f"run={recipe.parent}/third",
+                "parts={vision_tower: frozen, connector: frozen, decoder: frozen}",
+            ]
+        )
 
 
 @pytest.mark.slow
@@ -103,20 +121,25 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(recipe: Path, scale
     whole, killed = recipe.parent / "whole", recipe.parent / "killed"
     main([str(recipe), f"run={whole}", f"scales={scales}"])
     command = [sys.executable, "-m", "m3.cli", "train", str(recipe), f"run={killed}", f"scales={scales}"]
-    process = subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 300
     while len(RunFolder(killed).read_metrics()) < 5:
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read() if process.stderr else ""
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not RunFolder(killed).is_finished and RunFolder(killed).newest_checkpoint()
+    assert not RunFolder(killed).is_finished
+    assert RunFolder(killed).newest_checkpoint()
     (killed / "checkpoints" / "checkpoint-9999").mkdir()  # a checkpoint torn by a kill has no mark and is not used
     assert main([str(recipe), f"run={killed}", f"scales={scales}"]) == 0
     first, second = weights(whole), weights(killed)
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
     losses = [[row["loss"] for row in RunFolder(run).read_metrics()] for run in (whole, killed)]
-    assert losses[0] == losses[1] and len(losses[0]) == 12
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 12
 
 
 def test_a_torn_line_of_metrics_is_left_out(tmp_path: Path) -> None:
