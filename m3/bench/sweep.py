@@ -30,9 +30,14 @@ def main(argv: list[str]) -> int:
             if code:
                 raise RuntimeError(f"the sweep failed with code {code}")
 
-    _every, _largest = alternate([lambda: inside(scales), lambda: inside(scales[-1:])], arguments.repetitions)
-    processes(common, [scales])
-    processes(common, [[scale] for scale in scales])
+    every, largest = alternate([lambda: inside(scales), lambda: inside(scales[-1:])], arguments.repetitions)
+    together = processes(common, [scales])
+    apart = processes(common, [[scale] for scale in scales])
+    print(f"{len(scales)} scales {scales}, {arguments.limit} documents per task, {arguments.repetitions} repetitions")
+    print(f"in one process:  all scales {every.median:.1f} s, {scales[-1]} alone {largest.median:.1f} s")
+    print(f"as commands:     one for all scales {together:.1f} s, one per scale {apart:.1f} s")
+    print(f"all scales cost {every.median / largest.median:.2f}x the largest alone")
+    print(f"one process per scale costs {apart / together:.2f}x one process for all")
     return 0
 
 

@@ -1,7 +1,7 @@
 """M3Config: a vision encoder, a connector, a nesting and a decoder, each named by its own configuration."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -43,6 +43,16 @@ class NestingConfig:
         object.__setattr__(self, "trained_scales", tuple(sorted(set(self.trained_scales))))
 
 
+if TYPE_CHECKING:  # who reads a part finds what `__post_init__` made of it, whatever was given: no dict and no None
+    SubConfig = Any
+    Connector = Any
+    NestingChoice = Any
+else:  # transformers checks what is given against these
+    SubConfig = dict | PreTrainedConfig | None
+    Connector = ConnectorConfig | dict | None
+    NestingChoice = NestingConfig | dict | None
+
+
 @strict
 class M3Config(PreTrainedConfig):
     """Composes any transformers vision encoder with any transformers causal decoder, dense or mixture-of-experts.
@@ -68,10 +78,10 @@ class M3Config(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="aria_text"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    connector: ConnectorConfig | dict | None = None
-    nesting: NestingConfig | dict | None = None
+    vision_config: SubConfig = None
+    text_config: SubConfig = None
+    connector: Connector = None
+    nesting: NestingChoice = None
     image_token_id: int = 0
     vision_feature_layer: int | None = None
     drop_class_token: bool = False

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from m3.model.configuration import M3Config
+from m3.model.configuration import ConnectorConfig, M3Config
 from m3.model.vision import vision_grid
 
 
@@ -38,7 +38,8 @@ class Resampler(nn.Module):
 
     def __init__(self, config: M3Config) -> None:
         super().__init__()
-        d_vision, d_text, spec = config.vision_config.hidden_size, config.text_config.hidden_size, config.connector
+        d_vision, d_text = config.vision_config.hidden_size, config.text_config.hidden_size
+        spec: ConnectorConfig = config.connector
         if d_text % spec.num_heads:
             raise ValueError(f"connector.num_heads {spec.num_heads} does not divide the decoder's width {d_text}")
         rows, columns = vision_grid(config.vision_config)

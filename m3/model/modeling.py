@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from m3.model.configuration import M3Config
 from m3.model.connectors import Resampler, build_connector
@@ -61,7 +61,7 @@ class M3PreTrainedModel(PreTrainedModel):
     config_class = M3Config
     config: M3Config
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
@@ -74,7 +74,9 @@ class M3PreTrainedModel(PreTrainedModel):
         """transformers looks for expert layers in this file; they are the decoder's, which takes or ignores the choice."""
         return True
 
-    def save_pretrained(self, save_directory: str | PathLike, save_original_format: bool = False, **kwargs) -> None:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the other options pass through kwargs
+        self, save_directory: str | PathLike, *, save_original_format: bool = False, **kwargs
+    ) -> None:
         """As in transformers, but weights keep the names of the modules unless the decoder's original ones are asked for.
 
         transformers renames fused experts on saving (`experts.gate_up_proj` -> `experts.fc1.weight` for Aria) and back in
@@ -147,10 +149,11 @@ class M3Model(M3PreTrainedModel):
             # Under ZeRO-3 or FSDP every rank must run every part, also when its batch has no image.
             size = vision_inputs(self.config.vision_config).image_size(self.config.vision_config)
             blank = torch.zeros(1, 3, *size, dtype=self.dtype, device=inputs_embeds.device)
-            return inputs_embeds + 0.0 * self.get_image_features(blank).pooler_output.sum()
+            return inputs_embeds + 0.0 * self._tokens(blank).sum()
         if image_scales is None:
             raise ValueError("images were given without image_scales: one scale per placeholder span, in reading order")
-        features = image_features if image_features is not None else self.get_image_features(pixel_values).pooler_output
+        features = image_features if pixel_values is None else self._tokens(pixel_values)
+        assert features is not None  # without either we returned above
         if image_index is None:
             image_index = torch.arange(len(image_scales), device=image_scales.device)
             if len(image_scales) != len(features):
@@ -161,6 +164,11 @@ class M3Model(M3PreTrainedModel):
         nesting = get_nesting(self.config.nesting.kind)
         token = self.config.image_token_id
         return splice(inputs_embeds, input_ids, features, image_scales, image_index, token, nesting, self.config.grid)
+
+    def _tokens(self, pixel_values: Float[Tensor, "i c h w"]) -> Float[Tensor, "i n d"]:
+        tokens = self.get_image_features(pixel_values).pooler_output
+        assert tokens is not None  # get_image_features always gives it
+        return tokens
 
 
 class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
@@ -265,9 +273,10 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         weights, reads = weights[:, 1:][is_target], reads[:, 1:][is_target]
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         output.loss = output.language_loss = (losses * weights).sum() / total
-        output.scales, which = reads.unique(return_inverse=True)
-        output.scale_loss_sums = losses.detach().new_zeros(len(output.scales)).index_add(0, which, losses.detach())
-        output.scale_loss_counts = torch.bincount(which, minlength=len(output.scales))
+        scales, which = reads.unique(return_inverse=True)
+        output.scales = scales
+        output.scale_loss_sums = losses.detach().new_zeros(len(scales)).index_add(0, which, losses.detach())
+        output.scale_loss_counts = torch.bincount(which, minlength=len(scales))
 
     def _add_router_losses(
         self,
@@ -277,6 +286,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         is_real: Bool[Tensor, " tokens"],
         share: Tensor | float,
     ) -> None:
+        assert output.loss is not None  # the language loss comes first
         losses: RouterLosses = router_losses(logits, top_k, is_real)
         added = self.config.router_balance_coef * losses.balance.sum() + self.config.router_z_coef * losses.z.sum()
         output.loss = output.loss + share * added
@@ -290,23 +300,29 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         pad = self.config.text_config.pad_token_id
         return torch.ones_like(input_ids.flatten(), dtype=torch.bool) if pad is None else input_ids.flatten() != pad
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs) -> dict:
+    # Below, pyright ignores: GenerationMixin's stub asks `self` for attributes that transformers' own models lack too.
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # others pass through kwargs
+        self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs
+    ) -> dict:
         """Images enter with the prompt; later steps read them from the cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        prepare = super().prepare_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        inputs = prepare(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and inputs.get("use_cache"):
             for name in ("pixel_values", "image_features", "image_scales", "image_index"):
                 inputs[name] = None
         return inputs
 
-    def _expand_inputs_for_generation(
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # its LongTensor is a Tensor
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs
     ) -> tuple[Tensor | None, dict]:
         """For beams and several answers: rows are repeated, images are not; every copy's spans point at the same images."""
         names = ("pixel_values", "image_features", "image_scales", "image_index")
         images = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
         rows = input_ids
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        expand = super()._expand_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         if images and expand_size > 1:
+            assert rows is not None  # spans stand in input_ids
             scales = images["image_scales"]
             index = images.get("image_index", torch.arange(len(scales), device=scales.device))
             ends = scales.cumsum(0)

@@ -1,6 +1,7 @@
 """Recipe -> model and processor: continue from a checkpoint folder, or draw new weights around a tower and a tokenizer."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
@@ -59,7 +60,7 @@ def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
     tower = None if spec.vision_tower is None else AutoModel.from_pretrained(spec.vision_tower)
     if tower is not None:
         options["vision_config"] = tower.config
-    image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+    image_token_id = cast(int, tokenizer.convert_tokens_to_ids(image_token))  # of one token; a list only of several
     config = M3Config(text_config=text, image_token_id=image_token_id, **options)
     model = M3ForConditionalGeneration(config)
     if tower is not None:

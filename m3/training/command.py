@@ -26,9 +26,10 @@ def main(argv: list[str]) -> int:
     from m3.training.tune import train_model
 
     if "vision_config" in yaml.safe_load(path.read_text()):
-        train_tower(load(path, TowerRecipe, overrides))
+        run = train_tower(load(path, TowerRecipe, overrides))
     else:
-        train_model(load(path, Recipe, overrides))
+        run = train_model(load(path, Recipe, overrides))
+    print(f"trained: {run.final}\nmetrics: {run.metrics}")
     return 0
 
 

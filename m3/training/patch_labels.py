@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, BaseImageProcessor, PreTrainedConfig
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 GROUND_WEIGHT = 0.1  # most patches are plain ground; unweighed they would drown the rest
 

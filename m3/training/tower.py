@@ -73,12 +73,17 @@ def _rows(recipe: TowerRecipe) -> Dataset:
     rows = rows.cast_column("image", Image(decode=False))
     schedule = recipe.schedule
     step = schedule.batch_size * schedule.accumulation
-    total = schedule.steps * step if schedule.steps is not None else math.ceil(len(rows) * schedule.epochs)
+    if schedule.steps is not None:
+        total = schedule.steps * step
+    else:
+        assert schedule.epochs is not None  # Schedule makes sure of one of them
+        total = math.ceil(len(rows) * schedule.epochs)
     passes = [np.random.default_rng([schedule.seed, n]).permutation(len(rows)) for n in range(-(-total // len(rows)))]
     return rows.select(np.concatenate(passes)[:total])
 
 
 def _measure(output: PatchLabellerOutput) -> dict[str, tuple[float, float]]:
+    assert output.class_accuracy is not None and output.slot_accuracy is not None  # PatchLabeller always gives them
     return {
         "class_accuracy": (float(output.class_accuracy), 1.0),
         "slot_accuracy": (float(output.slot_accuracy), 1.0),

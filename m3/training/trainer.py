@@ -4,16 +4,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import ModelOutput
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils.generic import ModelOutput
 
 from m3.training.run_folder import WHOLE, RunFolder
 
-Measure = Callable[[ModelOutput], dict[str, tuple[float, float]]]
-"""Turns a model's output into name -> (sum, count), to be added up over steps and devices and divided when logged."""
+Measure = Callable[[Any], dict[str, tuple[float, float]]]
+"""Turns its own model's output into name -> (sum, count), to be added up over steps and devices and divided when logged."""
 
 
 class MarkWhole(TrainerCallback):
@@ -21,6 +22,7 @@ class MarkWhole(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.is_world_process_zero:
+            assert args.output_dir is not None  # m3/training/arguments.py always names one
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
 
@@ -45,13 +47,15 @@ class RunTrainer(Trainer):
         if self.optimizer is not None or not self._rates:
             return super().create_optimizer(model)
         model = self.model if model is None else model
+        assert model is not None  # Trainer was given one
         decayed = set(self.get_decay_parameter_names(model))
         groups: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 part = next(prefix for prefix in self._rates if name.startswith(prefix))
                 groups[part, name in decayed].append(parameter)
-        optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        any_model = cast(PreTrainedModel, model)  # Trainer itself passes whatever module it was given
+        optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, any_model)
         self.optimizer = optimiser(
             [
                 {
@@ -75,7 +79,7 @@ class RunTrainer(Trainer):
         weights = [batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum() for batch in batches]
         total = torch.stack(weights).sum().to(device)
         if self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
+            total = cast(Tensor, self.accelerator.gather(total)).sum()  # of a tensor, a tensor
         return batches, total
 
     def compute_loss(
@@ -86,7 +90,8 @@ class RunTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, ModelOutput]:
         """The model's own loss; what `measure` finds in its output is kept for the next line of metrics."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        both = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        loss, outputs = cast(tuple[Tensor, ModelOutput], both)  # since return_outputs is set
         if model.training:
             for name, (value, count) in self._measure(outputs).items():
                 self._sums[name] += value
@@ -118,7 +123,8 @@ class RunTrainer(Trainer):
         table = torch.tensor([[self._sums[n], self._counts[n]] for n in names], dtype=torch.float64)
         elapsed, tokens = time.perf_counter() - self._since, self._tokens * self.args.world_size
         if self.args.world_size > 1 and names:
-            table = self.accelerator.reduce(table.to(self.args.device).float(), reduction="sum").cpu()
+            added = self.accelerator.reduce(table.to(self.args.device).float(), reduction="sum")
+            table = cast(Tensor, added).cpu()  # of a tensor, a tensor
         means = {name: round(float(s / c), 6) for name, (s, c) in zip(names, table.tolist(), strict=True) if c}
         self._sums.clear()
         self._counts.clear()

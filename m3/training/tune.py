@@ -61,7 +61,11 @@ def _mixture(recipe: Recipe, step_samples: int) -> Mixture:
     sources = [FORMATS[source.format](source.path, source.image_folder) for source in recipe.data.sources]
     shares = [len(samples) * source.weight for samples, source in zip(sources, recipe.data.sources, strict=True)]
     schedule = recipe.schedule
-    steps = schedule.steps if schedule.steps is not None else math.ceil(sum(shares) * schedule.epochs / step_samples)
+    if schedule.steps is not None:
+        steps = schedule.steps
+    else:
+        assert schedule.epochs is not None  # Schedule makes sure of one of them
+        steps = math.ceil(sum(shares) * schedule.epochs / step_samples)
     return Mixture(sources, shares, seed=schedule.seed, length=steps * step_samples)
 
 
