@@ -1,0 +1,205 @@
+"""Samples in, one training micro-batch out. Last stop before the model's `forward`.
+
+Comes in: a list of samples (or of `Positioned` ones, as `Mixture` gives them). Goes out, for `r` rows of `l` tokens
+showing `i` different images in `s` placeholder spans:
+
+    input_ids     int64 [r, l]   sequences one after the other, then padding
+    labels        int64 [r, l]   -100 where nothing is learned
+    position_ids  int64 [r, l]   start at 0 with every sequence, and with the padding behind the last one
+    loss_weights  float32 [r, l] of each label token: 1 / (number of scales) with images, 1 without
+    pixel_values  float32 [i, 3, H, W]  every image once, however many scales and rows read it
+    image_scales  int64 [s]      of each span, row by row, left to right
+    image_index   int64 [s]      which of the i images the span shows
+    attention_mask int64 [r, l]  only unpacked
+
+Without images the last three of images are absent. Packed (`pack_length`), sequences share rows and no attention mask
+is given: the restarting positions say where attention must stop. Unpacked, each sequence has a row of its own.
+
+**Which scales a step trains** (`sandwich`, `random`) must be equal on all ranks and after a resume. A collate function
+runs in a worker process that knows neither step nor rank, but the position of its samples does: rank r's k-th batch of
+b samples holds positions [(k * world_size + r) * b, ... + b) (accelerate deals whole batches in turn). So the draw is a
+function of (seed, first position // (b * world_size)): exact for any number of workers, for a resume that skips
+positions, and with gradient accumulation (each micro-step draws its own). `step_samples` is that b * world_size.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m3.data.mixture import Positioned
+from m3.data.multiscale import IGNORED, ScaledSequence, ScaleMode, draw_scales, expand
+from m3.data.packing import pack
+from m3.data.sample import Sample
+from m3.data.tokenized import tokenize_sample
+from m3.processing.images import MAX_PIXELS, preprocess_images
+from m3.processing.processor import M3Processor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Collator:
+    """A `collate_fn`: tokenise once, expand to the step's scales, pack, preprocess each image once.
+
+    Raises (when called):
+        ValueError: a sample that does not fit `max_length` or `max_images`, unless `overlong="drop"`; an image that
+            cannot be read; see also `tokenize_sample`.
+    """
+
+    processor: M3Processor
+    scales: ScaleMode | tuple[int, ...] = "all"
+    """How each step's scales are chosen, or the scales themselves."""
+    pack_length: int | None = None
+    """Tokens a packed row may hold; None for one sequence per row."""
+    max_images: int | None = None
+    """Different images a packed row may show."""
+    max_length: int | None = None
+    """Tokens a sequence may have; None for `pack_length`, or no limit without it. Nothing is ever cut."""
+    overlong: Literal["error", "drop"] = "error"
+    """What to do with a sample that is too long or shows too many images. Dropped ones are counted and logged."""
+    pad_to_multiple_of: int = 8
+    """Row lengths are rounded up to this."""
+    seed: int = 0
+    """Of the scale draw."""
+    step_samples: int | None = None
+    """Samples of one step over all ranks (batch size x world size); needed by `sandwich` and `random` only."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are refused."""
+    dropped: int = field(default=0, init=False)
+    """Samples left out so far by this copy (each dataloader worker has its own)."""
+
+    def __post_init__(self) -> None:
+        if self.scales in ("sandwich", "random") and self.step_samples is None:
+            raise ValueError(
+                f"scales={self.scales!r} needs step_samples (batch size x number of ranks), so that all ranks draw "
+                "alike"
+            )
+        if self.pack_length is not None and self.max_length is not None and self.max_length > self.pack_length:
+            raise ValueError(f"max_length={self.max_length} is more than a row holds (pack_length={self.pack_length})")
+        if isinstance(self.scales, tuple):
+            self.processor.counts(self.scales)  # refuses unreachable ones now rather than in a worker
+
+    def __call__(self, batch: Sequence[Sample | Positioned]) -> dict[str, Tensor]:
+        """See the module's docstring for what comes out."""
+        scales = self._scales_of(batch)
+        samples = [item.sample if isinstance(item, Positioned) else item for item in batch]
+        images = _ImageTable()
+        sequences: list[ScaledSequence] = []
+        for sample in samples:
+            expanded = expand(tokenize_sample(sample, self.processor), scales, self.processor)
+            excess = self._excess(sample, expanded)
+            if excess is not None:
+                self._leave_out(excess)
+                continue
+            numbers = [images.number(image) for image in sample.images]
+            sequences += [_renumber(sequence, numbers) for sequence in expanded]
+        rows = self._rows(sequences)
+        tensors = _tensors(rows, _pad_id(self.processor), self.pad_to_multiple_of, masked=self.pack_length is None)
+        if images.sources:
+            spans = [sequence for row in rows for sequence in row]
+            # Spans are listed in the order of the rows, not of the samples: the model meets them in this order.
+            tensors["pixel_values"] = preprocess_images(images.sources, self.processor.image_processor, self.max_pixels)
+            tensors["image_scales"] = torch.tensor([scale for s in spans for scale in s.scales], dtype=torch.int64)
+            tensors["image_index"] = torch.tensor([image for s in spans for image in s.images], dtype=torch.int64)
+        return tensors
+
+    def _scales_of(self, batch: Sequence[Sample | Positioned]) -> tuple[int, ...]:
+        if isinstance(self.scales, tuple):
+            return self.scales
+        trained = tuple(self.processor.trained_scales)
+        if self.scales == "all":
+            return trained
+        if not isinstance(batch[0], Positioned) or self.step_samples is None:
+            raise ValueError(
+                f"scales={self.scales!r} needs samples that know their position; read them through "
+                "m3.data.mixture.Mixture"
+            )
+        return draw_scales(self.scales, trained, self.seed, batch[0].position // self.step_samples)
+
+    def _excess(self, sample: Sample, sequences: list[ScaledSequence]) -> str | None:
+        """What of the sample does not fit, in words."""
+        limit = self.pack_length if self.max_length is None else self.max_length
+        longest = max(sequences, key=lambda sequence: len(sequence.input_ids))
+        length = len(longest.input_ids)
+        if limit is not None and length > limit:
+            at = f" at {longest.scales[0]} tokens per image" if longest.scales else ""
+            return f"sample {sample.id!r} has {length} tokens{at}, the limit is {limit}"
+        if self.pack_length is not None and self.max_images is not None and len(set(sample.images)) > self.max_images:
+            return f"sample {sample.id!r} has {len(set(sample.images))} images, a row may show {self.max_images}"
+        return None
+
+    def _leave_out(self, excess: str) -> None:
+        if self.overlong == "error":
+            raise ValueError(f"{excess}. Raise the limit, leave the sample out, or set overlong='drop'")
+        self.dropped += 1
+        logger.warning("%s; dropped (%d so far in this process)", excess, self.dropped)
+
+    def _rows(self, sequences: list[ScaledSequence]) -> list[list[ScaledSequence]]:
+        if self.pack_length is None:
+            return [[sequence] for sequence in sequences]
+        packed = pack(
+            [len(sequence.input_ids) for sequence in sequences],
+            [sequence.images for sequence in sequences],
+            self.pack_length,
+            self.max_images,
+        )
+        return [[sequences[number] for number in row] for row in packed]
+
+
+class _ImageTable:
+    """Numbers the different images of a batch in the order of their first appearance."""
+
+    def __init__(self) -> None:
+        self.sources: list[str | Path | bytes] = []
+        self._numbers: dict[str | Path | bytes, int] = {}
+
+    def number(self, source: str | Path | bytes) -> int:
+        if source not in self._numbers:
+            self._numbers[source] = len(self.sources)
+            self.sources.append(source)
+        return self._numbers[source]
+
+
+def _renumber(sequence: ScaledSequence, numbers: list[int]) -> ScaledSequence:
+    images = tuple(numbers[image] for image in sequence.images)
+    return ScaledSequence(sequence.input_ids, sequence.labels, sequence.scales, images, sequence.weight)
+
+
+def _pad_id(processor: M3Processor) -> int:
+    pad = processor.tokenizer.pad_token_id
+    if pad is None:
+        raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token")
+    return pad
+
+
+def _tensors(rows: list[list[ScaledSequence]], pad_id: int, multiple: int, masked: bool) -> dict[str, Tensor]:
+    """`[r, l]` tensors. A batch of which every sample was dropped becomes one row of padding that trains nothing."""
+    filled = [sum(len(sequence.input_ids) for sequence in row) for row in rows] or [0]
+    length = max(multiple, -(-max(filled) // multiple) * multiple)
+    shape = (len(filled), length)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    loss_weights = np.zeros(shape, dtype=np.float32)
+    for number, row in enumerate(rows):
+        start = 0
+        for sequence in row:
+            end = start + len(sequence.input_ids)
+            input_ids[number, start:end] = sequence.input_ids
+            labels[number, start:end] = sequence.labels
+            position_ids[number, start:end] = np.arange(end - start)
+            loss_weights[number, start:end] = np.where(sequence.labels == IGNORED, 0.0, sequence.weight)
+            start = end
+    attention_mask = (np.arange(length)[None] < np.asarray(filled)[:, None]).astype(np.int64)
+    tail = np.arange(length)[None] - np.asarray(filled)[:, None]  # 0, 1, 2 ... behind the last sequence
+    position_ids = np.where(attention_mask == 1, position_ids, tail)
+    arrays = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "loss_weights": loss_weights}
+    if masked:
+        arrays["attention_mask"] = attention_mask
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

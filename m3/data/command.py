@@ -1,0 +1,21 @@
+"""`m3 data <verb>`: makes data."""
+
+import argparse
+import importlib
+from collections.abc import Mapping
+
+VERBS: Mapping[str, tuple[str, str]] = {  # name -> module with `main(argv) -> int`, help
+    "tiny": ("m3.data.synthetic.command", "draw the embedded suite: training parquet and the test set of m3_tiny"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the sub-verb that `argv` opens with on the rest of it."""
+    lines = "\n".join(f"  {name}  {text}" for name, (_, text) in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="m3 data", description=f"verbs:\n{lines}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", choices=tuple(VERBS))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`m3 data VERB --help` describes them")
+    options = parser.parse_args(argv)
+    return importlib.import_module(VERBS[options.verb][0]).main(options.arguments)

@@ -1,0 +1,84 @@
+"""LLaVA's columns in parquet files with the images inside (`image`: `datasets.Image`, or a list of them).
+
+Read through a memory-mapped Arrow copy that `datasets` makes once: any record is reached at once, and its images stay
+encoded bytes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+from datasets.exceptions import DatasetGenerationError
+
+from m3.data.formats.record import sample_from_record
+from m3.data.sample import Sample
+
+COLUMNS = ("id", "image", "conversations")
+
+
+class LlavaParquet:
+    """Samples of one parquet file, a folder of them, or a list of files, by number. Other columns are not read."""
+
+    def __init__(self, path: str | Path | Sequence[str | Path], image_folder: str | Path | None = None) -> None:
+        """
+        Args:
+            path: a `.parquet` file, a folder (its `*.parquet`, in name order), or files.
+            image_folder: what image paths are relative to, for records that hold paths instead of bytes.
+
+        Raises:
+            ValueError: no such file, an empty folder, no `conversations` column, a file that is not parquet.
+        """
+        self.files = _files([path] if isinstance(path, str | Path) else list(path))
+        self.image_folder = None if image_folder is None else Path(image_folder)
+        try:
+            table = datasets.Dataset.from_parquet([str(file) for file in self.files])
+        except (DatasetGenerationError, pyarrow.ArrowInvalid) as error:
+            raise ValueError(f"{self._name()}: cannot be read as parquet ({error.__cause__ or error})") from error
+        assert isinstance(table, datasets.Dataset)
+        if "conversations" not in table.column_names:
+            raise ValueError(
+                f"{self._name()}: no column 'conversations' (columns: {', '.join(table.column_names)}). "
+                f"LLaVA's columns are {', '.join(COLUMNS)}"
+            )
+        table = table.select_columns([name for name in COLUMNS if name in table.column_names])
+        self._table = table.cast(_undecoded(table.features))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {self._name()}, which has {len(self)}")
+        return sample_from_record(self._table[index], f"{self._name()}, record {index}", str(index), self.image_folder)
+
+    def _name(self) -> str:
+        return str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more"
+
+
+def _files(paths: list[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+        if not found:
+            raise ValueError(
+                f"{path}: {'holds no *.parquet' if path.is_dir() else 'no such data file'} (looked from {Path.cwd()})"
+            )
+        files += found
+    if not files:
+        raise ValueError("no parquet files were named")
+    return files
+
+
+def _undecoded(features: datasets.Features) -> datasets.Features:
+    """The same columns, with images left as encoded bytes."""
+
+    def leave(feature: Any) -> Any:
+        if isinstance(feature, datasets.Image):
+            return datasets.Image(decode=False)
+        if isinstance(feature, datasets.List):
+            return datasets.List(leave(feature.feature))
+        return feature
+
+    return datasets.Features({name: leave(feature) for name, feature in features.items()})

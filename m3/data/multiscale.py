@@ -1,0 +1,87 @@
+"""All-scales training as data: one tokenised sample becomes one sequence per scale, all reading the same images.
+
+M3 (arXiv 2405.17430) averages the loss over the scales. Here each label token of a sample with images carries the
+weight 1 / (number of scales), and a text-only sample goes in once with weight 1. The weighted mean over all label
+tokens of a packed batch is then M3's average, without the model knowing about it.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from m3.data.tokenized import Tokenized
+from m3.processing.processor import M3Processor, repeats
+
+IGNORED = -100
+"""The label that no loss looks at."""
+
+ScaleMode = Literal["all", "sandwich", "random"]
+
+
+@dataclass(frozen=True)
+class ScaledSequence:
+    """One sample at one scale. `scales` and `images` have one entry per placeholder span, in reading order."""
+
+    input_ids: np.ndarray
+    """int64 [t], every image token repeated to its count."""
+    labels: np.ndarray
+    """int64 [t], -100 where nothing is learned. Not shifted: the model compares token t + 1 with what it said at t."""
+    scales: tuple[int, ...]
+    images: tuple[int, ...]
+    """Which image of the sample each span shows; the collator renumbers them for the batch."""
+    weight: float
+    """Of each label token."""
+
+
+def expand(
+    tokenized: Tokenized, scales: tuple[int, ...], processor: M3Processor, weight: float = 1.0
+) -> list[ScaledSequence]:
+    """One sequence per scale, every image of a sequence at that scale; text-only samples once.
+
+    `weight` is what the sample's label tokens weigh together over all scales.
+    """
+    ids = np.asarray(tokenized.input_ids, dtype=np.int64)
+    labels = np.where(np.asarray(tokenized.labels_mask, dtype=bool), ids, IGNORED)
+    if tokenized.num_images == 0:
+        return [ScaledSequence(ids, labels, (), (), weight)]
+    if not scales:
+        raise ValueError("no scales to expand to; name at least one")
+    sequences: list[ScaledSequence] = []
+    for scale, count in zip(scales, processor.counts(scales), strict=True):
+        times = repeats(ids, processor.image_token_id, [count] * tokenized.num_images)
+        sequences.append(
+            ScaledSequence(
+                input_ids=np.repeat(ids, times),
+                labels=np.repeat(labels, times),
+                scales=(scale,) * tokenized.num_images,
+                images=tuple(range(tokenized.num_images)),
+                weight=weight / len(scales),
+            )
+        )
+    return sequences
+
+
+def draw_scales(
+    mode: ScaleMode, trained_scales: tuple[int, ...], seed: int, step: int, between: int = 2
+) -> tuple[int, ...]:
+    """The scales of one step, ascending: a function of its arguments alone, so equal on all ranks and after a resume.
+
+    `all`: every trained scale (M3). `random`: one of them (MQT-LLaVA, arXiv 2405.19315). `sandwich`: the smallest, the
+    largest and up to `between` random ones in the middle (the sandwich rule of universally slimmable networks, Yu and
+    Huang 2019, arXiv 1903.05134): both ends bound the rest, at a fraction of the cost of `all`.
+    """
+    scales = tuple(sorted(trained_scales))
+    if not scales:
+        raise ValueError("no trained scales to draw from")
+    if mode == "all":
+        return scales
+    # Ordered by a hash: unlike a generator's shuffle, the same in every version of every library.
+    shuffled = sorted(scales, key=lambda scale: hashlib.sha256(f"{seed}/{step}/{scale}".encode()).digest())
+    if mode == "random":
+        return (shuffled[0],)
+    if mode == "sandwich":
+        middle = [scale for scale in shuffled if scale not in (scales[0], scales[-1])]
+        return tuple(sorted({scales[0], scales[-1], *middle[:between]}))
+    raise ValueError(f"unknown way to choose scales {mode!r}; expected all, sandwich or random")

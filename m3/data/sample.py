@@ -1,0 +1,63 @@
+"""What every data format becomes: a conversation and the images it shows.
+
+Images stay what the file holds (a path, or the bytes of an encoded image) until a batch is made, so a data set of any
+size costs only its text. `<image>` in a user's turn marks where each image stands, as in LLaVA's data.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+IMAGE_MARK = "<image>"
+"""How files mark an image, whatever the tokenizer calls it. Only in user turns; in an answer it is ordinary text."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation about zero or more images.
+
+    Raises:
+        ValueError: turns do not alternate from a user to an assistant, an answer is empty, or images and `<image>`
+            marks differ in number.
+    """
+
+    id: str
+    images: tuple[str | Path | bytes, ...]
+    turns: tuple[Turn, ...]
+
+    def __post_init__(self) -> None:
+        roles = [turn.role for turn in self.turns]
+        expected = ["user", "assistant"] * max(1, (len(roles) + 1) // 2)
+        if roles != expected:
+            raise ValueError(
+                f"sample {self.id!r}: turns must go user, assistant, user, assistant ... and end with an assistant; "
+                f"got {', '.join(roles) if roles else 'no turns'}"
+            )
+        for number, turn in enumerate(self.turns):
+            if turn.role == "assistant" and not turn.text.strip():
+                raise ValueError(
+                    f"sample {self.id!r}: the answer in turn {number} is empty; there is nothing to learn from it"
+                )
+        marks = sum(turn.text.count(IMAGE_MARK) for turn in self.turns if turn.role == "user")
+        if marks != len(self.images):
+            raise ValueError(
+                f"sample {self.id!r}: {marks} {IMAGE_MARK} marks in the user's turns but {len(self.images)} images. "
+                f"Write one {IMAGE_MARK} where each image stands"
+            )
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Samples by number: random access, nothing loaded before it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...

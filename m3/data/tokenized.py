@@ -1,0 +1,114 @@
+"""A sample's text becomes ids, once; every scale is expanded from these ids.
+
+Comes in: a `Sample`. Goes out: `Tokenized`, with ONE image token per image and a mask that is True where the model is
+trained (the answers and their end token, as the chat template's `{% generation %}` marks say).
+
+Control tokens that stand literally in a turn (`<|im_start|>` in a question about chat formats, `<image>` in an answer)
+are encoded as the plain characters they are. They can neither open a turn nor claim an image, and the sample is kept.
+`processor.apply_chat_template(..., sanitize_control_tokens=True)` does the same when the model is used.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from m3.data.sample import IMAGE_MARK, Sample
+from m3.processing.processor import M3Processor
+
+# Private-use characters that fence a control token found in a turn while the template renders (other than those
+# transformers uses for the same end, so that the two cannot meet).
+_OPEN, _CLOSE = "\U000f0010", "\U000f0011"
+_FENCED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Ids of one sample before expansion; `labels_mask[t]` says whether token t is learned."""
+
+    input_ids: list[int]
+    labels_mask: list[bool]
+    num_images: int
+
+
+def tokenize_sample(sample: Sample, processor: M3Processor) -> Tokenized:
+    """Render the conversation with the processor's chat template and encode it, without special tokens of its own.
+
+    Raises:
+        ValueError: the chat template has no generation marks, or loses or invents an image.
+    """
+    messages, fenced = _messages(sample, processor)
+    template = processor.chat_template
+    if not isinstance(template, str) or "generation" not in template:
+        raise ValueError(
+            "the processor's chat template does not mark what the assistant says with {% generation %} ... "
+            "{% endgeneration %}, so training cannot tell answers from prompts. Use the default template, or add the "
+            "marks"
+        )
+    rendered, generated = render_jinja_template(
+        conversations=[messages],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **processor.tokenizer.special_tokens_map,
+    )
+    ids, spans = _encode(rendered[0], processor, fenced)
+    mask = _overlaps(spans, np.asarray(generated[0], dtype=np.int64).reshape(-1, 2))
+    found = ids.count(processor.image_token_id)
+    if found != len(sample.images):
+        raise ValueError(
+            f"sample {sample.id!r}: {len(sample.images)} images, but its text became {found} image tokens. The "
+            f"chat template must write a turn's text as it stands, with {processor.image_token} as one token"
+        )
+    return Tokenized(ids, mask.tolist(), len(sample.images))
+
+
+def _messages(sample: Sample, processor: M3Processor) -> tuple[list[dict[str, str]], bool]:
+    """The turns as chat messages, the file's image mark as the tokenizer's image token; were control tokens fenced?"""
+    controls = _control_pattern(
+        tuple(sorted({*processor.tokenizer.all_special_tokens, processor.image_token, IMAGE_MARK}))
+    )
+    messages: list[dict[str, str]] = []
+    fenced = False
+    for turn in sample.turns:
+        text = turn.text.replace(_OPEN, "").replace(_CLOSE, "")
+        pieces = text.split(IMAGE_MARK) if turn.role == "user" else [text]
+        for number, piece in enumerate(pieces):
+            if controls.search(piece):
+                pieces[number] = controls.sub(f"{_OPEN}\\g<0>{_CLOSE}", piece)
+                fenced = True
+        messages.append({"role": turn.role, "content": processor.image_token.join(pieces)})
+    return messages, fenced
+
+
+@functools.lru_cache(maxsize=8)
+def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+def _encode(text: str, processor: M3Processor, fenced: bool) -> tuple[list[int], np.ndarray]:
+    """Ids, and for each the characters [start, end) of `text` it stands for, `[t, 2]`."""
+    if not fenced:
+        encoded = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    ids: list[int] = []
+    spans: list[np.ndarray] = []
+    # split() with one group gives plain, fenced, plain, fenced, ..., plain
+    position = 0
+    for number, piece in enumerate(_FENCED.split(text)):
+        is_fenced = number % 2 == 1
+        position += is_fenced * len(_OPEN)
+        encoded = processor.tokenizer(
+            piece, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=is_fenced
+        )
+        ids += encoded["input_ids"]
+        spans.append(np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2) + position)
+        position += len(piece) + is_fenced * len(_CLOSE)
+    return ids, np.concatenate(spans)
+
+
+def _overlaps(spans: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    """True for each token `[t, 2]` that shares a character with a generated stretch `[g, 2]`."""
+    shared = (spans[:, None, 0] < generated[None, :, 1]) & (spans[:, None, 1] > generated[None, :, 0])
+    return np.asarray(shared.any(axis=1))

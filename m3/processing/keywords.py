@@ -1,0 +1,58 @@
+"""Keyword arguments of a processor call: typed as transformers wants them, and strict where it would only warn."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
+
+
+class M3ImagesKwargs(ImagesKwargs, total=False):
+    """How images are read in one call.
+
+    Attributes:
+        matryoshka_vis_token_scale: visual tokens per image: one number for all, one per image, or None (the largest
+            trained).
+        max_pixels: larger images are refused by their header.
+        fetch_urls: open `http(s)` addresses.
+    """
+
+    matryoshka_vis_token_scale: int | list[int] | None
+    max_pixels: int
+    fetch_urls: bool
+
+
+class M3ProcessorKwargs(ProcessingKwargs, total=False):
+    """Keyword arguments of a call, in transformers' typed form: flat, or grouped in `text_kwargs`, `images_kwargs`."""
+
+    images_kwargs: M3ImagesKwargs  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+OWN_IMAGE_OPTIONS = ("matryoshka_vis_token_scale", "max_pixels", "fetch_urls")
+GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
+FLAT_OPTIONS = ("return_mm_token_type_ids", "return_text_replacement_offsets")
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """A `ValueError` with the nearest known name for any keyword that nothing would read."""
+    known = {*TextKwargs.__annotations__, *OWN_IMAGE_OPTIONS, *GROUPS, *FLAT_OPTIONS}
+    for name in kwargs:
+        if name not in known:
+            _unknown(name, known, "")
+    for name in kwargs.get("text_kwargs", {}):
+        if name not in TextKwargs.__annotations__:
+            _unknown(name, TextKwargs.__annotations__, " in text_kwargs")
+    for name in kwargs.get("images_kwargs", {}):
+        if name not in OWN_IMAGE_OPTIONS:
+            _unknown(name, OWN_IMAGE_OPTIONS, " in images_kwargs")
+
+
+def _unknown(name: str, known: Iterable[str], where: str) -> NoReturn:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    if name in ImagesKwargs.__annotations__:
+        hint = "; how images are resized and normalised belongs to the model: set it on processor.image_processor"
+    else:
+        hint = (
+            f"; did you mean {close[0]!r}?" if close else f"; images are controlled by {', '.join(OWN_IMAGE_OPTIONS)}"
+        )
+    raise ValueError(f"M3Processor got an unknown keyword {name!r}{where}{hint}")
