@@ -1,0 +1,155 @@
+"""Accuracy against cost, drawn from a `Summary`: one PNG with all panels, or each panel as an SVG for the page."""
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from m3.evaluation.run_folder import CostRow
+from m3.evaluation.statistics import Mean
+from m3.evaluation.summary import Summary, gflops
+
+# Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+LINES = ("-", "--", "-.", ":")
+INK, FAINT = "#222222", "#8a8a8a"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: the mean (`task` None) or one task against a cost."""
+
+    title: str
+    x_label: str
+    task: str | None
+    x: Callable[[CostRow], float | None]
+
+
+def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
+    """Panels of the mean, one per kind of cost that is known, and panels of the tasks against visual tokens."""
+    means = [
+        Panel("Mean, by visual tokens", "visual tokens per image", None, lambda cost: float(cost.visual_tokens)),
+        Panel("Mean, by computation", "GFLOPs to the first token", None, gflops),
+    ]
+    if any(cost.first_token_s is not None for cost in summary.costs):
+        means.append(Panel("Mean, by latency", "ms to the first token", None, _milliseconds))
+    tokens = means[0]
+    if len(summary.tasks) == 1:
+        return means, []
+    return means, [Panel(summary.family(task), tokens.x_label, task, tokens.x) for task in summary.tasks]
+
+
+def _milliseconds(cost: CostRow) -> float | None:
+    return None if cost.first_token_s is None else cost.first_token_s * 1e3
+
+
+def draw_png(summary: Summary, path: Path) -> None:
+    """All panels: the means above, the tasks below in rows of three."""
+    means, tasks = panels(summary)
+    rows = math.ceil(len(tasks) / 3)
+    figure = Figure(figsize=(12, 3.9 + 2.7 * rows), layout="constrained")
+    if rows:
+        top, bottom = figure.subfigures(2, 1, height_ratios=[3.6, 2.7 * rows], hspace=0.03)
+    else:
+        top, bottom = figure, None
+    for axes, panel in zip(top.subplots(1, len(means), sharey=True), means, strict=True):
+        draw(axes, panel, summary)
+    handles, labels = top.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False, fontsize=10)
+    if bottom is not None:
+        grid = bottom.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flatten()
+        for index, axes in enumerate(grid):
+            if index < len(tasks):
+                draw(axes, tasks[index], summary, is_small=True)
+                axes.set_xlabel(tasks[index].x_label if index >= len(tasks) - 3 else "")
+                axes.set_ylabel("score" if index % 3 == 0 else "")
+                axes.xaxis.set_tick_params(labelbottom=index >= len(tasks) - 3)
+            else:
+                axes.set_visible(False)
+    for index, axes in enumerate(top.axes):
+        axes.set_ylabel("mean score" if index == 0 else "")
+    aside = path.with_name(f".{path.name}")
+    figure.savefig(aside, dpi=150, format="png", facecolor="white")
+    aside.replace(path)
+
+
+def draw_svg(summary: Summary, panel: Panel) -> str:
+    """One panel as an <svg> element without any outside reference."""
+    figure = Figure(figsize=(4.6, 3.3), layout="constrained")
+    draw(figure.subplots(), panel, summary, is_small=panel.task is not None)
+    text = io.StringIO()
+    # Without a fixed salt and date two reports of one run would differ.
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> None:
+    """A line per model with error bars; hollow marks where the scale was not trained; dotted lines for blind guesses."""
+    ticks: dict[float, int] = {}
+    for index, model in enumerate(summary.models):
+        points = []
+        for scale in summary.scales:
+            score = (
+                summary.mean(model.name, scale) if panel.task is None else summary.score(model.name, panel.task, scale)
+            )
+            cost = summary.cost(model.name, scale)
+            x = None if cost is None else panel.x(cost)
+            if score is not None and x is not None:
+                points.append((x, score, model.is_trained(scale)))
+                ticks.setdefault(x, scale)
+        if points:
+            _line(axes, points, index, model.name)
+    for name, style in (("chance", ":"), ("majority", (0, (1, 3)))):
+        value = summary.baseline(name, panel.task)
+        if value is not None:
+            label = "chance" if name == "chance" else "majority answer"
+            axes.axhline(value, color=FAINT, linestyle=style, linewidth=1.2, label=label)
+    _dress(axes, panel, sorted(ticks), is_small)
+
+
+def _line(axes: Axes, points: list[tuple[float, Mean, bool]], index: int, name: str) -> None:
+    colour, style = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
+    x, y = [at for at, _, _ in points], [score.value for _, score, _ in points]
+    errors = [0.0 if math.isnan(score.stderr) else score.stderr for _, score, _ in points]
+    fills = [colour if trained else "white" for _, _, trained in points]
+    label = name if all(trained for _, _, trained in points) else f"{name} (hollow: plain pooling)"
+    axes.errorbar(x, y, yerr=errors, color=colour, linestyle=style, linewidth=1.8, capsize=2.5, zorder=3)
+    for at, value, fill in zip(x, y, fills, strict=True):
+        axes.plot(at, value, "o", color=colour, markerfacecolor=fill, markersize=6, zorder=4)
+    axes.plot([], [], color=colour, linestyle=style, marker="o", markerfacecolor=fills[0], label=label)
+
+
+def _dress(axes: Axes, panel: Panel, ticks: list[float], is_small: bool) -> None:
+    axes.set_xscale("log")
+    spaced = _spaced(ticks)
+    axes.xaxis.set_major_locator(FixedLocator(spaced))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.set_ylim(0, 104)
+    axes.yaxis.set_major_locator(FixedLocator([0, 20, 40, 60, 80, 100]))
+    axes.set_title(panel.title, fontsize=10 if is_small else 11, color=INK, loc="left", fontweight="bold")
+    axes.set_xlabel(panel.x_label, fontsize=9)
+    axes.set_ylabel("score", fontsize=9)
+    axes.tick_params(labelsize=8.5, colors=INK)
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _spaced(ticks: list[float]) -> list[float]:
+    """Ticks far enough apart on the log axis for their labels not to touch; the ends are kept."""
+    if len(ticks) < 3:
+        return ticks
+    least = (math.log(ticks[-1]) - math.log(ticks[0])) / 8
+    kept = [ticks[0]]
+    for tick in ticks[1:-1]:
+        if math.log(tick / kept[-1]) >= least and math.log(ticks[-1] / tick) >= least:
+            kept.append(tick)
+    return [*kept, ticks[-1]]

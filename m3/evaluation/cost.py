@@ -1,0 +1,178 @@
+"""What reading an image at a scale costs, by formula: floating-point operations, cache, parameters read.
+
+In: a model (or its configuration: nothing is computed and no weight is allocated), a scale, a number of text tokens.
+Out: `Cost`.
+
+Conventions. One multiply-add is two operations. Only matrix products count (norms, activations, softmax, rotary
+embeddings and the pooling are below 1 % of them). Attention counts the whole square, as kernels without a causal
+shortcut compute it, and as torch's FlopCounterMode counts it. With T tokens, weights W (number of elements), and
+a = heads x head dimension of a layer:
+
+    vision    2 patches W_patch + sum over layers (2 T W_linear + 4 T^2 a)       pooling heads are left out
+    connector mlp2x_gelu, linear: 2 patches W
+              resampler, q queries of width d: 2 (q (W_q + W_o + W_mlp) + patches (W_k + W_v)) + 4 q patches d
+    prefill   sum over layers (2 P W_active + 4 P^2 a) + 2 W_head                P prompt tokens, head for the last one
+    token     sum over layers (2 W_active + 4 C a) + 2 W_head                    C tokens in the cache, its own included
+    W_active  attention, dense or shared expert, router: all; routed experts: top_k / experts of them
+
+The weights are read off the module tree, so a decoder that transformers gains tomorrow needs no code here. A layer with a
+sliding window or without attention (state space) is counted as full attention.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.connectors import Resampler
+from m3.model.vision import vision_grid
+from m3.nesting import get_nesting
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One prompt: images at one scale, text, and the tokens generated after it. Numbers are per prompt or as named."""
+
+    scale: int
+    visual_tokens: int
+    text_tokens: int
+    vision_flops: int
+    connector_flops: int
+    prefill_flops: int
+    token_flops: int  # of the first generated token after the prompt; each further one adds 4 a per layer
+    kv_cache_bytes: int  # keys and values of the prompt
+    prefill_parameter_bytes: int  # read once, with the experts that P tokens reach when the router is balanced
+    token_parameter_bytes: int  # read for each generated token
+
+    @property
+    def first_token_flops(self) -> int:
+        """Everything up to the first answer token: the image is seen, connected and read."""
+        return self.vision_flops + self.connector_flops + self.prefill_flops
+
+
+@dataclass(frozen=True)
+class StackWeights:
+    """Elements of the matrices in a stack of layers, summed over the layers."""
+
+    dense: int  # every token passes through these
+    experts: int  # routed experts, all of them
+    num_experts: int  # of a layer; 1 where there are none
+
+    def active(self, top_k: int) -> int:
+        """Elements that one token passes through."""
+        return self.dense + self.experts * top_k // self.num_experts
+
+    def reached(self, top_k: int, tokens: int) -> float:
+        """Elements that `tokens` tokens reach together, in the mean, when every expert is equally likely."""
+        return self.dense + self.experts * (1 - (1 - top_k / self.num_experts) ** tokens)
+
+
+class CostModel:
+    """The formulas of the module docstring for one model."""
+
+    def __init__(self, model: M3ForConditionalGeneration) -> None:
+        config = model.config
+        self.config = config
+        self.vision = stack_weights(layer_stack(model.model.vision_tower))
+        self.vision_layers = len(layer_stack(model.model.vision_tower))
+        self.decoder = stack_weights(layer_stack(model.model.language_model))
+        self.decoder_layers = len(layer_stack(model.model.language_model))
+        self.connector = model.model.connector
+        self.top_k = model.model.router_top_k or 1
+        self.head = model.lm_head.weight.numel()
+        self.bytes = model.lm_head.weight.element_size()
+
+    @classmethod
+    def from_config(cls, config: M3Config, dtype: torch.dtype = torch.float32) -> "CostModel":
+        """Without weights: the modules are laid out on the meta device."""
+        with torch.device("meta"):
+            return cls(M3ForConditionalGeneration(config).to(dtype))
+
+    def cost(self, scale: int, text_tokens: int, images: int = 1) -> Cost:
+        """Cost of a prompt of `images` images at `scale` and `text_tokens` further tokens.
+
+        Raises:
+            ValueError: a scale that the grid cannot reach; the reachable ones are listed.
+        """
+        visual = images * get_nesting(self.config.nesting.kind).count(self.config.grid, scale)
+        prompt = visual + text_tokens
+        text = self.config.text_config
+        width = self.decoder_layers * text.num_attention_heads * head_dim(text)
+        kv_width = self.decoder_layers * 2 * text.num_key_value_heads * head_dim(text)
+        active = self.decoder.active(self.top_k)
+        seen = self.vision.dense + self.patch_weights() + sum(p.numel() for p in self.connector.parameters())
+        read = round(self.decoder.reached(self.top_k, prompt)) + self.head + (seen if images else 0)
+        return Cost(
+            scale=scale,
+            visual_tokens=visual,
+            text_tokens=text_tokens,
+            vision_flops=images * self.vision_flops(),
+            connector_flops=images * self.connector_flops(),
+            prefill_flops=2 * prompt * active + 4 * prompt**2 * width + 2 * self.head,
+            token_flops=2 * active + 4 * (prompt + 1) * width + 2 * self.head,
+            kv_cache_bytes=prompt * kv_width * self.bytes,
+            prefill_parameter_bytes=read * self.bytes,
+            token_parameter_bytes=(active + self.head) * self.bytes,
+        )
+
+    def patches(self) -> int:
+        return math.prod(vision_grid(self.config.vision_config))
+
+    def patch_weights(self) -> int:
+        """Elements of the projection of one patch of pixels."""
+        vision = self.config.vision_config
+        patch = vision.patch_size
+        area = patch**2 if isinstance(patch, int) else math.prod(patch)
+        return vision.num_channels * area * vision.hidden_size
+
+    def vision_flops(self) -> int:
+        """The tower on one image. All its layers run, whichever of them the features are taken from."""
+        tokens = self.patches() + int(self.config.drop_class_token)
+        attention = 4 * tokens**2 * self.vision_layers * self.config.vision_config.hidden_size
+        return 2 * self.patches() * self.patch_weights() + 2 * tokens * self.vision.dense + attention
+
+    def connector_flops(self) -> int:
+        """The connector on one image; it comes before the nesting, so it costs the same at every scale."""
+        connector, patches = self.connector, self.patches()
+        if not isinstance(connector, Resampler):
+            return 2 * patches * linear_weights(connector)
+        from_patches = linear_weights(connector.k_proj) + linear_weights(connector.v_proj)
+        queries, width = connector.query.shape
+        from_queries = linear_weights(connector) - from_patches
+        return 2 * (queries * from_queries + patches * from_patches) + 4 * queries * patches * width
+
+
+def layer_stack(network: nn.Module) -> nn.ModuleList:
+    """The layers of an encoder or a decoder: the longest list of modules that lies in no other list."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
+    return max((outer for outer in lists if id(outer) not in nested), key=len)
+
+
+def stack_weights(layers: nn.ModuleList) -> StackWeights:
+    """Adds up the matrices: linear layers, routers kept as a bare `weight [experts, d]`, experts as `[experts, d, e]`."""
+    dense, experts, num_experts = 0, 0, 1
+    for module in layers.modules():
+        if isinstance(module, nn.Linear):
+            dense += module.weight.numel()
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3:
+                experts += parameter.numel()
+                num_experts = parameter.shape[0]
+            elif parameter.ndim == 2 and name == "weight":
+                dense += parameter.numel()
+    return StackWeights(dense, experts, num_experts)
+
+
+def linear_weights(module: nn.Module) -> int:
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    """Width of one attention head; configurations without the field mean hidden size / heads."""
+    stated = config.to_dict().get("head_dim")
+    return stated if stated is not None else config.hidden_size // config.num_attention_heads

@@ -1,0 +1,77 @@
+"""How an answer is decoded: the generation settings that tasks of the harness use, read strictly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+SCALE = "matryoshka_vis_token_scale"
+ALIASES = {"max_gen_toks": "max_new_tokens"}
+OTHER_MODELS = ("image_aspect_ratio", "interleaved_format")
+"""Settings of shipped tasks that speak to the image tiling of other models; they change nothing here."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Greedy unless `do_sample` is set or, where it is not given, the temperature is above zero."""
+
+    max_new_tokens: int = 1024
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 50
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
+    until: tuple[str, ...] = ()
+
+    @classmethod
+    def from_task(cls, settings: Mapping[str, Any]) -> "Decoding":
+        """From a task's `generation_kwargs`, which may also hold the scale.
+
+        Raises:
+            ValueError: a setting that is not known; ignoring it would change what the benchmark measures.
+        """
+        values = {ALIASES.get(name, name): value for name, value in settings.items()}
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known - {SCALE, *OTHER_MODELS})
+        if unknown:
+            raise ValueError(
+                f"unknown generation setting {', '.join(unknown)}; known: {', '.join(sorted(known | {SCALE}))}. Remove it from "
+                "the task's generation_kwargs or from --gen_kwargs"
+            )
+        values = {name: value for name, value in values.items() if name in known and value is not None}
+        until = values.pop("until", ())
+        until = (until,) if isinstance(until, str) else tuple(until)
+        temperature = float(values.pop("temperature", 1.0 if values.get("do_sample", False) else 0.0))
+        sample = bool(values.pop("do_sample", temperature > 0)) and temperature > 0
+        if not sample:  # one way to say greedy, whatever unused settings a task carries
+            values = {name: value for name, value in values.items() if name not in ("top_p", "top_k")}
+        return cls(do_sample=sample, temperature=temperature if sample else 1.0, until=until, **values)
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `generate`."""
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if self.do_sample else {}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.do_sample,
+            "num_beams": self.num_beams,
+            "repetition_penalty": self.repetition_penalty,
+            **sampling,
+        }
+
+    def stop_ids(self, tokenizer: PreTrainedTokenizerBase, model_ends: int | list[int] | None) -> list[int]:
+        """The ends of a turn that tokenizer and model name, and every `until` that is one token.
+
+        A longer `until` does not stop the generation; `cut` removes what comes after it.
+        """
+        ends = [model_ends] if isinstance(model_ends, int) else model_ends or []
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.until if text]
+        return sorted({tokenizer.eos_token_id, *ends, *(ids[0] for ids in encoded if len(ids) == 1)})
+
+    def cut(self, text: str) -> str:
+        """The text before the first `until`."""
+        for stop in self.until:
+            if stop:
+                text = text.split(stop, 1)[0]
+        return text.strip()

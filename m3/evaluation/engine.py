@@ -1,0 +1,250 @@
+"""Answers questions about images, many at a time, each at its own number of visual tokens.
+
+In:  `Question`s: the text after the chat template with one image token per image, the images, the scale, and either how
+     to decode or a continuation to score.
+Way: each distinct image -> processor -> tower -> connector, once (kept in a bounded cache by content);
+     each text -> ids -> one placeholder per visual token -> rows padded on the left -> generate or forward.
+Out: `Reply`s: the text, or the log-likelihood, and how many tokens and seconds it took.
+
+A batch may mix scales. Nothing is caught here: what goes wrong in one question is raised, never answered with "".
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from m3.evaluation.decoding import Decoding
+from m3.evaluation.store import digest, digest_files
+from m3.model import M3ForConditionalGeneration
+from m3.processing.images import load_image, preprocess_images
+from m3.processing.processor import M3Processor, expand_image_tokens
+
+WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+ROOM_FOR_TEXT = 32
+"""Text tokens per row in the token budget of a batch."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and the digest of its pixels."""
+
+    image: Image.Image
+    digest: str
+
+    @classmethod
+    def of(cls, source: str | Path | bytes | Image.Image) -> "Picture":
+        image = load_image(source)
+        return cls(image, digest(f"{image.mode}{image.size}".encode() + image.tobytes()))
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str  # after the chat template; one image token per picture
+    pictures: tuple[Picture, ...]
+    scale: int  # visual tokens per picture
+    decoding: Decoding
+    continuation: str | None = None  # score this instead of generating
+
+    def at(self, scale: int) -> "Question":
+        return replace(self, scale=scale)
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str  # generated, cut at the first `until`; "" when a continuation was scored
+    log_likelihood: tuple[float, bool] | None  # sum of the continuation's log-probabilities, and whether it is greedy
+    visual_tokens: int
+    text_tokens: int
+    answer_tokens: int
+    seconds: float  # wall clock time of the batch / its rows, without seeing the images
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question as ids."""
+
+    ids: list[int]  # placeholders expanded, continuation included
+    continuation: int  # how many of the last ids are the continuation
+
+
+class Engine:
+    """A model and its processor. Holds no scale: each question brings its own."""
+
+    def __init__(
+        self, model: M3ForConditionalGeneration, processor: M3Processor, weights: str, cache_bytes: int = 1 << 30
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.weights = weights
+        self.cache_bytes = cache_bytes
+        self._features: OrderedDict[str, Float[Tensor, "n d"]] = OrderedDict()
+        self.images_seen = 0
+
+    @classmethod
+    def load(cls, pretrained: str, device: str = "cpu", dtype: str = "auto", attention: str = "sdpa") -> "Engine":
+        """From a folder or a hub id. `dtype`: "auto" (as saved) or a torch name; `attention`: as transformers names it."""
+        folder = Path(pretrained) if Path(pretrained).is_dir() else Path(snapshot_download(pretrained))
+        model = M3ForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        processor = M3Processor.from_pretrained(folder)
+        files = [path for path in folder.iterdir() if path.is_file() and path.suffix in WEIGHT_SUFFIXES]
+        weights = digest([digest_files(files, folder), str(model.dtype)])
+        return cls(model.to(torch.device(device)), processor, weights)
+
+    @property
+    def default_scale(self) -> int:
+        """The largest scale the model was trained at."""
+        return self.model.config.nesting.trained_scales[-1]
+
+    def question(
+        self,
+        messages: Sequence[dict[str, str]],
+        pictures: Sequence[Picture],
+        scale: int,
+        decoding: Decoding,
+        continuation: str | None = None,
+    ) -> Question:
+        """Puts `messages` (role, content with the image token where each picture stands) into the chat template."""
+        text = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        found = text.count(self.processor.image_token)
+        if found != len(pictures):
+            raise ValueError(
+                f"the prompt has {found} {self.processor.image_token} but {len(pictures)} images: each image needs exactly "
+                f"one; prompt: {text[:200]!r}"
+            )
+        return Question(text, tuple(pictures), scale, decoding, continuation)
+
+    def answer(
+        self, questions: Sequence[Question], batch_size: int, wanted: Sequence[bool] | None = None
+    ) -> Iterator[list[tuple[int, Reply]]]:
+        """Plans and runs batches; yields (index into `questions`, reply) batch by batch.
+
+        Rows of one batch share the decoding and are of similar length; `batch_size` rows at the largest trained scale
+        set the number of tokens a batch may have, so batches of short rows have up to eight times as many rows.
+        Batches without a wanted row are left out. The plan depends on `questions` alone: after a restart that wants
+        the rest, a question runs in the same batch as it would have, and gets the same answer to the last bit.
+        """
+        rows = [self._row(question) for question in questions]
+        self.see([picture for question in questions for picture in question.pictures], batch_size)
+        for batch in self._plan(questions, rows, batch_size):
+            if wanted is not None and not any(wanted[i] for i in batch):
+                continue
+            replies = self._run([questions[i] for i in batch], [rows[i] for i in batch])
+            yield list(zip(batch, replies, strict=True))
+
+    @torch.no_grad()
+    def see(self, pictures: Sequence[Picture], batch_size: int) -> None:
+        """Runs tower and connector on the pictures that are not in the cache."""
+        unseen = [p for p in {p.digest: p for p in pictures}.values() if p.digest not in self._features]
+        for start in range(0, len(unseen), batch_size):
+            batch = unseen[start : start + batch_size]
+            pixels = preprocess_images([picture.image for picture in batch], self.processor.image_processor)
+            features = self.model.get_image_features(pixels.to(self.model.device)).pooler_output
+            self._features.update((picture.digest, row.clone()) for picture, row in zip(batch, features, strict=True))
+            self.images_seen += len(batch)
+
+    def _row(self, question: Question) -> Row:
+        tokenizer, config = self.processor.tokenizer, self.model.config
+        ids = tokenizer(question.text, add_special_tokens=False)["input_ids"]
+        counts = self.processor.counts([question.scale] * len(question.pictures))
+        ids = expand_image_tokens(ids, config.image_token_id, counts)
+        if question.continuation is None:
+            return Row(ids, 0)
+        continuation = tokenizer(question.continuation, add_special_tokens=False)["input_ids"]
+        if not continuation:
+            raise ValueError(f"the continuation {question.continuation!r} has no token to score")
+        return Row(ids + continuation, len(continuation))
+
+    def _plan(self, questions: Sequence[Question], rows: Sequence[Row], batch_size: int) -> list[list[int]]:
+        budget = batch_size * (self.default_scale + ROOM_FOR_TEXT)
+        groups: dict[tuple[Decoding, bool], list[int]] = {}
+        for index, question in enumerate(questions):
+            groups.setdefault((question.decoding, question.continuation is None), []).append(index)
+        batches: list[list[int]] = []
+        for group in groups.values():
+            batch: list[int] = []
+            for index in sorted(group, key=lambda i: -len(rows[i].ids)):  # the longest first: it sets the width
+                if batch and (len(rows[batch[0]].ids) * (len(batch) + 1) > budget or len(batch) >= 8 * batch_size):
+                    batches.append(batch)
+                    batch = []
+                batch.append(index)
+            batches.append(batch)
+        return batches
+
+    @torch.no_grad()
+    def _run(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Reply]:
+        started = time.perf_counter()
+        inputs = self._inputs(questions, rows)
+        if questions[0].continuation is None:
+            texts, lengths = self._generate(inputs, questions[0].decoding)
+            scores: list[tuple[float, bool] | None] = [None] * len(rows)
+        else:
+            scores = self._score(inputs, rows)
+            texts, lengths = [""] * len(rows), [row.continuation for row in rows]
+        seconds = (time.perf_counter() - started) / len(rows)
+        replies = []
+        for question, row, text, score, length in zip(questions, rows, texts, scores, lengths, strict=True):
+            visual = question.scale * len(question.pictures)
+            replies.append(Reply(text, score, visual, len(row.ids) - row.continuation - visual, length, seconds))
+        return replies
+
+    def _inputs(self, questions: Sequence[Question], rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Rows padded on the left, each distinct picture once, and for every span its scale and picture."""
+        device, longest = self.model.device, max(len(row.ids) for row in rows)
+        pad = self.processor.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (longest - len(row.ids)) + row.ids for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in rows])
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        pictures = {picture.digest: picture for question in questions for picture in question.pictures}
+        if not pictures:
+            return inputs
+        place = {key: index for index, key in enumerate(pictures)}
+        spans = [(question.scale, place[p.digest]) for question in questions for p in question.pictures]
+        scales, index = zip(*spans, strict=True)
+        inputs["image_features"] = self._seen(list(pictures.values()))
+        inputs["image_scales"] = torch.tensor(scales, device=device)
+        inputs["image_index"] = torch.tensor(index, device=device)
+        return inputs
+
+    def _seen(self, pictures: Sequence[Picture]) -> Float[Tensor, "i n d"]:
+        """Features of distinct pictures; those that the bounded cache has dropped are seen again."""
+        self.see(pictures, len(pictures))
+        for picture in pictures:
+            self._features.move_to_end(picture.digest)
+        features = torch.stack([self._features[picture.digest] for picture in pictures])
+        size = features[0].numel() * features.element_size()
+        while len(self._features) * size > self.cache_bytes and len(self._features) > len(pictures):
+            self._features.popitem(last=False)
+        return features
+
+    def _generate(self, inputs: dict[str, Tensor], decoding: Decoding) -> tuple[list[str], list[int]]:
+        tokenizer = self.processor.tokenizer
+        stops = decoding.stop_ids(tokenizer, self.model.generation_config.eos_token_id)
+        output = self.model.generate(
+            **inputs, **decoding.arguments(), eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+        )
+        texts, lengths = [], []
+        for row in output[:, inputs["input_ids"].shape[1] :].tolist():
+            end = next((i for i, token in enumerate(row) if token in stops), len(row))
+            texts.append(decoding.cut(tokenizer.decode(row[:end], skip_special_tokens=True)))
+            lengths.append(min(end + 1, len(row)))
+        return texts, lengths
+
+    def _score(self, inputs: dict[str, Tensor], rows: Sequence[Row]) -> list[tuple[float, bool] | None]:
+        """Log-likelihood of the last `row.continuation` ids of each row, given all before them."""
+        keep = max(row.continuation for row in rows) + 1
+        logits = self.model(**inputs, logits_to_keep=keep).logits[:, :-1].float().log_softmax(-1)
+        targets: Int[Tensor, "b k"] = inputs["input_ids"][:, 1 - keep :]
+        chosen = logits.gather(-1, targets[..., None])[..., 0]
+        greedy = logits.argmax(-1) == targets
+        return [
+            (float(chosen[i, -row.continuation :].sum()), bool(greedy[i, -row.continuation :].all()))
+            for i, row in enumerate(rows)
+        ]

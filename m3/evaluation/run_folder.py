@@ -1,0 +1,177 @@
+"""The folder of a sweep. The sweep writes it, the report reads it, nothing else passes between them.
+
+    store/*.jsonl                 every answer and score, append-only           (store.py)
+    results/MODEL/TASK@SCALE.json what lmms-eval returned, and the key of each document's answer in the store
+    cells.csv                     one row per model, task, scale and metric
+    cost.csv                      one row per model and scale: formulas and measurements
+    models.json, baselines.json, environment.json, examples/
+    lmms_eval.log                 what the harness printed
+
+Files other than the store and the log are written aside and renamed.
+"""
+
+import csv
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args
+
+import torch
+
+from m3.evaluation.cost import Cost
+from m3.evaluation.latency import Measured
+
+PACKAGES = ("torch", "transformers", "lmms-eval", "datasets", "accelerate", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """One score: a line of cells.csv. Numbers are None where the cell failed or the harness gives none."""
+
+    model: str
+    task: str
+    scale: int
+    status: str  # ok | failed
+    metric: str
+    is_primary: bool  # the task's first metric: the one that tables and charts show
+    value: float | None
+    stderr: float | None  # clustered by image where the metric is a mean over documents, else the harness's
+    n: int
+    clusters: int
+    visual_tokens: float | None  # mean per document
+    text_tokens: float | None
+    answer_tokens: float | None
+    error: str
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """Cost of one prompt with one image: a line of cost.csv. Times are None when they were not measured."""
+
+    model: str
+    scale: int
+    visual_tokens: int
+    text_tokens: int
+    vision_flops: int
+    connector_flops: int
+    prefill_flops: int
+    token_flops: int
+    kv_cache_bytes: int
+    prefill_parameter_bytes: int
+    token_parameter_bytes: int
+    first_token_s: float | None
+    first_token_spread_s: float | None
+    token_s: float | None
+    token_spread_s: float | None
+    peak_bytes: int | None
+    repeats: int | None
+
+    @classmethod
+    def of(cls, model: str, cost: Cost, measured: Measured | None) -> "CostRow":
+        nothing: dict[str, Any] = {field.name: None for field in fields(Measured)}
+        return cls(model=model, **asdict(cost), **(asdict(measured) if measured else nothing))
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model of the sweep, in the order of the command line."""
+
+    name: str
+    path: str
+    weights: str
+    trained_scales: list[int]
+    grid: list[int]  # (rows, columns), or the number of tokens alone
+    nesting: str
+    parameters: int
+
+    def is_trained(self, scale: int) -> bool:
+        """Whether the weights saw this scale in training; else the tokens are plain pooling to them."""
+        return scale in self.trained_scales
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document shown in the report."""
+
+    task: str
+    doc_id: int
+    question: str
+    target: str
+    image: str  # file under examples/
+
+
+Row = TypeVar("Row", CellRow, CostRow)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes aside, then renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
+    """A CSV file; None is an empty field."""
+    lines = [[field.name for field in fields(kind)]]
+    lines += [["" if value is None else str(value) for value in asdict(row).values()] for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)
+    aside.replace(path)
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """What `write_rows` wrote.
+
+    Raises:
+        ValueError: the file is missing or its columns are others: it comes from another version.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is missing; `m3 report` takes the folder that `m3 sweep --out` wrote")
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        expected = [field.name for field in fields(kind)]
+        if reader.fieldnames != expected:
+            raise ValueError(f"{path} has columns {reader.fieldnames}, expected {expected}; run the sweep again")
+        return [kind(**{field.name: _parse(row[field.name], field.type) for field in fields(kind)}) for row in reader]
+
+
+def _parse(text: str, kind: Any) -> Any:
+    if isinstance(kind, UnionType):
+        return None if text == "" else get_args(kind)[0](text)
+    return text == "True" if kind is bool else kind(text)
+
+
+def result_path(run: Path, model: str, task: str, scale: int) -> Path:
+    return run / "results" / model / f"{task}@{scale}.json"
+
+
+def read_keys(run: Path, model: str, task: str, scale: int) -> dict[int, str]:
+    """doc_id -> key in the store, of one cell."""
+    content = json.loads(result_path(run, model, task, scale).read_text(encoding="utf-8"))
+    return {int(doc_id): key for doc_id, key in content["m3_keys"].items()}
+
+
+def environment(arguments: Sequence[str]) -> Mapping[str, object]:
+    """Where and with what the sweep ran."""
+    return {
+        "command": ["m3", "sweep", *arguments],
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        **{name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,145 @@
+"""One cell of a sweep: a task at a scale, scored by the harness from answers in the store.
+
+In: a `StoredModel` and a task. Out: rows of cells.csv; on the disk, what the harness returned and the scores.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from lmms_eval import evaluator
+from lmms_eval.tasks import TaskManager
+
+from m3.evaluation.decoding import SCALE
+from m3.evaluation.run_folder import CellRow, result_path, write_json
+from m3.evaluation.statistics import Mean, clustered_mean
+from m3.evaluation.store import Answer
+from m3.evaluation.stored import StoredModel, identity
+from m3.evaluation.tasks import LoadedTask
+
+logger = logging.getLogger(__name__)
+
+
+def run_cell(
+    model: StoredModel, name: str, loaded: LoadedTask, scale: int, manager: TaskManager, limit: int | None, run: Path
+) -> list[CellRow]:
+    """Scores one task at one scale; a task that fails gives one row that says so.
+
+    On the ranks above 0 of a sharded sweep the list is empty.
+    """
+    model.scale = scale
+    try:
+        results = evaluator.simple_evaluate(
+            model=model,
+            model_args=f"model={name},weights={model.engine.weights},{SCALE}={scale}",
+            tasks=[loaded.task],
+            task_manager=manager,
+            limit=limit,
+            batch_size=model.batch_size,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    except Exception as error:  # a task is foreign code: whatever it raises fails its cell, not the sweep
+        logger.exception("%s failed on %s at %d tokens", name, loaded.name, scale)
+        text = " ".join(f"{type(error).__name__}: {_cause(error)}".split())
+        return [
+            CellRow(name, loaded.name, scale, "failed", loaded.metric, True, None, None, 0, 0, None, None, None, text)
+        ]
+    local = [(instance.doc_id, model.store.answer(model.key(instance))) for instance in loaded.task.instances]
+    answers: dict[int, list[Answer]] = {}
+    for doc_id, answer in gather_object(local):
+        answers.setdefault(int(doc_id), []).append(answer)
+    if results is None:
+        return []
+    samples = {int(sample["doc_id"]): sample for sample in reversed(results.pop("samples")[loaded.name])}
+    keys = {doc_id: of_doc[0].cell.key for doc_id, of_doc in sorted(answers.items())}
+    write_json(result_path(run, name, loaded.name, scale), {**results, "m3_keys": keys})
+    metrics = reported(results["results"][loaded.name])
+    scores = {doc_id: per_document(sample, list(metrics)) for doc_id, sample in sorted(samples.items())}
+    model.store.add_scores({keys[doc_id]: values for doc_id, values in scores.items()})
+    return [
+        _row(name, loaded, scale, metric, value, stderr, scores, answers) for metric, (value, stderr) in metrics.items()
+    ]
+
+
+def reported(results: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """Metric -> (value, standard error) of the harness's table, for the first filter of each metric."""
+    found: dict[str, tuple[float, float | None]] = {}
+    for name, value in results.items():
+        metric, comma, filter_name = name.partition(",")
+        if not comma or "_stderr" in metric or metric in found or not isinstance(value, int | float):
+            continue
+        stderr = results.get(f"{metric}_stderr_clt,{filter_name}")
+        found[metric] = (float(value), stderr if isinstance(stderr, float) else None)
+    return found
+
+
+def per_document(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
+    """The sample's scores: a metric is a number, or a mapping with a number under `score`."""
+    scores = {}
+    for metric in metrics:
+        value = sample.get(metric)
+        value = value.get("score") if isinstance(value, dict) else value
+        if isinstance(value, int | float):
+            scores[metric] = float(value)
+    return scores
+
+
+def _row(
+    name: str,
+    loaded: LoadedTask,
+    scale: int,
+    metric: str,
+    value: float,
+    stderr: float | None,
+    scores: Mapping[int, Mapping[str, float]],
+    answers: Mapping[int, Sequence[Answer]],
+) -> CellRow:
+    documents = list(scores)
+    ours = _mean(documents, metric, scores, answers)
+    is_mean = ours is not None and math.isclose(ours.value, value, abs_tol=1e-6)
+    first = [answers[doc_id][0] for doc_id in documents]
+    return CellRow(
+        model=name,
+        task=loaded.name,
+        scale=scale,
+        status="ok",
+        metric=metric,
+        is_primary=metric == loaded.metric,
+        value=value,
+        stderr=ours.stderr if ours is not None and is_mean else stderr,
+        n=len(documents),
+        clusters=len({answer.images for answer in first}),
+        visual_tokens=sum(answer.visual_tokens for answer in first) / len(first),
+        text_tokens=sum(answer.text_tokens for answer in first) / len(first),
+        answer_tokens=sum(answer.answer_tokens for answer in first) / len(first),
+        error="",
+    )
+
+
+def _mean(
+    documents: Sequence[int],
+    metric: str,
+    scores: Mapping[int, Mapping[str, float]],
+    answers: Mapping[int, Sequence[Answer]],
+) -> Mean | None:
+    """Clustered mean, where every document has a score for the metric."""
+    values = [scores[doc_id][metric] for doc_id in documents if metric in scores[doc_id]]
+    if len(values) != len(documents):
+        return None
+    return clustered_mean(values, [answers[doc_id][0].images for doc_id in documents])
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what the task raised, from under the harness's retries."""
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {cause}" if cause is not error else str(error)
+
+
+def request_text(loaded: LoadedTask, doc_id: int) -> str:
+    """The question of a document as the task words it."""
+    request = next(instance for instance in loaded.task.instances if identity(instance)[1] == doc_id)
+    return str(request.args[0])

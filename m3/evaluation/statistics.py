@@ -1,0 +1,106 @@
+"""How sure a score is: clustered standard errors, paired differences, and the rows a score must beat.
+
+In: scores per document and the image each document shows. Out: mean, standard error, difference with its interval.
+"""
+
+import json
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Mean:
+    value: float
+    stderr: float  # nan with fewer than two clusters
+    n: int  # documents
+    clusters: int  # distinct images
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of (a - b) over the same documents, with a bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    p: float  # two-sided: how often resampling puts the difference on the other side of zero, times two
+
+
+def clustered_mean(scores: Sequence[float], clusters: Sequence[Hashable]) -> Mean:
+    """Mean and its cluster-robust standard error: questions about one image are not independent.
+
+    With r_c the sum over cluster c of (score - mean) and C clusters, the error is sqrt(C / (C - 1) * sum_c r_c^2) / n
+    (Miller, "Adding error bars to evals", https://arxiv.org/abs/2411.00640, equation 4, with the usual small-sample
+    factor). With one document per image it is the plain standard error of the mean.
+    """
+    _check_lengths(scores=len(scores), clusters=len(clusters))
+    values = np.asarray(scores, dtype=np.float64)
+    mean = float(values.mean())
+    sums, _ = _cluster_sums(values - mean, clusters)
+    count = len(sums)
+    stderr = math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(values) if count > 1 else math.nan
+    return Mean(mean, stderr, len(values), count)
+
+
+def mean_of_means(means: Sequence[Mean]) -> Mean:
+    """Unweighted mean over tasks, taken as independent: stderr = sqrt(sum of squares) / number of tasks."""
+    if not means:
+        raise ValueError("no task to average over")
+    stderr = math.sqrt(sum(mean.stderr**2 for mean in means)) / len(means)
+    value = sum(mean.value for mean in means) / len(means)
+    return Mean(value, stderr, sum(mean.n for mean in means), sum(mean.clusters for mean in means))
+
+
+def paired_bootstrap(
+    a: Sequence[float],
+    b: Sequence[float],
+    clusters: Sequence[Hashable],
+    iterations: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Difference:
+    """Difference of two means over the same documents; images are drawn with replacement, with all their documents.
+
+    `a[i]`, `b[i]` and `clusters[i]` belong to one document. Percentile interval; p is at least 2 / (iterations + 1).
+    """
+    _check_lengths(a=len(a), b=len(b), clusters=len(clusters))
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    sums, sizes = _cluster_sums(differences, clusters)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty(iterations)
+    for start in range(0, iterations, 500):
+        rows = min(500, iterations - start)
+        counts = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=rows)
+        drawn[start : start + rows] = (counts @ sums) / (counts @ sizes)
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    p = min(1.0, 2 * (tail + 1) / (iterations + 1))
+    return Difference(float(differences.mean()), float(low), float(high), float(p))
+
+
+def read_baselines(path: Path) -> dict[str, dict[str, float]]:
+    """Task -> {"chance": .., "majority": ..} of a suite that ships them; empty where `path` does not exist."""
+    if not path.exists():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return {task: {name: float(row[name]) for name in ("chance", "majority")} for task, row in rows.items()}
+
+
+def _cluster_sums(
+    values: Float[np.ndarray, " n"], clusters: Sequence[Hashable]
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Sum and number of the values of each cluster, in order of first appearance."""
+    index: dict[Hashable, int] = {}
+    positions = [index.setdefault(cluster, len(index)) for cluster in clusters]
+    return np.bincount(positions, weights=values), np.bincount(positions).astype(np.float64)
+
+
+def _check_lengths(**lengths: int) -> None:
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        shown = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise ValueError(f"expected the same number of values, at least one, for each document; got {shown}")

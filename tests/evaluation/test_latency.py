@@ -1,0 +1,24 @@
+"""Measured cost: that it is measured, never how much it is."""
+
+import torch
+
+from m3.evaluation.engine import Engine
+from m3.evaluation.latency import PeakMemory, measure
+
+
+def test_measure(engine: Engine):
+    found = measure(engine.model, scale=9, text_tokens=12, repeats=3, warm_up=1, tokens=2)
+    assert found.first_token_s > 0
+    assert found.token_s > 0
+    assert found.first_token_spread_s >= 0
+    assert found.repeats == 3
+
+
+def test_peak_memory_sees_what_is_gone_afterwards():
+    with PeakMemory(torch.device("cpu")) as before:
+        pass
+    with PeakMemory(torch.device("cpu")) as peak:
+        block = torch.ones(64 << 20)  # 256 MiB, touched
+        block += 1
+        del block
+    assert peak.bytes > before.bytes + (128 << 20)
