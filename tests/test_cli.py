@@ -161,5 +161,5 @@ def test_entry_points_lead_here() -> None:
     found = {(point.group, point.name): point.value for point in distribution.entry_points}
     assert found == {
         ("console_scripts", "m3"): "m3.cli:main",
-        ("lmms_eval.models", "m3"): "m3.evaluation.lmms:manifests",
+        ("lmms_eval.models", "m3"): "m3.evaluation.plugin:manifests",
     }

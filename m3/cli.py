@@ -1,0 +1,97 @@
+"""`m3 <verb>`: one table of verbs. A verb's module is imported when that verb is asked for, and no other."""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from m3.config import near_match
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`module` has `main(argv: list[str]) -> int`; `help` is its line in the table of verbs."""
+
+    module: str
+    help: str
+
+
+VERBS: Mapping[str, Verb] = {
+    "train": Verb(
+        "m3.training.command", "train a model over all its scales, or pre-train a vision tower: RECIPE [key=value ...]"
+    ),
+    "sweep": Verb(
+        "m3.evaluation.sweep", "evaluate models at every scale, each image encoded once: MODEL ... --tasks T --scales S"
+    ),
+    "report": Verb(
+        "m3.evaluation.report", "table, charts and one HTML page of accuracy against cost, from a finished sweep"
+    ),
+    "data": Verb("m3.data.command", "make or inspect data; `m3 data tiny` draws the embedded suite"),
+    "bench": Verb("m3.bench.command", "measure the training step and the sweep against the published way, as ratios"),
+    "doctor": Verb("m3.doctor", "check this machine and what is installed, and say what to do"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a mistake of the user (one line), 130 interrupted."""
+    return dispatch("m3", VERBS, list(sys.argv[1:] if argv is None else argv))
+
+
+def dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str]) -> int:
+    """Find the verb that `arguments` open with and run its `main` on the rest.
+
+    The traceback of a user's mistake is shown with `--traceback` before the verb, or M3_TRACEBACK=1 in the environment.
+    """
+    full = os.environ.get("M3_TRACEBACK") == "1"
+    if arguments[:1] == ["--traceback"]:
+        full, arguments = True, arguments[1:]
+    if arguments[:1] == ["--version"]:
+        print(f"m3 {metadata.version('m3')}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage(program, verbs))
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name not in verbs:
+        print(f"{program}: unknown verb {name!r}. {near_match(name, verbs)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return _run(f"{program} {name}", verbs[name], rest, full)
+
+
+def _run(program: str, verb: Verb, arguments: list[str], full_traceback: bool) -> int:
+    try:
+        run: Callable[[list[str]], int] = importlib.import_module(verb.module).main
+        return run(arguments)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "m3":
+            raise  # our own bug
+        _complain(program, f"{error}. Run `m3 doctor`: it says what to install", full_traceback)
+        return 2
+    except (ValueError, FileNotFoundError) as error:
+        _complain(program, str(error), full_traceback)
+        return 2
+
+
+def _complain(program: str, message: str, full_traceback: bool) -> None:
+    if full_traceback:
+        traceback.print_exc()
+    print(f"{program}: {message}" + ("" if full_traceback else "  (M3_TRACEBACK=1 shows where)"), file=sys.stderr)
+
+
+def _usage(program: str, verbs: Mapping[str, Verb]) -> str:
+    width = max(len(name) for name in verbs)
+    lines = [f"usage: {program} [--version] [--traceback] VERB ...", "", "verbs:"]
+    lines += [f"  {name:<{width}}  {verb.help}" for name, verb in verbs.items()]
+    return "\n".join([*lines, "", f"`{program} VERB --help` describes one verb."])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

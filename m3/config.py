@@ -1,0 +1,305 @@
+"""Strict YAML to dataclasses, and back.
+
+In: a YAML file, the dataclass it describes, and `key.path=value` overrides. Out: an instance of the dataclass, or a
+`ValueError` that names the file (or the override), the place in it, what was expected and what was got.
+
+A file may open with `base: other.yaml` (relative to itself): mappings merge, anything else is replaced. Plain scalars
+follow YAML 1.2, so `1e-4` is a number and `no` a string; PyYAML's default is YAML 1.1, where both are otherwise.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+T = TypeVar("T")
+Key = tuple[str, ...]
+Origins = dict[Key, str]
+
+_SCALARS: tuple[tuple[str, str, str], ...] = (  # tag, pattern, possible first characters ("" stands for an empty value)
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+    ("merge", r"<<", "<"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars; a key that stands twice in one mapping is refused."""
+
+    yaml_implicit_resolvers = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly the strings that `_Loader` would read as something else."""
+
+    yaml_implicit_resolvers = {}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _characters = [*_first, ""] if _tag == "null" else [*_first]
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _characters)
+
+
+def load(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
+    """Read `path` (and its bases), apply `overrides` such as `optim.lr=1e-4`, decode into `cls`."""
+    tree, origins = _read(Path(path), ())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ValueError(f"override {override!r}: expected key=value, such as optim.lr=1e-4")
+        _set(tree, tuple(key.split(".")), _parse(text, f"override {override!r}"), override, origins)
+    return _Decoder(str(path), origins).decode(tree, cls, ())
+
+
+def decode(value: Any, cls: type[T], source: str = "config") -> T:
+    """Decode plain dicts, lists and scalars into `cls`; `source` names them in errors."""
+    return _Decoder(source, {}).decode(value, cls, ())
+
+
+def dump(config: Any) -> str:
+    """YAML text of a dataclass instance; `load` of it gives an equal instance back."""
+    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def near_match(name: str, known: Iterable[str]) -> str:
+    """The sentence that ends an error about an unknown name."""
+    names = [str(one) for one in known]
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names) or 'none'}."
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not valid YAML: {error}") from error
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
+    """The merged mapping of a file and its bases, and which file each key came from."""
+    if path.resolve() in [one.resolve() for one in above]:
+        raise ValueError(f"{path}: its bases lead back to itself: {' -> '.join(p.name for p in (*above, path))}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file" + (f" (the base of {above[-1]})" if above else ""))
+    content = _parse(path.read_text(encoding="utf-8"), str(path))
+    content = {} if content is None else _plain(content)  # a copy in which anchors share nothing
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping at the top, got {_describe(content)}")
+    base = content.pop("base", None)
+    if base is None:
+        tree, origins = {}, {}
+    elif isinstance(base, str):
+        tree, origins = _read(path.parent / base, (*above, path))
+    else:
+        raise ValueError(f"{path}: base: expected a file name, got {_describe(base)}")
+    _merge(tree, content, (), str(path), origins)
+    return tree, origins
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any], place: Key, source: str, origins: Origins) -> None:
+    for name, value in new.items():
+        here = (*place, str(name))
+        old = into.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            _merge(old, value, here, source, origins)
+        else:
+            into[name] = value
+            for key in [key for key in origins if key[: len(here)] == here]:
+                del origins[key]
+            origins[here] = source
+
+
+def _set(tree: dict[str, Any], key: Key, value: Any, override: str, origins: Origins) -> None:
+    """Put one override in its place; a number in the path is a place in a list."""
+    node: Any = tree
+    for depth, name in enumerate(key):
+        last = depth == len(key) - 1
+        if isinstance(node, list):
+            if not name.isdigit() or int(name) >= len(node):
+                raise ValueError(
+                    f"override {override!r}: {'.'.join(key[:depth])} is a list of {len(node)}: "
+                    f"expected a place below {len(node)}, got {name!r}"
+                )
+            index: Any = int(name)
+        elif isinstance(node, dict):
+            index = name
+            if not last and node.get(name) is None:
+                node[name] = {}
+        else:
+            raise ValueError(f"override {override!r}: {'.'.join(key[:depth])} is {_describe(node)}, not a mapping")
+        if last:
+            node[index] = value
+        else:
+            node = node[index]
+    for old in [old for old in origins if old[: len(key)] == key]:
+        del origins[old]
+    origins[key] = f"override {override!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """Plain values to typed ones. `origins` says where a key was written; `source` stands for every other place."""
+
+    source: str
+    origins: Origins
+
+    def error(self, place: Key, message: str, written: Key | None = None) -> ValueError:
+        """The error for `place`; `written` is the key whose origin is named, where that is another one."""
+        key = place if written is None else written
+        origins = (self.origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.origins)
+        return ValueError(": ".join(part for part in (next(origins, self.source), ".".join(place), message) if part))
+
+    def decode(self, value: Any, kind: Any, place: Key) -> Any:
+        origin = get_origin(kind)
+        if kind is Any:
+            return value
+        if dataclasses.is_dataclass(kind):
+            return self.dataclass(value, cast(type, kind), place)
+        if origin is Literal:
+            # `True == 1`, so the types are compared too
+            if any(type(value) is type(one) and value == one for one in get_args(kind)):
+                return value
+            raise self.error(place, f"expected {_name(kind)}, got {value!r}.{_suggest(value, get_args(kind))}")
+        if origin in (Union, types.UnionType):
+            return self.union(value, kind, place)
+        if origin in (list, tuple, Sequence):
+            return self.sequence(value, kind, place)
+        if kind is dict or origin in (dict, Mapping):
+            key_kind, value_kind = get_args(kind) or (Any, Any)
+            if not isinstance(value, dict):
+                raise self.mismatch(value, kind, place)
+            return {
+                self.decode(key, key_kind, place): self.decode(item, value_kind, (*place, str(key)))
+                for key, item in value.items()
+            }
+        return self.scalar(value, kind, place)
+
+    def mismatch(self, value: Any, kind: Any, place: Key) -> ValueError:
+        hint = ""
+        if kind is str and isinstance(value, (bool, int, float)):
+            hint = ". Put it in quotes"
+        elif kind in (bool, int, float) and isinstance(value, str):
+            hint = ". Write true or false" if kind is bool else ". Write a number without quotes"
+        return self.error(place, f"expected {_name(kind)}, got {_describe(value)}{hint}")
+
+    def scalar(self, value: Any, kind: Any, place: Key) -> Any:
+        if kind is float and type(value) in (int, float):
+            return float(value)
+        if kind is Path and isinstance(value, str):
+            return Path(value)
+        if kind in (None, types.NoneType) and value is None:
+            return None
+        if kind in (bool, int, str) and type(value) is kind:
+            return value
+        assert kind in (bool, int, float, str, Path, None, types.NoneType), f"{kind} cannot be decoded from YAML"
+        raise self.mismatch(value, kind, place)
+
+    def sequence(self, value: Any, kind: Any, place: Key) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise self.mismatch(value, kind, place)
+        origin, kinds = get_origin(kind), get_args(kind)
+        if origin is tuple and kinds[-1] is not Ellipsis:
+            if len(value) != len(kinds):
+                raise self.error(place, f"expected {len(kinds)} items ({_name(kind)}), got {len(value)}: {value!r}")
+        else:
+            kinds = (kinds[0],) * len(value)
+        items = [self.decode(item, k, (*place, str(i))) for i, (item, k) in enumerate(zip(value, kinds, strict=True))]
+        return items if origin is list else tuple(items)
+
+    def union(self, value: Any, kind: Any, place: Key) -> Any:
+        """The first member that takes the value; if only one has its shape, that one's error is the clearest."""
+        alike = [member for member in get_args(kind) if _shape(member) == _shape(type(value))]
+        if len(alike) == 1:
+            return self.decode(value, alike[0], place)
+        for member in alike or get_args(kind):
+            try:
+                return self.decode(value, member, place)
+            except ValueError:
+                continue
+        raise self.mismatch(value, kind, place)
+
+    def dataclass(self, value: Any, cls: type, place: Key) -> Any:
+        if not isinstance(value, dict):
+            raise self.mismatch(value, cls, place)
+        fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+        for name in value:
+            if name not in fields:
+                message = f"unknown key {name!r} for {cls.__name__}. {near_match(str(name), fields)}"
+                raise self.error(place, message, written=(*place, str(name)))
+        missing = [
+            name
+            for name, field in fields.items()
+            if name not in value
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise self.error(place, f"missing key{'s' * (len(missing) > 1)} for {cls.__name__}: {', '.join(missing)}")
+        kinds = get_type_hints(cls)
+        decoded = {name: self.decode(item, kinds[name], (*place, name)) for name, item in value.items()}
+        try:
+            return cls(**decoded)
+        except ValueError as error:  # what the dataclass itself checks, told with its place
+            raise self.error(place, str(error)) from error
+
+
+def _shape(kind: Any) -> str:
+    """mapping, sequence, null or scalar: enough to choose among the members of a union."""
+    origin = get_origin(kind) or kind
+    if dataclasses.is_dataclass(origin) or origin in (dict, Mapping):
+        return "mapping"
+    if origin in (list, tuple, Sequence):
+        return "sequence"
+    return "null" if origin in (None, types.NoneType) else "scalar"
+
+
+def _describe(value: Any) -> str:
+    return "nothing (null)" if value is None else f"{type(value).__name__} {value!r}"
+
+
+def _suggest(value: Any, allowed: Sequence[Any]) -> str:
+    close = difflib.get_close_matches(str(value), [str(one) for one in allowed], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _name(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(one) for one in get_args(kind))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(member) for member in get_args(kind))
+    if origin is not None:
+        inner = ", ".join("..." if one is Ellipsis else _name(one) for one in get_args(kind))
+        return f"{origin.__name__}[{inner}]"
+    if kind in (None, types.NoneType):
+        return "null"
+    return kind.__name__ if isinstance(kind, type) else str(kind)

@@ -1,0 +1,306 @@
+"""`m3 doctor`: what this machine has, what is missing or does not fit, and what to do about it.
+
+`gather` looks (in subprocesses where an import can fail or crash); `examine` judges what was seen and touches nothing.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Accelerator = Literal["CUDA", "ROCm", "NPU", "MPS", "CPU"]
+State = Literal["OK", "warning", "problem"]
+
+PYTHON = (3, 11)
+TORCH = (2, 8)
+TRANSFORMERS = ((5, 18), (6, 0))
+LMMS_EVAL = "0.7.3"
+MEMORY_GB, DISK_GB = 4.0, 3.0
+"""Below these the tiny model's quickstart is not comfortable."""
+EXTRAS: Mapping[str, tuple[str, str]] = {  # package -> extra of setup.py, what it is for
+    "accelerate": ("train", "training"),
+    "datasets": ("train", "training data and benchmarks"),
+    "matplotlib": ("train", "charts"),
+    "scikit-learn": ("train", "the handwritten digits of the embedded suite"),
+    "peft": ("train", "LoRA"),
+    "deepspeed": ("cuda", "ZeRO training on several GPUs"),
+    "bitsandbytes": ("cuda", "4-bit and 8-bit weights"),
+    "fastapi": ("serve", "the HTTP server"),
+    "ray": ("serve", "the HTTP server on several machines"),
+    "gradio": ("serve", "the web page"),
+}
+MUST_IMPORT = ("torchvision", "timm")
+"""Packages that others import when they are installed, so that a broken one breaks transformers or accelerate."""
+
+_TORCH_PROBE = """
+import json, torch
+print(json.dumps({
+    "version": torch.__version__,
+    "cuda": torch.version.cuda,
+    "hip": torch.version.hip,
+    "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    "mps": torch.backends.mps.is_available(),
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """What a fresh Python says of torch. `cuda`, `hip`: what it was built for; `gpus`: names of those it can use."""
+
+    version: str
+    cuda: str | None = None
+    hip: str | None = None
+    gpus: tuple[str, ...] = ()
+    mps: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was seen. `torch` is the error text where its import failed; `import_errors` holds failed imports alone."""
+
+    python: tuple[int, int, int]
+    torch: Torch | str
+    versions: Mapping[str, str]
+    import_errors: Mapping[str, str]
+    lmms_eval_missing: tuple[str, ...]
+    plugin_found: bool
+    nvidia_driver: bool
+    cores: int
+    memory_gb: float
+    disk_gb: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def main(argv: list[str]) -> int:
+    """Print the table; 1 if there is a problem, else 0."""
+    argparse.ArgumentParser(prog="m3 doctor", description="Check this machine and what is installed.").parse_args(argv)
+    facts = gather()
+    checks = examine(facts)
+    print(render(checks))
+    print("\nRecommended here:\n" + "\n".join(f"  {line}" for line in recommend(facts)))
+    return int(any(check.state == "problem" for check in checks))
+
+
+def gather() -> Facts:
+    """Look at the machine and at this Python's packages."""
+    installed = {dist.metadata["Name"].lower().replace("_", "-") for dist in importlib.metadata.distributions()}
+    names = sorted(installed & {*EXTRAS, *MUST_IMPORT, "transformers", "lmms-eval", "flash-attn", "torch-npu"})
+    import_errors = {name: import_error(name) for name in MUST_IMPORT if name in installed}
+    plugins = importlib.metadata.entry_points(group="lmms_eval.models", name="m3")
+    return Facts(
+        python=sys.version_info[:3],
+        torch=probe_torch(),
+        versions={name: importlib.metadata.version(name) for name in names},
+        import_errors={name: error for name, error in import_errors.items() if error},
+        lmms_eval_missing=_missing_requirements("lmms-eval", installed) if "lmms-eval" in installed else (),
+        plugin_found=len(plugins) > 0,
+        nvidia_driver=shutil.which("nvidia-smi") is not None,
+        cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        memory_gb=_memory_gb(),
+        disk_gb=shutil.disk_usage(Path.cwd()).free / 1e9,
+    )
+
+
+def probe_torch(python: str = sys.executable) -> Torch | str:
+    """Ask a fresh interpreter for its torch; the last line of the error where it has none that imports."""
+    ran = subprocess.run([python, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        return _last_line(ran.stderr, ran.returncode)
+    said = json.loads(ran.stdout.splitlines()[-1])
+    return Torch(**{**said, "gpus": tuple(said["gpus"])})
+
+
+def import_error(module: str, python: str = sys.executable) -> str:
+    """The last line of what `import module` says in a fresh interpreter; empty where it succeeds."""
+    ran = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    return _last_line(ran.stderr, ran.returncode) if ran.returncode else ""
+
+
+def examine(facts: Facts) -> list[Check]:
+    """Judge what was seen: one check per line of the table."""
+    return [
+        _python(facts),
+        _torch(facts),
+        *(_importable(facts, name) for name in MUST_IMPORT if name == "torchvision" or name in facts.versions),
+        _transformers(facts),
+        _lmms_eval(facts),
+        *(_extra(facts, name) for name in EXTRAS),
+        _flash_attention(facts),
+        _enough("memory", facts.memory_gb, MEMORY_GB, "close other programs, or train with a smaller data.pack_length"),
+        _enough("disk (free, here)", facts.disk_gb, DISK_GB, "free some, or work on another disk"),
+        Check("cores", "OK", str(facts.cores)),
+    ]
+
+
+def accelerator(facts: Facts) -> Accelerator:
+    """What torch will compute on."""
+    if isinstance(facts.torch, Torch):
+        if facts.torch.gpus:
+            return "ROCm" if facts.torch.hip else "CUDA"
+        if facts.torch.mps:
+            return "MPS"
+    return "NPU" if "torch-npu" in facts.versions else "CPU"
+
+
+def recommend(facts: Facts) -> list[str]:
+    """Settings for this machine, as lines to copy."""
+    kind = accelerator(facts)
+    if kind == "CPU":
+        return [f"export OMP_NUM_THREADS={facts.cores}", "hardware.precision=float32   (in a recipe)"]
+    lines = ["hardware.precision=bfloat16   (in a recipe)"]
+    if kind == "CUDA" and "flash-attn" in facts.versions:
+        lines.append("attention=flash_attention_2   (in lmms-eval's --model_args)")
+    if isinstance(facts.torch, Torch) and len(facts.torch.gpus) > 1:
+        lines.append(f"torchrun --nproc_per_node {len(facts.torch.gpus)} -m m3.cli train RECIPE")
+    return lines
+
+
+def render(checks: list[Check]) -> str:
+    """The table as text, what to do under the line it belongs to."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.state:<8} {check.name:<{width}}  {check.found}")
+        if check.advice:
+            lines.append(f"{'':<8} {'':<{width}}  -> {check.advice}")
+    count = {state: sum(check.state == state for check in checks) for state in ("problem", "warning")}
+    return "\n".join([*lines, "", f"{count['problem']} problems, {count['warning']} warnings"])
+
+
+def _python(facts: Facts) -> Check:
+    found = ".".join(map(str, facts.python))
+    if facts.python[:2] < PYTHON:
+        return Check("Python", "problem", found, "install Python 3.11 or newer and make the environment with it")
+    return Check("Python", "OK", f"{found} on {platform.machine()} {platform.system()}")
+
+
+def _torch(facts: Facts) -> Check:
+    torch = facts.torch
+    if isinstance(torch, str):
+        return Check("torch", "problem", torch, "bash scripts/install.sh")
+    built = f"CUDA {torch.cuda}" if torch.cuda else f"ROCm {torch.hip}" if torch.hip else "CPU"
+    kind = accelerator(facts)
+    using = ", ".join(torch.gpus) or {"MPS": "Apple GPU", "NPU": "Ascend NPU"}.get(kind, "the CPU")
+    found = f"{torch.version} (built for {built}; computes on {using})"
+    if _numbers(torch.version) < TORCH:
+        return Check("torch", "problem", found, f"pip install 'torch>={_dotted(TORCH)}'")
+    if facts.nvidia_driver and not torch.cuda:
+        return Check("torch", "problem", found, "this machine has an NVIDIA GPU: pip install --force-reinstall torch")
+    if facts.nvidia_driver and not torch.gpus:
+        advice = f"the driver does not run CUDA {torch.cuda}: update it, or install a torch for an older CUDA"
+        return Check("torch", "problem", found, f"{advice} (https://pytorch.org/get-started)")
+    return Check("torch", "OK", found)
+
+
+def _importable(facts: Facts, name: str) -> Check:
+    if name not in facts.versions:
+        return Check(name, "OK", "not installed: images go through PIL, which gives the same pixels")
+    if name in facts.import_errors:
+        present = " ".join(one for one in MUST_IMPORT if one in facts.versions)
+        cure = f"pip uninstall -y {present}   (M3 needs neither)"
+        if facts.nvidia_driver:
+            cure = "pip install --force-reinstall torch torchvision"
+        found = f"{facts.versions[name]} does not import: {facts.import_errors[name]}"
+        return Check(
+            name, "problem", found, f"it fits another torch, and what imports it fails too (transformers): {cure}"
+        )
+    return Check(name, "OK", facts.versions[name])
+
+
+def _transformers(facts: Facts) -> Check:
+    low, high = TRANSFORMERS
+    version = facts.versions.get("transformers")
+    cure = f"pip install 'transformers>={_dotted(low)},<{_dotted(high)}'"
+    if version is None:
+        return Check("transformers", "problem", "not installed", cure)
+    if _numbers(version) < low:
+        return Check("transformers", "problem", version, f"too old: {cure}")
+    if _numbers(version) >= high:
+        return Check("transformers", "warning", version, f"newer than any tested: if something fails, {cure}")
+    return Check("transformers", "OK", version)
+
+
+def _lmms_eval(facts: Facts) -> Check:
+    version = facts.versions.get("lmms-eval")
+    if version is None:
+        advice = "`m3 sweep` needs it: bash scripts/install.sh, or pip install -e '.[eval]' where torchvision imports"
+        return Check("lmms-eval", "warning", "not installed", advice)
+    if version != LMMS_EVAL:
+        return Check("lmms-eval", "warning", version, f"tested with {LMMS_EVAL}: pip install lmms-eval=={LMMS_EVAL}")
+    if not facts.plugin_found:
+        advice = "`--model m3` is unknown to it: pip install --no-deps -e . in the root of this repository"
+        return Check("lmms-eval", "problem", version, advice)
+    if facts.lmms_eval_missing:
+        found = f"{version}, slim: {len(facts.lmms_eval_missing)} of its packages are left out"
+        return Check("lmms-eval", "OK", f"{found} (m3_tiny runs; some other tasks need pip install -e '.[eval]')")
+    return Check("lmms-eval", "OK", version)
+
+
+def _extra(facts: Facts, name: str) -> Check:
+    extra, purpose = EXTRAS[name]
+    if name in facts.versions:
+        return Check(name, "OK", facts.versions[name])
+    state: State = "warning" if extra == "train" or (extra == "cuda" and accelerator(facts) == "CUDA") else "OK"
+    return Check(name, state, "not installed", f"for {purpose}: pip install -e '.[{extra}]'")
+
+
+def _flash_attention(facts: Facts) -> Check:
+    found = facts.versions.get("flash-attn", "not installed")
+    if accelerator(facts) == "CUDA" and "flash-attn" not in facts.versions:
+        return Check("flash-attn", "OK", found, "optional, faster on long packs: pip install flash-attn")
+    return Check("flash-attn", "OK", found)
+
+
+def _enough(name: str, gigabytes: float, least: float, advice: str) -> Check:
+    found = f"{gigabytes:.1f} GB"
+    return Check(name, "OK", found) if gigabytes >= least else Check(name, "warning", found, advice)
+
+
+def _missing_requirements(package: str, installed: set[str]) -> tuple[str, ...]:
+    required = [one for one in importlib.metadata.requires(package) or [] if "extra ==" not in one]
+    names = {
+        one.split(";")[0].split("[")[0].strip(" ()<>=!~.0123456789,").lower().replace("_", "-") for one in required
+    }
+    return tuple(sorted(names - installed))
+
+
+def _memory_gb() -> float:
+    """Physical memory, or the container's limit where that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        total = min(total, int(limit.read_text()))
+    return total / 1e9
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`5.18.0.dev0+cpu` -> (5, 18, 0)"""
+    parts = version.partition("+")[0].split(".")
+    return tuple(int(part) for part in parts[:3] if part.isdigit())
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _last_line(text: str, returncode: int) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else f"exit code {returncode}"

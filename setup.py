@@ -1,0 +1,58 @@
+"""Packaging metadata. Tool settings are in pyproject.toml, tested versions in scripts/constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "torch>=2.8",
+    "transformers>=5.18",
+    "einops>=0.8",
+    "jaxtyping>=0.3",
+    "jinja2>=3.1",
+    "numpy>=2.0",
+    "pillow>=11.0",
+    "pyyaml>=6.0",
+    "safetensors>=0.5",
+]
+EXTRAS = {
+    # scikit-learn brings the handwritten digits of the embedded suite, matplotlib draws its charts
+    "train": [
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "matplotlib>=3.9",
+        "peft>=0.17",
+        "pyarrow>=18.0",
+        "scikit-learn>=1.6",
+    ],
+    # the version is exact because the plug-in follows interfaces that lmms-eval does not promise to keep
+    "eval": ["lmms-eval==0.7.3", "datasets>=4.0", "matplotlib>=3.9", "psutil>=6.0", "pyarrow>=18.0"],
+    "serve": ["fastapi>=0.115", "gradio>=5.0", "ray[serve]>=2.40", "uvicorn>=0.32"],
+    "cuda": ["bitsandbytes>=0.46", "deepspeed>=0.17", "torchvision>=0.23"],
+    "dev": [
+        "beartype>=0.21",
+        "import-linter>=2.3",
+        "pyright>=1.1.400",
+        "pytest>=8.3",
+        "pytest-timeout>=2.3",
+        "ruff>=0.12",
+    ],
+}
+
+setup(
+    name="m3",
+    version="0.1.0",
+    description="Elastic visual tokens for vision-language models: one model, any visual-token budget.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["m3", "m3.*"]),
+    package_data={"m3": ["recipes/*.yaml", "evaluation/templates/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": ["m3 = m3.cli:main"],
+        "lmms_eval.models": ["m3 = m3.evaluation.plugin:manifests"],
+    },
+)
