@@ -271,7 +271,9 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden_states[:, :-1][is_target])
         losses = cross_entropy(logits.float(), targets, reduction="none")
         weights, reads = weights[:, 1:][is_target], reads[:, 1:][is_target]
-        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        total = (
+            weights.sum().clamp(min=1e-12) if num_items_in_batch is None else num_items_in_batch
+        )  # may have no target
         output.loss = output.language_loss = (losses * weights).sum() / total
         scales, which = reads.unique(return_inverse=True)
         output.scales = scales

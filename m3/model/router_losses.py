@@ -27,13 +27,15 @@ def router_losses(
     router_logits: tuple[Float[Tensor, "tokens experts"], ...], top_k: int, is_real: Bool[Tensor, " tokens"]
 ) -> RouterLosses:
     """Balance and z losses of every layer; `is_real` leaves padding out."""
+    real = is_real.to(torch.float32)[:, None]
+    number = real.sum().clamp(min=1)  # a batch may be all padding
     balance, z, load = [], [], []
     for logits in router_logits:
-        logits = logits[is_real].float()
+        logits = logits.float()
         experts = logits.shape[-1]
-        chosen = logits.topk(top_k, dim=-1).indices.flatten()
-        share = torch.bincount(chosen, minlength=experts).to(logits.dtype) / max(chosen.numel(), 1)
-        balance.append(experts * (share * logits.softmax(-1).mean(0)).sum())
-        z.append(logits.logsumexp(-1).square().mean())
+        chosen = torch.zeros_like(logits).scatter(-1, logits.topk(top_k, dim=-1).indices, 1.0)
+        share = (chosen * real).sum(0) / (number * top_k)
+        balance.append(experts * (share * (logits.softmax(-1) * real).sum(0) / number).sum())
+        z.append((logits.logsumexp(-1, keepdim=True).square() * real).sum() / number)
         load.append(share)
     return RouterLosses(torch.stack(balance), torch.stack(z), torch.stack(load))
