@@ -250,7 +250,7 @@ def _lmms_eval(facts: Facts) -> Check:
         return Check("lmms-eval", "problem", version, advice)
     if facts.lmms_eval_missing:
         found = f"{version}, slim: {len(facts.lmms_eval_missing)} of its packages are left out"
-        return Check("lmms-eval", "OK", f"{found} (m3_tiny runs; some other tasks need pip install -e '.[eval]')")
+        return Check("lmms-eval", "OK", f"{found} (m3_tiny runs; if another task misses one, pip install that one)")
     return Check("lmms-eval", "OK", version)
 
 

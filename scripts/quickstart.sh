@@ -24,9 +24,9 @@ if [ ! -f $RUN/data/suite.json ]; then
     step "1/4 Drawing training pictures" m3 data tiny --out $RUN/data --train 300 --test 0
 fi
 step "2/4 Training over 1, 4, 9, 36 and 144 tokens an image" \
-    m3 train m3/recipes/tiny_quickstart.yaml "run=$RUN/train" "model=$BASE" "data.sources.0.path=$RUN/data/train"
+    m3 train m3/recipes/tiny_quickstart.yaml "run=$RUN/all-scales" "model=$BASE" "data.sources.0.path=$RUN/data/train"
 step "3/4 Sweeping the scales: the trained model, and its base with plain pooling" \
-    m3 sweep $RUN/train/checkpoints/final $BASE --tasks m3_tiny --scales 1,4,9,36,144 --out $RUN/sweep
+    m3 sweep $RUN/all-scales/checkpoints/final $BASE --tasks m3_tiny --scales 1,4,9,36,144 --out $RUN/sweep
 step "4/4 Report" m3 report $RUN/sweep
 
 say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"

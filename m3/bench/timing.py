@@ -1,6 +1,5 @@
 """Measuring two things in one run: each in a process of its own for memory, turn about for time."""
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -62,12 +61,15 @@ def peak_memory(task: Callable[..., object], *arguments: Any) -> int:
 
 def _run(queue: Any, task: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     start: list[int] = []
-    task(lambda: start.append(_resident()), *arguments)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    queue.put(peak - start[0])
+    task(lambda: start.append(_resident("VmRSS")), *arguments)
+    queue.put(_resident("VmHWM") - start[0])
 
 
-def _resident() -> int:
-    """Bytes resident now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def _resident(field: str) -> int:
+    """Bytes resident now (VmRSS) or at the peak (VmHWM) of this process, on Linux.
+
+    Not `getrusage`: its peak survives exec, so a spawned process starts with that of the process that spawned it.
+    """
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024

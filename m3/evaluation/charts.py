@@ -53,10 +53,11 @@ def draw_png(summary: Summary, path: Path) -> None:
     means, tasks = panels(summary)
     rows = math.ceil(len(tasks) / 3)
     figure = Figure(figsize=(12, 3.9 + 2.7 * rows), layout="constrained")
-    if rows:
-        top, bottom = figure.subfigures(2, 1, height_ratios=[3.6, 2.7 * rows], hspace=0.03)
-    else:
-        top, bottom = figure, None
+    parts = (
+        figure.add_gridspec(2, 1, height_ratios=[3.6, 2.7 * rows], hspace=0.03) if rows else figure.add_gridspec(1, 1)
+    )
+    top = figure.add_subfigure(parts[0])
+    bottom = figure.add_subfigure(parts[1]) if rows else None
     for axes, panel in zip(top.subplots(1, len(means), sharey=True), means, strict=True):
         draw(axes, panel, summary)
     handles, labels = top.axes[0].get_legend_handles_labels()

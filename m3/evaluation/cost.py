@@ -73,7 +73,8 @@ class StackWeights:
 class CostModel:
     """The formulas of the module docstring for one model."""
 
-    def __init__(self, model: M3ForConditionalGeneration) -> None:
+    def __init__(self, model: M3ForConditionalGeneration, dtype: torch.dtype | None = None) -> None:
+        """`dtype`: the number format of weights and cache, by default the model's."""
         config = model.config
         self.config = config
         self.vision = stack_weights(layer_stack(model.model.vision_tower))
@@ -83,13 +84,13 @@ class CostModel:
         self.connector = model.model.connector
         self.top_k = model.model.router_top_k or 1
         self.head = model.lm_head.weight.numel()
-        self.bytes = model.lm_head.weight.element_size()
+        self.bytes = (dtype or model.dtype).itemsize
 
     @classmethod
     def from_config(cls, config: M3Config, dtype: torch.dtype = torch.float32) -> "CostModel":
         """Without weights: the modules are laid out on the meta device."""
         with torch.device("meta"):
-            return cls(M3ForConditionalGeneration(config).to(dtype))
+            return cls(M3ForConditionalGeneration(config), dtype)
 
     def cost(self, scale: int, text_tokens: int, images: int = 1) -> Cost:
         """Cost of a prompt of `images` images at `scale` and `text_tokens` further tokens.

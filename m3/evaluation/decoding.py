@@ -65,9 +65,11 @@ class Decoding:
 
         A longer `until` does not stop the generation; `cut` removes what comes after it.
         """
-        ends = [model_ends] if isinstance(model_ends, int) else model_ends or []
+        ends = [model_ends] if isinstance(model_ends, int) else list(model_ends or [])
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.until if text]
-        return sorted({tokenizer.eos_token_id, *ends, *(ids[0] for ids in encoded if len(ids) == 1)})
+        own = tokenizer.eos_token_id
+        ends += [own] if isinstance(own, int) else []
+        return sorted({*ends, *(ids[0] for ids in encoded if len(ids) == 1)})
 
     def cut(self, text: str) -> str:
         """The text before the first `until`."""

@@ -96,7 +96,8 @@ class Engine:
         processor = M3Processor.from_pretrained(folder)
         files = [path for path in folder.iterdir() if path.is_file() and path.suffix in WEIGHT_SUFFIXES]
         weights = digest([digest_files(files, folder), str(model.dtype)])
-        return cls(model.to(torch.device(device)), processor, weights)
+        model.to(torch.device(device))  # pyright: ignore[reportArgumentType] (transformers wraps `to` without its types)
+        return cls(model, processor, weights)
 
     @property
     def default_scale(self) -> int:
@@ -147,6 +148,7 @@ class Engine:
             batch = unseen[start : start + batch_size]
             pixels = preprocess_images([picture.image for picture in batch], self.processor.image_processor)
             features = self.model.get_image_features(pixels.to(self.model.device)).pooler_output
+            assert features is not None
             self._features.update((picture.digest, row.clone()) for picture, row in zip(batch, features, strict=True))
             self.images_seen += len(batch)
 
@@ -227,7 +229,7 @@ class Engine:
     def _generate(self, inputs: dict[str, Tensor], decoding: Decoding) -> tuple[list[str], list[int]]:
         tokenizer = self.processor.tokenizer
         stops = decoding.stop_ids(tokenizer, self.model.generation_config.eos_token_id)
-        output = self.model.generate(
+        output = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
             **inputs, **decoding.arguments(), eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
         )
         texts, lengths = [], []

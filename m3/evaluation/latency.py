@@ -1,6 +1,6 @@
 """What reading an image at a scale takes on this machine: time to the first token, time per token, peak memory.
 
-In: a model, a scale, a number of text tokens. Out: `Measured`. One prompt with one image, batch of one, random pixels
+In: a model, scales, a number of text tokens. Out: `Measured` per scale. One prompt with one image, batch of one, random pixels
 and ids (the time depends on neither); the same steps as generation, without its bookkeeping.
 """
 
@@ -8,6 +8,7 @@ import os
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -37,19 +38,39 @@ class Measured:
 
 @torch.no_grad()
 def measure(
-    model: M3ForConditionalGeneration, scale: int, text_tokens: int, repeats: int = 7, warm_up: int = 2, tokens: int = 8
-) -> Measured:
-    """Time from pixels to the first token, and of each of `tokens` further tokens."""
-    firsts, steps = [], []
-    with PeakMemory(model.device) as peak:
-        for turn in range(warm_up + repeats):
-            first, step = _once(model, scale, text_tokens, tokens)
+    model: M3ForConditionalGeneration,
+    scales: Sequence[int],
+    text_tokens: int,
+    repeats: int = 7,
+    warm_up: int = 2,
+    tokens: int = 8,
+) -> dict[int, Measured]:
+    """Per scale: the time from pixels to the first token, and of each of `tokens` further tokens.
+
+    The scales take turns, so that what else the machine does falls on all of them alike.
+    """
+    firsts: dict[int, list[float]] = {scale: [] for scale in scales}
+    steps: dict[int, list[float]] = {scale: [] for scale in scales}
+    peaks = dict.fromkeys(scales, 0)
+    for turn in range(warm_up + repeats):
+        for scale in scales:
+            with PeakMemory(model.device) as peak:
+                first, step = _once(model, scale, text_tokens, tokens)
             if turn >= warm_up:
-                firsts.append(first)
-                steps.append(step)
-    return Measured(
-        statistics.median(firsts), _spread(firsts), statistics.median(steps), _spread(steps), peak.bytes, repeats
-    )
+                firsts[scale].append(first)
+                steps[scale].append(step)
+                peaks[scale] = max(peaks[scale], peak.bytes)
+    return {
+        scale: Measured(
+            statistics.median(firsts[scale]),
+            _spread(firsts[scale]),
+            statistics.median(steps[scale]),
+            _spread(steps[scale]),
+            peaks[scale],
+            repeats,
+        )
+        for scale in scales
+    }
 
 
 def _once(model: M3ForConditionalGeneration, scale: int, text_tokens: int, tokens: int) -> tuple[float, float]:

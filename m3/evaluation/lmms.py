@@ -51,14 +51,15 @@ class EngineModel(lmms):
     def clean(self) -> None:
         """Keeps the model: by default the harness deletes it after each evaluation."""
 
-    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+    # The harness takes the results of these two in the wrapping that its own signatures do not mention.
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Answers in the order of the requests."""
         return [
             GenerationResult(reply.text, TokenCounts(reply.visual_tokens + reply.text_tokens, reply.answer_tokens))
             for reply in self.replies(requests)
         ]
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(loss, is greedy) of each continuation, where loss is minus the sum of its log-probabilities.
 
         The harness picks the smallest; it takes the pair only in this wrapping.
@@ -92,23 +93,23 @@ class EngineModel(lmms):
 
     def document(self, request: Instance) -> dict[str, Any]:
         """The document a request is about, with its images."""
-        doc_id, task, split = request.args[-3:]
+        doc_id, task, split = request.arguments[-3:]
         return self.task_dict[task][split][doc_id]
 
     def question(self, request: Instance, document: dict[str, Any]) -> Question:
         """What a request of the harness asks, at the scale of its settings or else of this model."""
         token = self.engine.processor.image_token
         if request.request_type == "loglikelihood":
-            context, continuation, doc_to_visual = request.args[:3]
+            context, continuation, doc_to_visual = request.arguments[:3]
             text = continuation if isinstance(continuation, str) else continuation(document)
             messages, pictures = simple_messages(context, doc_to_visual(document), token)
             # The template ends where an answer begins, so the blank that joins it to plain text is not part of it.
             return self.engine.question(messages, pictures, self.scale, Decoding(), text.lstrip())
         if self.is_simple:
-            context, settings, doc_to_visual = request.args[:3]
+            context, settings, doc_to_visual = request.arguments[:3]
             messages, pictures = simple_messages(context, doc_to_visual(document), token)
         else:
-            _, doc_to_messages, settings = request.args[:3]
+            _, doc_to_messages, settings = request.arguments[:3]
             messages, pictures = chat_messages(ChatMessages(messages=doc_to_messages(document)), token)
         scale = settings.get(SCALE, self.scale)
         check_scale(self.engine, scale)
@@ -194,9 +195,13 @@ def refuse_unknown(names: Sequence[str]) -> None:
         raise ValueError(f"m3 has no model argument {name!r}{hint} It has: {', '.join(ARGUMENTS)}")
 
 
+def default_device(device: str | None) -> str:
+    """A GPU where there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def local_device(device: str | None) -> str:
-    """The device of this process: the default is a GPU where there is one; each local process takes its own."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    """The device of this process: of several local processes each takes its own GPU."""
+    device = default_device(device)
     accelerator = Accelerator()
     return f"cuda:{accelerator.local_process_index}" if device == "cuda" and accelerator.num_processes > 1 else device

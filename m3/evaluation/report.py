@@ -159,7 +159,7 @@ def grid_lines(model: ModelRow, scale: int) -> list[tuple[float, float, float, f
     return upright + [(0.0, THUMBNAIL * i / down, float(THUMBNAIL), THUMBNAIL * i / down) for i in range(1, down)]
 
 
-def engineering(number: float | None, unit: str = "") -> str:
+def engineering(number: int | float | None, unit: str = "") -> str:
     """1234567 as 1.23 M."""
     if number is None:
         return ""

@@ -17,7 +17,7 @@ from m3.evaluation.decoding import SCALE
 from m3.evaluation.run_folder import CellRow, result_path, write_json
 from m3.evaluation.statistics import Mean, clustered_mean
 from m3.evaluation.store import Answer
-from m3.evaluation.stored import StoredModel, identity
+from m3.evaluation.stored import StoredModel
 from m3.evaluation.tasks import LoadedTask
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def run_cell(
         return [
             CellRow(name, loaded.name, scale, "failed", loaded.metric, True, None, None, 0, 0, None, None, None, text)
         ]
-    local = [(instance.doc_id, model.store.answer(model.key(instance))) for instance in loaded.task.instances]
+    local = [(instance.doc_id, model.store.answer(model.key(instance))) for instance in loaded.requests]
     answers: dict[int, list[Answer]] = {}
     for doc_id, answer in gather_object(local):
         answers.setdefault(int(doc_id), []).append(answer)
@@ -137,9 +137,3 @@ def _cause(error: BaseException) -> str:
     """The first line of what the task raised, from under the harness's retries."""
     cause = error.__cause__ or error
     return f"{type(cause).__name__}: {cause}" if cause is not error else str(error)
-
-
-def request_text(loaded: LoadedTask, doc_id: int) -> str:
-    """The question of a document as the task words it."""
-    request = next(instance for instance in loaded.task.instances if identity(instance)[1] == doc_id)
-    return str(request.args[0])

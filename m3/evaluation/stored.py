@@ -94,13 +94,13 @@ class StoredModel(EngineModel):
             bar.update(sum(missing[i] for i, _ in batch))
 
     def _cell(self, request: Instance, document: dict[str, Any], question: Question) -> Cell:
-        _, task, split = request.args[-3:]
-        if request.request_type != "loglikelihood" and SCALE in request.args[1 if self.is_simple else 2]:
+        _, task, split = request.arguments[-3:]
+        if request.request_type != "loglikelihood" and SCALE in request.arguments[1 if self.is_simple else 2]:
             raise ValueError(
                 f"task {task!r} fixes {SCALE} in its generation_kwargs; a sweep sets it, so remove it there"
             )
         pictures: list[Json] = [picture.digest for picture in question.pictures]
-        settings = asdict(question.decoding) | {"until": list(question.decoding.until)}
+        settings: dict[str, Json] = {**asdict(question.decoding), "until": list(question.decoding.until)}
         return Cell(
             weights=self.engine.weights,
             task=digest([self.loaded.digest, settings]),

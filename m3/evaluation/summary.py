@@ -176,7 +176,7 @@ class Summary:
         for task in self.tasks:
             score = self.score(model.name, task, scale)
             scores += [None, None] if score is None else [score.value, score.stderr]
-        numbers: Sequence[float | None] = [
+        numbers: Sequence[int | float | None] = [
             None if cost is None else cost.visual_tokens,
             None if cost is None else gflops(cost),
             None if cost is None or cost.first_token_s is None else cost.first_token_s * 1e3,

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from m3.evaluation.cost import CostModel
 from m3.evaluation.engine import Engine, Picture
 from m3.evaluation.latency import measure
-from m3.evaluation.lmms import local_device
+from m3.evaluation.lmms import default_device, local_device
 from m3.evaluation.run_folder import (
     CellRow,
     CostRow,
@@ -29,7 +29,7 @@ from m3.evaluation.run_folder import (
     write_json,
     write_rows,
 )
-from m3.evaluation.scoring import request_text, run_cell
+from m3.evaluation.scoring import run_cell
 from m3.evaluation.store import Store
 from m3.evaluation.stored import StoredModel
 from m3.evaluation.tasks import LoadedTask, load_tasks
@@ -80,7 +80,9 @@ def main(argv: list[str]) -> int:
     harness_logger.remove()
     harness_logger.add(run / "lmms_eval.log")
     manager, tasks = load_tasks(arguments.tasks.split(","), include)
-    is_writer = Accelerator().is_main_process
+    is_writer = Accelerator(
+        cpu=default_device(arguments.device) == "cpu"
+    ).is_main_process  # joins what torchrun launched
     if is_writer:
         write_json(run / "environment.json", environment(argv))
         write_json(run / "baselines.json", {loaded.name: loaded.baselines for loaded in tasks if loaded.baselines})
@@ -120,9 +122,13 @@ def check_positive(**numbers: int | None) -> None:
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:
-    """A short distinct name for each model: the end of its path, as long as it takes to tell them apart."""
+    """A short distinct name for each model: the end of its path, as long as it takes to tell them apart.
+
+    `runs/mine/checkpoints/final`, as training leaves it, is `mine`.
+    """
+    told = {path: [part for part in Path(path).parts if part not in ("checkpoints", "final", "/")] for path in paths}
     for parts in range(1, 32):
-        names = ["/".join(Path(path).parts[-parts:]).strip("/").replace("/", "_") for path in paths]
+        names = ["_".join(told[path][-parts:]) or path for path in paths]
         if len(set(names)) == len(paths):
             return dict(zip(names, paths, strict=True))
     raise ValueError(f"a model is given twice: {', '.join(paths)}")
@@ -165,10 +171,8 @@ def costs_of(
     lengths = [cell.text_tokens for cell in cells if cell.model == name and cell.text_tokens is not None]
     text = round(sum(lengths) / len(lengths)) if lengths else 32
     formulas = CostModel(engine.model)
-    return [
-        CostRow.of(name, formulas.cost(scale, text), measure(engine.model, scale, text) if is_measured else None)
-        for scale in scales
-    ]
+    measured = measure(engine.model, scales, text) if is_measured else {}
+    return [CostRow.of(name, formulas.cost(scale, text), measured.get(scale)) for scale in scales]
 
 
 def write_examples(
@@ -193,10 +197,12 @@ def write_examples(
 
 def _write_example(run: Path, loaded: LoadedTask, doc_id: int) -> Example:
     document = loaded.task.eval_docs[doc_id]
-    image = Picture.of(loaded.task.doc_to_visual(document)[0]).image
+    visuals = loaded.task.doc_to_visual(document)
+    assert isinstance(visuals, list)
+    image = Picture.of(visuals[0]).image
     image.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
     file = f"{loaded.name}-{doc_id}.png"
     (run / "examples").mkdir(exist_ok=True)
     image.save(run / "examples" / file, optimize=True)
     target = loaded.task.doc_to_target(document)
-    return Example(loaded.name, doc_id, request_text(loaded, doc_id), str(target), file)
+    return Example(loaded.name, doc_id, str(loaded.task.doc_to_text(document)), str(target), file)

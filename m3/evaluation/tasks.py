@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from lmms_eval.api.instance import Instance
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import TaskManager, get_task_dict
 
@@ -25,6 +26,12 @@ class LoadedTask:
     digest: str  # of its YAML, what that includes, and the code beside it
     metric: str  # the first of its metrics
     baselines: dict[str, float]  # "chance" and "majority", if the suite ships them
+
+    @property
+    def requests(self) -> list[Instance]:
+        """What the last evaluation asked, in the order of the documents."""
+        instances = self.task.instances or []
+        return [instance for instance in instances if isinstance(instance, Instance)]
 
 
 def load_tasks(names: Sequence[str], include_path: Path | None) -> tuple[TaskManager, list[LoadedTask]]:
@@ -71,7 +78,11 @@ class _PlainLoader(yaml.SafeLoader):
     """Reads the harness's YAML for its `include` lines; `!function` values are left as text."""
 
 
-_PlainLoader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+def _as_text(_: yaml.SafeLoader, node: yaml.Node) -> str:
+    return str(node.value)
+
+
+_PlainLoader.add_constructor("!function", _as_text)
 
 
 def _included(path: Path) -> set[Path]:

@@ -135,14 +135,18 @@ class M3Model(M3PreTrainedModel):
         image_features: Float[Tensor, "i n d"] | None,
         image_scales: Int[Tensor, " s"] | None,
         image_index: Int[Tensor, " s"] | None,
+        is_continuation: bool = False,
     ) -> Float[Tensor, "b l d"]:
-        """Embeddings of the text with every placeholder replaced by the nested tokens of its image."""
+        """Embeddings of the text with every placeholder replaced by the nested tokens of its image.
+
+        `is_continuation`: the text goes on from a cache; a placeholder in it was written by the model and stands for itself.
+        """
         if pixel_values is not None and image_features is not None:
             raise ValueError("give pixel_values or image_features (seen before), not both")
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is None and image_features is None:
             placeholders = int((input_ids == self.config.image_token_id).sum())
-            if placeholders:
+            if placeholders and not is_continuation:
                 raise ValueError(f"the text has {placeholders} image placeholders, but no pixel_values were given")
             if not self.training:
                 return inputs_embeds
@@ -225,7 +229,10 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: images and placeholders that do not match, or a scale that cannot be reached.
         """
-        inputs_embeds = self.model.embed(input_ids, pixel_values, image_features, image_scales, image_index)
+        is_continuation = past_key_values is not None and past_key_values.get_seq_length() > 0
+        inputs_embeds = self.model.embed(
+            input_ids, pixel_values, image_features, image_scales, image_index, is_continuation
+        )
         top_k = self.model.router_top_k
         recording = {"output_router_logits": True} if top_k is not None and labels is not None else {}
         decoded = self.model.language_model(

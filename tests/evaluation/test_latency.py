@@ -7,11 +7,14 @@ from m3.evaluation.latency import PeakMemory, measure
 
 
 def test_measure(engine: Engine):
-    found = measure(engine.model, scale=9, text_tokens=12, repeats=3, warm_up=1, tokens=2)
-    assert found.first_token_s > 0
-    assert found.token_s > 0
-    assert found.first_token_spread_s >= 0
-    assert found.repeats == 3
+    found = measure(engine.model, [1, 36], text_tokens=12, repeats=3, warm_up=1, tokens=2)
+    assert list(found) == [1, 36]
+    for measured in found.values():
+        assert measured.first_token_s > 0
+        assert measured.token_s > 0
+        assert measured.first_token_spread_s >= 0
+        assert measured.peak_bytes > 1 << 20
+        assert measured.repeats == 3
 
 
 def test_peak_memory_sees_what_is_gone_afterwards():

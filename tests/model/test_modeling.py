@@ -180,6 +180,14 @@ def test_configuration_refuses_what_cannot_be() -> None:
     assert make_config(nesting={"kind": "grid_pool"}).nesting.trained_scales == (144,)
 
 
+def test_a_placeholder_that_the_model_writes_itself_stands_for_itself(pixels: torch.Tensor) -> None:
+    model = make_model()
+    inputs = {**batch([prompt(4, 10)]), "pixel_values": pixels[:1], "image_scales": torch.tensor([4])}
+    output = model(**inputs, use_cache=True)
+    following = model(input_ids=torch.tensor([[IMAGE]]), past_key_values=output.past_key_values, use_cache=True)
+    assert following.logits.shape == (1, 1, 96)
+
+
 def test_text_without_images_needs_none() -> None:
     model = make_model()
     inputs = batch([[5, 6, 7], [8, 9]])

@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="m3 data tiny", description="Draw the embedded suite from a seed as parquet.")
-    made.add_argument("--out", type=Path, required=True, help="folder that receives train/, test/, tokenizer/ and suite.json")
+    made.add_argument(
+        "--out", type=Path, required=True, help="folder that receives train/, test/, tokenizer/ and suite.json"
+    )
     made.add_argument("--train", type=int, default=2000, help="training pictures PER FAMILY (0: none)")
     made.add_argument("--test", type=int, default=200, help="test pictures PER FAMILY (0: none)")
     made.add_argument("--seed", type=int, default=0, help="every picture depends on the seed alone")

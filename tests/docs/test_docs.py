@@ -1,0 +1,76 @@
+"""What the docs say is there is there, and their code runs."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from m3.cli import VERBS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+REFERENCE = re.compile(r"`((?:m3|tests|scripts)/[\w/.-]+?\.(?:py|yaml|sh))(?::([\w.]+))?`")
+LINK = re.compile(r"\]\((?!https?://)([^)#]+)\)")
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def references(page: Path) -> list[tuple[str, str]]:
+    return REFERENCE.findall(page.read_text())
+
+
+def defined(path: Path) -> set[str]:
+    """Names of the functions and classes of a file, and `Class.method`."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+    return names
+
+
+def test_the_pages_are_seen() -> None:
+    assert {page.name for page in PAGES} >= {"README.md", "CONTRIBUTING.md", "one_image.md", "add_a_decoder.md"}
+    assert len(references(ROOT / "docs" / "one_image.md")) >= 35
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_function_named_exists(page: Path) -> None:
+    missing = [
+        f"{file}:{name}"
+        for file, name in references(page)
+        if not (ROOT / file).is_file() or (name and name not in defined(ROOT / file))
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+
+
+def test_every_verb_shown_exists() -> None:
+    shown = {verb for page in PAGES for verb in re.findall(r"(?:^|`)m3 (\w+)", page.read_text(), re.MULTILINE)}
+    assert len(shown) >= 4
+    assert shown <= set(VERBS)
+
+
+def test_adding_a_decoder_works_as_written() -> None:
+    blocks = BLOCK.findall((ROOT / "docs" / "add_a_decoder.md").read_text())
+    assert len(blocks) == 2
+    exec(compile("\n".join(blocks), "docs/add_a_decoder.md", "exec"), {"__name__": "add_a_decoder"})
+
+
+def test_the_readmes_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder that has the model under the path shown, and a photo."""
+    from PIL import Image
+
+    (block,) = BLOCK.findall((ROOT / "README.md").read_text())
+    (tmp_path / "playground").symlink_to(ROOT / "playground")
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    assert "What colour is the background?" in capsys.readouterr().out

@@ -1,0 +1,79 @@
+"""What a user's installation holds besides code, and that versions agree."""
+
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import m3
+from m3.doctor import EXTRAS, LMMS_EVAL, TRANSFORMERS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "scripts" / "constraints.txt").read_text().splitlines()
+    return dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_the_version_is_one() -> None:
+    assert m3.__version__ == metadata.version("m3")
+    assert f"version: {m3.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_pins_are_whole() -> None:
+    """`pip install --no-deps -r` of them must give all that M3 and its tools need, and what is tested is what is pinned."""
+    found = pins()
+    assert len(found) > 80
+    assert {"setuptools", "torch", "transformers", "lmms-eval", "pytest", "ruff", "pyright", "import-linter"} <= set(
+        found
+    )
+    assert "torchvision" not in found
+    required = [one for one in metadata.requires("m3") or [] if "extra ==" not in one or "train" in one or "dev" in one]
+    names = {one.split(";")[0].split(">")[0].split("=")[0].strip().lower() for one in required}
+    assert len(names) > 15
+    assert names <= set(found)
+
+
+def test_the_doctor_agrees_with_the_metadata() -> None:
+    required = "\n".join(metadata.requires("m3") or [])
+    assert f"lmms-eval=={LMMS_EVAL}" in required
+    assert f"transformers>={'.'.join(map(str, TRANSFORMERS[0]))}" in required
+    for name, (extra, _) in EXTRAS.items():
+        lines = [one.replace("'", '"') for one in required.splitlines() if one.startswith(name)]
+        assert any(f'extra == "{extra}"' in one for one in lines), f"{name} is not in the extra {extra!r} of setup.py"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_recipes_and_templates(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
+    # built from a copy, so that no build folder is left here
+    copy = tmp_path / "copy"
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    (copy / "m3").symlink_to(ROOT / "m3")
+    subprocess.run(command, cwd=copy, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, least in (("m3/recipes", 3), ("m3/evaluation/templates", 1)):
+        there = {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir() if path.is_file()}
+        assert len(there) >= least
+        assert there <= names
+    code = {str(path.relative_to(ROOT)) for path in (ROOT / "m3").rglob("*.py")}
+    assert len(code) > 50
+    assert code <= names
