@@ -14,9 +14,11 @@ import binascii
 import functools
 import io
 import struct
+import threading
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
@@ -24,7 +26,7 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers import BaseImageProcessor
 
@@ -45,6 +47,7 @@ MAX_DOWNLOAD_BYTES = 64 * 2**20
 DOWNLOAD_TIMEOUT_S = 20.0
 
 # What PIL's decoders are seen to raise on damaged files; anything else is a bug and must surface.
+_STRICT = threading.Lock()
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -209,7 +212,7 @@ def _download(address: str, fetch_urls: bool) -> bytes:
 def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
     """Read the header only, and refuse what is not an image or too large."""
     try:
-        with warnings.catch_warnings():
+        with _strict_decoding(), warnings.catch_warnings():
             # PIL's own warning starts at a fixed size; ours is an argument and an error.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=_formats())
@@ -244,9 +247,24 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
+@contextmanager
+def _strict_decoding() -> Iterator[None]:
+    """Pillow refuses damaged files inside, whatever another library wished for the whole process.
+
+    lmms-eval, once imported, has Pillow fill what is missing of an image with grey and say nothing.
+    """
+    with _STRICT:
+        lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
 def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
-        image.load()  # the first frame, whatever follows
+        with _strict_decoding():
+            image.load()  # the first frame, whatever follows
     except _DECODE_ERRORS as error:
         raise ValueError(
             f"{name}: the image data is damaged or cut short ({error or type(error).__name__}); header says "

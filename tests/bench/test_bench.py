@@ -1,27 +1,15 @@
 """`m3 bench`: it measures what it says; no time is asserted."""
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bench_tasks import allocate, fail
 
 from m3.bench import step
 from m3.bench.command import main
 from m3.bench.timing import Timing, alternate, peak_memory
-
-
-def allocate(mark: Callable[[], None], mebibytes: int) -> None:
-    """Holds so much memory for a moment."""
-    mark()
-    held = bytearray(mebibytes * 2**20)
-    held[::4096] = b"x" * len(held[::4096])
-    time.sleep(0.05)
-
-
-def fail(mark: Callable[[], None]) -> None:
-    raise SystemExit(3)
 
 
 def test_tasks_run_turn_about_and_the_warm_up_is_left_out() -> None:

@@ -145,7 +145,8 @@ def test_mistakes_are_named(tmp_path: Path, model_folder: Path, task_folder: Pat
 
 def test_labels_tell_models_apart():
     assert list(sweep.labels(["a/b/m3-tiny", "x/other"])) == ["m3-tiny", "other"]
-    assert list(sweep.labels(["run1/final", "run2/final"])) == ["run1_final", "run2_final"]
+    assert list(sweep.labels(["a/tiny", "b/tiny"])) == ["a_tiny", "b_tiny"]
+    assert list(sweep.labels(["runs/mine/checkpoints/final", "playground/m3-tiny"])) == ["mine", "m3-tiny"]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil, SiglipImageProcessorPil
 
 from m3.processing import images as module
@@ -356,3 +356,14 @@ def test_an_image_processor_that_gives_patches_is_refused() -> None:
         ValueError, match=r"Siglip2ImageProcessorPil gave pixel_values of shape \[1, 256, 768\] for one image"
     ):
         preprocess_images([gradient()], Siglip2ImageProcessorPil())
+
+
+@pytest.mark.parametrize("lenient", [True, False])
+def test_damage_is_refused_whatever_another_library_set(lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lmms-eval switches Pillow's strictness off for the whole process when it is imported."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        load_image(buffer.getvalue()[:-400])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient

@@ -36,6 +36,7 @@ matryoshka_vis_token_scale: [1, 4, 36]
 parts: {{vision_tower: 1e-3, connector: 1e-3, decoder: 1e-3}}
 data: {{sources: [{{path: {folder}/data.json, image_folder: {folder}}}], pack_length: 256}}
 schedule: {{batch_size: 2, accumulation: 2, steps: 12, log_every: 1, save_every: 3}}
+hardware: {{threads: 1}}
 """
 
 
