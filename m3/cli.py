@@ -30,6 +30,10 @@ VERBS: Mapping[str, Verb] = {
     "report": Verb(
         "m3.evaluation.report", "table, charts and one HTML page of accuracy against cost, from a finished sweep"
     ),
+    "convert": Verb(
+        "m3.checkpoints.command",
+        "a checkpoint of another format to ours, or ours to another: SOURCE DEST [--to FORMAT]",
+    ),
     "data": Verb("m3.data.command", "make or inspect data; `m3 data tiny` draws the embedded suite"),
     "bench": Verb("m3.bench.command", "measure the training step and the sweep against the published way, as ratios"),
     "doctor": Verb("m3.doctor", "check this machine and what is installed, and say what to do"),

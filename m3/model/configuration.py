@@ -62,7 +62,8 @@ class M3Config(PreTrainedConfig):
         text_config: configuration (or dict) of the decoder: Aria text, Qwen3-MoE, Mixtral, Llama, Qwen3, ...
         connector: `ConnectorConfig` or its dict.
         nesting: `NestingConfig` or its dict. Empty `trained_scales` means the largest scale alone.
-        image_token_id: the placeholder that visual tokens replace.
+        image_token_id: the placeholder that visual tokens replace. It may lie beyond the decoder's vocabulary (in
+            checkpoints whose vocabulary has no room for it): then it has no embedding and is never generated.
         vision_feature_layer: index into the encoder's hidden states (LLaVA: -2); None is its last, normalised output.
         drop_class_token: whether the first feature is a class token to drop (CLIP, DINOv2: yes; SigLIP: no).
         router_balance_coef, router_z_coef: weights of the router losses, used when the decoder has experts

@@ -143,7 +143,7 @@ class M3Model(M3PreTrainedModel):
         """
         if pixel_values is not None and image_features is not None:
             raise ValueError("give pixel_values or image_features (seen before), not both")
-        inputs_embeds = self.get_input_embeddings()(input_ids)
+        inputs_embeds = self.get_input_embeddings()(self._known_ids(input_ids))
         if pixel_values is None and image_features is None:
             placeholders = int((input_ids == self.config.image_token_id).sum())
             if placeholders and not is_continuation:
@@ -168,6 +168,13 @@ class M3Model(M3PreTrainedModel):
         nesting = get_nesting(self.config.nesting.kind)
         token = self.config.image_token_id
         return splice(inputs_embeds, input_ids, features, image_scales, image_index, token, nesting, self.config.grid)
+
+    def _known_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+        """A placeholder beyond the vocabulary is looked up as id 0: visual tokens take its place anyway."""
+        token = self.config.image_token_id
+        if token < self.config.text_config.vocab_size:
+            return input_ids
+        return input_ids.masked_fill(input_ids == token, 0)
 
     def _tokens(self, pixel_values: Float[Tensor, "i c h w"]) -> Float[Tensor, "i n d"]:
         tokens = self.get_image_features(pixel_values).pooler_output

@@ -1,4 +1,6 @@
-"""The default chat format: ChatML, with the marks by which transformers tells the model's own words from the prompt.
+"""The chat formats, with the marks by which transformers tells the model's own words from the prompt.
+
+ChatML, the default:
 
     <|im_start|>user\\n<image>\\nQUESTION<|im_end|>\\n<|im_start|>assistant\\nANSWER<|im_end|>\\n
 
@@ -7,9 +9,13 @@ learns; the rest is prompt. No system prompt unless the conversation brings one.
 the image token stands where the image is meant (LLaVA's data), or a list of parts (transformers' messages), where each
 image part is written as the image token and a newline; both spell the same prompt. Text is trimmed at both ends, so
 that a stray newline around an answer cannot make training text that no generation prompt leads to.
+
+Vicuna v1.1, the format of LLaVA-1.5, LLaVA-NeXT and M3 (`conv_vicuna_v1` in llava/conversation.py), on one line:
+
+    <s>A chat between ... questions. USER: <image>\\nQUESTION ASSISTANT: ANSWER</s>USER: QUESTION ASSISTANT:
 """
 
-_CHATML = r"""
+_RENDER = r"""
 {%- macro render(content) -%}
     {%- if content is string -%}
         {{- content | trim -}}
@@ -27,6 +33,9 @@ _CHATML = r"""
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
+"""
+
+_CHATML = r"""
 {%- for message in messages -%}
     {{- '<|im_start|>' ~ message.role ~ '\n' -}}
     {%- if message.role == 'assistant' -%}
@@ -49,4 +58,39 @@ CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 def chatml_template(image_token: str) -> str:
     """The Jinja template in which images are written as `image_token`."""
-    return _CHATML.strip().replace("@IMAGE@", image_token)
+    return (_RENDER.strip() + _CHATML.strip()).replace("@IMAGE@", image_token)
+
+
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
+)
+_VICUNA = r"""
+{{- bos_token -}}
+{%- if messages[0].role == 'system' -%}
+    {{- render(messages[0].content) ~ ' ' -}}
+{%- else -%}
+    {{- "@SYSTEM@ " -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if message.role == 'user' -%}
+        {{- 'USER: ' ~ render(message.content) ~ ' ' -}}
+    {%- elif message.role == 'assistant' -%}
+        {{- 'ASSISTANT: ' -}}
+        {%- generation -%}
+        {{- render(message.content) ~ eos_token -}}
+        {%- endgeneration -%}
+    {%- elif not loop.first -%}
+        {{- raise_exception('a message has role "' ~ message.role ~ '"; expected "user" or "assistant"') -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- 'ASSISTANT:' -}}
+{%- endif -%}
+"""
+
+
+def vicuna_template(image_token: str) -> str:
+    """Vicuna v1.1's Jinja template; it needs a tokenizer with a beginning- and an end-of-sequence token."""
+    text = _RENDER.strip() + _VICUNA.strip()
+    return text.replace("@SYSTEM@", _VICUNA_SYSTEM).replace("@IMAGE@", image_token)

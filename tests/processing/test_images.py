@@ -31,8 +31,8 @@ def gradient(width: int = 8, height: int = 6) -> Image.Image:
 
 def test_pixel_values_equal_the_original_implementation() -> None:
     """Same padding colour, resize, crop and normalisation as M3's own code. Measured difference: 0 (bit-exact)."""
-    reference = np.load(FIXTURE / "pixel_values.npz")
-    image_processor = CLIPImageProcessorPil.from_pretrained(FIXTURE)
+    reference = np.load(FIXTURE / "reference.npz")
+    image_processor = CLIPImageProcessorPil.from_pretrained(FIXTURE / "vision_tower_src")
     image = load_image(FIXTURE / "image.png")
     assert image.size == tuple(reference["image_size_wh"])
     pixel_values = preprocess_images([image], image_processor)

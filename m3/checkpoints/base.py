@@ -1,0 +1,109 @@
+"""What a format is: one class per foreign format, one row each in `m3/checkpoints/formats.py:FORMATS`.
+
+Reading gives `Native`: the checkpoint in our terms, its configuration, processor and where its weights lie. Writing
+takes the same and says what the foreign folder holds. Weights themselves are no business of a format: it names a layout
+(m3/checkpoints/layout.py) and a key map (m3/checkpoints/keymap.py), and streaming does the rest.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig
+
+from m3.checkpoints.keymap import Keymap
+from m3.checkpoints.layout import Layout
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.processing import M3Processor
+
+Edits = Mapping[str, Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a checkpoint may lack and the user brings: folders (or hub ids) of a vision tower and of a tokenizer."""
+
+    vision_tower: Path | None = None
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where some of the weights lie, and how their names become ours."""
+
+    folder: Path
+    layout: Layout
+    keymap: Keymap
+    edit: Edits = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Native:
+    """A checkpoint in our terms."""
+
+    config: M3Config
+    processor: M3Processor
+    parts: tuple[Part, ...]
+    generation: GenerationConfig
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a foreign folder is to hold: `save(folder)` writes all but the weights."""
+
+    layout: Layout
+    keymap: Keymap
+    save: Callable[[Path], None]
+    edit: Edits = field(default_factory=dict)
+
+
+class Format(ABC):
+    """A foreign format. Both ways raise a `ValueError` for what the other side cannot hold."""
+
+    @abstractmethod
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether `config.json` is of this format."""
+
+    @abstractmethod
+    def read(self, folder: Path, options: Options) -> Native:
+        """Foreign to native."""
+
+    @abstractmethod
+    def write(self, native: Native) -> Foreign:
+        """Native to foreign."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file; a `ValueError` when it is absent or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}, so this is no checkpoint folder")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+
+
+def generation_config(text_config: PreTrainedConfig, folder: Path) -> GenerationConfig:
+    """The ids that begin, end and pad a text, from the checkpoint's own file or its decoder; sampling is the caller's."""
+    file = folder / "generation_config.json"
+    given = read_json(file) if file.is_file() else {}
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: given.get(name, text_config.to_dict().get(name)) for name in ids})
+
+
+def empty_model(config: M3Config) -> M3ForConditionalGeneration:
+    """Our model without weights, on the meta device."""
+    with torch.device("meta"):
+        return M3ForConditionalGeneration(config)
+
+
+def expected_tensors(config: M3Config) -> dict[str, Tensor]:
+    """What a native checkpoint must hold, on the meta device; tied tensors once."""
+    model = empty_model(config)
+    tied = set(model.all_tied_weights_keys)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}

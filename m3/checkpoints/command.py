@@ -1,0 +1,37 @@
+"""`m3 convert SOURCE DEST`: a checkpoint of another format becomes a native one; with --to, a native one another's."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Parses the arguments and converts; 0 done, 1 the tensors are not those of the format."""
+    from m3.checkpoints.formats import FORMATS, NATIVE
+
+    parser = argparse.ArgumentParser(prog="m3 convert", description=__doc__)
+    parser.add_argument("source", help="folder of the checkpoint, or its id on the hub")
+    parser.add_argument("dest", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--format", default="auto", choices=["auto", *FORMATS], help="format of SOURCE")
+    parser.add_argument("--to", default=NATIVE, choices=list(FORMATS), help="format of DEST")
+    parser.add_argument("--vision-tower", help="folder or id of the vision tower, where SOURCE does not contain it")
+    parser.add_argument("--tokenizer", help="folder or id of the tokenizer, where SOURCE has none")
+    parser.add_argument("--shard-gb", type=float, default=1.0, help="largest file of weights; bounds the memory needed")
+    arguments = parser.parse_args(argv)
+    from m3.checkpoints.base import Options
+    from m3.checkpoints.convert import convert
+    from m3.checkpoints.places import find
+    from m3.checkpoints.streaming import MismatchError
+
+    options = Options(
+        vision_tower=arguments.vision_tower and find(arguments.vision_tower),
+        tokenizer=arguments.tokenizer and find(arguments.tokenizer),
+    )
+    shard_bytes = int(arguments.shard_gb * 10**9)
+    try:
+        convert(find(arguments.source), arguments.dest, arguments.format, arguments.to, options, shard_bytes)
+    except MismatchError as error:
+        print(f"m3 convert: {error}", file=sys.stderr)
+        return 1
+    print(f"written: {arguments.dest}")
+    return 0

@@ -1,0 +1,109 @@
+"""The processor of a converted checkpoint: its tokenizer with an image token, its image processor, its chat template."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import (
+    AddedToken,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    CLIPImageProcessorPil,
+    PreTrainedTokenizerBase,
+)
+
+from m3.model import M3Config
+from m3.processing import M3Processor
+from m3.processing.chat_template import CONTROL_TOKENS
+
+IMAGE_TOKEN = "<image>"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def load_tokenizer(folder: Path, given: Path | None, vocabulary: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of `given`, or else of the checkpoint itself, as a fast one.
+
+    Args:
+        vocabulary: rows of the model's embedding; a tokenizer with more ids belongs to another model.
+    """
+    place = given or folder
+    if not any((place / name).is_file() for name in _TOKENIZER_FILES):
+        raise ValueError(f"{place} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name its folder with --tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    if not tokenizer.is_fast:
+        raise ValueError(f"{place}: {type(tokenizer).__name__} has no fast form; give one with --tokenizer")
+    ids = [i for token, i in tokenizer.get_vocab().items() if token != IMAGE_TOKEN]
+    if max(ids) >= vocabulary:
+        raise ValueError(
+            f"{place}: the tokenizer has ids up to {max(ids)}, but the model has embeddings for {vocabulary} tokens. "
+            "Give the tokenizer that the model was trained with (--tokenizer)"
+        )
+    return tokenizer
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Makes sure of `<image>` as one token; returns its id.
+
+    The placeholder needs no embedding, since visual tokens take its place: its id may lie beyond the model's
+    vocabulary (`M3Config.image_token_id`), so that the weights stay as they are.
+    """
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    return tokenizer.get_vocab()[IMAGE_TOKEN]
+
+
+def load_image_processor(folder: Path) -> BaseImageProcessor:
+    """The image processor that a folder holds, PIL backend."""
+    if not any((folder / name).is_file() for name in _IMAGE_PROCESSOR_FILES):
+        raise ValueError(f"{folder} has no image processor ({' or '.join(_IMAGE_PROCESSOR_FILES)})")
+    return AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+def clip_image_processor(settings: Mapping[str, Any]) -> BaseImageProcessor:
+    """A CLIP image processor from plain settings (m3/checkpoints/clip.py)."""
+    return CLIPImageProcessorPil(**{key: value for key, value in settings.items() if key != "image_processor_type"})
+
+
+def make_processor(
+    config: M3Config,
+    image_processor: BaseImageProcessor,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None,
+) -> M3Processor:
+    """The processor of a model; prompts are padded on the left."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    nesting = {"kind": config.nesting.kind, "trained_scales": list(config.nesting.trained_scales)}
+    return M3Processor(
+        image_processor,
+        tokenizer,
+        grid=config.grid,
+        nesting=nesting,
+        image_token=IMAGE_TOKEN,
+        chat_template=chat_template,
+    )
+
+
+def carries_images(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a chat template keeps text and image of a message, given as one string and as a list of parts."""
+    parts = [{"type": "image"}, {"type": "text", "text": "probe"}]
+    for content in (f"{IMAGE_TOKEN}\nprobe", parts):
+        messages = [{"role": "user", "content": content}]
+        try:
+            text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        except (TemplateError, TypeError):
+            return False
+        assert isinstance(text, str)  # since nothing is tokenised
+        if text.count(IMAGE_TOKEN) != 1 or "probe" not in text:
+            return False
+    return True
+
+
+def has_chatml(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether ChatML's control tokens are tokens of this tokenizer."""
+    vocabulary = tokenizer.get_vocab()
+    return all(token in vocabulary for token in CONTROL_TOKENS)

@@ -1,0 +1,113 @@
+"""Safetensors on disk: the tensors of a checkpoint folder by name, read one at a time; shards written one at a time.
+
+in: a folder with `model.safetensors`, or `model.safetensors.index.json` and its shards; out: names with shapes and
+types (`Weights.meta`, on the meta device), and each tensor when it is asked for. Nothing is ever unpickled.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.modeling_utils import load_state_dict
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
+MAPPED_BYTES = 256 * 2**20
+"""A shard is mapped into memory while it is read; after so many bytes it is let go and opened anew."""
+
+
+class TensorSource(ABC):
+    """Named tensors: `meta` says which, with shape and type on the meta device; `read` gives one."""
+
+    meta: dict[str, Tensor]
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU."""
+
+
+class Weights(TensorSource):
+    """The tensors of a checkpoint folder. Use it in a `with` block, which closes the open shard.
+
+    Raises:
+        ValueError: no safetensors (pickled weights alone included), a shard that is missing or cut short.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.meta = {}
+        self._file: dict[str, Path] = {}
+        for file in _shards(folder):
+            for name, tensor in _header(file).items():
+                self.meta[name], self._file[name] = tensor, file
+        self._stack, self._open, self._read_bytes = ExitStack(), None, 0
+        self._handle: Any = None
+
+    def __enter__(self) -> "Weights":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    def read(self, name: str) -> Tensor:
+        """A copy of one tensor, on the CPU."""
+        file = self._file[name]
+        if file != self._open or self._read_bytes > MAPPED_BYTES:
+            self._stack.close()
+            self._handle = self._stack.enter_context(safe_open(file, framework="pt"))
+            self._open, self._read_bytes = file, 0
+        tensor = self._handle.get_tensor(name).clone()  # a copy, so that the file can be let go
+        self._read_bytes += tensor.nbytes
+        return tensor
+
+
+def save_shard(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Writes one safetensors file."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def _shards(folder: Path) -> list[Path]:
+    index, single = folder / INDEX, folder / SINGLE
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        strange = [file for file in files if Path(file).name != file]
+        if strange:
+            raise ValueError(f"{index}: shards must be files of the same folder, got {', '.join(strange)}")
+        missing = [file for file in files if not (folder / file).is_file()]
+        if missing:
+            raise ValueError(
+                f"{folder}: {len(missing)} of the {len(files)} shards that {INDEX} names are missing: "
+                f"{', '.join(missing)}. Copy or download them again"
+            )
+        return [folder / file for file in files]
+    if single.is_file():
+        return [single]
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise ValueError(
+            f"{folder} has pickled weights only ({', '.join(pickled[:4])}). Unpickling runs whatever the file says, so "
+            "M3 does not do it. Load each file with torch.load(file, weights_only=True), write it with "
+            f"safetensors.torch.save_file as {SINGLE}, and convert that"
+        )
+    raise ValueError(f"{folder} has no weights: expected {SINGLE}, or {INDEX} and its shards")
+
+
+def _header(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_state_dict(file, map_location="meta")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file}: damaged or cut short ({error}; {file.stat().st_size:,} bytes). Copy or download it again"
+        ) from error
+
+
+def nbytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of tensors, on the meta device too."""
+    return sum(tensor.numel() * torch.empty(0, dtype=tensor.dtype).element_size() for tensor in tensors.values())
