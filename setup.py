@@ -27,11 +27,16 @@ EXTRAS = {
     ],
     # the version is exact because the plug-in follows interfaces that lmms-eval does not promise to keep
     "eval": ["lmms-eval==0.7.3", "datasets>=4.0", "matplotlib>=3.9", "psutil>=6.0", "pyarrow>=18.0"],
+    # below 16, as lmms-eval asks
+    "video": ["av>=14.2,<16"],
+    "quantise": ["accelerate>=1.10", "bitsandbytes>=0.49", "torchao>=0.14"],
     "serve": ["fastapi>=0.115", "gradio>=5.0", "ray[serve]>=2.40", "uvicorn>=0.32"],
     "cuda": ["bitsandbytes>=0.46", "deepspeed>=0.17", "torchvision>=0.23"],
     "dev": [
         "beartype>=0.21",
         "import-linter>=2.3",
+        "ipykernel>=6.29",
+        "nbclient>=0.10",
         "pyright>=1.1.400",
         "pytest>=8.3",
         "pytest-timeout>=2.3",

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Accelerator = Literal["CUDA", "ROCm", "NPU", "MPS", "CPU"]
+from m3.packages import EXTRAS
+
+Accelerator = Literal["CUDA", "ROCm", "NPU", "MPS", "XPU", "CPU"]
 State = Literal["OK", "warning", "problem"]
 
 PYTHON = (3, 11)
@@ -25,18 +27,8 @@ TRANSFORMERS = ((5, 18), (6, 0))
 LMMS_EVAL = "0.7.3"
 MEMORY_GB, DISK_GB = 4.0, 3.0
 """Below these the tiny model's quickstart is not comfortable."""
-EXTRAS: Mapping[str, tuple[str, str]] = {  # package -> extra of setup.py, what it is for
-    "accelerate": ("train", "training"),
-    "datasets": ("train", "training data and benchmarks"),
-    "matplotlib": ("train", "charts"),
-    "scikit-learn": ("train", "the handwritten digits of the embedded suite"),
-    "peft": ("train", "LoRA"),
-    "deepspeed": ("cuda", "ZeRO training on several GPUs"),
-    "bitsandbytes": ("cuda", "4-bit and 8-bit weights"),
-    "fastapi": ("serve", "the HTTP server"),
-    "ray": ("serve", "the HTTP server on several machines"),
-    "gradio": ("serve", "the web page"),
-}
+ACCELERATORS: Mapping[str, Accelerator] = {"cuda": "CUDA", "mps": "MPS", "npu": "NPU", "xpu": "XPU", "cpu": "CPU"}
+"""By torch's name of the device."""
 MUST_IMPORT = ("torchvision", "timm")
 """Packages that others import when they are installed, so that a broken one breaks transformers or accelerate."""
 
@@ -47,20 +39,25 @@ print(json.dumps({
     "cuda": torch.version.cuda,
     "hip": torch.version.hip,
     "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    "mps": torch.backends.mps.is_available(),
+    "device": torch.accelerator.current_accelerator().type
+    if "accelerator" in dir(torch) and torch.accelerator.is_available()
+    else "cpu",
 }))
 """
 
 
 @dataclass(frozen=True)
 class Torch:
-    """What a fresh Python says of torch. `cuda`, `hip`: what it was built for; `gpus`: names of those it can use."""
+    """What a fresh Python says of torch. `cuda`, `hip`: what it was built for; `gpus`: names of those it can use.
+
+    `device`: what `m3.inference.device.choose_device` chooses.
+    """
 
     version: str
     cuda: str | None = None
     hip: str | None = None
     gpus: tuple[str, ...] = ()
-    mps: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -152,12 +149,11 @@ def examine(facts: Facts) -> list[Check]:
 
 def accelerator(facts: Facts) -> Accelerator:
     """What torch will compute on."""
-    if isinstance(facts.torch, Torch):
-        if facts.torch.gpus:
-            return "ROCm" if facts.torch.hip else "CUDA"
-        if facts.torch.mps:
-            return "MPS"
-    return "NPU" if "torch-npu" in facts.versions else "CPU"
+    if not isinstance(facts.torch, Torch):
+        return "CPU"
+    if facts.torch.device == "cuda" and facts.torch.hip:
+        return "ROCm"
+    return ACCELERATORS[facts.torch.device]
 
 
 def recommend(facts: Facts) -> list[str]:
@@ -198,8 +194,9 @@ def _torch(facts: Facts) -> Check:
         return Check("torch", "problem", torch, "bash scripts/install.sh")
     built = f"CUDA {torch.cuda}" if torch.cuda else f"ROCm {torch.hip}" if torch.hip else "CPU"
     kind = accelerator(facts)
-    using = ", ".join(torch.gpus) or {"MPS": "Apple GPU", "NPU": "Ascend NPU"}.get(kind, "the CPU")
-    found = f"{torch.version} (built for {built}; computes on {using})"
+    named = {"MPS": "Apple GPU", "NPU": "Ascend NPU", "XPU": "Intel GPU"}
+    using = ", ".join(torch.gpus) or named.get(kind, "the CPU")
+    found = f"{torch.version} (built for {built}; computes on {using}, device {torch.device!r})"
     if _numbers(torch.version) < TORCH:
         return Check("torch", "problem", found, f"pip install 'torch>={_dotted(TORCH)}'")
     if facts.nvidia_driver and not torch.cuda:

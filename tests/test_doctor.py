@@ -24,6 +24,7 @@ from m3.doctor import (
     recommend,
     render,
 )
+from m3.inference.device import choose_device
 
 CPU = Facts(
     python=(3, 11, 7),
@@ -41,7 +42,9 @@ CPU = Facts(
     memory_gb=8.0,
     disk_gb=20.0,
 )
-GPU = dataclasses.replace(CPU, torch=Torch("2.13.0+cu130", cuda="13.0", gpus=("H200", "H200")), nvidia_driver=True)
+GPU = dataclasses.replace(
+    CPU, torch=Torch("2.13.0+cu130", cuda="13.0", gpus=("H200", "H200"), device="cuda"), nvidia_driver=True
+)
 
 
 def having(facts: Facts, **versions: str) -> Facts:
@@ -139,9 +142,10 @@ def test_a_slim_harness_is_said_to_be_slim() -> None:
     [
         (CPU, "CPU"),
         (GPU, "CUDA"),
-        (dataclasses.replace(CPU, torch=Torch("2.13.0", hip="7.0", gpus=("MI300",))), "ROCm"),
-        (dataclasses.replace(CPU, torch=Torch("2.13.0", mps=True)), "MPS"),
-        (having(CPU, torch_npu="2.9"), "NPU"),
+        (dataclasses.replace(CPU, torch=Torch("2.13.0", hip="7.0", gpus=("MI300",), device="cuda")), "ROCm"),
+        (dataclasses.replace(CPU, torch=Torch("2.13.0", device="mps")), "MPS"),
+        (dataclasses.replace(CPU, torch=Torch("2.13.0", device="npu")), "NPU"),
+        (dataclasses.replace(CPU, torch=Torch("2.13.0", device="xpu")), "XPU"),
         (dataclasses.replace(CPU, torch="no torch"), "CPU"),
     ],
 )
@@ -184,6 +188,7 @@ def test_torch_is_probed_in_an_interpreter_of_its_own(tmp_path: Path) -> None:
     here = probe_torch()
     assert isinstance(here, Torch)
     assert here.version == sys.modules["torch"].__version__
+    assert here.device == choose_device().type
 
 
 def test_this_machine_is_seen_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from m3.evaluation.decoding import SCALE, Decoding
 from m3.evaluation.engine import Engine, Picture, Question, Reply
+from m3.inference.device import choose_device
 from m3.nesting import get_nesting
 
 ARGUMENTS = ("pretrained", SCALE, "dtype", "attention", "batch_size", "max_batch_size", "device")
@@ -196,12 +197,13 @@ def refuse_unknown(names: Sequence[str]) -> None:
 
 
 def default_device(device: str | None) -> str:
-    """A GPU where there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """As for every verb: what was asked for, else the accelerator there is."""
+    return str(choose_device(device))
 
 
 def local_device(device: str | None) -> str:
-    """The device of this process: of several local processes each takes its own GPU."""
-    device = default_device(device)
+    """The device of this process: of several local processes each takes its own accelerator."""
+    kind = default_device(device)
     accelerator = Accelerator()
-    return f"cuda:{accelerator.local_process_index}" if device == "cuda" and accelerator.num_processes > 1 else device
+    own = accelerator.num_processes > 1 and kind != "cpu" and ":" not in kind
+    return f"{kind}:{accelerator.local_process_index}" if own else kind

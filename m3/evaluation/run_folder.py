@@ -24,8 +24,8 @@ from typing import Any, TypeVar, get_args
 
 import torch
 
-from m3.evaluation.cost import Cost
 from m3.evaluation.latency import Measured
+from m3.model.cost import Cost
 
 PACKAGES = ("torch", "transformers", "lmms-eval", "datasets", "accelerate", "numpy", "pillow")
 

@@ -15,7 +15,6 @@ from datasets import disable_progress_bars
 from loguru import logger as harness_logger
 from transformers.utils import logging as transformers_logging
 
-from m3.evaluation.cost import CostModel
 from m3.evaluation.engine import Engine, Picture
 from m3.evaluation.latency import measure
 from m3.evaluation.lmms import default_device, local_device
@@ -34,6 +33,7 @@ from m3.evaluation.store import Store
 from m3.evaluation.stored import StoredModel
 from m3.evaluation.tasks import LoadedTask, load_tasks
 from m3.model import M3Config
+from m3.model.cost import CostModel
 from m3.nesting import get_nesting
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--batch-size", type=int, default=16, help="rows at the largest trained scale; more at smaller ones"
     )
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--device", help="default: the accelerator that torch sees, else cpu")
     parser.add_argument("--dtype", default="auto", help="auto: as saved; or float32, bfloat16, float16")
     parser.add_argument("--no-latency", action="store_true", help="do not measure times and memory, compute cost alone")
     return parser.parse_args(list(argv))

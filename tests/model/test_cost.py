@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from m3.evaluation.cost import CostModel, StackWeights
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.cost import CostModel, StackWeights
 
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4}
 TOWERS = {

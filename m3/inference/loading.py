@@ -1,0 +1,119 @@
+"""A checkpoint folder to a model that answers: device, number format, quantisation, adapter. One function.
+
+In: a folder (or hub id) of a native M3 checkpoint and how to load it. Out: the model in evaluation mode and its processor.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig
+
+from m3.config import near_match
+from m3.inference.adapters import CONFIG, add_adapter
+from m3.inference.device import choose_device
+from m3.inference.quantisation import Quantisation, get_quantisation, kept_modules
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.packages import require
+from m3.processing import M3Processor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    quantise: str | None = None,
+    lora: str | Path | None = None,
+    merge: bool = False,
+    attention: str | None = None,
+) -> tuple[M3ForConditionalGeneration, M3Processor]:
+    """The model and its processor.
+
+    Args:
+        device: such as "cpu" or "cuda:1"; None for what `choose_device` finds.
+        dtype: float32, bfloat16, float16, or "auto": as saved, and for a quantised model what its kernels like best.
+        device_map: instead of a device, accelerate's word for several: "auto" spreads the layers over all there are.
+        quantise: a row of `m3.inference.quantisation.QUANTISATIONS`.
+        lora: the folder of an adapter; with `merge` it is added into the weights, else it runs beside them.
+        attention: as transformers names it; None for its choice.
+
+    Raises:
+        ValueError: options that exclude each other; no native M3 checkpoint at `path`, or weights missing from it; a device
+            that is not there; an adapter that does not fit.
+        ModuleNotFoundError: a package that the options need is not installed; the text says what to install.
+    """
+    _check_options(device, dtype, device_map, quantise, lora, merge)
+    config, where = read_config(path), choose_device(device)
+    row = None if quantise is None else get_quantisation(quantise)
+    number_format = _number_format(config, dtype, row)
+    onto = device_map if row is None or device_map is not None else {"": where}
+    if onto is not None:
+        require("accelerate")
+    # with output_loading_info, from_pretrained gives two things, which its annotation does not say
+    model, report = M3ForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        path,
+        dtype=number_format,
+        device_map=onto,
+        quantization_config=None if row is None else row.config(kept_modules(config), number_format, where),
+        attn_implementation=attention,
+        output_loading_info=True,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"{path}: {len(missing)} weights are missing from the checkpoint, such as {missing[0]}")
+    if onto is None:
+        model.to(where)
+    if row is not None and row.after is not None:
+        row.after(model)
+    if lora is not None:
+        model = add_adapter(model, lora, merge)
+    return model.eval(), M3Processor.from_pretrained(path)
+
+
+def _check_options(
+    device: str | None, dtype: str, device_map: str | None, quantise: str | None, lora: str | Path | None, merge: bool
+) -> None:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}. {near_match(dtype, ['auto', *DTYPES])}")
+    if device is not None and device_map is not None:
+        raise ValueError(f"give device ({device}) or device_map ({device_map}), not both")
+    if merge and lora is None:
+        raise ValueError("merge was asked for without an adapter: name its folder with lora")
+    if merge and quantise is not None:
+        raise ValueError(
+            f"an adapter is merged into weights of full precision, but quantise is {quantise}: leave one of them out"
+        )
+
+
+def _number_format(config: M3Config, dtype: str, row: Quantisation | None) -> torch.dtype:
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if row is not None and row.dtype is not None:
+        return row.dtype
+    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+
+
+def read_config(path: str | Path) -> M3Config:
+    """The configuration of a native M3 checkpoint; a `ValueError` says what else lies at `path`."""
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        adapter = (folder / CONFIG).is_file()
+        held = (
+            "a LoRA adapter: load the model it was trained on, with lora=this folder" if adapter else "no config.json"
+        )
+        raise ValueError(f"{path}: not an M3 checkpoint, it holds {held}")
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: no such folder (looked from {Path.cwd()}), and no model on the hub either: {error}"
+        ) from error
+    if raw.get("model_type") != M3Config.model_type:
+        raise ValueError(
+            f"{path}: a model of type {raw.get('model_type')!r}, expected {M3Config.model_type!r}. `m3 convert` turns the "
+            "formats it knows into M3's"
+        )
+    return M3Config.from_pretrained(path)
