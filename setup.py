@@ -53,7 +53,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["m3", "m3.*"]),
-    package_data={"m3": ["recipes/*.yaml", "evaluation/templates/*"]},
+    package_data={
+        "m3": ["recipes/*.yaml", "evaluation/templates/*", "evaluation/suites/*.yaml", "evaluation/published/*.yaml"]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={

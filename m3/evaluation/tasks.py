@@ -74,7 +74,7 @@ def _leaves(tree: dict) -> dict[str, ConfigurableTask]:
     return leaves
 
 
-class _PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """Reads the harness's YAML for its `include` lines; `!function` values are left as text."""
 
 
@@ -82,12 +82,12 @@ def _as_text(_: yaml.SafeLoader, node: yaml.Node) -> str:
     return str(node.value)
 
 
-_PlainLoader.add_constructor("!function", _as_text)
+PlainLoader.add_constructor("!function", _as_text)
 
 
 def _included(path: Path) -> set[Path]:
     """A YAML file and all that it includes."""
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader) or {}
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader) or {}
     include = content.get("include", [])
     found = {path}
     for name in [include] if isinstance(include, str) else include:

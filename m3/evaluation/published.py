@@ -1,0 +1,103 @@
+"""Scores that papers report, as data: so that a report can show theirs beside ours, per scale.
+
+In: `published/*.yaml`, one file per paper: its tables, the benchmarks in the order of the columns, a row per model and
+number of visual tokens. Out: `PublishedScore`s. A benchmark is named as in the suites (suites/*.yaml), which say what task of
+the harness measures it; `beside(task)` gives what is published for a task of a sweep. Scores are in the papers' unit: per
+cent, or points where the benchmark counts points (MME).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from m3.config import load
+from m3.evaluation.suites import benchmark_of
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """One number of one table."""
+
+    model: str
+    benchmark: str
+    value: float
+    tokens: int | None  # visual tokens; None where they differ from image to image, or are not stated
+    tokens_per: str  # what `tokens` counts: an image, a tile of an image (per grid of LLaVA-NeXT), or a whole video
+    paper: str
+    url: str
+    table: str
+    note: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    model: str
+    tokens: int | None
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class _Table:
+    table: str
+    tokens_per: Literal["image", "tile", "video"]
+    benchmarks: list[str]
+    rows: list[_Row]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Paper:
+    paper: str
+    url: str
+    tables: list[_Table]
+
+
+@cache
+def published_scores() -> tuple[PublishedScore, ...]:
+    """Every number of every file, in the order of the files' names and of their rows."""
+    folder = Path(str(files("m3.evaluation").joinpath("published")))
+    return tuple(score for path in sorted(folder.glob("*.yaml")) for score in read_paper(path))
+
+
+def read_paper(path: Path) -> list[PublishedScore]:
+    """The numbers of one file.
+
+    Raises:
+        ValueError: an unknown key, or a row with more or fewer scores than the table has benchmarks.
+    """
+    paper, found = load(path, _Paper), []
+    for table in paper.tables:
+        for row in table.rows:
+            if len(row.scores) != len(table.benchmarks):
+                raise ValueError(
+                    f"{path}: {table.table}, {row.model} at {row.tokens} tokens has {len(row.scores)} scores for "
+                    f"{len(table.benchmarks)} benchmarks: {', '.join(table.benchmarks)}"
+                )
+            found += [
+                PublishedScore(
+                    row.model,
+                    name,
+                    value,
+                    row.tokens,
+                    table.tokens_per,
+                    paper.paper,
+                    paper.url,
+                    table.table,
+                    table.note,
+                )
+                for name, value in zip(table.benchmarks, row.scores, strict=True)
+            ]
+    return found
+
+
+def beside(task: str, models: Sequence[str] | None = None) -> list[PublishedScore]:
+    """What is published for a task of the harness (`pope`), of `models` or of all; empty where nothing is."""
+    benchmark = benchmark_of(task)
+    return [
+        score
+        for score in published_scores()
+        if score.benchmark == benchmark and (models is None or score.model in models)
+    ]

@@ -1,0 +1,68 @@
+"""Named suites: which tasks of the harness a suite has, and what each needs.
+
+In: `suites/*.yaml` (package data). Out: `Suite`s. A name of a suite is what `m3 sweep --suite` takes; a task is a name of
+lmms-eval or of a task of ours in `lmms_eval_tasks/`.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from m3.config import load, near_match
+
+Need = Literal["judge", "server", "video"]
+"""judge: a language model scores the answers, which costs money (judge.py). server: the labels are hidden; a submission file
+is written, and `m3 submit` collects it. video: the visuals are videos, read as frames."""
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    task: str
+    benchmark: str  # as papers name it, split included; what published/*.yaml calls its columns
+    metric: str  # the harness's metric that tables and charts show
+    needs: list[Need] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Suite:
+    about: str
+    tasks: list[SuiteTask]
+
+
+@cache
+def suites() -> dict[str, Suite]:
+    """Every suite by name."""
+    folder = Path(str(files("m3.evaluation").joinpath("suites")))
+    return {path.stem: load(path, Suite) for path in sorted(folder.glob("*.yaml"))}
+
+
+def get_suite(name: str) -> Suite:
+    """The suite called `name`; a `ValueError` gives the near match."""
+    if name not in suites():
+        raise ValueError(f"no suite {name!r}. {near_match(name, suites())}")
+    return suites()[name]
+
+
+@cache
+def known_tasks() -> dict[str, SuiteTask]:
+    """Every task of every suite by its name; a task is described alike wherever it stands."""
+    known: dict[str, SuiteTask] = {}
+    for name, suite in suites().items():
+        for task in suite.tasks:
+            if known.setdefault(task.task, task) != task:
+                raise ValueError(f"suite {name} describes {task.task} otherwise than another suite does")
+    return known
+
+
+def benchmark_of(task: str) -> str | None:
+    """What papers call a task of the harness; None where no suite has it."""
+    known = known_tasks().get(task)
+    return None if known is None else known.benchmark
+
+
+def metric_of(task: str) -> str | None:
+    """The metric that tables show for a task; None where no suite has it (then it is the task's first)."""
+    known = known_tasks().get(task)
+    return None if known is None else known.metric
