@@ -11,6 +11,7 @@ showing `i` different images in `s` placeholder spans:
     image_scales  int64 [s]      of each span, row by row, left to right
     image_index   int64 [s]      which of the i images the span shows
     attention_mask int64 [r, l]  only unpacked
+    left_out      int64 [2]      broken samples and samples too long that the batch lacks; only where such may be left out
 
 Without images the last three of images are absent. Packed (`pack_length`), sequences share rows and no attention mask
 is given: the restarting positions say where attention must stop. Unpacked, each sequence has a row of its own.
@@ -24,7 +25,7 @@ positions, and with gradient accumulation (each micro-step draws its own). `step
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +33,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m3.data.mixture import Positioned
+from m3.data.mixture import Broken, Positioned
 from m3.data.multiscale import IGNORED, ScaledSequence, ScaleMode, draw_scales, expand
 from m3.data.packing import pack
-from m3.data.sample import Sample
+from m3.data.sample import AnySample
 from m3.data.tokenized import tokenize_sample
-from m3.processing.images import MAX_PIXELS, preprocess_images
+from m3.processing.images import MAX_PIXELS, ImageSource, load_image, preprocess_images
 from m3.processing.processor import M3Processor
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,8 @@ class Collator:
     """Samples of one step over all ranks (batch size x world size); needed by `sandwich` and `random` only."""
     max_pixels: int = MAX_PIXELS
     """Larger images are refused."""
-    dropped: int = field(default=0, init=False)
-    """Samples left out so far by this copy (each dataloader worker has its own)."""
+    broken: Literal["refuse", "skip"] = "refuse"
+    """What to do with a sample whose image cannot be read, and with `Broken` ones. Skipped ones are counted and logged."""
 
     def __post_init__(self) -> None:
         if self.scales in ("sandwich", "random") and self.step_samples is None:
@@ -85,19 +86,27 @@ class Collator:
         if isinstance(self.scales, tuple):
             self.processor.counts(self.scales)  # refuses unreachable ones now rather than in a worker
 
-    def __call__(self, batch: Sequence[Sample | Positioned]) -> dict[str, Tensor]:
+    def __call__(self, batch: Sequence[AnySample | Positioned]) -> dict[str, Tensor]:
         """See the module's docstring for what comes out."""
         scales = self._scales_of(batch)
-        samples = [item.sample if isinstance(item, Positioned) else item for item in batch]
+        left_out = _LeftOut()
         images = _ImageTable()
         sequences: list[ScaledSequence] = []
-        for sample in samples:
+        for item in batch:
+            sample = item.sample if isinstance(item, Positioned) else item
+            if isinstance(sample, Broken):
+                left_out.broken(sample.why)
+                continue
             expanded = expand(tokenize_sample(sample, self.processor), scales, self.processor)
             excess = self._excess(sample, expanded)
             if excess is not None:
-                self._leave_out(excess)
+                self._refuse_or_leave_out(excess, left_out)
                 continue
-            numbers = [images.number(image) for image in sample.images]
+            try:
+                numbers = images.numbers(sample.images, self.max_pixels if self.broken == "skip" else None)
+            except ValueError as error:
+                left_out.broken(f"sample {sample.id!r}: {error}")
+                continue
             sequences += [_renumber(sequence, numbers) for sequence in expanded]
         rows = self._rows(sequences)
         tensors = _tensors(rows, _pad_id(self.processor), self.pad_to_multiple_of, masked=self.pack_length is None)
@@ -107,9 +116,11 @@ class Collator:
             tensors["pixel_values"] = preprocess_images(images.sources, self.processor.image_processor, self.max_pixels)
             tensors["image_scales"] = torch.tensor([scale for s in spans for scale in s.scales], dtype=torch.int64)
             tensors["image_index"] = torch.tensor([image for s in spans for image in s.images], dtype=torch.int64)
+        if self.broken == "skip" or self.overlong == "drop":
+            tensors["left_out"] = torch.tensor(left_out.counts, dtype=torch.int64)
         return tensors
 
-    def _scales_of(self, batch: Sequence[Sample | Positioned]) -> tuple[int, ...]:
+    def _scales_of(self, batch: Sequence[AnySample | Positioned]) -> tuple[int, ...]:
         if isinstance(self.scales, tuple):
             return self.scales
         trained = tuple(self.processor.trained_scales)
@@ -122,7 +133,7 @@ class Collator:
             )
         return draw_scales(self.scales, trained, self.seed, batch[0].position // self.step_samples)
 
-    def _excess(self, sample: Sample, sequences: list[ScaledSequence]) -> str | None:
+    def _excess(self, sample: AnySample, sequences: list[ScaledSequence]) -> str | None:
         """What of the sample does not fit, in words."""
         limit = self.pack_length if self.max_length is None else self.max_length
         longest = max(sequences, key=lambda sequence: len(sequence.input_ids))
@@ -134,11 +145,10 @@ class Collator:
             return f"sample {sample.id!r} has {len(set(sample.images))} images, a row may show {self.max_images}"
         return None
 
-    def _leave_out(self, excess: str) -> None:
+    def _refuse_or_leave_out(self, excess: str, left_out: "_LeftOut") -> None:
         if self.overlong == "error":
             raise ValueError(f"{excess}. Raise the limit, leave the sample out, or set overlong='drop'")
-        self.dropped += 1
-        logger.warning("%s; dropped (%d so far in this process)", excess, self.dropped)
+        left_out.too_long(excess)
 
     def _rows(self, sequences: list[ScaledSequence]) -> list[list[ScaledSequence]]:
         if self.pack_length is None:
@@ -152,18 +162,36 @@ class Collator:
         return [[sequences[number] for number in row] for row in packed]
 
 
+class _LeftOut:
+    """Counts what a batch lacks, and says why."""
+
+    def __init__(self) -> None:
+        self.counts = [0, 0]
+
+    def broken(self, why: str) -> None:
+        self.counts[0] += 1
+        logger.warning("skipped: %s", why)
+
+    def too_long(self, why: str) -> None:
+        self.counts[1] += 1
+        logger.warning("dropped: %s", why)
+
+
 class _ImageTable:
     """Numbers the different images of a batch in the order of their first appearance."""
 
     def __init__(self) -> None:
-        self.sources: list[str | Path | bytes] = []
+        self.sources: list[ImageSource] = []
         self._numbers: dict[str | Path | bytes, int] = {}
 
-    def number(self, source: str | Path | bytes) -> int:
-        if source not in self._numbers:
-            self._numbers[source] = len(self.sources)
+    def numbers(self, images: Sequence[str | Path | bytes], open_up_to: int | None) -> list[int]:
+        """Of a sample's images. `open_up_to` pixels: each new one is decoded now, so that a bad one leaves no trace."""
+        new = [image for image in dict.fromkeys(images) if image not in self._numbers]
+        opened: list[ImageSource] = [image if open_up_to is None else load_image(image, open_up_to) for image in new]
+        for image, source in zip(new, opened, strict=True):
+            self._numbers[image] = len(self.sources)
             self.sources.append(source)
-        return self._numbers[source]
+        return [self._numbers[image] for image in images]
 
 
 def _renumber(sequence: ScaledSequence, numbers: list[int]) -> ScaledSequence:

@@ -1,4 +1,4 @@
-"""What every data format becomes: a conversation and the images it shows.
+"""What every data format becomes: a conversation or a document, and the images it shows.
 
 Images stay what the file holds (a path, or the bytes of an encoded image) until a batch is made, so a data set of any
 size costs only its text. `<image>` in a user's turn marks where each image stands, as in LLaVA's data.
@@ -12,6 +12,10 @@ IMAGE_MARK = "<image>"
 """How files mark an image, whatever the tokenizer calls it. Only in user turns; in an answer it is ordinary text."""
 
 
+class ImageMarksError(ValueError):
+    """Images and the marks that say where they stand differ in number."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """What one side says."""
@@ -22,7 +26,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation about zero or more images.
+    """One conversation about zero or more images. The answers are learned, the user's turns are not.
 
     Raises:
         ValueError: turns do not alternate from a user to an assistant, an answer is empty, or images and `<image>`
@@ -48,16 +52,44 @@ class Sample:
                 )
         marks = sum(turn.text.count(IMAGE_MARK) for turn in self.turns if turn.role == "user")
         if marks != len(self.images):
-            raise ValueError(
+            raise ImageMarksError(
                 f"sample {self.id!r}: {marks} {IMAGE_MARK} marks in the user's turns but {len(self.images)} images. "
                 f"Write one {IMAGE_MARK} where each image stands"
             )
 
 
+@dataclass(frozen=True)
+class Document:
+    """Text and images in reading order. Nobody asks and nobody answers: all of the text is learned, and its end.
+
+    `texts` has one entry more than `images`: what stands before the first image, between the images and behind the
+    last. An entry may be empty. `<image>` in a text is ordinary text.
+
+    Raises:
+        ValueError: no text at all, or a number of texts that does not fit the images.
+    """
+
+    id: str
+    images: tuple[str | Path | bytes, ...]
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.images) + 1:
+            raise ImageMarksError(
+                f"document {self.id!r}: {len(self.texts)} texts around {len(self.images)} images; expected one more "
+                "than images (before the first, between, behind the last; empty ones count)"
+            )
+        if not any(text.strip() for text in self.texts):
+            raise ValueError(f"document {self.id!r}: has no text; there is nothing to learn from it")
+
+
+AnySample = Sample | Document
+
+
 @runtime_checkable
-class Source(Protocol):
+class SampleSource(Protocol):
     """Samples by number: random access, nothing loaded before it is asked for."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> AnySample: ...

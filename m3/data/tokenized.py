@@ -1,7 +1,9 @@
 """A sample's text becomes ids, once; every scale is expanded from these ids.
 
-Comes in: a `Sample`. Goes out: `Tokenized`, with ONE image token per image and a mask that is True where the model is
-trained (the answers and their end token, as the chat template's `{% generation %}` marks say).
+Comes in: a `Sample` or a `Document`. Goes out: `Tokenized`, with ONE image token per image and a mask that is True where
+the model is trained. Of a conversation that is the answers and their end token, as the chat template's `{% generation %}`
+marks say; of a document all of its text and the end token behind it, but not its first token, which nothing leads to
+(in a packed row it would be predicted from the end of another sample).
 
 Control tokens that stand literally in a turn (`<|im_start|>` in a question about chat formats, `<image>` in an answer)
 are encoded as the plain characters they are. They can neither open a turn nor claim an image, and the sample is kept.
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from m3.data.sample import IMAGE_MARK, Sample
+from m3.data.sample import IMAGE_MARK, AnySample, Document, Sample
 from m3.processing.processor import M3Processor
 
 # Private-use characters that fence a control token found in a turn while the template renders (other than those
@@ -33,12 +35,35 @@ class Tokenized:
     num_images: int
 
 
-def tokenize_sample(sample: Sample, processor: M3Processor) -> Tokenized:
-    """Render the conversation with the processor's chat template and encode it, without special tokens of its own.
+def tokenize_sample(sample: AnySample, processor: M3Processor) -> Tokenized:
+    """Ids and mask of a conversation or a document.
 
     Raises:
-        ValueError: the chat template has no generation marks, or loses or invents an image.
+        ValueError: the chat template has no generation marks, or loses or invents an image; the tokenizer has no token
+            that ends a document.
     """
+    if isinstance(sample, Document):
+        return _document(sample, processor)
+    return _conversation(sample, processor)
+
+
+def _document(document: Document, processor: M3Processor) -> Tokenized:
+    tokenizer = processor.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no token that ends a document; set tokenizer.eos_token")
+    texts, fenced = _fence(list(document.texts), processor)
+    ids, _ = _encode(processor.image_token.join(texts), processor, fenced)
+    start = [tokenizer.bos_token_id] if tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else []
+    ids = [*start, *ids, tokenizer.eos_token_id]
+    mask = [token != processor.image_token_id for token in ids]
+    mask[0] = False
+    found = len(mask) - sum(mask) - (ids[0] != processor.image_token_id)
+    assert found == len(document.images), f"{found} image tokens for {len(document.images)} images"
+    return Tokenized(ids, mask, len(document.images))
+
+
+def _conversation(sample: Sample, processor: M3Processor) -> Tokenized:
+    """Rendered with the processor's chat template, and encoded without special tokens of the tokenizer's own."""
     messages, fenced = _messages(sample, processor)
     template = processor.chat_template
     if not isinstance(template, str) or "generation" not in template:
@@ -66,20 +91,23 @@ def tokenize_sample(sample: Sample, processor: M3Processor) -> Tokenized:
 
 def _messages(sample: Sample, processor: M3Processor) -> tuple[list[dict[str, str]], bool]:
     """The turns as chat messages, the file's image mark as the tokenizer's image token; were control tokens fenced?"""
+    messages: list[dict[str, str]] = []
+    any_fenced = False
+    for turn in sample.turns:
+        pieces, fenced = _fence(turn.text.split(IMAGE_MARK) if turn.role == "user" else [turn.text], processor)
+        any_fenced |= fenced
+        messages.append({"role": turn.role, "content": processor.image_token.join(pieces)})
+    return messages, any_fenced
+
+
+def _fence(texts: list[str], processor: M3Processor) -> tuple[list[str], bool]:
+    """The texts with every control token fenced; was there one?"""
     controls = _control_pattern(
         tuple(sorted({*processor.tokenizer.all_special_tokens, processor.image_token, IMAGE_MARK}))
     )
-    messages: list[dict[str, str]] = []
-    fenced = False
-    for turn in sample.turns:
-        text = turn.text.replace(_OPEN, "").replace(_CLOSE, "")
-        pieces = text.split(IMAGE_MARK) if turn.role == "user" else [text]
-        for number, piece in enumerate(pieces):
-            if controls.search(piece):
-                pieces[number] = controls.sub(f"{_OPEN}\\g<0>{_CLOSE}", piece)
-                fenced = True
-        messages.append({"role": turn.role, "content": processor.image_token.join(pieces)})
-    return messages, fenced
+    plain = [text.replace(_OPEN, "").replace(_CLOSE, "") for text in texts]
+    fenced = [controls.sub(f"{_OPEN}\\g<0>{_CLOSE}", text) for text in plain]
+    return fenced, fenced != plain
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from m3.data.recipe import Data
+
 Rate = float | Literal["frozen"]
 Scales = Literal["all", "sandwich", "random"]
 
@@ -14,30 +16,6 @@ class Parts:
     vision_tower: Rate
     connector: Rate
     decoder: Rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One set of samples: `path` in `format`, `weight` times (0.5: a seeded half; 2: twice)."""
-
-    path: str
-    format: Literal["llava_json", "llava_parquet"] = "llava_json"
-    image_folder: str | None = None
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """What is read, and how it is packed. `pack_length`: tokens of a packed row; null pads instead of packing.
-
-    `max_length`: tokens a sequence may have, null for what a row holds."""
-
-    sources: tuple[Source, ...]
-    pack_length: int | None = 4096
-    max_length: int | None = None
-    max_images_per_row: int | None = None
-    too_long: Literal["refuse", "drop"] = "refuse"
-    workers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

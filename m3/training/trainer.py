@@ -1,5 +1,6 @@
 """A thin layer over transformers' Trainer: learning rates by part, weighted token counts, metrics into the run folder."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -13,12 +14,23 @@ from transformers.utils.generic import ModelOutput
 
 from m3.training.run_folder import WHOLE, RunFolder
 
+logger = logging.getLogger(__name__)
+
+LEFT_OUT = ("left_out_broken", "left_out_too_long")
+"""Names in the metrics of what a batch's `left_out` counts (m3/data/collate.py)."""
+
 Measure = Callable[[Any], dict[str, tuple[float, float]]]
 """Turns its own model's output into name -> (sum, count), to be added up over steps and devices and divided when logged."""
 
 
 class MarkWhole(TrainerCallback):
-    """Marks a checkpoint once all of it is written, so that a kill while saving cannot pass for one."""
+    """Marks a checkpoint once all of it is written, so that a kill while saving cannot pass for one.
+
+    What was measured since the last line of metrics is logged before a checkpoint, so that a resumed run lacks nothing.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        control.should_log = control.should_log or control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.is_world_process_zero:
@@ -41,6 +53,7 @@ class RunTrainer(Trainer):
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
         self._tokens, self._since = 0, time.perf_counter()
+        self._left_out: Tensor | None = None  # int64 [2] once a batch says it
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One parameter group per part and kind (decayed or not), each at its part's learning rate."""
@@ -74,6 +87,10 @@ class RunTrainer(Trainer):
     ) -> tuple[list, Tensor | int | None]:
         """Counts the step's items as Trainer does, but by weight: an image at one of S scales counts 1/S."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            if "left_out" in batch:  # m3/data/collate.py: what the data lacks is no input of the model
+                found = batch.pop("left_out").cpu()
+                self._left_out = found if self._left_out is None else self._left_out + found
         if items is None or not batches or "loss_weights" not in batches[0]:
             return batches, items
         weights = [batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum() for batch in batches]
@@ -113,6 +130,10 @@ class RunTrainer(Trainer):
         `save` writes what the run is for into a folder; by default the model and its processor. It runs on every rank.
         """
         self.train(resume_from_checkpoint=self.run.resume_point())
+        for name in LEFT_OUT:
+            total = sum(int(row.get(name, 0)) for row in self.run.read_metrics())
+            if total and self.is_world_process_zero():
+                logger.warning("%s over the whole run: %d samples (m3 data check names them)", name, total)
         aside = self.run.checkpoints / ".final"
         (save or self.save_model)(str(aside))
         if self.is_world_process_zero():
@@ -129,4 +150,16 @@ class RunTrainer(Trainer):
         self._sums.clear()
         self._counts.clear()
         self._tokens, self._since = 0, time.perf_counter()
-        return means | ({"tokens_per_second": round(tokens / elapsed, 1)} if tokens else {})
+        speed = {"tokens_per_second": round(tokens / elapsed, 1)} if tokens else {}
+        return means | speed | self._collect_left_out()
+
+    def _collect_left_out(self) -> dict[str, float]:
+        """Samples of all devices since the last line, where the recipe allows any to be left out."""
+        if self._left_out is None:
+            return {}
+        counts = self._left_out
+        if self.args.world_size > 1:
+            added = self.accelerator.reduce(counts.to(self.args.device), reduction="sum")
+            counts = cast(Tensor, added).cpu()  # of a tensor, a tensor
+        self._left_out = torch.zeros_like(counts)
+        return dict(zip(LEFT_OUT, counts.tolist(), strict=True))

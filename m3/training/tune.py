@@ -4,20 +4,19 @@ in: a recipe; way: build -> mixture -> collator (multiscale, packing) -> RunTrai
 """
 
 import logging
-import math
 import os
 
 import torch
 
 from m3.config import dump
 from m3.data.collate import Collator
-from m3.data.formats import FORMATS
 from m3.data.mixture import Mixture
+from m3.data.read import read_mixture
 from m3.processing import M3Processor
 from m3.training.arguments import training_arguments
 from m3.training.build import build
 from m3.training.objective import measure
-from m3.training.recipe import Data, Recipe
+from m3.training.recipe import Recipe
 from m3.training.run_folder import RunFolder
 from m3.training.stages import apply_parts, parameter_table
 from m3.training.trainer import RunTrainer
@@ -35,7 +34,7 @@ def train_model(recipe: Recipe) -> RunFolder:
         torch.set_num_threads(recipe.hardware.threads)
     schedule = recipe.schedule
     world_samples = schedule.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
-    mixture = _mixture(recipe, world_samples * schedule.accumulation)
+    mixture = _mixture(recipe, world_samples)
     torch.manual_seed(schedule.seed)
     model, processor = build(recipe)
     rates = apply_parts(model, recipe.parts)
@@ -57,20 +56,21 @@ def train_model(recipe: Recipe) -> RunFolder:
     return run
 
 
-def _mixture(recipe: Recipe, step_samples: int) -> Mixture:
-    sources = [FORMATS[source.format](source.path, source.image_folder) for source in recipe.data.sources]
-    shares = [len(samples) * source.weight for samples, source in zip(sources, recipe.data.sources, strict=True)]
+def _mixture(recipe: Recipe, world_samples: int) -> Mixture:
     schedule = recipe.schedule
-    if schedule.steps is not None:
-        steps = schedule.steps
-    else:
-        assert schedule.epochs is not None  # Schedule makes sure of one of them
-        steps = math.ceil(sum(shares) * schedule.epochs / step_samples)
-    return Mixture(sources, shares, seed=schedule.seed, length=steps * step_samples)
+    return read_mixture(
+        recipe.data,
+        seed=schedule.seed,
+        step_samples=world_samples * schedule.accumulation,
+        steps=schedule.steps,
+        epochs=schedule.epochs,
+        devices=world_samples // schedule.batch_size,
+        batch_size=schedule.batch_size,
+    )
 
 
 def _collator(recipe: Recipe, processor: M3Processor, world_samples: int) -> Collator:
-    data: Data = recipe.data
+    data = recipe.data
     return Collator(
         processor,
         scales=recipe.scales,
@@ -78,6 +78,7 @@ def _collator(recipe: Recipe, processor: M3Processor, world_samples: int) -> Col
         max_images=data.max_images_per_row,
         max_length=data.max_length,
         overlong="error" if data.too_long == "refuse" else "drop",
+        broken=data.broken,
         seed=recipe.schedule.seed,
         step_samples=world_samples,
     )

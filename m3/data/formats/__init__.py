@@ -1,12 +1,70 @@
-"""File formats that become samples: one row per format."""
+"""File formats that become samples: one row per format. docs/data.md shows an example of each."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from m3.data.formats.aria_jsonl import AriaJsonl
+from m3.data.formats.caption_tar import CaptionTar
+from m3.data.formats.hf_dataset import HfDataset
+from m3.data.formats.interleaved_jsonl import InterleavedJsonl
+from m3.data.formats.interleaved_tar import InterleavedTar
 from m3.data.formats.llava_json import LlavaJson
 from m3.data.formats.llava_parquet import LlavaParquet
+from m3.data.formats.llava_tar import LlavaTar
+from m3.data.formats.ocr_jsonl import OcrJsonl
+from m3.data.formats.text_files import TextFiles
+from m3.data.formats.text_jsonl import TextJsonl
+from m3.data.recipe import Source
+from m3.data.sample import SampleSource
 
-FORMATS: dict[str, type[LlavaJson] | type[LlavaParquet]] = {
-    "llava_json": LlavaJson,
-    "llava_parquet": LlavaParquet,
+OPTIONS = ("image_folder", "chunk_bytes", "split", "take")
+"""What only some formats read of a recipe's source."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """`open` makes the samples of a recipe's source, `reads` are the options it looks at."""
+
+    open: Callable[[Source], SampleSource]
+    reads: tuple[str, ...] = ()
+
+
+FORMATS: dict[str, Format] = {
+    "llava_json": Format(lambda s: LlavaJson(s.path, s.image_folder), ("image_folder",)),
+    "llava_parquet": Format(lambda s: LlavaParquet(s.path, s.image_folder), ("image_folder",)),
+    "llava_tar": Format(lambda s: LlavaTar(s.path)),
+    "aria_jsonl": Format(lambda s: AriaJsonl(s.path, s.image_folder), ("image_folder",)),
+    "caption_tar": Format(lambda s: CaptionTar(s.path)),
+    "interleaved_jsonl": Format(lambda s: InterleavedJsonl(s.path, s.image_folder), ("image_folder",)),
+    "interleaved_tar": Format(lambda s: InterleavedTar(s.path)),
+    "ocr_jsonl": Format(lambda s: OcrJsonl(s.path, s.image_folder), ("image_folder",)),
+    "text_jsonl": Format(lambda s: TextJsonl(s.path)),
+    "text_files": Format(lambda s: TextFiles(s.path, s.chunk_bytes), ("chunk_bytes",)),
+    "hf_dataset": Format(
+        lambda s: HfDataset(s.path, s.image_folder, s.split, s.take), ("image_folder", "split", "take")
+    ),
 }
-"""Name in a recipe -> source; each is made from (path, image_folder)."""
+"""Name in a recipe -> how it is read."""
 
-__all__ = ["FORMATS", "LlavaJson", "LlavaParquet"]
+
+def open_source(source: Source) -> SampleSource:
+    """The samples that a recipe's source names.
+
+    Raises:
+        ValueError: the file is missing or of another format, or the source has an option that its format does not read.
+    """
+    row = FORMATS[source.format]
+    given = {
+        "image_folder": source.image_folder,
+        "chunk_bytes": source.chunk_bytes,
+        "split": source.split,
+        "take": source.take,
+    }
+    for option in OPTIONS:
+        if given[option] is not None and option not in row.reads:
+            readers = ", ".join(name for name, other in FORMATS.items() if option in other.reads)
+            raise ValueError(f"{source.path}: format {source.format} does not read {option} (read by {readers})")
+    return row.open(source)
+
+
+__all__ = ["FORMATS", "Format", "LlavaJson", "LlavaParquet", "open_source"]

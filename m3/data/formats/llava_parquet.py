@@ -12,6 +12,7 @@ import datasets
 import pyarrow
 from datasets.exceptions import DatasetGenerationError
 
+from m3.data.formats.files import check_index, find_files
 from m3.data.formats.record import sample_from_record
 from m3.data.sample import Sample
 
@@ -43,14 +44,13 @@ class LlavaParquet:
                 f"LLaVA's columns are {', '.join(COLUMNS)}"
             )
         table = table.select_columns([name for name in COLUMNS if name in table.column_names])
-        self._table = table.cast(_undecoded(table.features))
+        self._table = table.cast(undecoded(table.features))
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {self._name()}, which has {len(self)}")
+        check_index(index, len(self), self._name())
         return sample_from_record(self._table[index], f"{self._name()}, record {index}", str(index), self.image_folder)
 
     def _name(self) -> str:
@@ -58,20 +58,12 @@ class LlavaParquet:
 
 
 def _files(paths: list[str | Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
-        if not found:
-            raise ValueError(
-                f"{path}: {'holds no *.parquet' if path.is_dir() else 'no such data file'} (looked from {Path.cwd()})"
-            )
-        files += found
-    if not files:
+    if not paths:
         raise ValueError("no parquet files were named")
-    return files
+    return [file for path in paths for file in find_files(path, (".parquet",))]
 
 
-def _undecoded(features: datasets.Features) -> datasets.Features:
+def undecoded(features: datasets.Features) -> datasets.Features:
     """The same columns, with images left as encoded bytes."""
 
     def leave(feature: Any) -> Any:

@@ -29,29 +29,30 @@ def sample_from_record(record: Any, where: str, default_id: str, image_folder: P
         raise ValueError(f"{where}: expected an object with id, image and conversations, got {type(record).__name__}")
     conversations = record.get("conversations")
     if not isinstance(conversations, list):
-        raise ValueError(f"{where}: 'conversations' must be a list of turns, got {_shown(conversations)}")
+        raise ValueError(f"{where}: 'conversations' must be a list of turns, got {shown(conversations)}")
     turns = tuple(_turn(turn, f"{where}, turn {number}") for number, turn in enumerate(conversations))
     name = record.get("id")
     try:
         return Sample(
-            default_id if name is None else str(name), _images(record.get("image"), where, image_folder), turns
+            default_id if name is None else str(name), images_of(record.get("image"), where, image_folder), turns
         )
     except ValueError as error:
-        raise error if str(error).startswith(where) else ValueError(f"{where}: {error}") from None
+        raise error if str(error).startswith(where) else type(error)(f"{where}: {error}") from None
 
 
 def _turn(turn: Any, where: str) -> Turn:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        raise ValueError(f"{where}: expected an object with 'from' and 'value', got {_shown(turn)}")
+        raise ValueError(f"{where}: expected an object with 'from' and 'value', got {shown(turn)}")
     role = ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
     if role is None:
-        raise ValueError(f"{where}: 'from' must be one of {', '.join(ROLES)}, got {_shown(turn['from'])}")
+        raise ValueError(f"{where}: 'from' must be one of {', '.join(ROLES)}, got {shown(turn['from'])}")
     if not isinstance(turn["value"], str):
-        raise ValueError(f"{where}: 'value' must be text, got {_shown(turn['value'])}")
+        raise ValueError(f"{where}: 'value' must be text, got {shown(turn['value'])}")
     return Turn(role, turn["value"])
 
 
-def _images(images: Any, where: str, folder: Path | None) -> tuple[str | bytes, ...]:
+def images_of(images: Any, where: str, folder: Path | None) -> tuple[str | bytes, ...]:
+    """What stands under `image` in a record: nothing, one image or a list; paths relative to `folder`."""
     if images is None:
         return ()
     entries = images if isinstance(images, list) else [images]
@@ -68,9 +69,10 @@ def _image(image: Any, where: str, folder: Path | None) -> str | bytes:
         return image
     if isinstance(image, str) and image:
         return image if folder is None else str(folder / image)
-    raise ValueError(f"{where}: 'image' must be a path, encoded bytes, a list of these or absent, got {_shown(image)}")
+    raise ValueError(f"{where}: 'image' must be a path, encoded bytes, a list of these or absent, got {shown(image)}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """For messages: at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,86 @@
+"""What a recipe says about its data: the sources, their weights, and how samples become rows. Strict, from YAML."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FormatName = Literal[
+    "llava_json",
+    "llava_parquet",
+    "llava_tar",
+    "aria_jsonl",
+    "caption_tar",
+    "interleaved_jsonl",
+    "interleaved_tar",
+    "ocr_jsonl",
+    "text_jsonl",
+    "text_files",
+    "hf_dataset",
+]
+"""The rows of m3/data/formats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One set of samples: `path` in `format`, `weight` times in every pass over the data.
+
+    `weight`: 0.5 is a half drawn with the seed (the same half in every pass), 1.5 everything once and that half once
+    more, 2 everything twice, 0 nothing. The rest is read by some formats only (m3/data/formats); where a format does
+    not read it, giving it is refused.
+    """
+
+    path: str
+    format: FormatName = "llava_json"
+    weight: float = 1.0
+    image_folder: str | None = None
+    """What relative image paths are relative to; null for the file's own folder."""
+    chunk_bytes: int | None = None
+    """Longer texts are split at line ends into pieces of at most this many bytes of UTF-8."""
+    split: str | None = None
+    """Of a Hugging Face data set."""
+    take: int | None = None
+    """How many samples are streamed from the hub, once, to the local disk; null downloads the whole split."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight of {self.path}: expected a number from 0, got {self.weight}")
+        for name, value in (("chunk_bytes", self.chunk_bytes), ("take", self.take)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} of {self.path}: expected at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is read, and how it is packed.
+
+    `sources` may be written short as `{path: weight, ...}`, which means LLaVA JSON files.
+    """
+
+    sources: tuple[Source, ...] | dict[str, float]
+    pack_length: int | None = 4096
+    """Tokens of a packed row; null pads instead of packing."""
+    max_length: int | None = None
+    """Tokens a sequence may have; null for what a row holds."""
+    max_images_per_row: int | None = None
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What to do with a sample that does not fit. Dropped ones are counted in the run's metrics."""
+    broken: Literal["refuse", "skip"] = "refuse"
+    """What to do with a sample that cannot be read. Skipped ones are counted in the run's metrics."""
+    lengths: str | None = None
+    """What `m3 data check --lengths FILE` wrote: the samples of a step are then dealt so that all devices get about
+    equally many tokens."""
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sources, dict):
+            sources = tuple(Source(path=path, weight=weight) for path, weight in self.sources.items())
+            object.__setattr__(self, "sources", sources)  # frozen
+        if not self.sources:
+            raise ValueError("data.sources is empty; name at least one source")
+        if not any(source.weight for source in self.listed):
+            raise ValueError("data.sources: every weight is 0, so nothing would be read")
+
+    @property
+    def listed(self) -> tuple[Source, ...]:
+        """The sources, however they were written."""
+        assert not isinstance(self.sources, dict)  # __post_init__ made a tuple of it
+        return self.sources

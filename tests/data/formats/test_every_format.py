@@ -1,0 +1,122 @@
+"""Every row of FORMATS reads files of exactly that format, and trains on them."""
+
+import pickle
+from pathlib import Path
+from typing import get_args
+
+import datasets
+import pytest
+from format_files import COUNT, WRITERS, picture
+from tiny_models import make_config
+from transformers import SiglipImageProcessorPil
+
+from m3.config import load
+from m3.data.formats import FORMATS, OPTIONS, open_source
+from m3.data.recipe import FormatName, Source
+from m3.data.synthetic.tokenizer import build_tokenizer
+from m3.model import M3ForConditionalGeneration
+from m3.processing import M3Processor
+from m3.training.recipe import Recipe
+from m3.training.run_folder import RunFolder
+from m3.training.tune import train_model
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def test_the_tables_agree() -> None:
+    assert set(WRITERS) == set(FORMATS) == set(get_args(FormatName))
+    assert {option for row in FORMATS.values() for option in row.reads} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_is_read_as_it_was_written(name: str, folder: Path) -> None:
+    source, expected = WRITERS[name](folder)
+    samples = open_source(source)
+    assert len(samples) == COUNT
+    assert [samples[n] for n in range(COUNT)] == expected
+    assert samples[2] == expected[2], "in any order"
+    for wrong in (-1, COUNT):
+        with pytest.raises(IndexError, match=rf"record {wrong} of .*, which has {COUNT}"):
+            samples[wrong]
+    again = pickle.loads(pickle.dumps(samples))  # a worker that is spawned rather than forked gets it so
+    assert [again[n] for n in range(COUNT)] == expected
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 36 tokens per image."""
+    tokenizer = build_tokenizer()
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 24, "patch_size": 4, "vision_use_head": False}  # fmt: skip
+    text = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": len(tokenizer)}  # fmt: skip
+    nesting = {"kind": "grid_pool", "trained_scales": [1, 9]}
+    config = make_config(vision_config=vision, text_config=text, nesting=nesting,
+                         image_token_id=tokenizer.convert_tokens_to_ids("<image>"))  # fmt: skip
+    processor = M3Processor(SiglipImageProcessorPil(size={"height": 24, "width": 24}), tokenizer, (6, 6), nesting)
+    path = tmp_path_factory.mktemp("tiny") / "model"
+    M3ForConditionalGeneration(config).save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+RECIPE = """
+run: {folder}/run
+model: {model}
+matryoshka_vis_token_scale: [1, 9]
+parts: {{vision_tower: frozen, connector: 1e-2, decoder: 1e-2}}
+data:
+  pack_length: 128
+  sources: [{source}]
+schedule: {{batch_size: 2, steps: 10, log_every: 5, save_every: 1000}}
+hardware: {{threads: 1}}
+"""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_trains(name: str, folder: Path, tiny: Path) -> None:
+    source, _ = WRITERS[name](folder)
+    options = {option: getattr(source, option) for option in ("path", "format", *OPTIONS)}
+    row = ", ".join(f"{key}: {value}" for key, value in options.items() if value is not None)
+    path = folder.parent / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=folder.parent, model=tiny, source=f"{{{row}}}"))
+    run: RunFolder = train_model(load(path, Recipe))
+    rows = run.read_metrics()
+    assert [row["step"] for row in rows] == [5, 10]
+    assert rows[1]["loss"] < rows[0]["loss"], "it learns four samples"
+    assert run.is_finished
+    assert ("loss_scale_9" in rows[0]) == (not name.startswith("text"))
+
+
+def test_an_option_that_a_format_does_not_read_is_refused(folder: Path) -> None:
+    (folder / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"format text_files does not read image_folder \(read by llava_json, .*hf_d"):
+        open_source(Source(path=str(folder), format="text_files", image_folder="x"))
+    with pytest.raises(ValueError, match=r"format llava_json does not read take \(read by hf_dataset\)"):
+        open_source(Source(path="a.json", take=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": -1.0}, "weight of a: expected a number from 0, got -1.0"),
+        ({"take": 0}, "take of a: expected at least 1, got 0"),
+        ({"chunk_bytes": 0}, "chunk_bytes of a: expected at least 1, got 0"),
+    ],
+)
+def test_numbers_of_a_source_are_checked(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Source(path="a", **options)
+
+
+def test_pictures_differ() -> None:
+    assert len({picture(n) for n in range(COUNT)}) == COUNT
