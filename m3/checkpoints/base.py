@@ -26,10 +26,11 @@ Edits = Mapping[str, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Options:
-    """What a checkpoint may lack and the user brings: folders (or hub ids) of a vision tower and of a tokenizer."""
+    """What a checkpoint may lack and the user brings: folders of a vision tower and a tokenizer, a chat template."""
 
     vision_tower: Path | None = None
     tokenizer: Path | None = None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class Format(ABC):
     @abstractmethod
     def write(self, native: Native) -> Foreign:
         """Native to foreign."""
+
+
+def refuse(sentence: str, problems: Mapping[str, bool]) -> None:
+    """A `ValueError` that opens with `sentence` and lists the problems that are true."""
+    found = [problem for problem, is_so in problems.items() if is_so]
+    if found:
+        raise ValueError(f"{sentence} {', nor '.join(found)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

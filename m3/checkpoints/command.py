@@ -16,6 +16,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--to", default=NATIVE, choices=list(FORMATS), help="format of DEST")
     parser.add_argument("--vision-tower", help="folder or id of the vision tower, where SOURCE does not contain it")
     parser.add_argument("--tokenizer", help="folder or id of the tokenizer, where SOURCE has none")
+    parser.add_argument("--chat-template", type=Path, help="a Jinja file to use instead of the checkpoint's own format")
     parser.add_argument("--shard-gb", type=float, default=1.0, help="largest file of weights; bounds the memory needed")
     arguments = parser.parse_args(argv)
     from m3.checkpoints.base import Options
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
     options = Options(
         vision_tower=arguments.vision_tower and find(arguments.vision_tower),
         tokenizer=arguments.tokenizer and find(arguments.tokenizer),
+        chat_template=arguments.chat_template and arguments.chat_template.read_text(),
     )
     shard_bytes = int(arguments.shard_gb * 10**9)
     try:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from m3.checkpoints.base import Format, read_json
+from m3.checkpoints.llava_hf import LlavaHf
 from m3.checkpoints.llava_m3 import LlavaM3
 from m3.checkpoints.native import M3Native
 from m3.config import near_match
@@ -12,6 +13,7 @@ NATIVE = "m3-native"
 FORMATS: Mapping[str, Format] = {
     NATIVE: M3Native(),
     "m3": LlavaM3(),
+    "llava-hf": LlavaHf(),
 }
 """Asked in this order when the format is to be recognised."""
 

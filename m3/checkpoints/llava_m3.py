@@ -13,11 +13,12 @@ from typing import Any
 
 from transformers import AutoConfig, BaseImageProcessor, LlamaConfig, PreTrainedConfig
 
-from m3.checkpoints.base import Foreign, Format, Native, Options, Part, generation_config, read_json
+from m3.checkpoints.base import Foreign, Format, Native, Options, Part, generation_config, read_json, refuse
 from m3.checkpoints.clip import KNOWN_TOWERS, clip_preprocessing
 from m3.checkpoints.keymap import Dropped, Keymap, Row
 from m3.checkpoints.layout import HubLayout, ModuleLayout
 from m3.checkpoints.processors import (
+    IMAGE_TOKEN,
     add_image_token,
     clip_image_processor,
     load_image_processor,
@@ -109,25 +110,23 @@ class LlavaM3(Format):
         parts = [Part(folder, ModuleLayout(), keymap)]
         if not any(name.startswith(TOWER) for name in Weights(folder).meta):
             parts.append(_tower_part(folder, vision_config, options))
-        processor = make_processor(native, image_processor, tokenizer, vicuna_template("<image>"))
+        template = options.chat_template or vicuna_template(IMAGE_TOKEN)
+        processor = make_processor(native, image_processor, tokenizer, template, IMAGE_TOKEN)
         return Native(native, processor, tuple(parts), generation_config(text_config, folder))
 
     def write(self, native: Native) -> Foreign:
         config = native.config
-        problems = {
-            f"a decoder of type {config.text_config.model_type} (it has Llama alone)": (
-                config.text_config.model_type != "llama"
-            ),
-            f"a vision encoder of type {config.vision_config.model_type} (it has CLIP alone)": (
-                config.vision_config.model_type != "clip_vision_model"
-            ),
-            f"the connector {config.connector.kind}": config.connector.kind not in CONNECTOR_ROWS,
-            f"the nesting {config.nesting.kind}": config.nesting.kind != "grid_pool",
-            "an encoder's last, normalised output": config.vision_feature_layer is None,
-        }
-        wrong = [text for text, found in problems.items() if found]
-        if wrong:
-            raise ValueError(f"the format m3 cannot hold {', nor '.join(wrong)}. Keep the native checkpoint")
+        decoder, encoder = config.text_config.model_type, config.vision_config.model_type
+        refuse(
+            "the format m3 cannot hold",
+            {
+                f"a decoder of type {decoder} (llama is all it has)": decoder != "llama",
+                f"a vision encoder of type {encoder} (clip_vision_model is)": encoder != "clip_vision_model",
+                f"the connector {config.connector.kind}": config.connector.kind not in CONNECTOR_ROWS,
+                f"the nesting {config.nesting.kind} (grid_pool is)": config.nesting.kind != "grid_pool",
+                "an encoder's last, normalised output": config.vision_feature_layer is None,
+            },
+        )
         keymap = Keymap(ROWS + CONNECTOR_ROWS[config.connector.kind])
         return Foreign(ModuleLayout(), keymap, partial(_save, native))
 

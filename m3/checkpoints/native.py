@@ -20,8 +20,8 @@ class M3Native(Format):
         return config["model_type"] == M3Config.model_type
 
     def read(self, folder: Path, options: Options) -> Native:
-        if options.vision_tower is not None or options.tokenizer is not None:
-            raise ValueError("a native checkpoint has its vision tower and tokenizer; leave those options out")
+        if options != Options():
+            raise ValueError(f"{folder} is a native checkpoint and has its vision tower, tokenizer and chat template")
         config = M3Config.from_pretrained(folder)
         part = Part(folder, HubLayout(empty_model(config)), KEYMAP)
         processor = M3Processor.from_pretrained(folder)

@@ -1,5 +1,6 @@
 """The processor of a converted checkpoint: its tokenizer with an image token, its image processor, its chat template."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import (
 
 from m3.model import M3Config
 from m3.processing import M3Processor
-from m3.processing.chat_template import CONTROL_TOKENS
+from m3.processing.chat_template import CONTROL_TOKENS, vicuna_template
 
 IMAGE_TOKEN = "<image>"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -72,6 +73,7 @@ def make_processor(
     image_processor: BaseImageProcessor,
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str | None,
+    image_token: str = IMAGE_TOKEN,
 ) -> M3Processor:
     """The processor of a model; prompts are padded on the left."""
     tokenizer.padding_side = "left"
@@ -88,22 +90,62 @@ def make_processor(
     )
 
 
-def carries_images(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+def token_of(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> str:
+    """The text of the placeholder; a `ValueError` when the tokenizer has no such id."""
+    known = {i: token for token, i in tokenizer.get_vocab().items()}
+    if image_token_id not in known:
+        raise ValueError(
+            f"the model's image token has the id {image_token_id}, but the tokenizer's ids end at {max(known)}. Give "
+            "the tokenizer that belongs to the model (--tokenizer)"
+        )
+    return known[image_token_id]
+
+
+def choose_template(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, config: M3Config, given: str | None
+) -> str | None:
+    """The chat format of a checkpoint: the user's, its own, ChatML (None) where the tokenizer has it, LLaVA-1.5's.
+
+    Raises:
+        ValueError: none of these can be meant.
+    """
+    if given is not None:
+        return given
+    old = folder / "chat_template.json"
+    own = json.loads(old.read_text())["chat_template"] if old.is_file() else tokenizer.chat_template
+    image_token = token_of(tokenizer, config.image_token_id)
+    if isinstance(own, str):
+        for template in (own, _AS_PARTS + own):
+            if _carries_images(tokenizer, template, image_token):
+                return template
+    if all(token in tokenizer.get_vocab() for token in CONTROL_TOKENS):
+        return None
+    if own is None and config.text_config.model_type == "llama":
+        return vicuna_template(image_token)
+    raise ValueError(
+        f"{folder} has no chat template that keeps the images of a message, and its tokenizer has no ChatML tokens. "
+        "Give one with --chat-template FILE"
+    )
+
+
+_AS_PARTS = (
+    "{%- set ns = namespace(all=[]) -%}{%- for message in messages -%}{%- set ns.all = ns.all + [dict(message, "
+    "content=[{'type': 'text', 'text': message.content}]) if message.content is string else message] -%}{%- endfor -%}"
+    "{%- set messages = ns.all -%}"
+)
+"""Put before a template that reads lists of parts only (as those of transformers do): a string becomes one part."""
+
+
+def _carries_images(tokenizer: PreTrainedTokenizerBase, template: str, image_token: str) -> bool:
     """Whether a chat template keeps text and image of a message, given as one string and as a list of parts."""
     parts = [{"type": "image"}, {"type": "text", "text": "probe"}]
-    for content in (f"{IMAGE_TOKEN}\nprobe", parts):
+    for content in (f"{image_token}\nprobe", parts):
         messages = [{"role": "user", "content": content}]
         try:
             text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
         except (TemplateError, TypeError):
             return False
         assert isinstance(text, str)  # since nothing is tokenised
-        if text.count(IMAGE_TOKEN) != 1 or "probe" not in text:
+        if text.count(image_token) != 1 or "probe" not in text:
             return False
     return True
-
-
-def has_chatml(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether ChatML's control tokens are tokens of this tokenizer."""
-    vocabulary = tokenizer.get_vocab()
-    return all(token in vocabulary for token in CONTROL_TOKENS)

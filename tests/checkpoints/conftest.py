@@ -5,28 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from checkpoint_tools import make_tokenizer
 
 from m3.checkpoints.base import Options
 from m3.checkpoints.convert import convert
 
 FLAT = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "flat"
-
-
-def make_tokenizer(words: int, *tokens: str) -> PreTrainedTokenizerFast:
-    """`words` whole words, the three of Llama and `tokens` among them, and nothing else."""
-    names = ["<unk>", "<s>", "</s>", *tokens]
-    names += [f"w{number}" for number in range(len(names), words)]
-    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        additional_special_tokens=list(tokens),
-    )
 
 
 @pytest.fixture(scope="session")
