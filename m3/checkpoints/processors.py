@@ -85,6 +85,7 @@ def make_processor(
         tokenizer,
         grid=config.grid,
         nesting=nesting,
+        tiling=config.tiling.to_dict(),
         image_token=IMAGE_TOKEN,
         chat_template=chat_template,
     )

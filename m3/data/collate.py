@@ -7,13 +7,15 @@ showing `i` different images in `s` placeholder spans:
     labels        int64 [r, l]   -100 where nothing is learned
     position_ids  int64 [r, l]   start at 0 with every sequence, and with the padding behind the last one
     loss_weights  float32 [r, l] of each label token: 1 / (number of scales) with images, 1 without
-    pixel_values  float32 [i, 3, H, W]  every image once, however many scales and rows read it
+    pixel_values  float32 [t, 3, H, W]  the tiles of every image once, however many scales and rows read it
     image_scales  int64 [s]      of each span, row by row, left to right
     image_index   int64 [s]      which of the i images the span shows
+    image_tiles   int64 [i]      tiles of each image, where images are cut into tiles
+    image_sizes   int64 [i, 2]   (height, width) of each image, where the tiling needs it
     attention_mask int64 [r, l]  only unpacked
     left_out      int64 [2]      broken samples and samples too long that the batch lacks; only where such may be left out
 
-Without images the last three of images are absent. Packed (`pack_length`), sequences share rows and no attention mask
+Without images all that speaks of them is absent. Packed (`pack_length`), sequences share rows and no attention mask
 is given: the restarting positions say where attention must stop. Unpacked, each sequence has a row of its own.
 
 **Which scales a step trains** (`sandwich`, `random`) must be equal on all ranks and after a resume. A collate function
@@ -38,7 +40,7 @@ from m3.data.multiscale import IGNORED, ScaledSequence, ScaleMode, draw_scales, 
 from m3.data.packing import pack
 from m3.data.sample import AnySample
 from m3.data.tokenized import tokenize_sample
-from m3.processing.images import MAX_PIXELS, ImageSource, load_image, preprocess_images
+from m3.processing.images import MAX_PIXELS, ImageSource, load_image
 from m3.processing.processor import M3Processor
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ class Collator:
         if self.pack_length is not None and self.max_length is not None and self.max_length > self.pack_length:
             raise ValueError(f"max_length={self.max_length} is more than a row holds (pack_length={self.pack_length})")
         if isinstance(self.scales, tuple):
-            self.processor.counts(self.scales)  # refuses unreachable ones now rather than in a worker
+            self.processor.check_scales(self.scales)  # refuses unreachable ones now rather than in a worker
 
     def __call__(self, batch: Sequence[AnySample | Positioned]) -> dict[str, Tensor]:
         """See the module's docstring for what comes out."""
@@ -97,7 +99,14 @@ class Collator:
             if isinstance(sample, Broken):
                 left_out.broken(sample.why)
                 continue
-            expanded = expand(tokenize_sample(sample, self.processor), scales, self.processor)
+            try:
+                outlines = [self.processor.outline(image, self.max_pixels) for image in sample.images]
+            except ValueError as error:
+                if self.broken != "skip":
+                    raise
+                left_out.broken(f"sample {sample.id!r}: {error}")
+                continue
+            expanded = expand(tokenize_sample(sample, self.processor), scales, self.processor, outlines)
             excess = self._excess(sample, expanded)
             if excess is not None:
                 self._refuse_or_leave_out(excess, left_out)
@@ -113,7 +122,8 @@ class Collator:
         if images.sources:
             spans = [sequence for row in rows for sequence in row]
             # Spans are listed in the order of the rows, not of the samples: the model meets them in this order.
-            tensors["pixel_values"] = preprocess_images(images.sources, self.processor.image_processor, self.max_pixels)
+            prepared = self.processor.prepare_images(images.sources, self.max_pixels)
+            tensors |= prepared.entries(self.processor.reader.tiling)
             tensors["image_scales"] = torch.tensor([scale for s in spans for scale in s.scales], dtype=torch.int64)
             tensors["image_index"] = torch.tensor([image for s in spans for image in s.images], dtype=torch.int64)
         if self.broken == "skip" or self.overlong == "drop":

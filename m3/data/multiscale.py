@@ -6,12 +6,14 @@ tokens of a packed batch is then M3's average, without the model knowing about i
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from m3.data.tokenized import Tokenized
+from m3.nesting import Tiles
 from m3.processing.processor import M3Processor, repeats
 
 IGNORED = -100
@@ -36,10 +38,15 @@ class ScaledSequence:
 
 
 def expand(
-    tokenized: Tokenized, scales: tuple[int, ...], processor: M3Processor, weight: float = 1.0
+    tokenized: Tokenized,
+    scales: tuple[int, ...],
+    processor: M3Processor,
+    images: Sequence[Tiles],
+    weight: float = 1.0,
 ) -> list[ScaledSequence]:
     """One sequence per scale, every image of a sequence at that scale; text-only samples once.
 
+    `images` are its images as the processor outlines them; their numbers of tokens follow from it.
     `weight` is what the sample's label tokens weigh together over all scales.
     """
     ids = np.asarray(tokenized.input_ids, dtype=np.int64)
@@ -49,8 +56,8 @@ def expand(
     if not scales:
         raise ValueError("no scales to expand to; name at least one")
     sequences: list[ScaledSequence] = []
-    for scale, count in zip(scales, processor.counts(scales), strict=True):
-        times = repeats(ids, processor.image_token_id, [count] * tokenized.num_images)
+    for scale in scales:
+        times = repeats(ids, processor.image_token_id, processor.counts([scale] * len(images), images))
         sequences.append(
             ScaledSequence(
                 input_ids=np.repeat(ids, times),

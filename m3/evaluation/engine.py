@@ -24,8 +24,10 @@ from torch import Tensor
 from m3.evaluation.decoding import Decoding
 from m3.evaluation.store import digest, digest_files
 from m3.model import M3ForConditionalGeneration
-from m3.processing.images import load_image, preprocess_images
+from m3.nesting import Tiles
+from m3.processing.images import load_image
 from m3.processing.processor import M3Processor, expand_image_tokens
+from m3.processing.tiles import tile_entries
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 ROOM_FOR_TEXT = 32
@@ -49,7 +51,7 @@ class Picture:
 class Question:
     text: str  # after the chat template; one image token per picture
     pictures: tuple[Picture, ...]
-    scale: int  # visual tokens per picture
+    scale: int  # visual tokens per tile of each picture
     decoding: Decoding
     continuation: str | None = None  # score this instead of generating
 
@@ -73,6 +75,7 @@ class Row:
 
     ids: list[int]  # placeholders expanded, continuation included
     continuation: int  # how many of the last ids are the continuation
+    visual: int  # how many of the ids are placeholders of the pictures
 
 
 class Engine:
@@ -85,7 +88,7 @@ class Engine:
         self.processor = processor
         self.weights = weights
         self.cache_bytes = cache_bytes
-        self._features: OrderedDict[str, Float[Tensor, "n d"]] = OrderedDict()
+        self._features: OrderedDict[str, Float[Tensor, "t n d"]] = OrderedDict()
         self.images_seen = 0
 
     @classmethod
@@ -142,30 +145,36 @@ class Engine:
 
     @torch.no_grad()
     def see(self, pictures: Sequence[Picture], batch_size: int) -> None:
-        """Runs tower and connector on the pictures that are not in the cache."""
+        """Runs tower and connector on the pictures that are not in the cache, about `batch_size` tiles at a time."""
         unseen = [p for p in {p.digest: p for p in pictures}.values() if p.digest not in self._features]
-        for start in range(0, len(unseen), batch_size):
-            batch = unseen[start : start + batch_size]
-            pixels = preprocess_images([picture.image for picture in batch], self.processor.image_processor)
-            features = self.model.get_image_features(pixels.to(self.model.device)).pooler_output
+        for batch in batches_of_tiles(unseen, [self._tiles(picture).number for picture in unseen], batch_size):
+            prepared = self.processor.prepare_images([picture.image for picture in batch])
+            features = self.model.get_image_features(prepared.pixel_values.to(self.model.device)).pooler_output
             assert features is not None
-            self._features.update((picture.digest, row.clone()) for picture, row in zip(batch, features, strict=True))
+            parts = features.split([tiles.number for tiles in prepared.images])
+            for picture, tiles, part in zip(batch, prepared.images, parts, strict=True):
+                self._features[picture.digest] = part[:, : tiles.tokens].clone()
             self.images_seen += len(batch)
+
+    def _tiles(self, picture: Picture) -> Tiles:
+        return self.processor.outline(picture.image)
 
     def _row(self, question: Question) -> Row:
         tokenizer, config = self.processor.tokenizer, self.model.config
         ids = tokenizer(question.text, add_special_tokens=False)["input_ids"]
-        counts = self.processor.counts([question.scale] * len(question.pictures))
+        tiles = [self._tiles(picture) for picture in question.pictures]
+        counts = self.processor.counts([question.scale] * len(tiles), tiles)
         ids = expand_image_tokens(ids, config.image_token_id, counts)
         if question.continuation is None:
-            return Row(ids, 0)
+            return Row(ids, 0, sum(counts))
         continuation = tokenizer(question.continuation, add_special_tokens=False)["input_ids"]
         if not continuation:
             raise ValueError(f"the continuation {question.continuation!r} has no token to score")
-        return Row(ids + continuation, len(continuation))
+        return Row(ids + continuation, len(continuation), sum(counts))
 
     def _plan(self, questions: Sequence[Question], rows: Sequence[Row], batch_size: int) -> list[list[int]]:
-        budget = batch_size * (self.default_scale + ROOM_FOR_TEXT)
+        reader = self.processor.reader
+        budget = batch_size * (reader.count(self.default_scale, reader.tiling.largest()) + ROOM_FOR_TEXT)
         groups: dict[tuple[Decoding, bool], list[int]] = {}
         for index, question in enumerate(questions):
             groups.setdefault((question.decoding, question.continuation is None), []).append(index)
@@ -192,9 +201,9 @@ class Engine:
             texts, lengths = [""] * len(rows), [row.continuation for row in rows]
         seconds = (time.perf_counter() - started) / len(rows)
         replies = []
-        for question, row, text, score, length in zip(questions, rows, texts, scores, lengths, strict=True):
-            visual = question.scale * len(question.pictures)
-            replies.append(Reply(text, score, visual, len(row.ids) - row.continuation - visual, length, seconds))
+        for row, text, score, length in zip(rows, texts, scores, lengths, strict=True):
+            in_words = len(row.ids) - row.continuation - row.visual
+            replies.append(Reply(text, score, row.visual, in_words, length, seconds))
         return replies
 
     def _inputs(self, questions: Sequence[Question], rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -210,21 +219,25 @@ class Engine:
         place = {key: index for index, key in enumerate(pictures)}
         spans = [(question.scale, place[p.digest]) for question in questions for p in question.pictures]
         scales, index = zip(*spans, strict=True)
-        inputs["image_features"] = self._seen(list(pictures.values()))
+        inputs |= self._seen(list(pictures.values()))
         inputs["image_scales"] = torch.tensor(scales, device=device)
         inputs["image_index"] = torch.tensor(index, device=device)
         return inputs
 
-    def _seen(self, pictures: Sequence[Picture]) -> Float[Tensor, "i n d"]:
-        """Features of distinct pictures; those that the bounded cache has dropped are seen again."""
+    def _seen(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """Features of distinct pictures and their tiles; those that the bounded cache has dropped are seen again."""
         self.see(pictures, len(pictures))
         for picture in pictures:
             self._features.move_to_end(picture.digest)
-        features = torch.stack([self._features[picture.digest] for picture in pictures])
-        size = features[0].numel() * features.element_size()
-        while len(self._features) * size > self.cache_bytes and len(self._features) > len(pictures):
-            self._features.popitem(last=False)
-        return features
+        parts = [self._features[picture.digest] for picture in pictures]
+        longest = max(part.shape[1] for part in parts)
+        features = torch.cat([torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
+        kept = sum(part.numel() * part.element_size() for part in self._features.values())
+        while kept > self.cache_bytes and len(self._features) > len(pictures):
+            _, dropped = self._features.popitem(last=False)
+            kept -= dropped.numel() * dropped.element_size()
+        known = tile_entries([self._tiles(picture) for picture in pictures], self.processor.reader.tiling)
+        return {"image_features": features} | {name: entry.to(self.model.device) for name, entry in known.items()}
 
     def _generate(self, inputs: dict[str, Tensor], decoding: Decoding) -> tuple[list[str], list[int]]:
         tokenizer = self.processor.tokenizer
@@ -250,3 +263,17 @@ class Engine:
             (float(chosen[i, -row.continuation :].sum()), bool(greedy[i, -row.continuation :].all()))
             for i, row in enumerate(rows)
         ]
+
+
+def batches_of_tiles(pictures: Sequence[Picture], tiles: Sequence[int], size: int) -> Iterator[list[Picture]]:
+    """Pictures in order, in groups of at most `size` tiles (or of one picture)."""
+    batch: list[Picture] = []
+    filled = 0
+    for picture, number in zip(pictures, tiles, strict=True):
+        if batch and filled + number > size:
+            yield batch
+            batch, filled = [], 0
+        batch.append(picture)
+        filled += number
+    if batch:
+        yield batch

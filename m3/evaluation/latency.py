@@ -1,7 +1,7 @@
 """What reading an image at a scale takes on this machine: time to the first token, time per token, peak memory.
 
-In: a model, scales, a number of text tokens. Out: `Measured` per scale. One prompt with one image, batch of one, random pixels
-and ids (the time depends on neither); the same steps as generation, without its bookkeeping.
+In: a model, scales, a number of text tokens. Out: `Measured` per scale. One prompt with one image (of most tiles), batch of
+one, random pixels and ids (the time depends on neither); the same steps as generation, without its bookkeeping.
 """
 
 import os
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from m3.model import M3ForConditionalGeneration
 from m3.model.vision import vision_inputs
+from m3.processing.tiles import tile_entries
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,17 @@ def measure(
 def _once(model: M3ForConditionalGeneration, scale: int, text_tokens: int, tokens: int) -> tuple[float, float]:
     config, device = model.config, model.device
     size = vision_inputs(config.vision_config).image_size(config.vision_config)
-    pixels = torch.rand(1, 3, *size, device=device)
+    tiles = config.tiling.largest()
+    pixels = torch.rand(tiles.number, 3, *size, device=device)
+    known = {name: entry.to(device) for name, entry in tile_entries([tiles], config.tiling).items()}
     usable = [token for token in range(8) if token != config.image_token_id]
     text = torch.tensor(usable, device=device).repeat(text_tokens)[:text_tokens]
-    ids = torch.cat([torch.full((scale,), config.image_token_id, device=device), text])[None]
+    ids = torch.cat([torch.full((config.reader.count(scale, tiles),), config.image_token_id, device=device), text])[
+        None
+    ]
     scales = torch.tensor([scale], device=device)
     started = _now(device)
-    output = model(ids, pixel_values=pixels, image_scales=scales, use_cache=True, logits_to_keep=1)
+    output = model(ids, pixel_values=pixels, image_scales=scales, **known, use_cache=True, logits_to_keep=1)
     token = _next(output.logits, config.image_token_id)
     first = _now(device) - started
     started = _now(device)

@@ -7,10 +7,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from m3.model.vision import vision_grid
-from m3.nesting import Grid, get_nesting
+from m3.model.vision import vision_grid, vision_inputs
+from m3.nesting import Grid, ImageReader, TilingConfig, get_nesting
 
-T = TypeVar("T", "ConnectorConfig", "NestingConfig")
+T = TypeVar("T", "ConnectorConfig", "NestingConfig", TilingConfig)
 CONNECTOR_KINDS = ("mlp2x_gelu", "linear", "resampler")
 
 
@@ -47,10 +47,12 @@ if TYPE_CHECKING:  # who reads a part finds what `__post_init__` made of it, wha
     SubConfig = Any
     Connector = Any
     NestingChoice = Any
+    Tiling = Any
 else:  # transformers checks what is given against these
     SubConfig = dict | PreTrainedConfig | None
     Connector = ConnectorConfig | dict | None
     NestingChoice = NestingConfig | dict | None
+    Tiling = TilingConfig | dict | None
 
 
 @strict
@@ -62,6 +64,8 @@ class M3Config(PreTrainedConfig):
         text_config: configuration (or dict) of the decoder: Aria text, Qwen3-MoE, Mixtral, Llama, Qwen3, ...
         connector: `ConnectorConfig` or its dict.
         nesting: `NestingConfig` or its dict. Empty `trained_scales` means the largest scale alone.
+        tiling: `TilingConfig` (m3/nesting/layout.py) or its dict: how an image becomes tiles and their tokens one sequence.
+            Without it an image is one tile.
         image_token_id: the placeholder that visual tokens replace. It may lie beyond the decoder's vocabulary (in
             checkpoints whose vocabulary has no room for it): then it has no embedding and is never generated.
         vision_feature_layer: index into the encoder's hidden states (LLaVA: -2); None is its last, normalised output.
@@ -70,7 +74,8 @@ class M3Config(PreTrainedConfig):
             (Aria, https://arxiv.org/abs/2410.05993: 1e-4 and 1e-5).
 
     Raises:
-        ValueError: an unknown connector or nesting, or a trained scale that the encoder's grid cannot reach.
+        ValueError: an unknown connector, nesting or tiling, tiles of another size than the encoder's images, or a trained
+            scale that the encoder's grid cannot reach.
     """
 
     model_type = "m3"
@@ -83,6 +88,7 @@ class M3Config(PreTrainedConfig):
     text_config: SubConfig = None
     connector: Connector = None
     nesting: NestingChoice = None
+    tiling: Tiling = None
     image_token_id: int = 0
     vision_feature_layer: int | None = None
     drop_class_token: bool = False
@@ -101,6 +107,20 @@ class M3Config(PreTrainedConfig):
         for scale in nesting.trained_scales:
             get_nesting(nesting.kind).count(self.grid, scale)
         self.nesting = nesting
+        self.tiling = _decode(TilingConfig, self.tiling)
+        side = self.tiling.tile_size
+        if side is not None and (size := vision_inputs(self.vision_config).image_size(self.vision_config)) != (
+            side,
+            side,
+        ):
+            raise ValueError(
+                f"tiling.tile_size is {side}, but the encoder takes images of {size[0]} x {size[1]} pixels"
+            )
+
+    @property
+    def reader(self) -> ImageReader:
+        """Nesting and tiling over the tokens of a tile."""
+        return ImageReader(get_nesting(self.nesting.kind), self.tiling, self.grid)
 
     @property
     def grid(self) -> Grid:
@@ -111,6 +131,7 @@ class M3Config(PreTrainedConfig):
         output = super().to_dict()
         output["connector"] = asdict(self.connector)
         output["nesting"] = {"kind": self.nesting.kind, "trained_scales": list(self.nesting.trained_scales)}
+        output["tiling"] = self.tiling.to_dict()
         return output
 
 

@@ -15,6 +15,7 @@ a = heads x head dimension of a layer:
     token     sum over layers (2 W_active + 4 C a) + 2 W_head                    C tokens in the cache, its own included
     W_active  attention, dense or shared expert, router: all; routed experts: top_k / experts of them
 
+Vision and connector are per tile; an image that is cut has several.
 The weights are read off the module tree, so a decoder that transformers gains tomorrow needs no code here. A layer with a
 sliding window or without attention (state space) is counted as full attention.
 """
@@ -29,7 +30,6 @@ from transformers import PreTrainedConfig
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.connectors import Resampler
 from m3.model.vision import vision_grid
-from m3.nesting import get_nesting
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,17 @@ class CostModel:
         with torch.device("meta"):
             return cls(M3ForConditionalGeneration(config), dtype)
 
-    def cost(self, scale: int, text_tokens: int, images: int = 1) -> Cost:
+    def cost(self, scale: int, text_tokens: int, images: int = 1, size: tuple[int, int] | None = None) -> Cost:
         """Cost of a prompt of `images` images at `scale` and `text_tokens` further tokens.
+
+        `size`: (height, width) of the images in pixels, where they are cut into tiles; by default those with most tiles.
 
         Raises:
             ValueError: a scale that the grid cannot reach; the reachable ones are listed.
         """
-        visual = images * get_nesting(self.config.nesting.kind).count(self.config.grid, scale)
+        tiles = self.config.tiling.largest() if size is None else self.config.tiling.tiles(size)
+        visual = images * self.config.reader.count(scale, tiles)
+        seen_tiles = images * tiles.number
         prompt = visual + text_tokens
         text = self.config.text_config
         width = self.decoder_layers * text.num_attention_heads * head_dim(text)
@@ -110,8 +114,8 @@ class CostModel:
             scale=scale,
             visual_tokens=visual,
             text_tokens=text_tokens,
-            vision_flops=images * self.vision_flops(),
-            connector_flops=images * self.connector_flops(),
+            vision_flops=seen_tiles * self.vision_flops(),
+            connector_flops=seen_tiles * self.connector_flops(),
             prefill_flops=2 * prompt * active + 4 * prompt**2 * width + 2 * self.head,
             token_flops=2 * active + 4 * (prompt + 1) * width + 2 * self.head,
             kv_cache_bytes=prompt * kv_width * self.bytes,
@@ -130,13 +134,13 @@ class CostModel:
         return vision.num_channels * area * vision.hidden_size
 
     def vision_flops(self) -> int:
-        """The tower on one image. All its layers run, whichever of them the features are taken from."""
+        """The tower on one tile. All its layers run, whichever of them the features are taken from."""
         tokens = self.patches() + int(self.config.drop_class_token)
         attention = 4 * tokens**2 * self.vision_layers * self.config.vision_config.hidden_size
         return 2 * self.patches() * self.patch_weights() + 2 * tokens * self.vision.dense + attention
 
     def connector_flops(self) -> int:
-        """The connector on one image; it comes before the nesting, so it costs the same at every scale."""
+        """The connector on one tile; it comes before the nesting, so it costs the same at every scale."""
         connector, patches = self.connector, self.patches()
         if not isinstance(connector, Resampler):
             return 2 * patches * linear_weights(connector)

@@ -1,84 +1,91 @@
-"""Splicing: each placeholder span of the text becomes the nested tokens of one image at one scale.
+"""Splicing: each placeholder span of the text becomes the tokens of one image at one scale.
 
-in:  `inputs_embeds [b, l, d]`, `input_ids [b, l]` with `scale` placeholders per span, `features [i, n, d]` of each image
-     (seen once), `image_scales [s]` and `image_index [s]`: the scale of each span and the image it shows, in reading order;
+in:  `inputs_embeds [b, l, d]`, `input_ids [b, l]` with `count` placeholders per span, `features [t, n, d]` of all tiles
+     (seen once), the images' `Tiles`, and the `Span`s in reading order;
 out: `inputs_embeds [b, l, d]` with every placeholder replaced.
 
-Spans need no separator between them, so their lengths come from `image_scales` alone; what the text holds is checked
+Spans need no separator between them, so their lengths come from the spans' counts alone; what the text holds is checked
 against them, in all and per row, and a difference is an error with both counts.
 """
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from m3.nesting import Grid, Nesting
+from m3.model.image_inputs import Span
+from m3.nesting import ImageReader, Tiles
 
 
 def splice(
     inputs_embeds: Float[Tensor, "b l d"],
     input_ids: Int[Tensor, "b l"],
-    features: Float[Tensor, "i n d"],
-    image_scales: Int[Tensor, " s"],
-    image_index: Int[Tensor, " s"],
+    features: Float[Tensor, "t n d"],
+    images: Sequence[Tiles],
+    spans: Sequence[Span],
     image_token_id: int,
-    nesting: Nesting,
-    grid: Grid,
+    reader: ImageReader,
+    newline: Float[Tensor, " d"] | None,
 ) -> Float[Tensor, "b l d"]:
-    """Replaces the embeddings of all placeholders; gradients flow into `features`.
+    """Replaces the embeddings of all placeholders; gradients flow into `features` and `newline`.
 
     Raises:
-        ValueError: a scale that `grid` cannot reach, an image index out of range, or placeholders that do not match.
+        ValueError: placeholders that do not match the spans.
     """
     rows, columns = torch.where(input_ids == image_token_id)
-    starts = _span_starts(rows, image_scales, image_index, features.shape[0])
-    targets, values = [], []
-    for scale in image_scales.unique().tolist():
-        spans = torch.where(image_scales == scale)[0]
-        nested = nesting.nest(
-            features, nesting.count(grid, scale), grid
-        )  # once per image and scale, read by all its spans
-        values.append(nested[image_index[spans]].flatten(0, 1))
-        targets.append((starts[spans, None] + torch.arange(scale, device=starts.device)).flatten())
-    target = torch.cat(targets)
-    return inputs_embeds.index_put((rows[target], columns[target]), torch.cat(values).to(inputs_embeds.dtype))
+    _check(rows, spans)
+    sequences: dict[tuple[int, int], Tensor] = {}  # (image, scale): read once, shown in all its spans
+    for scale in sorted({span.scale for span in spans}):
+        shown = sorted({span.image for span in spans if span.scale == scale})
+        read = reader.read(_tiles(features, images, shown), scale, [images[i] for i in shown], newline)
+        sequences |= {(image, scale): tokens for image, tokens in zip(shown, read, strict=True)}
+    if not spans:
+        return inputs_embeds
+    values = torch.cat([sequences[span.image, span.scale] for span in spans])
+    return inputs_embeds.index_put((rows, columns), values.to(inputs_embeds.dtype))
 
 
-def _span_starts(
-    rows: Int[Tensor, " p"], image_scales: Int[Tensor, " s"], image_index: Int[Tensor, " s"], images: int
-) -> Int[Tensor, " s"]:
-    """Where each span starts among all placeholders (`rows`: the row of each)."""
-    if image_scales.shape != image_index.shape:
-        raise ValueError(f"{len(image_scales)} image_scales but {len(image_index)} image_index: one of each per span")
-    if len(image_index) and not 0 <= int(image_index.min()) <= int(image_index.max()) < images:
-        raise ValueError(f"image_index spans {image_index.tolist()}, but there are {images} images")
-    ends = image_scales.cumsum(0)
-    features = int(ends[-1]) if len(ends) else 0
-    if len(rows) != features:
+def _tiles(features: Float[Tensor, "t n d"], images: Sequence[Tiles], shown: Sequence[int]) -> Float[Tensor, "_ n d"]:
+    """The tiles of the images `shown`; all of them without a copy."""
+    if len(shown) == len(images):
+        return features
+    ends = list(accumulate(tiles.number for tiles in images))
+    index = [tile for image in shown for tile in range(ends[image] - images[image].number, ends[image])]
+    return features[torch.tensor(index, device=features.device)]
+
+
+def _check(rows: Int[Tensor, " p"], spans: Sequence[Span]) -> None:
+    """Whether every span finds its placeholders (`rows`: the row of each) in one row."""
+    ends = list(accumulate(span.count for span in spans))
+    expected = ends[-1] if ends else 0
+    if len(rows) != expected:
+        scales, counts = [span.scale for span in spans], [span.count for span in spans]
         raise ValueError(
-            f"the text has {len(rows)} image placeholders, but image_scales {image_scales.tolist()} ask for {features}: "
-            "expand each image to exactly its scale (M3Processor does)"
+            f"the text has {len(rows)} image placeholders, but image_scales {scales} ask for {expected}: {counts} per "
+            "span. Expand each image to exactly its tokens (M3Processor does)"
         )
-    starts = ends - image_scales
-    broken = torch.where(rows[starts] != rows[ends - 1])[0]
-    if len(broken):
-        raise ValueError(
-            f"image span {int(broken[0])} of scale {int(image_scales[broken[0]])} would run over the end of row "
-            f"{int(rows[starts[broken[0]]])}: its placeholders are fewer than its scale"
-        )
-    return starts
+    at = rows.tolist()
+    for number, (span, end) in enumerate(zip(spans, ends, strict=True)):
+        if span.count and at[end - span.count] != at[end - 1]:
+            raise ValueError(
+                f"image span {number} of scale {span.scale} would run over the end of row {at[end - span.count]}: it "
+                f"has {span.count} tokens, and fewer placeholders"
+            )
 
 
 def token_scales(
     input_ids: Int[Tensor, "b l"],
-    image_scales: Int[Tensor, " s"],
+    spans: Sequence[Span],
     image_token_id: int,
     position_ids: Int[Tensor, "b l"] | None,
 ) -> Int[Tensor, "b l"]:
     """The scale that each token reads: that of the last image before it in its own sequence, 0 where there is none."""
     is_image = input_ids == image_token_id
     at_images = torch.zeros_like(input_ids)
-    at_images[is_image] = image_scales.repeat_interleave(image_scales)
+    scales, counts = [span.scale for span in spans], [span.count for span in spans]
+    at_images[is_image] = input_ids.new_tensor(scales).repeat_interleave(input_ids.new_tensor(counts))
     index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     last_image = torch.where(is_image, index, -1).cummax(1).values
     if position_ids is None:

@@ -1,13 +1,14 @@
 """What differs between vision encoders, as one table: the grid of their patches and the inputs of their forward.
 
-in: `pixel_values [i, 3, H, W]`; out: the keyword arguments that the encoder's own `forward` takes.
+in: `pixel_values [t, 3, H, W]`, tiles or whole images, and `pixel_mask [t, H, W]` where they are padded;
+out: the keyword arguments that the encoder's own `forward` takes.
 """
 
 from abc import ABC, abstractmethod
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -24,8 +25,10 @@ class VisionInputs(ABC):
         """(height, width) in pixels that `pixel_values` must have."""
 
     @abstractmethod
-    def inputs(self, config: PreTrainedConfig, pixel_values: Float[Tensor, "i 3 h w"]) -> dict[str, Tensor]:
-        """Keyword arguments of the encoder's forward."""
+    def inputs(
+        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+    ) -> dict[str, Tensor]:
+        """Keyword arguments of the encoder's forward. `pixel_mask`: which pixels are no padding."""
 
 
 class SquareImages(VisionInputs):
@@ -38,7 +41,10 @@ class SquareImages(VisionInputs):
     def image_size(self, config: PreTrainedConfig) -> tuple[int, int]:
         return _pair(config.image_size)
 
-    def inputs(self, config: PreTrainedConfig, pixel_values: Float[Tensor, "i 3 h w"]) -> dict[str, Tensor]:
+    def inputs(
+        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+    ) -> dict[str, Tensor]:
+        _refuse_mask(config, pixel_mask)
         return {"pixel_values": pixel_values}
 
 
@@ -53,14 +59,17 @@ class FlattenedPatches(VisionInputs):
         (rows, columns), (height, width) = self.grid(config), _pair(config.patch_size)
         return rows * height, columns * width
 
-    def inputs(self, config: PreTrainedConfig, pixel_values: Float[Tensor, "i 3 h w"]) -> dict[str, Tensor]:
+    def inputs(
+        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+    ) -> dict[str, Tensor]:
+        _refuse_mask(config, pixel_mask)
         height, width = _pair(config.patch_size)
-        patches = rearrange(pixel_values, "i c (y h) (x w) -> i (y x) (h w c)", h=height, w=width)
-        images, number = patches.shape[:2]
+        patches = rearrange(pixel_values, "t c (y h) (x w) -> t (y x) (h w c)", h=height, w=width)
+        tiles, number = patches.shape[:2]
         return {
             "pixel_values": patches,
-            "pixel_attention_mask": torch.ones(images, number, dtype=torch.long, device=patches.device),
-            "spatial_shapes": torch.tensor([self.grid(config)] * images, device=patches.device),
+            "pixel_attention_mask": torch.ones(tiles, number, dtype=torch.long, device=patches.device),
+            "spatial_shapes": torch.tensor([self.grid(config)] * tiles, device=patches.device),
         }
 
 
@@ -79,6 +88,11 @@ def vision_inputs(config: PreTrainedConfig) -> VisionInputs:
 def vision_grid(config: PreTrainedConfig) -> tuple[int, int]:
     """(rows, columns) of patches of an image."""
     return vision_inputs(config).grid(config)
+
+
+def _refuse_mask(config: PreTrainedConfig, pixel_mask: Tensor | None) -> None:
+    if pixel_mask is not None:
+        raise ValueError(f"the encoder {config.model_type} takes images of one size and no pixel_mask; leave it out")
 
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from m3.nesting.base import Grid, Nesting, UnreachableScaleError
 from m3.nesting.grid_pool import GridPool
+from m3.nesting.layout import LAYOUTS, ImageReader, Tiles, TilingConfig
 from m3.nesting.query_prefix import QueryPrefix
 
 NESTINGS: dict[str, Nesting] = {
@@ -17,4 +18,16 @@ def get_nesting(kind: str) -> Nesting:
     return NESTINGS[kind]
 
 
-__all__ = ["NESTINGS", "Grid", "GridPool", "Nesting", "QueryPrefix", "UnreachableScaleError", "get_nesting"]
+__all__ = [
+    "LAYOUTS",
+    "NESTINGS",
+    "Grid",
+    "GridPool",
+    "ImageReader",
+    "Nesting",
+    "QueryPrefix",
+    "Tiles",
+    "TilingConfig",
+    "UnreachableScaleError",
+    "get_nesting",
+]

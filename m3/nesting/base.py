@@ -26,6 +26,13 @@ class Nesting(ABC):
     ) -> Float[Tensor, "*batch {scale} d"]:
         """The tokens of each image at `scale`. `grid` defaults to the number of tokens. Differentiable."""
 
+    @abstractmethod
+    def shape(self, grid: Grid, scale: int) -> Grid:
+        """How the tokens of `nest` stand at `scale`: (rows, columns), or their number where they are an ordered list.
+
+        Raises `UnreachableScaleError` as `count` does.
+        """
+
     def count(self, grid: Grid, scale: int) -> int:
         """How many tokens `nest` returns at `scale`: `scale` itself, or an `UnreachableScaleError` with the choices."""
         scales = self.reachable(grid)

@@ -26,18 +26,24 @@ class GridPool(Nesting):
         cells = {rows // k * (columns // k) for k in range(1, side + 1) if side % k == 0}
         return tuple(sorted(cells | {1}))
 
+    def shape(self, grid: Grid, scale: int) -> tuple[int, int]:
+        rows, columns = as_rectangle(grid)
+        if self.count((rows, columns), scale) == 1:
+            return 1, 1
+        k = math.isqrt(rows * columns // scale)
+        return rows // k, columns // k
+
     def nest(
         self, tokens: Float[Tensor, "*batch n d"], scale: int, grid: Grid | None = None
     ) -> Float[Tensor, "*batch {scale} d"]:
         rows, columns = as_rectangle(tokens.shape[-2] if grid is None else grid)
         if rows * columns != tokens.shape[-2]:
             raise ValueError(f"a {rows}x{columns} grid has {rows * columns} tokens, but {tokens.shape[-2]} were given")
-        self.count((rows, columns), scale)
+        h, w = self.shape((rows, columns), scale)
         if scale == 1:
             return tokens.mean(dim=-2, keepdim=True)
-        k = math.isqrt(rows * columns // scale)
         cells = tokens.reshape(-1, rows, columns, tokens.shape[-1])
-        pooled = reduce(cells, "b (h kh) (w kw) d -> b (h w) d", "mean", kh=k, kw=k)
+        pooled = reduce(cells, "b (h kh) (w kw) d -> b (h w) d", "mean", h=h, w=w)
         return pooled.reshape(*tokens.shape[:-2], scale, tokens.shape[-1])
 
 

@@ -18,6 +18,9 @@ class QueryPrefix(Nesting):
         tokens = grid[0] * grid[1] if isinstance(grid, tuple) else grid
         return tuple(range(1, tokens + 1))
 
+    def shape(self, grid: Grid, scale: int) -> int:
+        return self.count(grid, scale)
+
     def nest(
         self, tokens: Float[Tensor, "*batch n d"], scale: int, grid: Grid | None = None
     ) -> Float[Tensor, "*batch {scale} d"]:

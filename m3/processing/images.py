@@ -1,12 +1,8 @@
-"""First stop of the image's path: from whatever a user calls an image to the tensor that the vision encoder eats.
+"""First stop of the image's path: from whatever a user calls an image to pixels.
 
-Comes in: a path, the bytes of a file, a `data:` or `file:` address, or a PIL image. Goes out: `pixel_values
-[i, 3, H, W]`.
-
-Three steps, each usable alone: `load_image` (any source -> 8-bit RGB, upright), `pad_to_square` (M3 and LLaVA pad the
-short side with the processor's mean colour instead of cropping) and `preprocess_images` (the encoder's own image
-processor resizes, rescales and normalises; always its PIL backend, so that the same file gives the same numbers on
-every machine).
+Comes in: a path, the bytes of a file, a `data:` or `file:` address, or a PIL image. Goes out: a PIL image, 8-bit RGB and
+upright (`load_image`), its size alone (`image_size`), or it on a square (`pad_to_square`: M3 and LLaVA-1.5 pad the short side
+with the processor's mean colour instead of cropping). What the encoder sees of it is made in m3/processing/tiles.py.
 """
 
 import base64
@@ -24,10 +20,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from transformers import BaseImageProcessor
 
 ImageSource = str | Path | bytes | Image.Image
@@ -112,34 +105,21 @@ def mean_colour(image_processor: BaseImageProcessor) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def preprocess_images(
-    images: Sequence[ImageSource],
-    image_processor: BaseImageProcessor,
-    max_pixels: int = MAX_PIXELS,
-    fetch_urls: bool = False,
-) -> Float[Tensor, "images 3 height width"]:
-    """Load, pad to square with the mean colour, then let the encoder's own processor resize, rescale and normalise.
+def image_size(source: ImageSource, max_pixels: int = MAX_PIXELS, fetch_urls: bool = False) -> tuple[int, int]:
+    """(height, width) that `load_image` would give, by the header alone wherever the format allows it."""
+    if isinstance(source, Image.Image):
+        return _upright_size(source)
+    name, content = _read(source, fetch_urls)
+    with _open(content, name, max_pixels) as image:
+        return _upright_size(image)
 
-    One image at a time, so that memory holds one decoded image however many are asked for.
 
-    Raises:
-        ValueError: no images; an image that cannot be loaded; an image processor that does not give `[3, H, W]` for an
-            image.
-    """
-    if not images:
-        raise ValueError("preprocess_images needs at least one image and got none")
-    colour = mean_colour(image_processor)
-    rows: list[Tensor] = []
-    for source in images:
-        square = pad_to_square(load_image(source, max_pixels, fetch_urls), colour)
-        pixels = torch.as_tensor(np.asarray(image_processor(square, return_tensors="np")["pixel_values"]))
-        if pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
-            raise ValueError(
-                f"{type(image_processor).__name__} gave pixel_values of shape {list(pixels.shape)} for one image; "
-                "expected [1, 3, height, width]. Use an image processor that makes one fixed-size tensor per image"
-            )
-        rows.append(pixels[0])
-    return torch.stack(rows).float()
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _DECODE_ERRORS:
+        orientation = None  # `_upright` leaves such an image as it is
+    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
 
 
 def _read(source: str | Path | bytes, fetch_urls: bool) -> tuple[str, bytes]:

@@ -3,7 +3,10 @@
 Comes in: prompts in which `<image>` marks where each image stands, the images, and `matryoshka_vis_token_scale`: one
 number for all images, one per image, or None for the largest trained scale. Goes out: `input_ids` and `attention_mask`
 `[b, l]` with each `<image>` repeated to the exact count of visual tokens of its image at its scale, `pixel_values
-[i, 3, H, W]` with one entry per image in reading order, and `image_scales [i]`.
+[t, 3, H, W]` with the tiles of every image in reading order, `image_scales [i]`, and where images are cut into tiles
+`image_tiles [i]` and `image_sizes [i, 2]` (see m3/model/modeling.py for each).
+
+A scale is visual tokens per tile. `count_tokens` says what an image of a given size takes in all, before anything is loaded.
 """
 
 import functools
@@ -16,10 +19,11 @@ import numpy as np
 from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs
 
-from m3.nesting import get_nesting
+from m3.nesting import ImageReader, Tiles, TilingConfig, get_nesting
 from m3.processing.chat_template import CONTROL_TOKENS, chatml_template
-from m3.processing.images import MAX_PIXELS, ImageSource, preprocess_images
+from m3.processing.images import MAX_PIXELS, ImageSource, image_size
 from m3.processing.keywords import M3ProcessorKwargs, refuse_unknown
+from m3.processing.tiles import TiledImages, prepare_images
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ class M3Processor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         grid: int | Sequence[int] = (12, 12),
         nesting: dict[str, Any] | None = None,
+        tiling: dict[str, Any] | None = None,
         image_token: str = "<image>",
         chat_template: str | dict[str, str] | None = None,
     ) -> None:
@@ -46,16 +51,19 @@ class M3Processor(ProcessorMixin):
         Args:
             image_processor: the vision encoder's own, PIL backend.
             tokenizer: holds `image_token` as one token, and ChatML's two unless a chat template is given.
-            grid: tokens that the connector gives per image: (rows, columns), or their number.
+            grid: tokens that the connector gives per tile: (rows, columns), or their number.
             nesting: `{"kind": ..., "trained_scales": [...]}` as in the model's configuration.
+            tiling: how images are cut into tiles, as in the model's configuration (`TilingConfig`); None: not at all.
             image_token: stands for an image in prompts, and as placeholder in `input_ids`.
             chat_template: None for ChatML; one of your own needs `{% generation %}` marks to be trained with.
 
         Raises:
-            ValueError: a token is missing, the nesting is unknown or a trained scale cannot be reached from the grid.
+            ValueError: a token is missing, the nesting or tiling is unknown, or a trained scale cannot be reached from the
+                grid.
         """
         self.grid = grid if isinstance(grid, int) else (int(grid[0]), int(grid[1]))
         self.nesting = _checked_nesting(nesting or {"kind": "grid_pool", "trained_scales": [1, 4, 9, 36, 144]})
+        self.tiling = TilingConfig(**(tiling or {})).to_dict()
         self.image_token = image_token
         if chat_template is None:
             chat_template = chatml_template(image_token)
@@ -65,7 +73,7 @@ class M3Processor(ProcessorMixin):
         _require_tokens(tokenizer, required)
         self.image_token_id = cast(int, tokenizer.convert_tokens_to_ids(image_token))
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        self.counts(self.trained_scales)
+        self.check_scales(self.trained_scales)
 
     # ------------------------------------------------------------------ scales
     @property
@@ -78,10 +86,38 @@ class M3Processor(ProcessorMixin):
         """Every scale this grid and nesting give, trained or not."""
         return get_nesting(self.nesting["kind"]).reachable(self.grid)
 
-    def counts(self, scales: Sequence[int]) -> list[int]:
-        """Placeholders that each image of `scales` takes. An unreachable scale is a `ValueError` with the choices."""
-        nesting = get_nesting(self.nesting["kind"])
-        return [nesting.count(self.grid, scale) for scale in scales]
+    @property
+    def reader(self) -> ImageReader:
+        """The arithmetic of scales and tiles, the same as the model's."""
+        return ImageReader(get_nesting(self.nesting["kind"]), TilingConfig(**self.tiling), self.grid)
+
+    def check_scales(self, scales: Sequence[int]) -> None:
+        """An unreachable scale is a `ValueError` with the choices."""
+        for scale in scales:
+            self.reader.nesting.count(self.grid, scale)
+
+    def count_tokens(
+        self, sizes: Sequence[tuple[int, int]], matryoshka_vis_token_scale: int | Sequence[int] | None = None
+    ) -> list[int]:
+        """Placeholders that images of these (height, width) in pixels take, before any of them is loaded."""
+        scales = self.resolve_scales(matryoshka_vis_token_scale, len(sizes))
+        return self.counts(scales, [self.reader.tiling.tiles((height, width)) for height, width in sizes])
+
+    def counts(self, scales: Sequence[int], images: Sequence[Tiles]) -> list[int]:
+        """Placeholders that each image takes at its scale. An unreachable scale is a `ValueError` with the choices."""
+        reader = self.reader
+        return [reader.count(scale, tiles) for scale, tiles in zip(scales, images, strict=True)]
+
+    def outline(self, image: ImageSource, max_pixels: int = MAX_PIXELS, fetch_urls: bool = False) -> Tiles:
+        """What becomes of an image, without decoding it; it is not even opened where its size does not matter."""
+        tiling = self.reader.tiling
+        return tiling.tiles(image_size(image, max_pixels, fetch_urls)) if tiling.grid_pinpoints else Tiles()
+
+    def prepare_images(
+        self, images: Sequence[ImageSource], max_pixels: int = MAX_PIXELS, fetch_urls: bool = False
+    ) -> TiledImages:
+        """The tiles of all images, as the encoder takes them, and what is known of each image."""
+        return prepare_images(images, self.image_processor, self.reader.tiling, max_pixels, fetch_urls)
 
     def resolve_scales(self, scales: int | Sequence[int] | None, num_images: int) -> list[int]:
         """One scale per image from what a user passed: None, one number, or one per image."""
@@ -124,7 +160,7 @@ class M3Processor(ProcessorMixin):
             kwargs: `matryoshka_vis_token_scale`, `max_pixels`, `fetch_urls`, and the tokenizer's options.
 
         Returns:
-            `input_ids`, `attention_mask`, and with images `pixel_values`, `image_scales`.
+            `input_ids`, `attention_mask`, and with images `pixel_values`, `image_scales` and what the tiling adds.
 
         Raises:
             ValueError: images and `<image>` marks differ in number; a scale is unreachable or their number is wrong;
@@ -199,12 +235,13 @@ class M3Processor(ProcessorMixin):
         fetch_urls: bool = False,
         **_: Any,
     ) -> tuple[dict[str, Any], list[str]]:
-        """`pixel_values` and `image_scales`, and the text that replaces each `<image>`."""
+        """`pixel_values`, `image_scales` and what the tiling adds, and the text that replaces each `<image>`."""
         flat = _flatten(images)
         scales = self.resolve_scales(matryoshka_vis_token_scale, len(flat))
-        replacements = [self.image_token * count for count in self.counts(scales)]
-        pixel_values = preprocess_images(flat, self.image_processor, max_pixels, fetch_urls)
-        return {"pixel_values": pixel_values, "image_scales": scales}, replacements
+        self.check_scales(scales)  # before any image is opened
+        prepared = self.prepare_images(flat, max_pixels, fetch_urls)
+        replacements = [self.image_token * count for count in self.counts(scales, prepared.images)]
+        return prepared.entries(self.reader.tiling) | {"image_scales": scales}, replacements
 
     def _get_num_multimodal_tokens(
         self,
@@ -212,16 +249,19 @@ class M3Processor(ProcessorMixin):
         matryoshka_vis_token_scale: int | list[int] | None = None,
         **_: Any,
     ) -> MultiModalData:
-        """Placeholders per image, for servers that plan before they load (vLLM). Sizes do not matter."""
+        """Placeholders and tiles per image of (height, width), for servers that plan before they load (vLLM)."""
         if image_sizes is None:
             return MultiModalData()
-        counts = self.counts(self.resolve_scales(matryoshka_vis_token_scale, len(image_sizes)))
-        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(image_sizes))
+        sizes = [(height, width) for height, width in image_sizes]
+        tiles = [self.reader.tiling.tiles(size).number for size in sizes]
+        return MultiModalData(
+            num_image_tokens=self.count_tokens(sizes, matryoshka_vis_token_scale), num_image_patches=tiles
+        )
 
     @property
     def model_input_names(self) -> list[str]:
         """What a call may return."""
-        return ["input_ids", "attention_mask", "pixel_values", "image_scales"]
+        return ["input_ids", "attention_mask", "pixel_values", "image_scales", "image_tiles", "image_sizes"]
 
     # ------------------------------------------------------------------ loading
     @classmethod
@@ -255,7 +295,7 @@ class M3Processor(ProcessorMixin):
         return cls(image_processor, tokenizer, **settings)
 
 
-_OWN_SETTINGS = ("grid", "nesting", "image_token", "chat_template")
+_OWN_SETTINGS = ("grid", "nesting", "tiling", "image_token", "chat_template")
 _FOREIGN_ENTRIES = ("image_processor", "tokenizer", "processor_class", "auto_map")
 
 

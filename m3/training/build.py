@@ -40,7 +40,7 @@ def train_at(
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """Writes `scales` into the configurations as the trained ones."""
     kind = model.config.nesting.kind
-    processor.counts(scales)
+    processor.check_scales(scales)
     model.config.nesting = NestingConfig(kind=kind, trained_scales=tuple(scales))
     processor.nesting = {"kind": kind, "trained_scales": sorted(scales)}
     return model, processor
@@ -67,4 +67,11 @@ def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
         model.model.vision_tower.load_state_dict(tower.state_dict())
     image_processor = AutoImageProcessor.from_pretrained(spec.vision_tower or spec.tokenizer, backend="pil")
     nesting = {"kind": config.nesting.kind, "trained_scales": list(config.nesting.trained_scales)}
-    return model, M3Processor(image_processor, tokenizer, grid=config.grid, nesting=nesting, image_token=image_token)
+    return model, M3Processor(
+        image_processor,
+        tokenizer,
+        grid=config.grid,
+        nesting=nesting,
+        tiling=config.tiling.to_dict(),
+        image_token=image_token,
+    )

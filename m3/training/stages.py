@@ -6,7 +6,7 @@ from m3.training.recipe import Parts
 
 PART_PREFIXES: dict[str, tuple[str, ...]] = {
     "vision_tower": ("model.vision_tower.",),
-    "connector": ("model.connector.",),
+    "connector": ("model.connector.", "model.image_newline"),
     "decoder": ("model.language_model.", "lm_head."),
 }
 

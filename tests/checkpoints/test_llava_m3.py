@@ -17,7 +17,7 @@ from m3.checkpoints.clip import KNOWN_TOWERS, clip_preprocessing
 from m3.checkpoints.convert import convert
 from m3.data.multiscale import expand
 from m3.data.tokenized import Tokenized
-from m3.model import M3ForConditionalGeneration
+from m3.model import ImageInputs, M3ForConditionalGeneration
 from m3.processing import M3Processor, expand_image_tokens
 
 FLAT = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "flat"
@@ -55,7 +55,8 @@ def test_embeddings_and_logits_equal_the_originals_at_every_scale(
     ids = torch.tensor([expand_image_tokens(ids_of(reference, processor), processor.image_token_id, [scale])])
     scales = torch.tensor([scale])
     with torch.no_grad():
-        embeds = model.model.embed(ids, pixel_values, None, scales, None)
+        images = ImageInputs(pixel_values=pixel_values, image_scales=scales)
+        embeds = model.model.embed(ids, images, images.spans(model.config.reader))
         logits = model(input_ids=ids, pixel_values=pixel_values, image_scales=scales).logits
     np.testing.assert_allclose(embeds, reference[f"embeds_{scale}"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(logits, reference[f"logits_{scale}"], atol=1e-5, rtol=0)

@@ -17,6 +17,7 @@ from m3.data.mixture import Mixture, Positioned
 from m3.data.multiscale import draw_scales, expand
 from m3.data.sample import Sample, Turn
 from m3.data.tokenized import tokenize_sample
+from m3.nesting import Tiles
 from m3.processing import M3Processor
 
 MakeSample = Callable[..., Sample]
@@ -57,7 +58,11 @@ def test_nothing_is_lost_and_nothing_is_cut(
 ) -> None:
     samples = mixed_samples(make_sample)
     batch = Collator(processor, pack_length=pack_length)(samples)
-    expected = [s for sample in samples for s in expand(tokenize_sample(sample, processor), TRAINED, processor)]
+    expected = [
+        sequence
+        for sample in samples
+        for sequence in expand(tokenize_sample(sample, processor), TRAINED, processor, [Tiles()] * len(sample.images))
+    ]
     found = sequences_of(batch, processor.tokenizer.pad_token_id)
     assert sorted(ids for ids, _, _ in found) == sorted(s.input_ids.tolist() for s in expected)
     by_ids = {tuple(s.input_ids.tolist()): s for s in expected}

@@ -9,6 +9,7 @@ import pytest
 from m3.data.multiscale import IGNORED, draw_scales, expand
 from m3.data.sample import Sample
 from m3.data.tokenized import tokenize_sample
+from m3.nesting import Tiles
 from m3.processing import M3Processor
 
 TRAINED = (1, 4, 9, 36, 144)
@@ -25,7 +26,7 @@ def test_expansion(
 ) -> None:
     processor = make_processor(nesting={"kind": kind, "trained_scales": list(scales)})
     tokenized = tokenize_sample(make_sample("a", shades, ("red", "two words")), processor)
-    sequences = expand(tokenized, scales, processor)
+    sequences = expand(tokenized, scales, processor, [Tiles()] * len(shades))
     text = [token for token in tokenized.input_ids if token != processor.image_token_id]
     answers = [token for token, kept in zip(tokenized.input_ids, tokenized.labels_mask, strict=True) if kept]
     assert len(sequences) == len(scales)
@@ -42,21 +43,23 @@ def test_expansion(
 
 
 def test_text_only_goes_in_once(processor: M3Processor, make_sample: Callable[..., Sample]) -> None:
-    (sequence,) = expand(tokenize_sample(make_sample("a"), processor), TRAINED, processor)
+    (sequence,) = expand(tokenize_sample(make_sample("a"), processor), TRAINED, processor, [])
     assert (sequence.weight, sequence.scales, sequence.images) == (1.0, (), ())
 
 
 def test_weights_add_up(processor: M3Processor, make_sample: Callable[..., Sample]) -> None:
     tokenized = tokenize_sample(make_sample("a", (1,)), processor)
-    assert sum(sequence.weight for sequence in expand(tokenized, TRAINED, processor, weight=0.5)) == pytest.approx(0.5)
+    assert sum(
+        sequence.weight for sequence in expand(tokenized, TRAINED, processor, [Tiles()], weight=0.5)
+    ) == pytest.approx(0.5)
 
 
 def test_unreachable_and_no_scales(processor: M3Processor, make_sample: Callable[..., Sample]) -> None:
     tokenized = tokenize_sample(make_sample("a", (1,)), processor)
     with pytest.raises(ValueError, match="scale 5 cannot be reached"):
-        expand(tokenized, (1, 5), processor)
+        expand(tokenized, (1, 5), processor, [Tiles()])
     with pytest.raises(ValueError, match="no scales to expand to"):
-        expand(tokenized, (), processor)
+        expand(tokenized, (), processor, [Tiles()])
 
 
 # ---------------------------------------------------------------------- the draw

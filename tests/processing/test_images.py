@@ -11,8 +11,10 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil, SiglipImageProcessorPil
 
+from m3.nesting import Tiles, TilingConfig
 from m3.processing import images as module
-from m3.processing.images import load_image, mean_colour, pad_to_square, preprocess_images
+from m3.processing.images import load_image, mean_colour, pad_to_square
+from m3.processing.tiles import prepare_images
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "flat"
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -35,7 +37,7 @@ def test_pixel_values_equal_the_original_implementation() -> None:
     image_processor = CLIPImageProcessorPil.from_pretrained(FIXTURE / "vision_tower_src")
     image = load_image(FIXTURE / "image.png")
     assert image.size == tuple(reference["image_size_wh"])
-    pixel_values = preprocess_images([image], image_processor)
+    pixel_values = prepare_images([image], image_processor, TilingConfig()).pixel_values
     # 1e-6 leaves room for another build of numpy; one grey level would be 1.4e-2.
     np.testing.assert_allclose(pixel_values.numpy(), reference["pixel_values"], atol=1e-6, rtol=0)
 
@@ -338,24 +340,24 @@ def test_bad_data_addresses() -> None:
 # ---------------------------------------------------------------------- the tensor
 def test_preprocess_keeps_order_and_shape() -> None:
     colours = [RED, (0, 255, 0), (0, 0, 255)]
-    pixel_values = preprocess_images(
-        [Image.new("RGB", (5 + n, 9), colour) for n, colour in enumerate(colours)],
-        SiglipImageProcessorPil(size={"height": 8, "width": 8}),
-    )
+    images = [Image.new("RGB", (5 + n, 9), colour) for n, colour in enumerate(colours)]
+    prepared = prepare_images(images, SiglipImageProcessorPil(size={"height": 8, "width": 8}), TilingConfig())
+    pixel_values = prepared.pixel_values
+    assert prepared.images == [Tiles(1, (9, 5)), Tiles(1, (9, 6)), Tiles(1, (9, 7))]
     assert pixel_values.shape == (3, 3, 8, 8)
     assert [int(image[:, 4, 4].argmax()) for image in pixel_values] == [0, 1, 2]
 
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="needs at least one image and got none"):
-        preprocess_images([], SiglipImageProcessorPil())
+        prepare_images([], SiglipImageProcessorPil(), TilingConfig())
 
 
 def test_an_image_processor_that_gives_patches_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"Siglip2ImageProcessorPil gave pixel_values of shape \[1, 256, 768\] for one image"
     ):
-        preprocess_images([gradient()], Siglip2ImageProcessorPil())
+        prepare_images([gradient()], Siglip2ImageProcessorPil(), TilingConfig())
 
 
 @pytest.mark.parametrize("lenient", [True, False])

@@ -140,7 +140,10 @@ def test_expanding_ids_equals_expanding_text(processor: M3Processor) -> None:
     text = "look: <image>\nand <image> then"
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     out = processor(images=[picture(), picture()], text=text, matryoshka_vis_token_scale=[9, 36])
-    assert expand_image_tokens(ids, processor.image_token_id, processor.counts([9, 36])) == out["input_ids"][0].tolist()
+    assert (
+        expand_image_tokens(ids, processor.image_token_id, processor.count_tokens([(8, 8)] * 2, [9, 36]))
+        == out["input_ids"][0].tolist()
+    )
 
 
 def test_expand_refuses_another_number_of_images() -> None:

@@ -1,0 +1,144 @@
+"""M3Model: pixels and ids in, the decoder's input embeddings out. The half of the model that knows of images.
+
+in:  `input_ids [b, l]` and `ImageInputs` (m3/model/image_inputs.py);
+way: pixels -> vision tower -> connector -> `n` tokens per tile       (get_image_features, once per tile)
+     -> nested to each span's scale, tiles put together, spliced      (splice)
+out: `inputs_embeds [b, l, d]`, for `language_model`.
+"""
+
+from os import PathLike
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from m3.model.configuration import M3Config
+from m3.model.connectors import Resampler, build_connector
+from m3.model.image_inputs import ImageInputs, Span
+from m3.model.splice import splice
+from m3.model.vision import vision_inputs
+
+
+class M3PreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of every M3 model."""
+
+    config_class = M3Config
+    config: M3Config
+    base_model_prefix = "model"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """transformers looks for expert layers in this file; they are the decoder's, which takes or ignores the choice."""
+        return True
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the other options pass through kwargs
+        self, save_directory: str | PathLike, *, save_original_format: bool = False, **kwargs
+    ) -> None:
+        """As in transformers, but weights keep the names of the modules unless the decoder's original ones are asked for.
+
+        transformers renames fused experts on saving (`experts.gate_up_proj` -> `experts.fc1.weight` for Aria) and back in
+        `from_pretrained`, but Trainer resumes without renaming back, and would go on with experts it never loaded.
+        """
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Resampler):
+            nn.init.normal_(module.query, std=self.config.initializer_range)
+            nn.init.normal_(module.position, std=self.config.initializer_range)
+        if isinstance(module, M3Model) and module.image_newline is not None:
+            nn.init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)  # as in LLaVA-NeXT
+
+
+class M3Model(M3PreTrainedModel):
+    """Vision tower, connector and decoder, without the language-model head."""
+
+    def __init__(self, config: M3Config) -> None:
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.connector = build_connector(config)
+        width = config.text_config.hidden_size
+        self.image_newline = nn.Parameter(torch.empty(width)) if config.reader.layout.has_newline else None
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @property
+    def router_top_k(self) -> int | None:
+        """Experts per token of the decoder's routers; None for a dense decoder."""
+        recorder = (self.language_model._can_record_outputs or {}).get("router_logits")
+        if recorder is None:
+            return None
+        routers = (m for m in self.language_model.modules() if isinstance(m, recorder.target_class))
+        return next((int(router.top_k) for router in routers), None)
+
+    def get_image_features(
+        self, pixel_values: Float[Tensor, "t c h w"], pixel_mask: Bool[Tensor, "t h w"] | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Sees each tile once. `.pooler_output [t, n, d]`: the connector's tokens, before nesting."""
+        config = self.config
+        encoder = vision_inputs(config.vision_config)
+        inputs = encoder.inputs(config.vision_config, pixel_values.to(self.dtype), pixel_mask)
+        layer = config.vision_feature_layer
+        seen = self.vision_tower(**inputs, output_hidden_states=layer is not None)
+        features = seen.last_hidden_state if layer is None else seen.hidden_states[layer]
+        if config.drop_class_token:
+            features = features[:, 1:]
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.connector(features))
+
+    def embed(
+        self, input_ids: Int[Tensor, "b l"], inputs: ImageInputs, spans: list[Span], is_continuation: bool = False
+    ) -> Float[Tensor, "b l d"]:
+        """Embeddings of the text with every placeholder replaced by the tokens of its image at its scale.
+
+        `is_continuation`: the text goes on from a cache; a placeholder in it was written by the model and stands for itself.
+        """
+        if inputs.pixel_values is not None and inputs.image_features is not None:
+            raise ValueError("give pixel_values or image_features (seen before), not both")
+        inputs_embeds = self.get_input_embeddings()(self._known_ids(input_ids))
+        if inputs.pixel_values is None and inputs.image_features is None:
+            placeholders = int((input_ids == self.config.image_token_id).sum())
+            if placeholders and not is_continuation:
+                raise ValueError(f"the text has {placeholders} image placeholders, but no pixel_values were given")
+            return inputs_embeds + self._every_part() if self.training else inputs_embeds
+        features = inputs.image_features
+        if features is None:
+            assert inputs.pixel_values is not None  # without either we returned above
+            features = self._tokens(inputs.pixel_values, inputs.pixel_mask)
+        token, newline = self.config.image_token_id, self.image_newline
+        return splice(inputs_embeds, input_ids, features, inputs.images(), spans, token, self.config.reader, newline)
+
+    def _known_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+        """A placeholder beyond the vocabulary is looked up as id 0: visual tokens take its place anyway."""
+        token = self.config.image_token_id
+        if token < self.config.text_config.vocab_size:
+            return input_ids
+        return input_ids.masked_fill(input_ids == token, 0)
+
+    def _every_part(self) -> Tensor:
+        """0, by way of all that looks at images: under ZeRO-3 or FSDP every rank must run it, also without an image."""
+        size = vision_inputs(self.config.vision_config).image_size(self.config.vision_config)
+        zero = 0.0 * self._tokens(torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device), None).sum()
+        return zero if self.image_newline is None else zero + 0.0 * self.image_newline.sum()
+
+    def _tokens(
+        self, pixel_values: Float[Tensor, "t c h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+    ) -> Float[Tensor, "t n d"]:
+        tokens = self.get_image_features(pixel_values, pixel_mask).pooler_output
+        assert tokens is not None  # get_image_features always gives it
+        return tokens

@@ -1,0 +1,112 @@
+"""What `forward` is told of the images of a batch, in one object that knows how many tokens each placeholder span has.
+
+in:  tensors as the processor, the collator or a user give them (`ImageInputs`);
+out: per image its `Tiles`, per placeholder span a `Span`: the scale, the image it shows, the number of its placeholders.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from m3.nesting import ImageReader, Tiles
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stretch of placeholders."""
+
+    scale: int
+    image: int
+    count: int
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """The images of a batch: `i` images in `t` tiles, image after image, shown in `s` placeholder spans, in reading order."""
+
+    pixel_values: Float[Tensor, "t c h w"] | None = None
+    """Tiles to be seen."""
+    image_features: Float[Tensor, "t n d"] | None = None
+    """Or what was seen of them before (`get_image_features(...).pooler_output`)."""
+    image_scales: Int[Tensor, " s"] | None = None
+    """Visual tokens per tile, the scale of each span."""
+    image_index: Int[Tensor, " s"] | None = None
+    """Which image each span shows. Absent: the spans show the images in order, one each."""
+    image_tiles: Int[Tensor, " i"] | None = None
+    """Tiles of each image. Absent: one each."""
+    image_sizes: Int[Tensor, "i 2"] | None = None
+    """(height, width) in pixels of each image as it came, where the tiling needs it (`anyres`)."""
+    tile_tokens: Int[Tensor, " i"] | None = None
+    """Tokens that the connector gives per tile of each image, where that varies; what is behind them is padding."""
+    pixel_mask: Bool[Tensor, "t h w"] | None = None
+    """Which pixels are no padding, for encoders of variable resolution."""
+
+    @property
+    def number_of_tiles(self) -> int:
+        """Tiles of all images; 0 without images."""
+        seen = self.pixel_values if self.image_features is None else self.image_features
+        return 0 if seen is None else len(seen)
+
+    def images(self) -> list[Tiles]:
+        """What is known of each image.
+
+        Raises:
+            ValueError: tensors that do not speak of the same number of images or tiles.
+        """
+        tiles = [1] * self.number_of_tiles if self.image_tiles is None else self.image_tiles.tolist()
+        if sum(tiles) != self.number_of_tiles:
+            raise ValueError(f"image_tiles {tiles} are {sum(tiles)} tiles, but {self.number_of_tiles} tiles were given")
+        sizes = [None] * len(tiles) if self.image_sizes is None else [(h, w) for h, w in self.image_sizes.tolist()]
+        tokens = [None] * len(tiles) if self.tile_tokens is None else self.tile_tokens.tolist()
+        if not len(tiles) == len(sizes) == len(tokens):
+            raise ValueError(
+                f"{len(tiles)} images by image_tiles, {len(sizes)} by image_sizes, {len(tokens)} by tile_tokens: one of "
+                "each per image"
+            )
+        return [Tiles(*image) for image in zip(tiles, sizes, tokens, strict=True)]
+
+    def spans(self, reader: ImageReader) -> list[Span]:
+        """Every span with its count.
+
+        Raises:
+            ValueError: no scales, an image that does not exist or is not said, a scale that its tiles do not reach.
+        """
+        if self.image_scales is None:
+            if self.number_of_tiles:
+                raise ValueError(
+                    "images were given without image_scales: one scale per placeholder span, in reading order"
+                )
+            return []
+        images, scales = self.images(), self.image_scales.tolist()
+        if self.image_index is None and len(scales) != len(images):
+            raise ValueError(
+                f"{len(scales)} placeholder spans but {len(images)} images: image_index must say which image each span shows"
+            )
+        shown = list(range(len(scales))) if self.image_index is None else self.image_index.tolist()
+        if len(shown) != len(scales):
+            raise ValueError(f"{len(scales)} image_scales but {len(shown)} image_index: one of each per span")
+        if shown and not 0 <= min(shown) <= max(shown) < len(images):
+            raise ValueError(f"image_index spans {shown}, but there are {len(images)} images")
+        return [Span(s, i, reader.count(s, images[i])) for s, i in zip(scales, shown, strict=True)]
+
+    def repeated(
+        self, rows: Int[Tensor, "b l"], times: int, image_token_id: int, reader: ImageReader
+    ) -> dict[str, Tensor]:
+        """The tensors for a batch in which every row of `rows` stands `times` times: more spans, but no more images."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: tensor for name, tensor in given.items() if tensor is not None}
+        if not given:
+            return {}
+        spans = self.spans(reader)
+        ends = torch.tensor([span.count for span in spans], device=rows.device).cumsum(0)
+        row_ends = (rows == image_token_id).sum(1).cumsum(0)
+        row_of_span = torch.searchsorted(row_ends, ends).tolist()
+        order = [n for row in range(len(rows)) for n in [n for n, r in enumerate(row_of_span) if r == row] * times]
+        scales = torch.tensor([spans[n].scale for n in order], device=rows.device)
+        index = torch.tensor([spans[n].image for n in order], device=rows.device)
+        return given | {"image_scales": scales, "image_index": index}
+
+
+IMAGE_INPUTS = tuple(field.name for field in fields(ImageInputs))
