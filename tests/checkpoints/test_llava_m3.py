@@ -18,6 +18,7 @@ from m3.checkpoints.convert import convert
 from m3.data.multiscale import expand
 from m3.data.tokenized import Tokenized
 from m3.model import ImageInputs, M3ForConditionalGeneration
+from m3.nesting import Tiles
 from m3.processing import M3Processor, expand_image_tokens
 
 FLAT = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "flat"
@@ -68,7 +69,7 @@ def test_the_packed_training_loss_is_the_originals(
     """All five trained scales in one row; the original ran five passes and averaged. Measured difference: 2e-7."""
     ids = ids_of(reference, processor)
     mask = (reference["train_labels"][0] != -100).tolist()
-    sequences = expand(Tokenized(ids, mask, 1), tuple(processor.trained_scales), processor)
+    sequences = expand(Tokenized(ids, mask, 1), tuple(processor.trained_scales), processor, [Tiles()])
     assert [sequence.scales for sequence in sequences] == [(1,), (9,), (36,), (144,), (576,)]
     row = {
         "input_ids": np.concatenate([s.input_ids for s in sequences]),
