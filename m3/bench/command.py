@@ -1,4 +1,4 @@
-"""`m3 bench WHAT`: ratios of two things measured in one run."""
+"""`m3 bench WHAT`: ratios of two things measured in one run, and what each scale costs."""
 
 import argparse
 import importlib
@@ -6,6 +6,7 @@ import importlib
 BENCHES = {
     "step": ("m3.bench.step", "one all-scales training step against the published way"),
     "sweep": ("m3.bench.sweep", "a sweep of all scales against the largest alone"),
+    "cost": ("m3.bench.cost", "FLOPs, bytes, estimated and measured seconds of every scale, of any configuration"),
 }
 
 

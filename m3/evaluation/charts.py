@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from m3.evaluation.run_folder import CostRow
+from m3.evaluation.run_folder import CostRow, LatencyRow
 from m3.evaluation.statistics import Mean
 from m3.evaluation.summary import Summary, gflops
 
@@ -27,25 +27,25 @@ class Panel:
     title: str
     x_label: str
     task: str | None
-    x: Callable[[CostRow], float | None]
+    x: Callable[[CostRow, LatencyRow | None], float | None]
 
 
 def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
     """Panels of the mean, one per kind of cost that is known, and panels of the tasks against visual tokens."""
     means = [
-        Panel("Mean, by visual tokens", "visual tokens per image", None, lambda cost: float(cost.visual_tokens)),
-        Panel("Mean, by computation", "GFLOPs to the first token", None, gflops),
+        Panel("Mean, by visual tokens", "visual tokens per image", None, lambda cost, _: float(cost.visual_tokens)),
+        Panel("Mean, by computation", "GFLOPs to the first token", None, lambda cost, _: gflops(cost)),
     ]
-    if any(cost.first_token_s is not None for cost in summary.costs):
-        means.append(Panel("Mean, by latency", "ms to the first token", None, _milliseconds))
+    if summary.latencies:
+        means.append(Panel("Mean, by measured latency", "ms to the first token", None, _milliseconds))
     tokens = means[0]
     if len(summary.tasks) == 1:
         return means, []
     return means, [Panel(summary.family(task), tokens.x_label, task, tokens.x) for task in summary.tasks]
 
 
-def _milliseconds(cost: CostRow) -> float | None:
-    return None if cost.first_token_s is None else cost.first_token_s * 1e3
+def _milliseconds(_: CostRow, latency: LatencyRow | None) -> float | None:
+    return None if latency is None else latency.first_token_s * 1e3
 
 
 def draw_png(summary: Summary, path: Path) -> None:
@@ -100,7 +100,7 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
                 summary.mean(model.name, scale) if panel.task is None else summary.score(model.name, panel.task, scale)
             )
             cost = summary.cost(model.name, scale)
-            x = None if cost is None else panel.x(cost)
+            x = None if cost is None else panel.x(cost, summary.latency(model.name, scale))
             if score is not None and x is not None:
                 points.append((x, score, model.is_trained(scale)))
                 ticks.setdefault(x, scale)

@@ -18,6 +18,7 @@ from m3.evaluation.charts import COLOURS, draw_png, draw_svg, panels
 from m3.evaluation.run_folder import Example, ModelRow, write_text
 from m3.evaluation.statistics import Mean
 from m3.evaluation.summary import Summary, gflops
+from m3.evaluation.units import engineering, milliseconds
 from m3.nesting.grid_pool import as_rectangle
 
 THUMBNAIL = 100
@@ -157,17 +158,3 @@ def grid_lines(model: ModelRow, scale: int) -> list[tuple[float, float, float, f
     across, down = columns // side, rows // side
     upright = [(THUMBNAIL * i / across, 0.0, THUMBNAIL * i / across, float(THUMBNAIL)) for i in range(1, across)]
     return upright + [(0.0, THUMBNAIL * i / down, float(THUMBNAIL), THUMBNAIL * i / down) for i in range(1, down)]
-
-
-def engineering(number: int | float | None, unit: str = "") -> str:
-    """1234567 as 1.23 M."""
-    if number is None:
-        return ""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= factor:
-            return f"{number / factor:.3g} {prefix}{unit}"
-    return f"{number:.3g} {unit}".strip()
-
-
-def milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1e3:.3g}"

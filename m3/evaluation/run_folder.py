@@ -3,7 +3,8 @@
     store/*.jsonl                 every answer and score, append-only           (store.py)
     results/MODEL/TASK@SCALE.json what lmms-eval returned, and the key of each document's answer in the store
     cells.csv                     one row per model, task, scale and metric
-    cost.csv                      one row per model and scale: formulas and measurements
+    cost.csv                      one row per model and scale: what the formulas say
+    latency.csv                   one row per model, scale and batch size: what was measured
     models.json, baselines.json, environment.json, examples/
     lmms_eval.log                 what the harness printed
 
@@ -51,31 +52,25 @@ class CellRow:
 
 
 @dataclass(frozen=True)
-class CostRow:
-    """Cost of one prompt with one image: a line of cost.csv. Times are None when they were not measured."""
+class CostRow(Cost):
+    """Cost of one prompt with one image: a line of cost.csv."""
 
     model: str
-    scale: int
-    visual_tokens: int
-    text_tokens: int
-    vision_flops: int
-    connector_flops: int
-    prefill_flops: int
-    token_flops: int
-    kv_cache_bytes: int
-    prefill_parameter_bytes: int
-    token_parameter_bytes: int
-    first_token_s: float | None
-    first_token_spread_s: float | None
-    token_s: float | None
-    token_spread_s: float | None
-    peak_bytes: int | None
-    repeats: int | None
 
     @classmethod
-    def of(cls, model: str, cost: Cost, measured: Measured | None) -> "CostRow":
-        nothing: dict[str, Any] = {field.name: None for field in fields(Measured)}
-        return cls(model=model, **asdict(cost), **(asdict(measured) if measured else nothing))
+    def of(cls, model: str, cost: Cost) -> "CostRow":
+        return cls(model=model, **asdict(cost))
+
+
+@dataclass(frozen=True)
+class LatencyRow(Measured):
+    """What was measured of a model: a line of latency.csv."""
+
+    model: str
+
+    @classmethod
+    def of(cls, model: str, measured: Measured) -> "LatencyRow":
+        return cls(model=model, **asdict(measured))
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ class Example:
     image: str  # file under examples/
 
 
-Row = TypeVar("Row", CellRow, CostRow)
+Row = TypeVar("Row", CellRow, CostRow, LatencyRow)
 
 
 def write_text(path: Path, text: str) -> None:

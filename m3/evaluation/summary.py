@@ -16,6 +16,7 @@ from m3.evaluation.run_folder import (
     CellRow,
     CostRow,
     Example,
+    LatencyRow,
     ModelRow,
     read_keys,
     read_rows,
@@ -39,6 +40,7 @@ class Summary:
     models: tuple[ModelRow, ...]
     cells: tuple[CellRow, ...]
     costs: tuple[CostRow, ...]
+    latencies: tuple[LatencyRow, ...]
     baselines: dict[str, dict[str, float]]
     examples: tuple[Example, ...]
     environment: dict[str, object]
@@ -59,6 +61,7 @@ class Summary:
             models=tuple(ModelRow(**row) for row in json.loads((run / "models.json").read_text(encoding="utf-8"))),
             cells=cells,
             costs=tuple(read_rows(run / "cost.csv", CostRow)),
+            latencies=tuple(read_rows(run / "latency.csv", LatencyRow)),
             baselines=json.loads((run / "baselines.json").read_text(encoding="utf-8")),
             examples=tuple(Example(**row) for row in json.loads(shown.read_text("utf-8"))) if shown.exists() else (),
             environment=json.loads((run / "environment.json").read_text(encoding="utf-8")),
@@ -118,6 +121,11 @@ class Summary:
     def cost(self, model: str, scale: int) -> CostRow | None:
         return next((row for row in self.costs if row.model == model and row.scale == scale), None)
 
+    def latency(self, model: str, scale: int, batch_size: int = 1) -> LatencyRow | None:
+        """What was measured; None where nothing was."""
+        asked = (model, scale, batch_size)
+        return next((row for row in self.latencies if (row.model, row.scale, row.batch_size) == asked), None)
+
     def difference(self, scale: int, other: str) -> Difference | None:
         """Mean of the first model minus that of `other` at a scale: paired bootstrap over documents, by image.
 
@@ -169,7 +177,11 @@ class Summary:
         return path
 
     def _csv_row(self, model: ModelRow, scale: int) -> list[str]:
-        cost, mean = self.cost(model.name, scale), self.mean(model.name, scale)
+        cost, mean, latency = (
+            self.cost(model.name, scale),
+            self.mean(model.name, scale),
+            self.latency(model.name, scale),
+        )
         is_first = model == self.models[0]
         behind = None if is_first else self.difference(scale, model.name)
         scores: list[float | None] = []
@@ -179,7 +191,7 @@ class Summary:
         numbers: Sequence[int | float | None] = [
             None if cost is None else cost.visual_tokens,
             None if cost is None else gflops(cost),
-            None if cost is None or cost.first_token_s is None else cost.first_token_s * 1e3,
+            None if latency is None else latency.first_token_s * 1e3,
             *scores,
             *((None, None) if mean is None else (mean.value, mean.stderr)),
             *((None,) * 3 if behind is None else (behind.value, behind.low, behind.high)),
@@ -190,4 +202,4 @@ class Summary:
 
 def gflops(cost: CostRow) -> float:
     """Billions of operations up to the first answer token: tower, connector and prefill."""
-    return (cost.vision_flops + cost.connector_flops + cost.prefill_flops) / 1e9
+    return cost.first_token_flops / 1e9

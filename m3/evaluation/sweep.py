@@ -22,6 +22,7 @@ from m3.evaluation.run_folder import (
     CellRow,
     CostRow,
     Example,
+    LatencyRow,
     ModelRow,
     environment,
     read_keys,
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLE_PIXELS = 448
 EXAMPLES_PER_TASK = 2
+LATENCY_BATCHES = (1, 8)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -89,6 +91,7 @@ def main(argv: list[str]) -> int:
     models: list[ModelRow] = []
     cells: list[CellRow] = []
     costs: list[CostRow] = []
+    times: list[LatencyRow] = []
     for name, path in labels(arguments.models).items():
         engine = Engine.load(path, local_device(arguments.device), arguments.dtype)
         models.append(describe(name, path, engine))
@@ -100,10 +103,15 @@ def main(argv: list[str]) -> int:
                         cells += run_cell(model, name, loaded, scale, manager, arguments.limit, run)
                     if is_writer:
                         write_rows(run / "cells.csv", CellRow, cells)
-        costs += costs_of(name, engine, scales, cells, not arguments.no_latency and is_writer)
         if is_writer:
+            text = text_tokens(name, cells)
+            costs += [CostRow.of(name, CostModel(engine.model).cost(scale, text)) for scale in scales]
+            if not arguments.no_latency:
+                measured = measure(engine.model, scales, text, LATENCY_BATCHES)
+                times += [LatencyRow.of(name, row) for row in measured]
             write_json(run / "models.json", [vars(model) for model in models])
             write_rows(run / "cost.csv", CostRow, costs)
+            write_rows(run / "latency.csv", LatencyRow, times)
             if len(models) == 1:
                 write_examples(run, models[0].name, tasks, scales, cells)
         del engine
@@ -164,15 +172,10 @@ def describe(name: str, path: str, engine: Engine) -> ModelRow:
     return ModelRow(name, path, engine.weights, scales, grid, kind, parameters)
 
 
-def costs_of(
-    name: str, engine: Engine, scales: Sequence[int], cells: Sequence[CellRow], is_measured: bool
-) -> list[CostRow]:
-    """Cost of a prompt with one image and as much text as the tasks had in the mean."""
+def text_tokens(name: str, cells: Sequence[CellRow]) -> int:
+    """How much text the tasks' prompts had in the mean: cost and latency are those of such a prompt."""
     lengths = [cell.text_tokens for cell in cells if cell.model == name and cell.text_tokens is not None]
-    text = round(sum(lengths) / len(lengths)) if lengths else 32
-    formulas = CostModel(engine.model)
-    measured = measure(engine.model, scales, text) if is_measured else {}
-    return [CostRow.of(name, formulas.cost(scale, text), measured.get(scale)) for scale in scales]
+    return round(sum(lengths) / len(lengths)) if lengths else 32
 
 
 def write_examples(

@@ -1,7 +1,8 @@
 """What reading an image at a scale costs, by formula: floating-point operations, cache, parameters read.
 
-In: a model (or its configuration: nothing is computed and no weight is allocated), a scale, a number of text tokens.
-Out: `Cost`.
+In: a model (or its configuration: nothing is computed and no weight is allocated), a scale, a number of text tokens,
+a batch size. Out: `Cost`. Seconds are measured (m3/evaluation/latency.py) or estimated for a named accelerator
+(m3/evaluation/roofline.py).
 
 Conventions. One multiply-add is two operations. Only matrix products count (norms, activations, softmax, rotary
 embeddings and the pooling are below 1 % of them). Attention counts the whole square, as kernels without a causal
@@ -34,17 +35,24 @@ from m3.model.vision import vision_grid
 
 @dataclass(frozen=True)
 class Cost:
-    """One prompt: images at one scale, text, and the tokens generated after it. Numbers are per prompt or as named."""
+    """`batch_size` equal prompts run together: images at one scale, text, and the tokens generated after it.
+
+    Tokens are those of one prompt; operations and bytes those of the whole batch. Parameters are read once for all its
+    prompts, with the experts that their tokens reach when the router is balanced.
+    """
 
     scale: int
+    batch_size: int
     visual_tokens: int
     text_tokens: int
     vision_flops: int
     connector_flops: int
     prefill_flops: int
     token_flops: int  # of the first generated token after the prompt; each further one adds 4 a per layer
-    kv_cache_bytes: int  # keys and values of the prompt
-    prefill_parameter_bytes: int  # read once, with the experts that P tokens reach when the router is balanced
+    kv_cache_bytes: int  # keys and values of the prompts
+    vision_parameter_bytes: int  # read while the tower sees, and so on
+    connector_parameter_bytes: int
+    prefill_parameter_bytes: int
     token_parameter_bytes: int  # read for each generated token
 
     @property
@@ -65,9 +73,9 @@ class StackWeights:
         """Elements that one token passes through."""
         return self.dense + self.experts * top_k // self.num_experts
 
-    def reached(self, top_k: int, tokens: int) -> float:
+    def reached(self, top_k: int, tokens: int) -> int:
         """Elements that `tokens` tokens reach together, in the mean, when every expert is equally likely."""
-        return self.dense + self.experts * (1 - (1 - top_k / self.num_experts) ** tokens)
+        return self.dense + round(self.experts * (1 - (1 - top_k / self.num_experts) ** tokens))
 
 
 class CostModel:
@@ -84,6 +92,7 @@ class CostModel:
         self.connector = model.model.connector
         self.top_k = model.model.router_top_k or 1
         self.head = model.lm_head.weight.numel()
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.bytes = (dtype or model.dtype).itemsize
 
     @classmethod
@@ -92,8 +101,10 @@ class CostModel:
         with torch.device("meta"):
             return cls(M3ForConditionalGeneration(config), dtype)
 
-    def cost(self, scale: int, text_tokens: int, images: int = 1, size: tuple[int, int] | None = None) -> Cost:
-        """Cost of a prompt of `images` images at `scale` and `text_tokens` further tokens.
+    def cost(
+        self, scale: int, text_tokens: int, images: int = 1, size: tuple[int, int] | None = None, batch_size: int = 1
+    ) -> Cost:
+        """Cost of `batch_size` prompts, each of `images` images at `scale` and `text_tokens` further tokens.
 
         `size`: (height, width) of the images in pixels, where they are cut into tiles; by default those with most tiles.
 
@@ -102,25 +113,28 @@ class CostModel:
         """
         tiles = self.config.tiling.largest() if size is None else self.config.tiling.tiles(size)
         visual = images * self.config.reader.count(scale, tiles)
-        seen_tiles = images * tiles.number
-        prompt = visual + text_tokens
+        seen_tiles = batch_size * images * tiles.number
+        prompt, batch = visual + text_tokens, batch_size
         text = self.config.text_config
         width = self.decoder_layers * text.num_attention_heads * head_dim(text)
         kv_width = self.decoder_layers * 2 * text.num_key_value_heads * head_dim(text)
         active = self.decoder.active(self.top_k)
-        seen = self.vision.dense + self.patch_weights() + sum(p.numel() for p in self.connector.parameters())
-        read = round(self.decoder.reached(self.top_k, prompt)) + self.head + (seen if images else 0)
+        tower = self.vision.dense + self.patch_weights() if images else 0
+        connector = sum(p.numel() for p in self.connector.parameters()) if images else 0
         return Cost(
             scale=scale,
+            batch_size=batch,
             visual_tokens=visual,
             text_tokens=text_tokens,
             vision_flops=seen_tiles * self.vision_flops(),
             connector_flops=seen_tiles * self.connector_flops(),
-            prefill_flops=2 * prompt * active + 4 * prompt**2 * width + 2 * self.head,
-            token_flops=2 * active + 4 * (prompt + 1) * width + 2 * self.head,
-            kv_cache_bytes=prompt * kv_width * self.bytes,
-            prefill_parameter_bytes=read * self.bytes,
-            token_parameter_bytes=(active + self.head) * self.bytes,
+            prefill_flops=batch * (2 * prompt * active + 4 * prompt**2 * width + 2 * self.head),
+            token_flops=batch * (2 * active + 4 * (prompt + 1) * width + 2 * self.head),
+            kv_cache_bytes=batch * prompt * kv_width * self.bytes,
+            vision_parameter_bytes=tower * self.bytes,
+            connector_parameter_bytes=connector * self.bytes,
+            prefill_parameter_bytes=(self.decoder.reached(self.top_k, batch * prompt) + self.head) * self.bytes,
+            token_parameter_bytes=(self.decoder.reached(self.top_k, batch) + self.head) * self.bytes,
         )
 
     def patches(self) -> int:

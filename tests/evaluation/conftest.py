@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 from m3.evaluation.engine import Engine
-from m3.evaluation.run_folder import CellRow, CostRow, Example, ModelRow, write_json, write_rows
+from m3.evaluation.run_folder import CellRow, CostRow, Example, LatencyRow, ModelRow, write_json, write_rows
 from m3.evaluation.statistics import clustered_mean
 from m3.evaluation.store import Answer, Cell, Store
 from m3.model import M3Config, M3ForConditionalGeneration
@@ -159,7 +159,7 @@ def make_run(run: Path, documents: int = 40) -> Path:
         ModelRow("m3-tiny", "playground/m3-tiny", "a" * 24, list(SWEPT), [6, 6], "grid_pool", 1_500_000),
         ModelRow("m3-tiny-base", "playground/m3-tiny-base", "b" * 24, [36], [6, 6], "grid_pool", 1_500_000),
     ]
-    cells, costs, examples = [], [], []
+    cells, costs, times, examples = [], [], [], []
     with Store(run / "store") as store:
         for model in models:
             for task, family in enumerate(FAMILIES):
@@ -189,9 +189,14 @@ def make_run(run: Path, documents: int = 40) -> Path:
                 seconds = 0.004 + 0.0001 * scale
                 flops = 10_000_000 * (scale + 30)
                 costs.append(
-                    CostRow(model.name, scale, scale, 30, 700_000_000, 20_000_000, flops, 12_000_000, 9_000 * scale,
-                            4_000_000, 1_200_000, seconds, seconds / 20, 0.002, 0.0001, 600_000_000, 7)
+                    CostRow(scale, 1, scale, 30, 700_000_000, 20_000_000, flops, 12_000_000, 9_000 * scale,
+                            2_000_000, 500_000, 4_000_000, 1_200_000, model.name)
                 )  # fmt: skip
+                times += [
+                    LatencyRow(scale, batch, seconds * batch, seconds / 20, 0.002 * batch**0.5, 0.0001, 600_000_000, 7,
+                               "CPU (x86_64), 2 threads", "float32", model.name)
+                    for batch in (1, 8)
+                ]  # fmt: skip
     (run / "examples").mkdir()
     for index, family in enumerate(FAMILIES):
         make_image(index).save(run / "examples" / f"{family}.png")
@@ -202,4 +207,5 @@ def make_run(run: Path, documents: int = 40) -> Path:
     write_json(run / "environment.json", {"command": ["m3", "sweep"], "python": "3.11", "cores": 2, "accelerators": []})
     write_rows(run / "cells.csv", CellRow, cells)
     write_rows(run / "cost.csv", CostRow, costs)
+    write_rows(run / "latency.csv", LatencyRow, times)
     return run

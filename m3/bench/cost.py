@@ -1,0 +1,169 @@
+"""`m3 bench cost MODEL`: what every scale costs, by formula, as an estimate for an accelerator, and measured here.
+
+MODEL is a folder, a hub id or a config.json; without weights nothing is allocated, unless `--measure` asks for random ones.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from m3.evaluation.latency import Measured, measure
+from m3.evaluation.roofline import ACCELERATORS, Roofline, accelerator, roofline
+from m3.evaluation.units import engineering, milliseconds
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.cost import Cost, CostModel
+
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main(argv: list[str]) -> int:
+    """Prints a table per batch size; `--out` writes the same numbers, unrounded, as CSV."""
+    parser = argparse.ArgumentParser(prog="m3 bench cost", description=__doc__)
+    parser.add_argument("model", help="folder, hub id or config.json")
+    parser.add_argument("--scales", help="visual tokens per image, with commas; default: the trained scales")
+    parser.add_argument(
+        "--text-tokens", type=int, default=30, help="of the prompt, besides the image (M3's Table 9: 30)"
+    )
+    parser.add_argument("--batch-sizes", default="1", help="prompts run together, with commas")
+    parser.add_argument("--dtype", choices=FORMATS, default="bfloat16", help="number format of weights and cache")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, default="H100", help="what the estimate is for")
+    parser.add_argument("--measure", action="store_true", help="measure on this machine as well")
+    parser.add_argument("--device", help="to measure on; default: cuda where there is one, else cpu")
+    parser.add_argument("--out", type=Path, help="CSV file")
+    arguments = parser.parse_args(argv)
+    config = M3Config.from_pretrained(arguments.model)
+    scales = numbers("--scales", arguments.scales) if arguments.scales else list(config.nesting.trained_scales)
+    batches = numbers("--batch-sizes", arguments.batch_sizes)
+    formulas = CostModel.from_config(config, FORMATS[arguments.dtype])
+    costs = [formulas.cost(scale, arguments.text_tokens, batch_size=batch) for batch in batches for scale in scales]
+    estimates = estimated(costs, arguments.accelerator, arguments.dtype)
+    found: list[Measured] = []
+    if arguments.measure:
+        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = build(arguments.model, config, arguments.dtype, device)
+        found = measure(model, scales, arguments.text_tokens, batches)
+    print(described(formulas, arguments.text_tokens, arguments.dtype))
+    for batch in batches:
+        print("\n" + table([c for c in costs if c.batch_size == batch], estimates, found))
+    for line in legend(arguments.accelerator, estimates, found):
+        print(line)
+    if arguments.out is not None:
+        write(arguments.out, costs, estimates, found)
+        print(arguments.out)
+    return 0
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers with commas, ascending."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"{option} takes numbers with commas, such as 1,9,36; got {text!r}")
+    return sorted({int(part) for part in parts})
+
+
+def estimated(costs: Sequence[Cost], name: str, dtype: str) -> dict[tuple[int, int], Roofline]:
+    """(batch size, scale) -> estimate; none for 32-bit numbers, of which the table of peaks knows nothing."""
+    if dtype == "float32":
+        return {}
+    return {(cost.batch_size, cost.scale): roofline(cost, accelerator(name)) for cost in costs}
+
+
+def build(name: str, config: M3Config, dtype: str, device: str) -> M3ForConditionalGeneration:
+    """The model with its weights where `name` has any, else with random ones: that changes no time of a dense model."""
+    if Path(name).is_file() or (Path(name).is_dir() and not list(Path(name).glob("*.safetensors"))):
+        with torch.device(device):
+            model = M3ForConditionalGeneration(config)
+    else:
+        model = M3ForConditionalGeneration.from_pretrained(name)
+    nn.Module.to(model, device=device, dtype=FORMATS[dtype])  # transformers wraps `to` without its types
+    return model.eval()
+
+
+def described(formulas: CostModel, text_tokens: int, dtype: str) -> str:
+    total = formulas.parameters
+    active = formulas.decoder.active(formulas.top_k) + formulas.head
+    return (
+        f"{engineering(total)} parameters ({engineering(total * formulas.bytes, 'B')} in {dtype}), "
+        f"{engineering(active)} of the decoder and head active per token; one image and {text_tokens} text tokens per prompt"
+    )
+
+
+def table(costs: Sequence[Cost], estimates: dict[tuple[int, int], Roofline], found: Sequence[Measured]) -> str:
+    """A line per scale."""
+    header = [
+        "scale",
+        "visual",
+        "tower",
+        "connector",
+        "prefill",
+        "per token",
+        "KV cache",
+        "read: prefill",
+        "read: token",
+    ]
+    header += ["est. first", "est. token", "est. tok/s"] if estimates else []
+    header += ["first token", "token", "tok/s", "peak memory"] if found else []
+    rows = [header]
+    for cost in costs:
+        flops = [cost.vision_flops, cost.connector_flops, cost.prefill_flops, cost.token_flops]
+        moved = [cost.kv_cache_bytes, cost.prefill_parameter_bytes, cost.token_parameter_bytes]
+        row = [str(cost.scale), str(cost.visual_tokens)]
+        row += [engineering(number, "FLOP") for number in flops] + [engineering(number, "B") for number in moved]
+        if estimates:
+            guess = estimates[cost.batch_size, cost.scale]
+            row += [f"{milliseconds(guess.first_token_s)} ms", f"{milliseconds(guess.token_s)} ms"]
+            row += [f"{cost.batch_size / guess.token_s:.4g}"]
+        for seen in (m for m in found if (m.batch_size, m.scale) == (cost.batch_size, cost.scale)):
+            row += [f"{milliseconds(seen.first_token_s)}±{milliseconds(seen.first_token_spread_s)} ms"]
+            row += [f"{milliseconds(seen.token_s)}±{milliseconds(seen.token_spread_s)} ms"]
+            row += [f"{seen.tokens_per_s:.4g}", engineering(seen.peak_bytes, "B")]
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([f"batch of {costs[0].batch_size}", *lines])
+
+
+def legend(name: str, estimates: dict[tuple[int, int], Roofline], found: Sequence[Measured]) -> list[str]:
+    lines = [
+        "",
+        "Operations and bytes are those of the whole batch; experts read: those its tokens reach when balanced.",
+    ]
+    if estimates:
+        device = accelerator(name)
+        lines.append(
+            f"est.: ESTIMATED lower bound for {device.name}, {device.flops / 1e12:g} TFLOP/s and {device.bandwidth / 1e12:g} "
+            f"TB/s ({device.source}); nothing was run on it"
+        )
+    else:
+        lines.append("no estimate: the table of accelerators has peaks for 16-bit formats alone (--dtype bfloat16)")
+    if found:
+        lines.append(f"MEASURED on {found[0].device}, {found[0].dtype}, median ± distance between the quartiles")
+    return lines
+
+
+def write(
+    path: Path, costs: Sequence[Cost], estimates: dict[tuple[int, int], Roofline], found: Sequence[Measured]
+) -> None:
+    """A row per batch size and scale; estimates and measurements in columns that say which they are."""
+    seen = {(row.batch_size, row.scale): row for row in found}
+    rows = []
+    for cost in costs:
+        key = (cost.batch_size, cost.scale)
+        row = asdict(cost)
+        if estimates:
+            row |= {f"estimated_{name}": value for name, value in asdict(estimates[key]).items()}
+        if key in seen:
+            row |= {
+                f"measured_{name}": v for name, v in asdict(seen[key]).items() if name not in ("scale", "batch_size")
+            }
+        rows.append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
