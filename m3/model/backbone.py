@@ -79,13 +79,17 @@ class M3Model(M3PreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     @property
-    def router_top_k(self) -> int | None:
-        """Experts per token of the decoder's routers; None for a dense decoder."""
+    def routers(self) -> list[nn.Module]:
+        """The decoder's routers, layer by layer; none of a dense decoder."""
         recorder = (self.language_model._can_record_outputs or {}).get("router_logits")
         if recorder is None:
-            return None
-        routers = (m for m in self.language_model.modules() if isinstance(m, recorder.target_class))
-        return next((int(router.top_k) for router in routers), None)
+            return []
+        return [module for module in self.language_model.modules() if isinstance(module, recorder.target_class)]
+
+    @property
+    def router_top_k(self) -> int | None:
+        """Experts per token of the decoder's routers; None for a dense decoder."""
+        return next((int(router.top_k) for router in self.routers), None)
 
     def get_image_features(
         self, pixel_values: Float[Tensor, "t c h w"], pixel_mask: Bool[Tensor, "t h w"] | None = None

@@ -32,7 +32,7 @@ from transformers.utils.generic import ModelOutput
 from m3.model.backbone import M3Model, M3PreTrainedModel
 from m3.model.configuration import M3Config
 from m3.model.image_inputs import IMAGE_INPUTS, ImageInputs
-from m3.model.router_losses import RouterLosses, router_losses
+from m3.model.router_losses import RouterLosses, RouterStep, is_real, router_losses
 from m3.model.splice import token_scales
 
 
@@ -65,6 +65,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
     """The whole model. Made by `from_pretrained`, or of random weights by `M3ForConditionalGeneration(config)`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    accepts_loss_kwargs = True  # so that Trainer passes `num_items_in_batch`
 
     def __init__(self, config: M3Config) -> None:
         super().__init__(config)
@@ -101,6 +102,8 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         labels: Int[Tensor, "b l"] | None = None,
         loss_weights: Float[Tensor, "b l"] | None = None,
         num_items_in_batch: Tensor | float | None = None,
+        router_load: Float[Tensor, "layers experts"] | None = None,
+        router_tokens: Float[Tensor, ""] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         skip_logits: bool | None = None,
@@ -114,6 +117,8 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             labels: next-token targets in place, -100 ignored.
             loss_weights: weight of each label token (default 1); all-scales training gives a copy at one of S scales 1/S.
             num_items_in_batch: what to divide the weighted loss by; default the sum of the weights.
+            router_load, router_tokens: of the whole step that this is a micro-batch of (m3/model/router_losses.py); by
+                default this batch is the whole step.
             use_cache: off unless asked for. A cache made during training would let packed sequences see each other.
             logits_to_keep: only the last so many positions get logits; 0 is all.
             skip_logits: with labels, compute logits at label positions alone and return none; default in training.
@@ -149,8 +154,11 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         weights = torch.ones_like(labels, dtype=torch.float32) if loss_weights is None else loss_weights
         self._add_language_loss(output, hidden_states, labels, weights, reads, position_ids, num_items_in_batch)
         if top_k is not None:
-            share = 1.0 if num_items_in_batch is None else _weight_sum(labels, weights) / num_items_in_batch
-            self._add_router_losses(output, decoded.router_logits, top_k, self._real(input_ids, attention_mask), share)
+            step = None
+            if router_load is not None and router_tokens is not None:
+                step = RouterStep(router_load, router_tokens)
+            real = is_real(input_ids, attention_mask, self.config.text_config.pad_token_id)
+            self._add_router_losses(output, decoded.router_logits, top_k, real, step)
         return output
 
     def _add_language_loss(
@@ -185,22 +193,15 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         output: M3Output,
         logits: tuple[Tensor, ...],
         top_k: int,
-        is_real: Bool[Tensor, " tokens"],
-        share: Tensor | float,
+        real: Bool[Tensor, " tokens"],
+        step: RouterStep | None,
     ) -> None:
         assert output.loss is not None  # the language loss comes first
-        losses: RouterLosses = router_losses(logits, top_k, is_real)
+        losses: RouterLosses = router_losses(logits, top_k, real, step)
         added = self.config.router_balance_coef * losses.balance.sum() + self.config.router_z_coef * losses.z.sum()
-        output.loss = output.loss + share * added
+        output.loss = output.loss + added
         output.balance_losses, output.z_losses = losses.balance.detach(), losses.z.detach()
         output.expert_load, output.router_logits = losses.expert_load, logits
-
-    def _real(self, input_ids: Int[Tensor, "b l"], attention_mask: Tensor | None) -> Bool[Tensor, " tokens"]:
-        """Which tokens are not padding. Packed batches have no mask; their padding is the pad token."""
-        if attention_mask is not None and attention_mask.shape == input_ids.shape:
-            return attention_mask.flatten().bool()
-        pad = self.config.text_config.pad_token_id
-        return torch.ones_like(input_ids.flatten(), dtype=torch.bool) if pad is None else input_ids.flatten() != pad
 
     # Below, pyright ignores: GenerationMixin's stub asks `self` for attributes that transformers' own models lack too.
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # others pass through kwargs
@@ -223,7 +224,3 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         assert rows is not None  # spans stand in input_ids
         return input_ids, kwargs | images.repeated(rows, expand_size, self.config.image_token_id, self.config.reader)
-
-
-def _weight_sum(labels: Int[Tensor, "b l"], weights: Float[Tensor, "b l"]) -> Tensor:
-    return weights[:, 1:][labels[:, 1:] != -100].sum()

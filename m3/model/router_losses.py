@@ -5,13 +5,27 @@ Balance (Switch Transformer, https://arxiv.org/abs/2101.03961, eq. 4 to 6, with 
 1 when perfectly balanced, E at worst, whatever k. Only P_e carries gradient.
 z-loss (ST-MoE, https://arxiv.org/abs/2202.08906, eq. 5): mean of logsumexp(logits)^2; keeps logits small.
 Aria adds them per layer with weights 1e-4 and 1e-5 (https://arxiv.org/abs/2410.05993; `aria/model/moe_lm.py`).
+
+Balance is a product of two means, and those of micro-batches do not add up to that of a step. With `step` it becomes
+linear in the tokens: f is given (Trainer passes the load of the step before, over all micro-batches and devices) and both
+sums are divided by the tokens of the whole step. Then the micro-batches' losses and gradients add up to the step's, however
+it is split. Load over the whole batch rather than over each device's part is what *Demons in the Detail*
+(https://arxiv.org/abs/2501.11873) trains with.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RouterStep:
+    """Of a whole optimiser step: `load` stands for f, `tokens` is the number of real tokens in it."""
+
+    load: Float[Tensor, "layers experts"]
+    tokens: Float[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -24,18 +38,34 @@ class RouterLosses:
 
 
 def router_losses(
-    router_logits: tuple[Float[Tensor, "tokens experts"], ...], top_k: int, is_real: Bool[Tensor, " tokens"]
+    router_logits: tuple[Float[Tensor, "tokens experts"], ...],
+    top_k: int,
+    is_real: Bool[Tensor, " tokens"],
+    step: RouterStep | None = None,
 ) -> RouterLosses:
-    """Balance and z losses of every layer; `is_real` leaves padding out."""
+    """Balance and z losses of every layer; `is_real` leaves padding out. With `step`, this micro-batch's part of its losses."""
     real = is_real.to(torch.float32)[:, None]
     number = real.sum().clamp(min=1)  # a batch may be all padding
+    divisor = number if step is None else step.tokens
     balance, z, load = [], [], []
-    for logits in router_logits:
+    for layer, logits in enumerate(router_logits):
         logits = logits.float()
         experts = logits.shape[-1]
         chosen = torch.zeros_like(logits).scatter(-1, logits.topk(top_k, dim=-1).indices, 1.0)
         share = (chosen * real).sum(0) / (number * top_k)
-        balance.append(experts * (share * (logits.softmax(-1) * real).sum(0) / number).sum())
-        z.append((logits.logsumexp(-1, keepdim=True).square() * real).sum() / number)
+        falls = share if step is None else step.load[layer]
+        balance.append(experts * (falls * (logits.softmax(-1) * real).sum(0) / divisor).sum())
+        z.append((logits.logsumexp(-1, keepdim=True).square() * real).sum() / divisor)
         load.append(share)
     return RouterLosses(torch.stack(balance), torch.stack(z), torch.stack(load))
+
+
+def is_real(
+    input_ids: Int[Tensor, "b l"], attention_mask: Tensor | None, pad_token_id: int | None
+) -> Bool[Tensor, " tokens"]:
+    """Which tokens are not padding. Packed batches have no mask; their padding is the pad token."""
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        return attention_mask.flatten().bool()
+    if pad_token_id is None:
+        return torch.ones_like(input_ids.flatten(), dtype=torch.bool)
+    return input_ids.flatten() != pad_token_id

@@ -3,6 +3,7 @@
 import torch
 from transformers import TrainingArguments
 
+from m3.training.distributed import start_deepspeed, world
 from m3.training.recipe import Hardware, Optimiser, Schedule
 from m3.training.run_folder import RunFolder
 
@@ -16,11 +17,15 @@ def training_arguments(
     workers: int,
     steps: int,
 ) -> TrainingArguments:
-    """Everything that Trainer decides, from the recipe; data come in the order of the data set, which is shuffled."""
+    """Everything that Trainer decides, from the recipe; data come in the order of the data set, which is shuffled.
+
+    To be made before the model is loaded: under ZeRO-3 `from_pretrained` shards what it loads, and learns of it here.
+    """
+    is_configured = hardware.deepspeed is not None and start_deepspeed(hardware.deepspeed)
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=schedule.batch_size,
-        gradient_accumulation_steps=schedule.accumulation,
+        gradient_accumulation_steps=schedule.accumulate(world().size),
         max_steps=steps,
         train_sampling_strategy="sequential",
         learning_rate=learning_rate,
@@ -40,8 +45,11 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         bf16=hardware.precision == "bfloat16",
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=not torch.accelerator.is_available() and not is_configured,
+        accelerator_config={"use_configured_state": True} if is_configured else None,
         deepspeed=hardware.deepspeed,
+        torch_compile=hardware.compile,
+        use_liger_kernel=hardware.liger,
         activation_checkpointing=hardware.activation_checkpointing,
         report_to="none",
     )

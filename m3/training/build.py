@@ -17,20 +17,32 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
     Raises:
         ValueError: a scale that the model's grid cannot reach.
     """
-    scales, experts = recipe.matryoshka_vis_token_scale, recipe.hardware.experts_implementation
+    scales, hardware = recipe.matryoshka_vis_token_scale, recipe.hardware
     if recipe.model is not None:
-        return load_checkpoint(recipe.model, scales, experts)
-    assert recipe.new_model is not None  # Recipe makes sure of one of them
-    model, processor = _new(recipe.new_model)
-    model.set_experts_implementation(experts)
-    return train_at(model, processor, scales)
+        model, processor = load_checkpoint(recipe.model, scales, hardware.experts_implementation)
+    else:
+        assert recipe.new_model is not None  # Recipe makes sure of one of them
+        model, processor = train_at(*_new(recipe.new_model), scales)
+        model.set_experts_implementation(hardware.experts_implementation)
+    if hardware.attention is not None:
+        model.set_attn_implementation(hardware.attention)
+    return model, processor
 
 
 def load_checkpoint(
     path: str, scales: Sequence[int], experts_implementation: str = "grouped_mm"
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
-    """A checkpoint folder (float32 weights), to be trained at `scales`."""
-    model = M3ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+    """A checkpoint folder (float32 weights), to be trained at `scales`.
+
+    Raises:
+        ValueError: weights that are missing or left over; transformers would draw them at random, or drop them.
+    """
+    model, found = M3ForConditionalGeneration.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    wrong = {
+        kind: sorted(found[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if found[kind]
+    }
+    if wrong:
+        raise ValueError(f"{path} does not hold the weights of its configuration: {wrong}")
     model.set_experts_implementation(experts_implementation)
     return train_at(model, M3Processor.from_pretrained(path), scales)
 

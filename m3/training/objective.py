@@ -7,8 +7,11 @@ weighted mean over label tokens is the average over scales of M3 (https://arxiv.
 from m3.model import M3Output
 
 
-def measure(output: M3Output) -> dict[str, tuple[float, float]]:
-    """name -> (sum, count). Losses are per label token; balance, z and load are means over steps, per layer."""
+def measure(output: M3Output, share: float) -> dict[str, tuple[float, float]]:
+    """name -> (sum, count). Losses are per label token; balance, z and load are means over steps, per layer.
+
+    `share`: of the step's tokens that this micro-batch holds; its router losses are parts of the step's already.
+    """
     found: dict[str, tuple[float, float]] = {}
     if output.scales is not None and output.scale_loss_sums is not None and output.scale_loss_counts is not None:
         rows = zip(
@@ -19,7 +22,7 @@ def measure(output: M3Output) -> dict[str, tuple[float, float]]:
     if output.balance_losses is not None and output.z_losses is not None and output.expert_load is not None:
         layers = zip(output.balance_losses.tolist(), output.z_losses.tolist(), output.expert_load.tolist(), strict=True)
         for layer, (balance, z, load) in enumerate(layers):
-            found[f"router/balance_{layer}"] = (balance, 1.0)
-            found[f"router/z_{layer}"] = (z, 1.0)
-            found |= {f"router/load_{layer}_{expert}": (share, 1.0) for expert, share in enumerate(load)}
+            found[f"router/balance_{layer}"] = (balance, share)
+            found[f"router/z_{layer}"] = (z, share)
+            found |= {f"router/load_{layer}_{expert}": (part * share, share) for expert, part in enumerate(load)}
     return found

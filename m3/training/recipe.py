@@ -11,11 +11,18 @@ Scales = Literal["all", "sandwich", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Learning rate of each part of the model, or `frozen`."""
+    """Learning rate of each part of the model, or `frozen`.
+
+    `router`: of the decoder's routers, null for the decoder's own rate. `*_last_layers`: only so many of the part's last
+    layers train, and nothing of it outside them.
+    """
 
     vision_tower: Rate
     connector: Rate
     decoder: Rate
+    router: Rate | None = None
+    vision_last_layers: int | None = None
+    decoder_last_layers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +47,14 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how much at a time. `batch_size`: samples per device and micro-step; one of `steps` and `epochs`."""
+    """How long and how much at a time. `batch_size`: samples per device and micro-step; one of `steps` and `epochs`.
+
+    `global_batch`: samples of an optimiser step over all devices; the accumulation then follows from their number.
+    """
 
     batch_size: int
-    accumulation: int = 1
+    accumulation: int | None = None
+    global_batch: int | None = None
     steps: int | None = None
     epochs: float | None = None
     log_every: int = 10
@@ -54,16 +65,46 @@ class Schedule:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("schedule: give exactly one of steps and epochs")
+        if self.accumulation is not None and self.global_batch is not None:
+            raise ValueError("schedule: give accumulation or global_batch, not both: the one follows from the other")
+
+    def accumulate(self, devices: int) -> int:
+        """Micro-steps of an optimiser step on so many devices.
+
+        Raises:
+            ValueError: they cannot make up the global batch.
+        """
+        if self.global_batch is None:
+            return self.accumulation or 1
+        at_once = self.batch_size * devices
+        if self.global_batch % at_once:
+            fitting = [n for n in range(1, self.global_batch // devices + 1) if self.global_batch % (n * devices) == 0]
+            raise ValueError(
+                f"schedule: a global batch of {self.global_batch} is no multiple of {devices} devices x batch_size "
+                f"{self.batch_size} = {at_once}; "
+                + (f"batch sizes that fit: {fitting}" if fitting else "take a number of devices that divides it")
+            )
+        return self.global_batch // at_once
+
+    def step_samples(self, devices: int) -> int:
+        """Samples of an optimiser step."""
+        return self.batch_size * devices * self.accumulate(devices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Precision and launching. `threads`: of torch on a CPU, null for its default."""
+    """Precision and launching. `deepspeed`: its JSON (scripts/deepspeed). `threads`: of torch on a CPU, null for its default.
+
+    `attention`: transformers' implementation (sdpa, flash_attention_2, ...), null for its choice.
+    """
 
     precision: Literal["float32", "bfloat16"] = "float32"
     deepspeed: str | None = None
     activation_checkpointing: bool = False
     experts_implementation: str = "grouped_mm"
+    attention: str | None = None
+    compile: bool = False
+    liger: bool = False
     threads: int | None = None
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from m3.training.distributed import world
+
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "datasets", "tokenizers", "pillow", "numpy")
 
 WHOLE = "WHOLE"
@@ -51,8 +53,9 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe ({'; '.join(changed[2:8])}); "
                 "give another `run=FOLDER`, or delete that one"
             )
-        self.write_text("recipe.yaml", recipe)
-        self.write_text("environment.json", json.dumps(environment(), indent=2) + "\n")
+        if world().is_first:
+            self.write_text("recipe.yaml", recipe)
+            self.write_text("environment.json", json.dumps(environment(), indent=2) + "\n")
 
     @property
     def is_finished(self) -> bool:
@@ -63,12 +66,6 @@ class RunFolder:
         """The newest checkpoint that was saved to its end (a kill may leave a torn one behind it)."""
         whole = sorted(self.checkpoints.glob(f"checkpoint-*/{WHOLE}"), key=lambda mark: _step(mark.parent))
         return str(whole[-1].parent) if whole else None
-
-    def resume_point(self) -> str | None:
-        """The checkpoint to resume from, whose later metrics are then forgotten; None for a fresh start."""
-        checkpoint = self.newest_checkpoint()
-        self.drop_metrics_after(_step(Path(checkpoint)) if checkpoint else 0)
-        return checkpoint
 
     def append_metrics(self, row: dict[str, float | int]) -> None:
         """Adds one line to `metrics.jsonl`."""
@@ -82,8 +79,9 @@ class RunFolder:
         lines = self.metrics.read_text().split("\n")
         return [json.loads(line) for line in lines[:-1] if line]
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Forgets what a killed run logged beyond the checkpoint it resumes from."""
+    def drop_metrics_after(self, checkpoint: str | None) -> None:
+        """Forgets what a killed run logged beyond the checkpoint it resumes from (None: everything)."""
+        step = 0 if checkpoint is None else _step(Path(checkpoint))
         kept = [row for row in self.read_metrics() if row["step"] <= step]
         self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -95,6 +93,7 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "machine": platform.platform(),
         "processor": _processor(),
+        "processes": world().size,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

@@ -11,6 +11,7 @@ from transformers import AutoConfig, SiglipImageProcessorPil
 
 from m3.config import dump
 from m3.training.arguments import training_arguments
+from m3.training.distributed import world
 from m3.training.patch_labels import PatchLabelCollator, PatchLabeller, PatchLabellerOutput
 from m3.training.recipe import TowerRecipe
 from m3.training.run_folder import RunFolder
@@ -32,7 +33,7 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
     model = PatchLabeller(config, classes=len(suite["patch_classes"]), slots=len(suite["patch_slots"]))
     image_processor = SiglipImageProcessorPil(size={"height": config.image_size, "width": config.image_size})
     rows = _rows(recipe)
-    steps = len(rows) // (recipe.schedule.batch_size * recipe.schedule.accumulation)
+    steps = len(rows) // recipe.schedule.step_samples(world().size)
     trainer = RunTrainer(
         run=run,
         measure=_measure,
@@ -72,7 +73,7 @@ def _rows(recipe: TowerRecipe) -> Dataset:
     )
     rows = rows.cast_column("image", Image(decode=False))
     schedule = recipe.schedule
-    step = schedule.batch_size * schedule.accumulation
+    step = schedule.step_samples(world().size)
     if schedule.steps is not None:
         total = schedule.steps * step
     else:
@@ -82,7 +83,7 @@ def _rows(recipe: TowerRecipe) -> Dataset:
     return rows.select(np.concatenate(passes)[:total])
 
 
-def _measure(output: PatchLabellerOutput) -> dict[str, tuple[float, float]]:
+def _measure(output: PatchLabellerOutput, share: float) -> dict[str, tuple[float, float]]:
     assert output.class_accuracy is not None and output.slot_accuracy is not None  # PatchLabeller always gives them
     return {
         "class_accuracy": (float(output.class_accuracy), 1.0),

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.generic import ModelOutput
 
+from m3.model import M3Output
+from m3.model.router_losses import is_real
+from m3.training.distributed import sum_over_processes, union_over_processes, wait_for_everyone
+from m3.training.router_load import RouterLoad
 from m3.training.run_folder import WHOLE, RunFolder
 
 logger = logging.getLogger(__name__)
@@ -19,12 +23,13 @@ logger = logging.getLogger(__name__)
 LEFT_OUT = ("left_out_broken", "left_out_too_long")
 """Names in the metrics of what a batch's `left_out` counts (m3/data/collate.py)."""
 
-Measure = Callable[[Any], dict[str, tuple[float, float]]]
-"""Turns its own model's output into name -> (sum, count), to be added up over steps and devices and divided when logged."""
+Measure = Callable[[Any, float], dict[str, tuple[float, float]]]
+"""Turns its own model's output, and the micro-batch's share of the step, into name -> (sum, count), to be added up over
+steps and devices and divided when logged."""
 
 
 class MarkWhole(TrainerCallback):
-    """Marks a checkpoint once all of it is written, so that a kill while saving cannot pass for one.
+    """Marks a checkpoint once every process has written all of its part, so that a kill while saving cannot pass for one.
 
     What was measured since the last line of metrics is logged before a checkpoint, so that a resumed run lacks nothing.
     """
@@ -33,50 +38,58 @@ class MarkWhole(TrainerCallback):
         control.should_log = control.should_log or control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        wait_for_everyone()
         if state.is_world_process_zero:
             assert args.output_dir is not None  # m3/training/arguments.py always names one
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
 
 class RunTrainer(Trainer):
-    """Trainer that knows its run folder. `measure` says what to log of every output; `rates` the rate of each prefix.
+    """Trainer that knows its run folder. `measure` says what to log of every output; `rates` the rate of each parameter.
 
-    The loss of a step is divided by the sum of `loss_weights` over all its micro-batches and devices, so that neither
-    accumulation nor the number of devices changes the gradient.
+    The loss of a step is divided by the sum of `loss_weights` over all its micro-batches and devices, and router losses
+    are taken over the whole step (`router`), so that neither accumulation nor the number of devices changes the gradient.
     """
 
-    def __init__(self, *, run: RunFolder, measure: Measure, rates: Mapping[str, float] | None = None, **kwargs) -> None:
-        super().__init__(callbacks=[MarkWhole()], **kwargs)
+    def __init__(
+        self,
+        *,
+        run: RunFolder,
+        measure: Measure,
+        rates: Mapping[str, float] | None = None,
+        router: RouterLoad | None = None,
+        pad_token_id: int | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(callbacks=[*([router] if router else []), MarkWhole()], **kwargs)
         self.run = run
         self._measure = measure
         self._rates = dict(rates or {})
+        self._router = router
+        self._pad_token_id = pad_token_id
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
+        self._step_tokens = 1.0
         self._tokens, self._since = 0, time.perf_counter()
         self._left_out: Tensor | None = None  # int64 [2] once a batch says it
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One parameter group per part and kind (decayed or not), each at its part's learning rate."""
+        """One parameter group per rate and kind (decayed or not)."""
         if self.optimizer is not None or not self._rates:
             return super().create_optimizer(model)
         model = self.model if model is None else model
         assert model is not None  # Trainer was given one
         decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                part = next(prefix for prefix in self._rates if name.startswith(prefix))
-                groups[part, name in decayed].append(parameter)
+                groups[self._rates[name], name in decayed].append(parameter)
         any_model = cast(PreTrainedModel, model)  # Trainer itself passes whatever module it was given
         optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, any_model)
         self.optimizer = optimiser(
             [
-                {
-                    "params": parameters,
-                    "lr": self._rates[part],
-                    "weight_decay": self.args.weight_decay if decay else 0.0,
-                }
-                for (part, decay), parameters in groups.items()
+                {"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay if decay else 0.0}
+                for (rate, decay), parameters in groups.items()
             ],
             **options,
         )
@@ -94,10 +107,12 @@ class RunTrainer(Trainer):
         if items is None or not batches or "loss_weights" not in batches[0]:
             return batches, items
         weights = [batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum() for batch in batches]
-        total = torch.stack(weights).sum().to(device)
-        if self.args.world_size > 1:
-            total = cast(Tensor, self.accelerator.gather(total)).sum()  # of a tensor, a tensor
-        return batches, total
+        tokens = sum(self._real_tokens(batch) for batch in batches)
+        both = sum_over_processes(torch.tensor([float(sum(weights)), tokens], device=device))
+        self._step_tokens = max(float(both[1]), 1.0)
+        if self._router is not None:
+            self._router.begin(both[1])
+        return batches, both[0].clamp(min=1e-12)  # a step may have no target
 
     def compute_loss(
         self,
@@ -107,15 +122,29 @@ class RunTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, ModelOutput]:
         """The model's own loss; what `measure` finds in its output is kept for the next line of metrics."""
+        if self._router is not None:
+            step = self._router.step
+            inputs = inputs | {"router_load": step.load, "router_tokens": step.tokens}
         both = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         loss, outputs = cast(tuple[Tensor, ModelOutput], both)  # since return_outputs is set
         if model.training:
-            for name, (value, count) in self._measure(outputs).items():
-                self._sums[name] += value
-                self._counts[name] += count
-            if "input_ids" in inputs:
-                self._tokens += inputs["input_ids"].numel()
+            self._note(outputs, inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _note(self, outputs: ModelOutput, inputs: Mapping[str, Tensor]) -> None:
+        """Keeps what is logged of a micro-batch, and its experts' load."""
+        tokens = self._real_tokens(inputs) if "input_ids" in inputs else 1
+        for name, (value, count) in self._measure(outputs, tokens / self._step_tokens).items():
+            self._sums[name] += value
+            self._counts[name] += count
+        if self._router is not None:
+            assert isinstance(outputs, M3Output)  # only a decoder with experts has a router
+            self._router.add(outputs, float(tokens))
+        if "input_ids" in inputs:
+            self._tokens += tokens
+
+    def _real_tokens(self, batch: Mapping[str, Tensor]) -> int:
+        return int(is_real(batch["input_ids"], batch.get("attention_mask"), self._pad_token_id).sum())
 
     def log(self, logs: dict[str, float | int], start_time: float | None = None) -> None:
         """Adds the measured means and the speed; the screen leaves out the router's, the run's metrics have all."""
@@ -129,24 +158,31 @@ class RunTrainer(Trainer):
 
         `save` writes what the run is for into a folder; by default the model and its processor. It runs on every rank.
         """
-        self.train(resume_from_checkpoint=self.run.resume_point())
+        checkpoint = self.run.newest_checkpoint()
+        wait_for_everyone()  # all of them looked before the first goes on to write
+        if self.is_world_process_zero():
+            self.run.drop_metrics_after(checkpoint)
+        if checkpoint is not None and self._router is not None:
+            self._router.restore(checkpoint)
+        self.train(resume_from_checkpoint=checkpoint)
         for name in LEFT_OUT:
             total = sum(int(row.get(name, 0)) for row in self.run.read_metrics())
             if total and self.is_world_process_zero():
                 logger.warning("%s over the whole run: %d samples (m3 data check names them)", name, total)
         aside = self.run.checkpoints / ".final"
         (save or self.save_model)(str(aside))
+        wait_for_everyone()
         if self.is_world_process_zero():
             aside.replace(self.run.final)
+        wait_for_everyone()
 
     def _collect(self) -> dict[str, float]:
-        names = sorted(self._sums)
-        table = torch.tensor([[self._sums[n], self._counts[n]] for n in names], dtype=torch.float64)
-        elapsed, tokens = time.perf_counter() - self._since, self._tokens * self.args.world_size
-        if self.args.world_size > 1 and names:
-            added = self.accelerator.reduce(table.to(self.args.device).float(), reduction="sum")
-            table = cast(Tensor, added).cpu()  # of a tensor, a tensor
-        means = {name: round(float(s / c), 6) for name, (s, c) in zip(names, table.tolist(), strict=True) if c}
+        names = union_over_processes(self._sums)  # a rank whose batches had no image lacks the scales
+        values = [[self._sums[n], self._counts[n]] for n in names] + [[float(self._tokens), 0.0]]
+        table = sum_over_processes(torch.tensor(values, device=self.args.device)).cpu()
+        elapsed, tokens = time.perf_counter() - self._since, float(table[-1, 0])
+        rows = zip(names, table[:-1].tolist(), strict=True)
+        means = {name: round(float(s / c), 6) for name, (s, c) in rows if c}
         self._sums.clear()
         self._counts.clear()
         self._tokens, self._since = 0, time.perf_counter()

@@ -4,21 +4,24 @@ in: a recipe; way: build -> mixture -> collator (multiscale, packing) -> RunTrai
 """
 
 import logging
-import os
 
 import torch
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from m3.config import dump
 from m3.data.collate import Collator
 from m3.data.mixture import Mixture
 from m3.data.read import read_mixture
+from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.arguments import training_arguments
 from m3.training.build import build
+from m3.training.distributed import gather_experts_at_once, world
 from m3.training.objective import measure
 from m3.training.recipe import Recipe
+from m3.training.router_load import RouterLoad
 from m3.training.run_folder import RunFolder
-from m3.training.stages import apply_parts, parameter_table
+from m3.training.stages import apply_parts, chosen_rates
 from m3.training.trainer import RunTrainer
 
 logger = logging.getLogger(__name__)
@@ -32,44 +35,59 @@ def train_model(recipe: Recipe) -> RunFolder:
         return run
     if recipe.hardware.threads is not None:
         torch.set_num_threads(recipe.hardware.threads)
-    schedule = recipe.schedule
-    world_samples = schedule.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
-    mixture = _mixture(recipe, world_samples)
+    schedule, devices = recipe.schedule, world().size
+    mixture = _mixture(recipe, devices)
     torch.manual_seed(schedule.seed)
-    model, processor = build(recipe)
+    new = build(recipe) if recipe.model is None else None  # drawn whole: DeepSpeed shards it when it is wrapped
+    arguments = training_arguments(
+        run,
+        schedule,
+        recipe.optimiser,
+        recipe.hardware,
+        max(float(rate) for rate in chosen_rates(recipe.parts).values() if rate != "frozen"),
+        recipe.data.workers,
+        len(mixture) // schedule.step_samples(devices),
+    )
+    model, processor = new or build(recipe)
     rates = apply_parts(model, recipe.parts)
-    logger.info("\n%s", parameter_table(model))
-    steps = len(mixture) // (world_samples * schedule.accumulation)
+    if is_deepspeed_zero3_enabled():
+        gather_experts_at_once(model, model.model.routers)
     trainer = RunTrainer(
         run=run,
         measure=measure,
         rates=rates,
+        router=_router_load(model, arguments.device),
+        pad_token_id=model.config.text_config.pad_token_id,
         model=model,
-        args=training_arguments(
-            run, schedule, recipe.optimiser, recipe.hardware, max(rates.values()), recipe.data.workers, steps
-        ),
+        args=arguments,
         train_dataset=mixture,
-        data_collator=_collator(recipe, processor, world_samples),
+        data_collator=_collator(recipe, processor, schedule.step_samples(devices)),
         processing_class=processor,
     )
     trainer.run_to_end()
     return run
 
 
-def _mixture(recipe: Recipe, world_samples: int) -> Mixture:
+def _router_load(model: M3ForConditionalGeneration, device: torch.device) -> RouterLoad | None:
+    """Of a mixture of experts; None for a dense decoder."""
+    routers = model.model.routers
+    return RouterLoad(len(routers), int(routers[0].num_experts), device) if routers else None
+
+
+def _mixture(recipe: Recipe, devices: int) -> Mixture:
     schedule = recipe.schedule
     return read_mixture(
         recipe.data,
         seed=schedule.seed,
-        step_samples=world_samples * schedule.accumulation,
+        step_samples=schedule.step_samples(devices),
         steps=schedule.steps,
         epochs=schedule.epochs,
-        devices=world_samples // schedule.batch_size,
+        devices=devices,
         batch_size=schedule.batch_size,
     )
 
 
-def _collator(recipe: Recipe, processor: M3Processor, world_samples: int) -> Collator:
+def _collator(recipe: Recipe, processor: M3Processor, step_samples: int) -> Collator:
     data = recipe.data
     return Collator(
         processor,
@@ -80,5 +98,5 @@ def _collator(recipe: Recipe, processor: M3Processor, world_samples: int) -> Col
         overlong="error" if data.too_long == "refuse" else "drop",
         broken=data.broken,
         seed=recipe.schedule.seed,
-        step_samples=world_samples,
+        step_samples=step_samples,
     )

@@ -1,0 +1,95 @@
+"""One process or several: who this one is, and what must be in place before transformers looks at the machine.
+
+torchrun, `deepspeed` and `accelerate launch` set RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` of them."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def world() -> World:
+    """From the launcher's environment."""
+    return World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def wait_for_everyone() -> None:
+    """Returns when every process got here; at once where there is one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of every process's `values`, which must have one shape everywhere and lie where the processes talk."""
+    total = values.clone()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
+
+
+def union_over_processes(names: Iterable[str]) -> list[str]:
+    """All names that any process has, sorted."""
+    if not torch.distributed.is_initialized():
+        return sorted(names)
+    everyone: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everyone, list(names))
+    return sorted({name for one in everyone for name in one})
+
+
+def start_deepspeed(config: str) -> bool:
+    """Prepares the process for DeepSpeed; to be called before `TrainingArguments` are made.
+
+    Returns whether the state of accelerate is configured already. That is so on CPUs alone: accelerate takes DeepSpeed
+    on a CPU for one process unless it is told the backend.
+
+    Raises:
+        ValueError: no such file, or no launcher.
+    """
+    if not Path(config).is_file():
+        raise ValueError(
+            f"hardware.deepspeed: no such file {config!r}; scripts/deepspeed has zero2, zero3, zero3_offload"
+        )
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            "hardware.deepspeed needs a launcher: run `bash scripts/finetune.sh`, or `deepspeed --module m3.cli train ...` "
+            "(also for one device)"
+        )
+    if torch.accelerator.is_available():
+        return False
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reads it when first imported
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier stage; transformers does so itself on GPUs
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="gloo")
+    del os.environ["ACCELERATE_USE_DEEPSPEED"]
+    return True
+
+
+def gather_experts_at_once(model: nn.Module, routers: list[nn.Module]) -> None:
+    """ZeRO-3: every block that holds a router is fetched and reduced as one module.
+
+    DeepSpeed fetches parameters in the order of an earlier step, and which expert a token visits differs between ranks
+    (https://github.com/deepspeedai/DeepSpeed/pull/4966).
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+
+    blocks = {type(module) for module in model.modules() if any(child in routers for child in module.children())}
+    if blocks:
+        set_z3_leaf_modules(model, list(blocks))
