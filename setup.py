@@ -31,6 +31,7 @@ EXTRAS = {
     "video": ["av>=14.2,<16"],
     "quantise": ["accelerate>=1.10", "bitsandbytes>=0.49", "torchao>=0.14"],
     "serve": ["fastapi>=0.115", "gradio>=5.0", "ray[serve]>=2.40", "uvicorn>=0.32"],
+    "deepspeed": ["accelerate>=1.10", "deepspeed>=0.17"],
     "cuda": ["bitsandbytes>=0.46", "deepspeed>=0.17", "torchvision>=0.23"],
     "dev": [
         "beartype>=0.21",

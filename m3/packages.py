@@ -9,7 +9,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = {  # package -> extra of setup.py, what 
     "matplotlib": ("train", "charts"),
     "scikit-learn": ("train", "the handwritten digits of the embedded suite"),
     "peft": ("train", "LoRA"),
-    "deepspeed": ("cuda", "ZeRO training on several GPUs"),
+    "deepspeed": ("deepspeed", "ZeRO training on several GPUs"),
     "bitsandbytes": ("quantise", "4-bit and 8-bit weights"),
     "torchao": ("quantise", "int8 and int4 weights"),
     "av": ("video", "video files"),

@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from m3.inference.quantisation import get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
 from m3.processing import M3Processor
 from m3.training.recipe import NewModel, Recipe
@@ -19,7 +20,8 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """
     scales, hardware = recipe.matryoshka_vis_token_scale, recipe.hardware
     if recipe.model is not None:
-        model, processor = load_checkpoint(recipe.model, scales, hardware.experts_implementation)
+        quantise = None if recipe.adapter is None else recipe.adapter.quantise
+        model, processor = load_checkpoint(recipe.model, scales, hardware.experts_implementation, quantise)
     else:
         assert recipe.new_model is not None  # Recipe makes sure of one of them
         model, processor = train_at(*_new(recipe.new_model), scales)
@@ -30,19 +32,27 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
 
 
 def load_checkpoint(
-    path: str, scales: Sequence[int], experts_implementation: str = "grouped_mm"
+    path: str, scales: Sequence[int], experts_implementation: str = "grouped_mm", quantise: str | None = None
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
-    """A checkpoint folder (float32 weights), to be trained at `scales`.
+    """A checkpoint folder (float32 weights, the decoder's packed if `quantise` says so), to be trained at `scales`.
 
     Raises:
         ValueError: weights that are missing or left over; transformers would draw them at random, or drop them.
     """
-    model, found = M3ForConditionalGeneration.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    row = None if quantise is None else get_quantisation(quantise)
+    config = M3Config.from_pretrained(path)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    packing = None if row is None else row.config(kept_modules(config), torch.float32, device)
+    model, found = M3ForConditionalGeneration.from_pretrained(
+        path, dtype=torch.float32, quantization_config=packing, output_loading_info=True
+    )
     wrong = {
         kind: sorted(found[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if found[kind]
     }
     if wrong:
         raise ValueError(f"{path} does not hold the weights of its configuration: {wrong}")
+    if row is not None and row.after is not None:
+        row.after(model)
     model.set_experts_implementation(experts_implementation)
     return train_at(model, M3Processor.from_pretrained(path), scales)
 

@@ -24,6 +24,10 @@ class Parts:
     vision_last_layers: int | None = None
     decoder_last_layers: int | None = None
 
+    def __post_init__(self) -> None:
+        if {self.vision_tower, self.connector, self.decoder, self.router or self.decoder} == {"frozen"}:
+            raise ValueError("parts: every part is frozen; give at least one of them a learning rate")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewModel:
@@ -109,6 +113,35 @@ class Hardware:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """LoRA (https://arxiv.org/abs/2106.09685) on the decoder, at the rate `parts.decoder`; other parts train whole or not.
+
+    `targets`: layers that get adapters. `dora`: with a learned magnitude (https://arxiv.org/abs/2402.09353). `quantise`: a
+    row of m3/inference/quantisation.py for the frozen base (QLoRA, https://arxiv.org/abs/2305.14314).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[Literal["attention", "mlp", "shared_experts", "routed_experts"], ...] = ("attention",)
+    dora: bool = False
+    quantise: Literal["bnb-4bit", "bnb-8bit"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError(
+                "adapter.targets is empty; name at least one of attention, mlp, shared_experts, routed_experts"
+            )
+        if "routed_experts" in self.targets and self.dropout:
+            raise ValueError(
+                f"adapter.dropout is {self.dropout}, but adapters of routed experts allow none (the change is added to the "
+                "weights, not to the activations); set dropout: 0, or leave routed_experts out of targets"
+            )
+        if "routed_experts" in self.targets and self.dora:
+            raise ValueError("adapter.dora does not go with routed_experts (PEFT has it for linear layers alone)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Training of a vision-language model over scales.
 
@@ -124,6 +157,7 @@ class Recipe:
     scales: Scales = "all"
     model: str | None = None
     new_model: NewModel | None = None
+    adapter: Adapter | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     hardware: Hardware = field(default_factory=Hardware)
 
@@ -132,6 +166,15 @@ class Recipe:
             raise ValueError("recipe: give exactly one of model (a checkpoint folder) and new_model")
         if not self.matryoshka_vis_token_scale:
             raise ValueError("recipe: matryoshka_vis_token_scale must list at least one scale")
+        if self.adapter is not None:
+            if self.model is None:
+                raise ValueError("recipe: an adapter needs a model to adapt; give `model`, not `new_model`")
+            if self.parts.decoder == "frozen":
+                raise ValueError("recipe: parts.decoder is the learning rate of the adapters; it cannot be frozen")
+            if (self.parts.vision_last_layers, self.parts.decoder_last_layers) != (None, None):
+                raise ValueError("recipe: parts.*_last_layers does not go with an adapter; PEFT trains parts whole")
+            if self.adapter.quantise is not None and self.hardware.deepspeed is not None:
+                raise ValueError("recipe: adapter.quantise does not go with hardware.deepspeed; run it with torchrun")
 
 
 @dataclass(frozen=True, kw_only=True)

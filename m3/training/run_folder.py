@@ -30,6 +30,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.final = self.checkpoints / "final"
+        self.adapter = self.checkpoints / "adapter"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
 

@@ -4,9 +4,10 @@ in: a recipe; way: build -> mixture -> collator (multiscale, packing) -> RunTrai
 """
 
 import logging
+from pathlib import Path
 
 import torch
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from m3.config import dump
 from m3.data.collate import Collator
@@ -17,6 +18,7 @@ from m3.processing import M3Processor
 from m3.training.arguments import training_arguments
 from m3.training.build import build
 from m3.training.distributed import gather_experts_at_once, world
+from m3.training.lora import add_lora, merge
 from m3.training.objective import measure
 from m3.training.recipe import Recipe
 from m3.training.router_load import RouterLoad
@@ -49,23 +51,35 @@ def train_model(recipe: Recipe) -> RunFolder:
         len(mixture) // schedule.step_samples(devices),
     )
     model, processor = new or build(recipe)
-    rates = apply_parts(model, recipe.parts)
+    rates, adapted = apply_parts(model, recipe.parts), None
     if is_deepspeed_zero3_enabled():
         gather_experts_at_once(model, model.model.routers)
+    router = _router_load(model, arguments.device)
+    if recipe.adapter is not None:
+        adapted, rates = add_lora(model, recipe.adapter, recipe.parts, rates, schedule.seed)
     trainer = RunTrainer(
         run=run,
         measure=measure,
         rates=rates,
-        router=_router_load(model, arguments.device),
+        router=router,
         pad_token_id=model.config.text_config.pad_token_id,
-        model=model,
+        model=adapted or model,
         args=arguments,
         train_dataset=mixture,
         data_collator=_collator(recipe, processor, schedule.step_samples(devices)),
         processing_class=processor,
     )
-    trainer.run_to_end()
+    trainer.run_to_end(None if adapted is None else lambda folder: _save_adapted(trainer, recipe, folder))
     return run
+
+
+def _save_adapted(trainer: RunTrainer, recipe: Recipe, folder: str) -> None:
+    """The adapter beside `final`, and the model with the adapter merged into `folder`. Every process comes here."""
+    assert recipe.model is not None  # Recipe makes sure of it
+    trainer.save_model(str(trainer.run.adapter))
+    unset_hf_deepspeed_config()  # else the first process would load a shard of the base
+    if trainer.is_world_process_zero():
+        merge(recipe.model, recipe.matryoshka_vis_token_scale, trainer.run.adapter, Path(folder))
 
 
 def _router_load(model: M3ForConditionalGeneration, device: torch.device) -> RouterLoad | None:

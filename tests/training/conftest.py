@@ -1,12 +1,15 @@
 """Samples with real pictures, and models that fit the tiny tokenizer."""
 
 import io
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_models import make_model
+from training_runs import RECIPE
 from transformers import SiglipImageProcessorPil
 
 from m3.data.sample import Sample, Turn
@@ -67,3 +70,33 @@ def samples() -> list[Sample]:
 def text_sample() -> Sample:
     """No image."""
     return Sample("text", (), (Turn("user", "Read the second line."), Turn("assistant", "apple")))
+
+
+def write_recipe(tmp_path: Path) -> Path:
+    """A folder with a LLaVA JSON of eight pictures, a tokenizer, and a recipe."""
+    records = []
+    for n in range(8):
+        pixels = np.random.default_rng(n).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+        talk = [{"from": "human", "value": "<image>\nHow many?"}, {"from": "gpt", "value": str(n)}]
+        records.append({"id": str(n), "image": f"{n}.png", "conversations": talk})
+    records.append(
+        {"id": "text", "conversations": [{"from": "human", "value": "Say one."}, {"from": "gpt", "value": "1"}]}
+    )
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    SiglipImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture(scope="session")
+def make_recipe() -> Callable[[Path], Path]:
+    """Writes such a folder."""
+    return write_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Such a folder of the test's own."""
+    return write_recipe(tmp_path)

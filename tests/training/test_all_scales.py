@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import DECODERS, MOE
+from tiny_models import DECODERS, MOE, PAD
 
 from m3.bench.published import published_batches, published_loss
 from m3.data.collate import Collator
@@ -118,6 +118,35 @@ def test_micro_batches_divide_by_the_whole_step(
     collate = Collator(processor, scales="all", pack_length=1024)
     whole = gradients(model, model(**collate(samples)).loss)
     parts = [collate(samples[:1]), collate(samples[1:])]
-    total = sum(b["loss_weights"][:, 1:][b["labels"][:, 1:] != -100].sum() for b in parts)
+    total = sum(weight_sum(batch) for batch in parts)
     split = gradients(model, sum(model(**b, num_items_in_batch=total).loss for b in parts))
     assert relative_error(split, whole) < 1e-5
+
+
+@pytest.mark.parametrize("decoder", MOE)
+def test_router_losses_of_micro_batches_add_up_to_those_of_the_step(
+    decoder: str, make_tuned: Make, processor: M3Processor, samples: list[Sample], text_sample: Sample
+) -> None:
+    """With the load of the step before, whatever the split; the step's own load gives a batch's own balance loss."""
+    model = make_tuned(decoder).train()
+    collate = Collator(processor, scales="all", pack_length=1024)
+    mixed = [*samples, text_sample]
+    plain = model(**collate(mixed))
+    total = sum(int((batch["input_ids"] != PAD).sum()) for batch in [collate(mixed)])
+    options = {"router_tokens": torch.tensor(float(total)), "router_load": plain.expert_load}
+    own = model(**collate(mixed), **options)
+    torch.testing.assert_close(own.balance_losses, plain.balance_losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(own.z_losses, plain.z_losses, rtol=1e-5, atol=1e-6)
+
+    options["router_load"] = torch.rand_like(plain.expert_load).softmax(-1)
+    weights = torch.tensor(float(weight_sum(collate(mixed))))
+    whole = gradients(model, model(**collate(mixed), num_items_in_batch=weights, **options).loss)
+    parts = [collate(mixed[:1]), collate(mixed[1:4]), collate(mixed[4:])]
+    assert {"pixel_values" in part for part in parts} == {True, False}, "one of them has text alone"
+    split = gradients(model, sum(model(**p, num_items_in_batch=weights, **options).loss for p in parts))
+    assert relative_error(split, whole) < 1e-5
+
+
+def weight_sum(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of the label tokens, as the loss of a step is divided by it."""
+    return batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum()

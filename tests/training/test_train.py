@@ -8,59 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
-from transformers import SiglipImageProcessorPil
+from training_runs import weights
 
 from m3.config import load
-from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.command import main
-from m3.training.recipe import Recipe
+from m3.training.recipe import Recipe, Schedule
 from m3.training.run_folder import RunFolder
-
-RECIPE = """
-run: {folder}/run
-new_model:
-  tokenizer: {folder}/tokenizer
-  config:
-    vision_config: {{model_type: siglip_vision_model, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1,
-      num_attention_heads: 2, image_size: 24, patch_size: 4, vision_use_head: false}}
-    text_config: {{model_type: aria_text, hidden_size: 16, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2,
-      moe_num_experts: 4, moe_topk: 2, moe_num_shared_experts: 1}}
-matryoshka_vis_token_scale: [1, 4, 36]
-parts: {{vision_tower: 1e-3, connector: 1e-3, decoder: 1e-3}}
-data: {{sources: [{{path: {folder}/data.json, image_folder: {folder}}}], pack_length: 256}}
-schedule: {{batch_size: 2, accumulation: 2, steps: 12, log_every: 1, save_every: 3}}
-hardware: {{threads: 1}}
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """A folder with a LLaVA JSON of eight pictures, a tokenizer, and a recipe."""
-    records = []
-    for n in range(8):
-        pixels = np.random.default_rng(n).integers(0, 255, (24, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
-        talk = [{"from": "human", "value": "<image>\nHow many?"}, {"from": "gpt", "value": str(n)}]
-        records.append({"id": str(n), "image": f"{n}.png", "conversations": talk})
-    records.append(
-        {"id": "text", "conversations": [{"from": "human", "value": "Say one."}, {"from": "gpt", "value": "1"}]}
-    )
-    (tmp_path / "data.json").write_text(json.dumps(records))
-    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    SiglipImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
-    return tmp_path / "recipe.yaml"
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / "final" / "model.safetensors")
 
 
 def test_a_run_explains_itself_and_its_checkpoint_is_ready(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +98,32 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(recipe: Path, scale
     losses = [[row["loss"] for row in RunFolder(run).read_metrics()] for run in (whole, killed)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 12
+
+
+def test_accumulation_does_not_change_a_run(recipe: Path) -> None:
+    """The same global batch in one micro-step, in two, and in four: measured 1e-7 relative; with router losses."""
+    losses = {}
+    for size in (4, 2, 1):
+        run = recipe.parent / f"of_{size}"
+        main([str(recipe), f"run={run}", f"schedule.batch_size={size}", "schedule.accumulation=null",
+              "schedule.global_batch=4", "schedule.steps=5"])  # fmt: skip
+        losses[size] = [row["loss"] for row in RunFolder(run).read_metrics()]
+    assert losses[1] == pytest.approx(losses[4], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[4], rel=1e-5)
+    assert abs(losses[4][0] - losses[4][-1]) > 0.01, "it moved"
+
+
+@pytest.mark.parametrize(
+    ("devices", "size", "accumulation"), [(1, 8, 16), (2, 8, 8), (8, 16, 1), (3, 8, None), (256, 1, None)]
+)
+def test_the_global_batch_is_kept_or_it_is_said_why_not(devices: int, size: int, accumulation: int | None) -> None:
+    schedule = Schedule(batch_size=size, global_batch=128, steps=1)
+    if accumulation is not None:
+        assert schedule.accumulate(devices) == accumulation
+        assert schedule.step_samples(devices) == 128
+        return
+    with pytest.raises(ValueError, match=f"a global batch of 128 is no multiple of {devices} devices x batch_size"):
+        schedule.accumulate(devices)
 
 
 def test_a_torn_line_of_metrics_is_left_out(tmp_path: Path) -> None:
