@@ -38,12 +38,14 @@ def targets(model: M3ForConditionalGeneration) -> dict[str, list[str]]:
     return found
 
 
-def lora_config(model: M3ForConditionalGeneration, adapter: Adapter, parts: Parts) -> LoraConfig:
-    """PEFT's configuration.
+def lora_config(config: M3Config, adapter: Adapter, parts: Parts) -> LoraConfig:
+    """PEFT's configuration. It is made before DeepSpeed is, under which shapes cannot be read off the weights.
 
     Raises:
         ValueError: a target that the decoder does not have.
     """
+    with torch.device("meta"):
+        model = M3ForConditionalGeneration(config)
     found = targets(model)
     empty = [target for target in adapter.targets if not found[target]]
     if empty:
@@ -67,12 +69,11 @@ def lora_config(model: M3ForConditionalGeneration, adapter: Adapter, parts: Part
 
 
 def add_lora(
-    model: M3ForConditionalGeneration, adapter: Adapter, parts: Parts, rates: dict[str, float], seed: int
+    model: M3ForConditionalGeneration, config: LoraConfig, rates: dict[str, float], seed: int
 ) -> tuple[PeftModel, dict[str, float]]:
     """The model with fresh adapters, and the learning rate of each parameter that trains."""
     routers = router_names(model)
     by_part = {part_of(name, routers): rate for name, rate in rates.items()}
-    config = lora_config(model, adapter, parts)
     torch.manual_seed(seed)  # loading draws differently from one to several processes
     adapted = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]  # a PreTrainedModel
     assert isinstance(adapted, PeftModel)

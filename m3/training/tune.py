@@ -13,12 +13,12 @@ from m3.config import dump
 from m3.data.collate import Collator
 from m3.data.mixture import Mixture
 from m3.data.read import read_mixture
-from m3.model import M3ForConditionalGeneration
+from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.arguments import training_arguments
 from m3.training.build import build
 from m3.training.distributed import gather_experts_at_once, world
-from m3.training.lora import add_lora, merge
+from m3.training.lora import add_lora, lora_config, merge
 from m3.training.objective import measure
 from m3.training.recipe import Recipe
 from m3.training.router_load import RouterLoad
@@ -40,6 +40,10 @@ def train_model(recipe: Recipe) -> RunFolder:
     schedule, devices = recipe.schedule, world().size
     mixture = _mixture(recipe, devices)
     torch.manual_seed(schedule.seed)
+    lora = None
+    if recipe.adapter is not None:
+        assert recipe.model is not None  # Recipe makes sure of it
+        lora = lora_config(M3Config.from_pretrained(recipe.model), recipe.adapter, recipe.parts)
     new = build(recipe) if recipe.model is None else None  # drawn whole: DeepSpeed shards it when it is wrapped
     arguments = training_arguments(
         run,
@@ -55,8 +59,8 @@ def train_model(recipe: Recipe) -> RunFolder:
     if is_deepspeed_zero3_enabled():
         gather_experts_at_once(model, model.model.routers)
     router = _router_load(model, arguments.device)
-    if recipe.adapter is not None:
-        adapted, rates = add_lora(model, recipe.adapter, recipe.parts, rates, schedule.seed)
+    if lora is not None:
+        adapted, rates = add_lora(model, lora, rates, schedule.seed)
     trainer = RunTrainer(
         run=run,
         measure=measure,
