@@ -6,6 +6,7 @@ from pathlib import Path
 from m3.checkpoints.base import Format, read_json
 from m3.checkpoints.llava_hf import LlavaHf
 from m3.checkpoints.llava_m3 import LlavaM3
+from m3.checkpoints.llava_next_hf import LlavaNextHf
 from m3.checkpoints.native import M3Native
 from m3.config import near_match
 
@@ -14,6 +15,7 @@ FORMATS: Mapping[str, Format] = {
     NATIVE: M3Native(),
     "m3": LlavaM3(),
     "llava-hf": LlavaHf(),
+    "llava-next-hf": LlavaNextHf(),
 }
 """Asked in this order when the format is to be recognised."""
 

@@ -93,6 +93,7 @@ class LlavaHf(Format):
                 f"the connector {config.connector.kind} (mlp2x_gelu is all it has)": config.connector.kind
                 != "mlp2x_gelu",
                 f"the nesting {config.nesting.kind} (grid_pool is)": config.nesting.kind != "grid_pool",
+                f"the tiling {config.tiling.kind} (one tile per image is)": config.tiling.kind != "single",
                 "an encoder's last, normalised output (it reads hidden states)": config.vision_feature_layer is None,
             },
         )

@@ -2,7 +2,8 @@
 
 Sources: mu-cai/matryoshka-mm and haotian-liu/LLaVA (`llava/model/llava_arch.py`, `builder.py`, `clip_encoder.py`).
 `matryoshka_vis_token_scale` in the configuration is the list of scales that were trained; without it (plain LLaVA) one
-scale was, and the processor warns at the others. Only `image_aspect_ratio: pad` is read here.
+scale was, and the processor warns at the others. LLaVA-NeXT and M3-NeXT are the same format with `image_aspect_ratio: anyres`
+(m3/checkpoints/anyres.py).
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 from transformers import AutoConfig, BaseImageProcessor, LlamaConfig, PreTrainedConfig
 
+from m3.checkpoints.anyres import ROUNDING, problems, read_tiling, write_tiling
 from m3.checkpoints.base import Foreign, Format, Native, Options, Part, generation_config, read_json, refuse
 from m3.checkpoints.clip import KNOWN_TOWERS, clip_preprocessing
 from m3.checkpoints.keymap import Dropped, Keymap, Row
@@ -42,6 +44,7 @@ ROWS = (
     Row("model.embed_tokens.weight", "model.language_model.embed_tokens.weight"),
     Row("model.layers.*", "model.language_model.layers.*"),
     Row("model.norm.weight", "model.language_model.norm.weight"),
+    Row("model.image_newline", "model.image_newline"),
     Row("lm_head.weight", "lm_head.weight"),
 )
 DROPPED = (
@@ -71,7 +74,6 @@ TEXT_KEYS = (
     "eos_token_id",
 )
 REQUIRED: Mapping[str, tuple[Any, ...]] = {
-    "image_aspect_ratio": ("pad",),
     "mm_vision_select_feature": ("patch",),
     "mm_projector_type": tuple(CONNECTOR_ROWS),
     "mm_use_im_start_end": (False,),
@@ -83,7 +85,7 @@ class LlavaM3(Format):
     """The row of the table."""
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        return "mm_vision_tower" in config and config.get("image_aspect_ratio") != "anyres"
+        return "mm_vision_tower" in config
 
     def read(self, folder: Path, options: Options) -> Native:
         config = read_json(folder / "config.json")
@@ -100,6 +102,7 @@ class LlavaM3(Format):
             text_config=text_config,
             connector={"kind": kind},
             nesting={"kind": "grid_pool", "trained_scales": config.get("matryoshka_vis_token_scale") or []},
+            tiling=read_tiling(config, vision_config.image_size),
             image_token_id=add_image_token(tokenizer),
             vision_feature_layer=config["mm_vision_select_layer"],
             drop_class_token=True,
@@ -125,6 +128,7 @@ class LlavaM3(Format):
                 f"the connector {config.connector.kind}": config.connector.kind not in CONNECTOR_ROWS,
                 f"the nesting {config.nesting.kind} (grid_pool is)": config.nesting.kind != "grid_pool",
                 "an encoder's last, normalised output": config.vision_feature_layer is None,
+                **problems(config.tiling, ROUNDING),
             },
         )
         keymap = Keymap(ROWS + CONNECTOR_ROWS[config.connector.kind])
@@ -166,11 +170,9 @@ def _save(native: Native, folder: Path) -> None:
     original = {key: text[key] for key in TEXT_KEYS if key in text} | {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
-        "image_aspect_ratio": "pad",
-        "image_grid_pinpoints": None,
+        **write_tiling(config.tiling),
         "matryoshka_vis_token_scale": sorted(config.nesting.trained_scales, reverse=True),
         "mm_hidden_size": config.vision_config.hidden_size,
-        "mm_patch_merge_type": "flat",
         "mm_projector_type": config.connector.kind,
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,

@@ -86,7 +86,7 @@ def make_processor(
         grid=config.grid,
         nesting=nesting,
         tiling=config.tiling.to_dict(),
-        image_token=IMAGE_TOKEN,
+        image_token=image_token,
         chat_template=chat_template,
     )
 
