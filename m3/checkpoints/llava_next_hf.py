@@ -146,9 +146,12 @@ def tile_image_processor(image_processor: BaseImageProcessor, tiling: TilingConf
 
 def cutting_image_processor(image_processor: BaseImageProcessor, tiling: TilingConfig) -> LlavaNextImageProcessorPil:
     """transformers' own image processor that cuts as ours does, with the same settings otherwise."""
-    uncropped: dict[str, Any] = {"do_center_crop": False, "crop_size": {"height": tiling.tile_size, "width": tiling.tile_size}}
     given = image_processor.to_dict()
-    settings = uncropped | {key: given[key] for key in _IMAGE_SETTINGS if key in given} | {"resample": BICUBIC}
+    settings: dict[str, Any] = {
+        "do_center_crop": False,
+        "crop_size": {"height": tiling.tile_size, "width": tiling.tile_size},
+    }
+    settings |= {key: given[key] for key in _IMAGE_SETTINGS if key in given} | {"resample": BICUBIC}
     settings |= {"image_grid_pinpoints": [list(pinpoint) for pinpoint in tiling.grid_pinpoints]}
     return LlavaNextImageProcessorPil(**settings)
 
