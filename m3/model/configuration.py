@@ -1,5 +1,6 @@
 """M3Config: a vision encoder, a connector, a nesting and a decoder, each named by its own configuration."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,24 +12,34 @@ from m3.model.vision import vision_grid, vision_inputs
 from m3.nesting import Grid, ImageReader, TilingConfig, get_nesting
 
 T = TypeVar("T", "ConnectorConfig", "NestingConfig", TilingConfig)
-CONNECTOR_KINDS = ("mlp2x_gelu", "linear", "resampler")
+CONNECTOR_KINDS = ("mlp2x_gelu", "linear", "resampler", "aria_projector")
+QUERY_CONNECTORS = ("resampler", "aria_projector")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorConfig:
     """How patch features become decoder embeddings.
 
-    `kind`: `mlp2x_gelu` (LLaVA-1.5), `linear` (LLaVA), `resampler` (learned queries, one cross-attention).
-    `num_queries` and `num_heads` are the resampler's.
+    `kind`: `mlp2x_gelu` (LLaVA-1.5), `linear` (LLaVA), `resampler` (learned queries, one cross-attention),
+    `aria_projector` (Aria's: the number of patches says how many of the queries read them).
+    `num_queries` and `num_heads` are those of learned queries; `patch_queries` is Aria's: pairs (patches of a tile, queries).
     """
 
     kind: str = "mlp2x_gelu"
     num_queries: int = 64
     num_heads: int = 8
+    patch_queries: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_queries", tuple((int(p), int(q)) for p, q in self.patch_queries))
         if self.kind not in CONNECTOR_KINDS:
             raise ValueError(f"unknown connector kind {self.kind!r}; known: {', '.join(CONNECTOR_KINDS)}")
+        most = max((queries for _, queries in self.patch_queries), default=None)
+        if (most is None) != (self.kind != "aria_projector") or most not in (None, self.num_queries):
+            raise ValueError(
+                "connector.patch_queries goes with kind aria_projector, and its largest number of queries is num_queries; "
+                f"got kind {self.kind}, num_queries {self.num_queries}, patch_queries {list(self.patch_queries)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +135,10 @@ class M3Config(PreTrainedConfig):
 
     @property
     def grid(self) -> Grid:
-        """The connector's output: (rows, columns) of patches, or the number of the resampler's queries."""
-        return self.connector.num_queries if self.connector.kind == "resampler" else vision_grid(self.vision_config)
+        """The connector's output: (rows, columns) of patches, or the number of learned queries."""
+        return (
+            self.connector.num_queries if self.connector.kind in QUERY_CONNECTORS else vision_grid(self.vision_config)
+        )
 
     def to_dict(self) -> dict:
         output = super().to_dict()

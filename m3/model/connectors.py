@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from m3.model.aria_projector import AriaProjector
 from m3.model.configuration import ConnectorConfig, M3Config
 from m3.model.vision import vision_grid
 
@@ -67,6 +68,7 @@ CONNECTORS: dict[str, type[nn.Module]] = {
     "mlp2x_gelu": Mlp,
     "linear": Linear,
     "resampler": Resampler,
+    "aria_projector": AriaProjector,
 }
 
 

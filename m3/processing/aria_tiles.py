@@ -1,0 +1,150 @@
+"""Aria's image processing: an image -> square tiles of one size, padded on the right and below, and where the image is.
+
+in: upright RGB images (`load_image`); out: `pixel_values [t, 3, S, S]` in [-1, 1] and `pixel_mask [t, S, S]`, False on
+the padding. S is `max_image_size`, 490 or 980 pixels.
+
+Whole, an image is one tile: its longer side becomes S, its shorter side follows but never falls below `min_image_size`.
+Split, it is first stretched over the grid of S-pixel tiles (up to 8 of them, 19 shapes) nearest to its own shape and
+cut; the whole image stands before its pieces. Every tile goes through the same resizing.
+Rules: `aria/model/vision_processor.py` of https://github.com/rhymes-ai/Aria. transformers' port differs when an image is
+split: its grids count in 490 pixels whatever the tile's size, the whole image is left out, and it tells one number of
+tiles for a batch of images that have different ones.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor, BatchFeature
+
+GRIDS: tuple[tuple[int, int], ...] = (
+    *((1, rows) for rows in range(2, 9)),
+    *((2, 4), (2, 3), (2, 2), (2, 1)),
+    *((3, 1), (3, 2), (4, 1), (4, 2)),
+    *((columns, 1) for columns in range(5, 9)),
+)
+"""(columns, rows) an image may be split into, in the order in which equally near ones are tried."""
+
+
+def nearest_grid(width: int, height: int, size: int) -> tuple[int, int]:
+    """The (columns, rows) of `GRIDS` whose shape is nearest to width / height.
+
+    Of two that are equally near, the later one is taken if the image has more than half of its pixels.
+    """
+    best, distance = GRIDS[0], float("inf")
+    for columns, rows in GRIDS:
+        away = abs(width / height - columns / rows)
+        if away < distance or (away == distance and width * height > 0.5 * size * size * columns * rows):
+            best, distance = (columns, rows), away
+    return best
+
+
+def split(image: Image.Image, size: int) -> list[Image.Image]:
+    """The image itself, then its pieces row by row, each `size` x `size`."""
+    columns, rows = nearest_grid(image.width, image.height, size)
+    stretched = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+    corners = [(x * size, y * size) for y in range(rows) for x in range(columns)]
+    return [image, *(stretched.crop((x, y, x + size, y + size)) for x, y in corners)]
+
+
+def fitted_size(width: int, height: int, size: int, least: int) -> tuple[int, int]:
+    """(width, height) of an image inside its tile."""
+    scale = size / max(width, height)
+    if width >= height:
+        return size, max(int(height * scale), least)
+    return max(int(width * scale), least), size
+
+
+class AriaTileProcessor(BaseImageProcessor):
+    """Saved and loaded with `M3Processor`; PIL and numpy alone, so that a file gives the same numbers everywhere."""
+
+    model_input_names = ["pixel_values", "pixel_mask"]
+
+    def __init__(
+        self,
+        max_image_size: int = 980,
+        min_image_size: int = 336,
+        split_image: bool = False,
+        size_tokens: Sequence[Sequence[int]] = ((490, 128), (980, 256)),
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            max_image_size: side of a tile in pixels where a call does not say.
+            min_image_size: least side of an image inside its tile, in pixels.
+            split_image: whether images are split where a call does not say.
+            size_tokens: the (side of a tile in pixels, tokens that the projector makes of it) that the weights know.
+            kwargs: what transformers adds to a saved processor.
+
+        Raises:
+            ValueError: a size that `size_tokens` does not list.
+        """
+        super().__init__(**kwargs)
+        self.max_image_size, self.min_image_size, self.split_image = max_image_size, min_image_size, split_image
+        self.size_tokens = [list(pair) for pair in size_tokens]
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.tile_tokens(max_image_size)
+
+    def tile_tokens(self, max_image_size: int | None = None) -> int:
+        """Tokens of one tile of this size (None: the default size)."""
+        size = self.max_image_size if max_image_size is None else max_image_size
+        known = {int(side): int(tokens) for side, tokens in self.size_tokens}
+        if size not in known:
+            raise ValueError(
+                f"max_image_size {size} is none of the sizes this model reads: {', '.join(map(str, known))}"
+            )
+        return known[size]
+
+    def number_of_tiles(
+        self, width: int, height: int, max_image_size: int | None = None, split_image: bool | None = None
+    ) -> int:
+        """Tiles of an image of this size in pixels, without looking at it."""
+        if not (self.split_image if split_image is None else split_image):
+            return 1
+        columns, rows = nearest_grid(width, height, max_image_size or self.max_image_size)
+        return 1 + columns * rows
+
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes only what Aria's processing has
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        max_image_size: int | None = None,
+        split_image: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Tiles of all images, in order; all of one size.
+
+        Args:
+            images: RGB.
+            max_image_size, split_image: for this call; None is the processor's own.
+
+        Returns:
+            `pixel_values [t, 3, S, S]`, `pixel_mask [t, S, S]`, `num_tiles [i]`.
+        """
+        size = self.max_image_size if max_image_size is None else max_image_size
+        self.tile_tokens(size)
+        is_split = self.split_image if split_image is None else split_image
+        whole = [images] if isinstance(images, Image.Image) else list(images)
+        tiles = [split(image, size) if is_split else [image] for image in whole]
+        rows = [self._fit(tile, size) for of_image in tiles for tile in of_image]
+        data = {
+            "pixel_values": torch.stack([pixels for pixels, _ in rows]),
+            "pixel_mask": torch.stack([mask for _, mask in rows]),
+            "num_tiles": torch.tensor([len(of_image) for of_image in tiles]),
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _fit(self, tile: Image.Image, size: int) -> tuple[Float[Tensor, "3 size size"], Bool[Tensor, "size size"]]:
+        width, height = fitted_size(*tile.size, size, self.min_image_size)
+        padded = Image.new("RGB", (size, size))  # black
+        padded.paste(tile.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        pixels = torch.from_numpy(np.array(padded)).permute(2, 0, 1).to(torch.float32) / 255
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        mask = torch.zeros(size, size, dtype=torch.bool)
+        mask[:height, :width] = True
+        return (pixels - mean) / std, mask
