@@ -213,5 +213,5 @@ def _save(native: Native, aria: AriaConfig, folder: Path) -> None:
         theirs,
         AutoTokenizer.from_pretrained(folder),
         chat_template=native.processor.chat_template,
-        size_conversion={size: tokens for size, tokens in ours.size_tokens},
+        size_conversion=dict(ours.size_tokens),
     ).save_pretrained(folder)

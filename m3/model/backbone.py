@@ -6,19 +6,23 @@ way: pixels -> vision tower -> connector -> `n` tokens per tile       (get_image
 out: `inputs_embeds [b, l, d]`, for `language_model`.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from m3.model.aria_projector import AriaCrossAttention, AriaProjector
 from m3.model.configuration import M3Config
 from m3.model.connectors import Resampler, build_connector
 from m3.model.image_inputs import ImageInputs, Span
 from m3.model.splice import splice
-from m3.model.vision import vision_inputs
+from m3.model.vision import TileGroup, patch_mask, vision_inputs
 
 
 class M3PreTrainedModel(PreTrainedModel):
@@ -56,8 +60,24 @@ class M3PreTrainedModel(PreTrainedModel):
         if isinstance(module, Resampler):
             nn.init.normal_(module.query, std=self.config.initializer_range)
             nn.init.normal_(module.position, std=self.config.initializer_range)
+        if isinstance(module, AriaProjector):
+            nn.init.normal_(module.query, std=self.config.initializer_range)
+        if isinstance(module, AriaCrossAttention):
+            nn.init.normal_(module.in_proj_weight, std=self.config.initializer_range)
+            nn.init.zeros_(module.in_proj_bias)
         if isinstance(module, M3Model) and module.image_newline is not None:
             nn.init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)  # as in LLaVA-NeXT
+
+
+@dataclass
+class SeenTiles(BaseModelOutputWithPooling):
+    """`pooler_output [t, n, d]`: the connector's tokens of each tile; `last_hidden_state [t, p, d_vision]`: the features.
+
+    `tile_tokens [t]`, on the CPU: how many of the n are tokens. Where tiles are of several sizes the rest is padding, as in
+    the features.
+    """
+
+    tile_tokens: Tensor | None = None
 
 
 class M3Model(M3PreTrainedModel):
@@ -71,6 +91,7 @@ class M3Model(M3PreTrainedModel):
         self.image_newline = nn.Parameter(torch.empty(width)) if config.reader.layout.has_newline else None
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+        self.freeze_unread()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -93,17 +114,40 @@ class M3Model(M3PreTrainedModel):
 
     def get_image_features(
         self, pixel_values: Float[Tensor, "t c h w"], pixel_mask: Bool[Tensor, "t h w"] | None = None
-    ) -> BaseModelOutputWithPooling:
+    ) -> SeenTiles:
         """Sees each tile once. `.pooler_output [t, n, d]`: the connector's tokens, before nesting."""
+        encoder, config = vision_inputs(self.config.vision_config), self.config.vision_config
+        groups = encoder.groups(config, pixel_values.to(self.dtype), pixel_mask)
+        features, tokens = zip(*(self._see(group) for group in groups), strict=True)
+        numbers = torch.zeros(len(pixel_values), dtype=torch.long)
+        for group, part in zip(groups, tokens, strict=True):
+            numbers[group.index.cpu()] = part.shape[1]
+        return SeenTiles(
+            last_hidden_state=_together(features, groups), pooler_output=_together(tokens, groups), tile_tokens=numbers
+        )
+
+    def _see(self, group: TileGroup) -> tuple[Float[Tensor, "g p d_vision"], Float[Tensor, "g n d"]]:
+        """Features and tokens of tiles of one size."""
         config = self.config
-        encoder = vision_inputs(config.vision_config)
-        inputs = encoder.inputs(config.vision_config, pixel_values.to(self.dtype), pixel_mask)
+        inputs = vision_inputs(config.vision_config).inputs(config.vision_config, group.pixel_values, group.pixel_mask)
         layer = config.vision_feature_layer
         seen = self.vision_tower(**inputs, output_hidden_states=layer is not None)
         features = seen.last_hidden_state if layer is None else seen.hidden_states[layer]
         if config.drop_class_token:
             features = features[:, 1:]
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.connector(features))
+        if group.pixel_mask is None:
+            return features, self.connector(features)
+        if not isinstance(self.connector, AriaProjector):
+            raise ValueError(f"the connector {config.connector.kind} cannot leave padding out; give no pixel_mask")
+        is_image = patch_mask(config.vision_config, group.pixel_mask).flatten(1)
+        return features, self.connector(features, is_image)
+
+    def freeze_unread(self) -> None:
+        """Freezes what no feature depends on: it never has a gradient, and DDP and ZeRO would wait for one."""
+        for name in vision_inputs(self.config.vision_config).unread(
+            self.config.vision_config, self.config.vision_feature_layer
+        ):
+            self.vision_tower.get_submodule(name).requires_grad_(False)
 
     def embed(
         self, input_ids: Int[Tensor, "b l"], inputs: ImageInputs, spans: list[Span], is_continuation: bool = False
@@ -123,7 +167,10 @@ class M3Model(M3PreTrainedModel):
         features = inputs.image_features
         if features is None:
             assert inputs.pixel_values is not None  # without either we returned above
-            features = self._tokens(inputs.pixel_values, inputs.pixel_mask)
+            seen = self.get_image_features(inputs.pixel_values, inputs.pixel_mask)
+            features = seen.pooler_output
+            assert features is not None and seen.tile_tokens is not None  # get_image_features always gives them
+            inputs.check_tokens(seen.tile_tokens, self.config.reader)
         token, newline = self.config.image_token_id, self.image_newline
         return splice(inputs_embeds, input_ids, features, inputs.images(), spans, token, self.config.reader, newline)
 
@@ -146,3 +193,12 @@ class M3Model(M3PreTrainedModel):
         tokens = self.get_image_features(pixel_values, pixel_mask).pooler_output
         assert tokens is not None  # get_image_features always gives it
         return tokens
+
+
+def _together(parts: Sequence[Float[Tensor, "_ _ d"]], groups: Sequence[TileGroup]) -> Float[Tensor, "t n d"]:
+    """What was seen of each group, in the order of the batch, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.shape[1] for part in parts)
+    padded = torch.cat([pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
+    return padded[torch.cat([group.index for group in groups]).argsort()]

@@ -67,6 +67,20 @@ class ImageInputs:
             )
         return [Tiles(*image) for image in zip(tiles, sizes, tokens, strict=True)]
 
+    def check_tokens(self, made: Int[Tensor, " t"], reader: ImageReader) -> None:
+        """Whether tiles have as many tokens as the batch says; behind them there is padding, which must not be read.
+
+        Raises:
+            ValueError: naming both.
+        """
+        grid = reader.grid if isinstance(reader.grid, int) else reader.grid[0] * reader.grid[1]
+        said = [tokens for image in self.images() for tokens in [image.tokens or grid] * image.number]
+        if said != made.tolist():
+            raise ValueError(
+                f"the connector makes {made.tolist()} tokens of the tiles, but by tile_tokens they have {said}: pass "
+                "tile_tokens as the processor gives it"
+            )
+
     def spans(self, reader: ImageReader) -> list[Span]:
         """Every span with its count.
 

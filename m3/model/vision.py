@@ -5,12 +5,22 @@ out: the keyword arguments that the encoder's own `forward` takes.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class TileGroup:
+    """Tiles of one size, and which of the batch's tiles they are: `index [g]`."""
+
+    index: Int[Tensor, " g"]
+    pixel_values: Float[Tensor, "g 3 h w"]
+    pixel_mask: Bool[Tensor, "g h w"] | None
 
 
 class VisionInputs(ABC):
@@ -29,6 +39,16 @@ class VisionInputs(ABC):
         self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
     ) -> dict[str, Tensor]:
         """Keyword arguments of the encoder's forward. `pixel_mask`: which pixels are no padding."""
+
+    def groups(
+        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+    ) -> list[TileGroup]:
+        """What the encoder sees in one pass each: tiles of one size."""
+        return [TileGroup(torch.arange(len(pixel_values)), pixel_values, pixel_mask)]
+
+    def unread(self, config: PreTrainedConfig, feature_layer: int | None) -> tuple[str, ...]:
+        """Modules of the encoder that the features of `feature_layer` do not depend on, where that is known."""
+        return ()
 
 
 class SquareImages(VisionInputs):
@@ -73,9 +93,52 @@ class FlattenedPatches(VisionInputs):
         }
 
 
+class VariableResolution(SquareImages):
+    """Aria's encoder (NaViT-like): tiles of any size up to `image_size`, padded on the right and below.
+
+    A batch may hold tiles of several sizes, the small ones padded to the large ones: a tile is as large as the longer side
+    of what its mask shows. Each size is cropped and seen by itself, so that its numbers do not depend on its company.
+    """
+
+    def inputs(
+        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+    ) -> dict[str, Tensor]:
+        if pixel_mask is None:
+            return {"pixel_values": pixel_values}
+        return {"pixel_values": pixel_values, "patch_attention_mask": patch_mask(config, pixel_mask)}
+
+    def groups(
+        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+    ) -> list[TileGroup]:
+        if pixel_mask is None:
+            return super().groups(config, pixel_values, pixel_mask)
+        number = torch.arange(1, max(pixel_mask.shape[1:]) + 1, device=pixel_mask.device)
+        height, width = ((pixel_mask.any(axis) * number[: pixel_mask.shape[3 - axis]]).amax(1) for axis in (2, 1))
+        patch = _pair(config.patch_size)[0]
+        sides = (torch.maximum(height, width).clamp(min=1) + patch - 1) // patch * patch
+        groups = []
+        for side in sides.unique().tolist():
+            index = torch.where(sides == side)[0]
+            groups.append(TileGroup(index, pixel_values[index, :, :side, :side], pixel_mask[index, :side, :side]))
+        return groups
+
+    def unread(self, config: PreTrainedConfig, feature_layer: int | None) -> tuple[str, ...]:
+        if feature_layer is None:
+            return ()
+        last = range(config.num_hidden_layers + 1)[feature_layer]  # hidden state 0 is what goes into the first layer
+        return ("post_layernorm", *(f"encoder.layers.{n}" for n in range(last, config.num_hidden_layers)))
+
+
+def patch_mask(config: PreTrainedConfig, pixel_mask: Bool[Tensor, "t h w"]) -> Bool[Tensor, "t rows columns"]:
+    """Which patches show at least one pixel of the image."""
+    height, width = _pair(config.patch_size)
+    return reduce(pixel_mask, "t (y h) (x w) -> t y x", "any", h=height, w=width)
+
+
 DEFAULT_VISION_INPUTS: VisionInputs = SquareImages()
 VISION_INPUTS: dict[str, VisionInputs] = {
     "siglip2_vision_model": FlattenedPatches(),
+    "idefics3_vision": VariableResolution(),
 }
 """By `model_type`; encoders that are not listed take square images."""
 
