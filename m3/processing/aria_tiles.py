@@ -12,6 +12,7 @@ tiles for a batch of images that have different ones.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
+
+from m3.nesting import Tiles
 
 GRIDS: tuple[tuple[int, int], ...] = (
     *((1, rows) for rows in range(2, 9)),
@@ -59,6 +62,17 @@ def fitted_size(width: int, height: int, size: int, least: int) -> tuple[int, in
     return max(int(width * scale), least), size
 
 
+@dataclass(frozen=True)
+class TileOptions:
+    """What a call may choose for an image; None is the image processor's own setting.
+
+    `max_image_size`: side of its tiles in pixels. `split_image`: whether it is cut, with the whole image in front.
+    """
+
+    max_image_size: int | None = None
+    split_image: bool | None = None
+
+
 class AriaTileProcessor(BaseImageProcessor):
     """Saved and loaded with `M3Processor`; PIL and numpy alone, so that a file gives the same numbers everywhere."""
 
@@ -89,11 +103,11 @@ class AriaTileProcessor(BaseImageProcessor):
         self.max_image_size, self.min_image_size, self.split_image = max_image_size, min_image_size, split_image
         self.size_tokens = [list(pair) for pair in size_tokens]
         self.image_mean, self.image_std = list(image_mean), list(image_std)
-        self.tile_tokens(max_image_size)
+        self.tile_tokens()
 
-    def tile_tokens(self, max_image_size: int | None = None) -> int:
-        """Tokens of one tile of this size (None: the default size)."""
-        size = self.max_image_size if max_image_size is None else max_image_size
+    def tile_tokens(self, options: TileOptions = TileOptions()) -> int:
+        """Tokens of one tile."""
+        size = self._size(options)
         known = {int(side): int(tokens) for side, tokens in self.size_tokens}
         if size not in known:
             raise ValueError(
@@ -101,43 +115,31 @@ class AriaTileProcessor(BaseImageProcessor):
             )
         return known[size]
 
-    def number_of_tiles(
-        self, width: int, height: int, max_image_size: int | None = None, split_image: bool | None = None
-    ) -> int:
-        """Tiles of an image of this size in pixels, without looking at it."""
-        if not (self.split_image if split_image is None else split_image):
-            return 1
-        columns, rows = nearest_grid(width, height, max_image_size or self.max_image_size)
-        return 1 + columns * rows
+    def is_split(self, options: TileOptions = TileOptions()) -> bool:
+        """Whether an image is cut."""
+        return self.split_image if options.split_image is None else options.split_image
+
+    def outline(self, height: int, width: int, options: TileOptions = TileOptions()) -> Tiles:
+        """What becomes of an image of this size in pixels, without looking at it."""
+        number = 1
+        if self.is_split(options):
+            columns, rows = nearest_grid(width, height, self._size(options))
+            number += columns * rows
+        return Tiles(number, (height, width), self.tile_tokens(options))
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes only what Aria's processing has
-        self,
-        images: Image.Image | Sequence[Image.Image],
-        max_image_size: int | None = None,
-        split_image: bool | None = None,
-        return_tensors: str | None = None,
+        self, images: Image.Image, options: TileOptions = TileOptions(), return_tensors: str | None = None
     ) -> BatchFeature:
-        """Tiles of all images, in order; all of one size.
-
-        Args:
-            images: RGB.
-            max_image_size, split_image: for this call; None is the processor's own.
-
-        Returns:
-            `pixel_values [t, 3, S, S]`, `pixel_mask [t, S, S]`, `num_tiles [i]`.
-        """
-        size = self.max_image_size if max_image_size is None else max_image_size
-        self.tile_tokens(size)
-        is_split = self.split_image if split_image is None else split_image
-        whole = [images] if isinstance(images, Image.Image) else list(images)
-        tiles = [split(image, size) if is_split else [image] for image in whole]
-        rows = [self._fit(tile, size) for of_image in tiles for tile in of_image]
-        data = {
-            "pixel_values": torch.stack([pixels for pixels, _ in rows]),
-            "pixel_mask": torch.stack([mask for _, mask in rows]),
-            "num_tiles": torch.tensor([len(of_image) for of_image in tiles]),
-        }
+        """The tiles of one RGB image: `pixel_values [t, 3, S, S]`, `pixel_mask [t, S, S]`."""
+        self.tile_tokens(options)  # refuses unknown sizes
+        size = self._size(options)
+        tiles = [self._fit(tile, size) for tile in (split(images, size) if self.is_split(options) else [images])]
+        pixels, masks = zip(*tiles, strict=True)
+        data = {"pixel_values": torch.stack(pixels), "pixel_mask": torch.stack(masks)}
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _size(self, options: TileOptions) -> int:
+        return self.max_image_size if options.max_image_size is None else options.max_image_size
 
     def _fit(self, tile: Image.Image, size: int) -> tuple[Float[Tensor, "3 size size"], Bool[Tensor, "size size"]]:
         width, height = fitted_size(*tile.size, size, self.min_image_size)

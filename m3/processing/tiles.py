@@ -1,25 +1,29 @@
 """Images to tiles: what the encoder sees of each image, and what must be known of it to count its tokens.
 
 in:  images, the encoder's image processor, and how to cut (`TilingConfig`);
-out: `pixel_values [t, 3, H, W]`, image after image, and each image's `Tiles`.
+out: `pixel_values [t, 3, H, W]`, image after image, `pixel_mask [t, H, W]` where tiles are padded, and each image's `Tiles`.
 
-Without pinpoints an image is one tile: padded to a square with the mean colour (LLaVA-1.5). With pinpoints (LLaVA-NeXT's
+How it is cut may be the image processor's own business (Aria's: m3/processing/aria_tiles.py, with options per image).
+Otherwise, without pinpoints, an image is one tile: padded to a square with the mean colour (LLaVA-1.5). With pinpoints (LLaVA-NeXT's
 `process_anyres_image`, https://github.com/haotian-liu/LLaVA, `llava/mm_utils.py`) the first tile is the whole image squeezed
 into a square; for the rest it is enlarged or shrunk to the best pinpoint, keeping its shape, centred on black, and cut.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import BaseImageProcessor
 
 from m3.nesting import LAYOUTS, Tiles, TilingConfig
+from m3.nesting.layout import Size
+from m3.processing.aria_tiles import AriaTileProcessor, TileOptions
 from m3.processing.images import MAX_PIXELS, ImageSource, load_image, mean_colour, pad_to_square
 
 
@@ -29,10 +33,12 @@ class TiledImages:
 
     pixel_values: Float[Tensor, "t 3 h w"]
     images: list[Tiles]
+    pixel_mask: Bool[Tensor, "t h w"] | None = None
 
     def entries(self, tiling: TilingConfig) -> dict[str, Tensor]:
         """The entries of a batch."""
-        return {"pixel_values": self.pixel_values} | tile_entries(self.images, tiling)
+        masks = {} if self.pixel_mask is None else {"pixel_mask": self.pixel_mask}
+        return {"pixel_values": self.pixel_values} | masks | tile_entries(self.images, tiling)
 
 
 def tile_entries(images: Sequence[Tiles], tiling: TilingConfig) -> dict[str, Tensor]:
@@ -47,33 +53,65 @@ def tile_entries(images: Sequence[Tiles], tiling: TilingConfig) -> dict[str, Ten
     return {name: torch.tensor(values, dtype=torch.int64) for name, values in entries.items()}
 
 
+def outline_image(
+    size: Callable[[], Size], image_processor: BaseImageProcessor, tiling: TilingConfig, options: TileOptions
+) -> Tiles:
+    """What becomes of an image, without decoding it. `size` gives its (height, width); not asked where it does not matter."""
+    if isinstance(image_processor, AriaTileProcessor):
+        if image_processor.is_split(options):
+            return image_processor.outline(*size(), options)
+        return Tiles(tokens=image_processor.tile_tokens(options))
+    if options != TileOptions():
+        raise ValueError(
+            "max_image_size and split_image choose among the tiles of models that read several sizes (Aria); this model's "
+            f"{type(image_processor).__name__} makes tiles of one size. Leave them out"
+        )
+    return tiling.tiles(size()) if tiling.grid_pinpoints else Tiles()
+
+
 def prepare_images(
     images: Sequence[ImageSource],
     image_processor: BaseImageProcessor,
     tiling: TilingConfig,
     max_pixels: int = MAX_PIXELS,
     fetch_urls: bool = False,
+    options: Sequence[TileOptions] | None = None,
 ) -> TiledImages:
     """Load, cut, then let the encoder's own processor resize, rescale and normalise each tile.
 
-    One image at a time, so that memory holds one decoded image however many are asked for.
+    One image at a time, so that memory holds one decoded image however many are asked for. `options`: one for each image,
+    for an image processor that has some.
 
     Raises:
-        ValueError: no images; an image that cannot be loaded; an image processor that does not give `[3, H, W]` for a tile.
+        ValueError: no images; an image that cannot be loaded; options that the image processor does not have, or an image
+            processor that does not give `[3, H, W]` for a tile.
     """
     if not images:
-        raise ValueError("prepare_images needs at least one image and got none")
-    colour = mean_colour(image_processor)
+        raise ValueError("at least one image is needed, got none")
     pixels: list[Tensor] = []
+    masks: list[Tensor] = []
     known: list[Tiles] = []
-    for source in images:
+    for source, option in zip(images, options or [TileOptions()] * len(images), strict=True):
         image = load_image(source, max_pixels, fetch_urls)
-        parts = cut(image, tiling) if tiling.grid_pinpoints else [pad_to_square(image, colour)]
-        tiles = tiling.tiles((image.height, image.width))
-        assert tiles.number == len(parts)
-        pixels += [_normalised(part, image_processor) for part in parts]
-        known.append(tiles)
-    return TiledImages(torch.stack(pixels).float(), known)
+        known.append(outline_image(lambda of=image: (of.height, of.width), image_processor, tiling, option))
+        if isinstance(image_processor, AriaTileProcessor):
+            seen = image_processor.preprocess(image, option)
+            pixels += seen["pixel_values"]
+            masks += seen["pixel_mask"]
+        else:
+            pixels += _tiles_of_one_size(image, image_processor, tiling)
+    if not masks:
+        return TiledImages(torch.stack(pixels).float(), known)
+    side = max(mask.shape[0] for mask in masks)
+    pixels, masks = ([pad(tile, [0, side - tile.shape[-1]] * 2) for tile in tiles] for tiles in (pixels, masks))
+    return TiledImages(torch.stack(pixels), known, torch.stack(masks))
+
+
+def _tiles_of_one_size(
+    image: Image.Image, image_processor: BaseImageProcessor, tiling: TilingConfig
+) -> list[Float[Tensor, "3 h w"]]:
+    parts = cut(image, tiling) if tiling.grid_pinpoints else [pad_to_square(image, mean_colour(image_processor))]
+    return [_normalised(part, image_processor) for part in parts]
 
 
 def cut(image: Image.Image, tiling: TilingConfig) -> list[Image.Image]:
