@@ -29,7 +29,7 @@ from transformers import (
 from m3.checkpoints.base import Foreign, Format, Native, Options, Part, generation_config, read_json
 from m3.checkpoints.keymap import Keymap, Row
 from m3.checkpoints.layout import HubLayout
-from m3.checkpoints.processors import load_tokenizer
+from m3.checkpoints.processors import load_image_processor, load_tokenizer
 from m3.model import M3Config
 from m3.processing import M3Processor
 from m3.processing.aria_template import IMAGE_TOKEN, aria_template
@@ -74,17 +74,21 @@ class Aria(Format):
         if options.vision_tower is not None:
             raise ValueError(f"{folder}: an Aria checkpoint has its vision tower inside; leave --vision-tower out")
         aria = AriaConfig.from_pretrained(folder)
-        _refuse_other_encoders(aria, folder)
-        tokenizer = load_tokenizer(folder, options.tokenizer, aria.text_config.vocab_size)
-        _refuse_other_image_tokens(aria, tokenizer, folder)
-        queries = aria.projector_patch_to_query_dict
+        vision, text, queries = _parts(aria)
+        layer = aria.vision_feature_layer
+        if vision.model_type != "idefics3_vision" or not isinstance(layer, int):
+            raise ValueError(
+                f"{folder}: an Aria checkpoint is read with the vision encoder idefics3_vision and one vision_feature_layer; "
+                f"got {vision.model_type} and {layer}"
+            )
+        tokenizer = load_tokenizer(folder, options.tokenizer, text.vocab_size)
         native = M3Config(
-            vision_config=aria.vision_config,
-            text_config=aria.text_config,
+            vision_config=vision,
+            text_config=text,
             connector={
                 "kind": "aria_projector",
                 "num_queries": max(queries.values()),
-                "num_heads": aria.vision_config.num_attention_heads,
+                "num_heads": vision.num_attention_heads,
                 "patch_queries": sorted(queries.items()),
             },
             nesting={
@@ -93,17 +97,21 @@ class Aria(Format):
             },
             tiling={"kind": "tiles"},
             image_token_id=aria.image_token_index,
-            vision_feature_layer=aria.vision_feature_layer,
+            vision_feature_layer=layer,
             tie_word_embeddings=aria.tie_word_embeddings,
             initializer_range=aria.initializer_range,
             dtype=aria.dtype,
         )
         part = Part(folder, HubLayout(empty_aria(aria)), KEYMAP)
-        processor = _read_processor(native, tokenizer, folder)
-        return Native(native, processor, (part,), generation_config(aria.text_config, folder))
+        return Native(native, _processor(native, tokenizer, folder), (part,), generation_config(text, folder))
 
     def write(self, native: Native) -> Foreign:
         aria = aria_config(native.config)
+        if not isinstance(native.processor.image_processor, AriaTileProcessor):
+            raise ValueError(
+                "the format aria needs Aria's image processor, AriaTileProcessor; the checkpoint has "
+                f"{type(native.processor.image_processor).__name__}"
+            )
         return Foreign(HubLayout(empty_aria(aria)), KEYMAP, partial(_save, native, aria))
 
 
@@ -128,8 +136,9 @@ def aria_config(config: M3Config) -> AriaConfig:
             "the format aria takes a hidden state of the encoder, and as many heads in the projector as in the encoder; got "
             f"vision_feature_layer {config.vision_feature_layer} and connector.num_heads {config.connector.num_heads}"
         )
-    queries = dict(config.connector.patch_queries)
+    queries = {int(patches): int(number) for patches, number in config.connector.patch_queries}
     scales = list(config.nesting.trained_scales)
+    further: dict[str, Any] = {} if scales == sorted(set(queries.values())) else {SCALES: scales}
     return AriaConfig(
         vision_config=config.vision_config,
         text_config=config.text_config,
@@ -140,7 +149,7 @@ def aria_config(config: M3Config) -> AriaConfig:
         tie_word_embeddings=config.tie_word_embeddings,
         dtype=config.dtype,
         architectures=["AriaForConditionalGeneration"],
-        **({} if scales == sorted(set(queries.values())) else {SCALES: scales}),
+        **further,
     )
 
 
@@ -150,26 +159,20 @@ def empty_aria(config: AriaConfig) -> AriaForConditionalGeneration:
         return AriaForConditionalGeneration(config)
 
 
-def _refuse_other_encoders(aria: AriaConfig, folder: Path) -> None:
-    if aria.vision_config.model_type != "idefics3_vision" or not isinstance(aria.vision_feature_layer, int):
-        raise ValueError(
-            f"{folder}: an Aria checkpoint is read with the vision encoder idefics3_vision and one vision_feature_layer; "
-            f"got {aria.vision_config.model_type} and {aria.vision_feature_layer}"
-        )
+def _parts(aria: AriaConfig) -> tuple[Any, Any, Any]:
+    """Encoder, decoder and {patches: queries}, which are never absent, whatever their types say."""
+    return aria.vision_config, aria.text_config, aria.projector_patch_to_query_dict
 
 
-def _refuse_other_image_tokens(aria: AriaConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    found = tokenizer.convert_ids_to_tokens(aria.image_token_index)
+def _processor(config: M3Config, tokenizer: PreTrainedTokenizerBase, folder: Path) -> M3Processor:
+    """Aria's image settings with our image processor, and its chat format with the marks that training needs."""
+    found = tokenizer.convert_ids_to_tokens(config.image_token_id)
     if found != IMAGE_TOKEN:
         raise ValueError(
-            f"{folder}: image_token_index {aria.image_token_index} is the token {found!r}, expected {IMAGE_TOKEN!r}. Give the "
+            f"{folder}: image_token_index {config.image_token_id} is the token {found!r}, expected {IMAGE_TOKEN!r}. Give the "
             "tokenizer of the model with --tokenizer"
         )
-
-
-def _read_processor(config: M3Config, tokenizer: PreTrainedTokenizerBase, folder: Path) -> M3Processor:
-    """Aria's image settings with our image processor, and its chat format with the marks that training needs."""
-    theirs = load_image_processor(folder)
+    theirs: Any = load_image_processor(folder)
     patch = config.vision_config.patch_size
     image_processor = AriaTileProcessor(
         max_image_size=theirs.max_image_size,
@@ -200,8 +203,8 @@ def _save(native: Native, aria: AriaConfig, folder: Path) -> None:
     native.processor.tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"  # AriaProcessor asks the tokenizer for its image token
     file.write_text(json.dumps(read_json(file) | {"image_token": IMAGE_TOKEN}, indent=2, sort_keys=True) + "\n")
-    ours = native.processor.image_processor
-    assert isinstance(ours, AriaTileProcessor)  # an M3Processor whose tiling is `tiles` of an Aria model has no other
+    ours, template = native.processor.image_processor, native.processor.chat_template
+    assert isinstance(ours, AriaTileProcessor) and isinstance(template, str)  # `write` refuses the rest
     theirs = AriaImageProcessorPil(
         max_image_size=ours.max_image_size,
         min_image_size=ours.min_image_size,
@@ -212,6 +215,6 @@ def _save(native: Native, aria: AriaConfig, folder: Path) -> None:
     AriaProcessor(
         theirs,
         AutoTokenizer.from_pretrained(folder),
-        chat_template=native.processor.chat_template,
-        size_conversion=dict(ours.size_tokens),
+        chat_template=template,
+        size_conversion={int(size): int(tokens) for size, tokens in ours.size_tokens},
     ).save_pretrained(folder)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from m3.checkpoints.aria import Aria
 from m3.checkpoints.base import Format, read_json
 from m3.checkpoints.llava_hf import LlavaHf
 from m3.checkpoints.llava_m3 import LlavaM3
@@ -16,6 +17,7 @@ FORMATS: Mapping[str, Format] = {
     "m3": LlavaM3(),
     "llava-hf": LlavaHf(),
     "llava-next-hf": LlavaNextHf(),
+    "aria": Aria(),
 }
 """Asked in this order when the format is to be recognised."""
 

@@ -73,6 +73,9 @@ class TileOptions:
     split_image: bool | None = None
 
 
+AS_CONFIGURED = TileOptions()
+
+
 class AriaTileProcessor(BaseImageProcessor):
     """Saved and loaded with `M3Processor`; PIL and numpy alone, so that a file gives the same numbers everywhere."""
 
@@ -105,7 +108,7 @@ class AriaTileProcessor(BaseImageProcessor):
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.tile_tokens()
 
-    def tile_tokens(self, options: TileOptions = TileOptions()) -> int:
+    def tile_tokens(self, options: TileOptions = AS_CONFIGURED) -> int:
         """Tokens of one tile."""
         size = self._size(options)
         known = {int(side): int(tokens) for side, tokens in self.size_tokens}
@@ -115,11 +118,11 @@ class AriaTileProcessor(BaseImageProcessor):
             )
         return known[size]
 
-    def is_split(self, options: TileOptions = TileOptions()) -> bool:
+    def is_split(self, options: TileOptions = AS_CONFIGURED) -> bool:
         """Whether an image is cut."""
         return self.split_image if options.split_image is None else options.split_image
 
-    def outline(self, height: int, width: int, options: TileOptions = TileOptions()) -> Tiles:
+    def outline(self, height: int, width: int, options: TileOptions = AS_CONFIGURED) -> Tiles:
         """What becomes of an image of this size in pixels, without looking at it."""
         number = 1
         if self.is_split(options):
@@ -128,7 +131,7 @@ class AriaTileProcessor(BaseImageProcessor):
         return Tiles(number, (height, width), self.tile_tokens(options))
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes only what Aria's processing has
-        self, images: Image.Image, options: TileOptions = TileOptions(), return_tensors: str | None = None
+        self, images: Image.Image, options: TileOptions = AS_CONFIGURED, return_tensors: str | None = None
     ) -> BatchFeature:
         """The tiles of one RGB image: `pixel_values [t, 3, S, S]`, `pixel_mask [t, S, S]`."""
         self.tile_tokens(options)  # refuses unknown sizes

@@ -1,10 +1,12 @@
 """Keyword arguments of a processor call: typed as transformers wants them, and strict where it would only warn."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
+
+T = TypeVar("T", int, bool)
 
 
 class M3ImagesKwargs(ImagesKwargs, total=False):
@@ -15,11 +17,16 @@ class M3ImagesKwargs(ImagesKwargs, total=False):
             trained).
         max_pixels: larger images are refused by their header.
         fetch_urls: open `http(s)` addresses.
+        max_image_size: where a model reads tiles of several sizes (Aria: 490 or 980 pixels), their side: one number for
+            all images, one per image, or None (the processor's own).
+        split_image: there, whether an image is cut into tiles: for all images, for each, or None (the processor's own).
     """
 
     matryoshka_vis_token_scale: int | list[int] | None
     max_pixels: int
     fetch_urls: bool
+    max_image_size: int | list[int] | None
+    split_image: bool | list[bool] | None
 
 
 class M3ProcessorKwargs(ProcessingKwargs, total=False):
@@ -28,7 +35,7 @@ class M3ProcessorKwargs(ProcessingKwargs, total=False):
     images_kwargs: M3ImagesKwargs  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-OWN_IMAGE_OPTIONS = ("matryoshka_vis_token_scale", "max_pixels", "fetch_urls")
+OWN_IMAGE_OPTIONS = ("matryoshka_vis_token_scale", "max_pixels", "fetch_urls", "max_image_size", "split_image")
 GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 FLAT_OPTIONS = ("return_mm_token_type_ids", "return_text_replacement_offsets")
 
@@ -45,6 +52,17 @@ def refuse_unknown(kwargs: dict[str, Any]) -> None:
     for name in kwargs.get("images_kwargs", {}):
         if name not in OWN_IMAGE_OPTIONS:
             _unknown(name, OWN_IMAGE_OPTIONS, " in images_kwargs")
+
+
+def per_image(name: str, given: T | Sequence[T], number: int) -> list[T]:
+    """What a call gave as `name`, one value or one per image, for each of `number` images."""
+    if not isinstance(given, Sequence):
+        return [given] * number
+    if len(given) != number:
+        raise ValueError(
+            f"{name} has {len(given)} entries for {number} images. Give one for all images, or one per image in reading order"
+        )
+    return list(given)
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> NoReturn:

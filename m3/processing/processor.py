@@ -12,7 +12,8 @@ A scale is visual tokens per tile. `count_tokens` says what an image of a given 
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, Unpack, cast
 
 import numpy as np
@@ -20,10 +21,11 @@ from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, 
 from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs
 
 from m3.nesting import ImageReader, Tiles, TilingConfig, get_nesting
+from m3.processing.aria_tiles import AS_CONFIGURED, TileOptions
 from m3.processing.chat_template import CONTROL_TOKENS, chatml_template
 from m3.processing.images import MAX_PIXELS, ImageSource, image_size
-from m3.processing.keywords import M3ProcessorKwargs, refuse_unknown
-from m3.processing.tiles import TiledImages, prepare_images
+from m3.processing.keywords import M3ProcessorKwargs, per_image, refuse_unknown
+from m3.processing.tiles import TiledImages, outline_image, prepare_images, tile_options
 
 logger = logging.getLogger(__name__)
 
@@ -97,45 +99,63 @@ class M3Processor(ProcessorMixin):
             self.reader.nesting.count(self.grid, scale)
 
     def count_tokens(
-        self, sizes: Sequence[tuple[int, int]], matryoshka_vis_token_scale: int | Sequence[int] | None = None
+        self,
+        sizes: Sequence[tuple[int, int]],
+        matryoshka_vis_token_scale: int | Sequence[int] | None = None,
+        max_image_size: int | Sequence[int] | None = None,
+        split_image: bool | Sequence[bool] | None = None,
     ) -> list[int]:
         """Placeholders that images of these (height, width) in pixels take, before any of them is loaded."""
-        scales = self.resolve_scales(matryoshka_vis_token_scale, len(sizes))
-        return self.counts(scales, [self.reader.tiling.tiles((height, width)) for height, width in sizes])
+        options = tile_options(max_image_size, split_image, len(sizes))
+        images = [self._outline(partial(tuple, size), option) for size, option in zip(sizes, options, strict=True)]
+        return self.counts(self.resolve_scales(matryoshka_vis_token_scale, len(sizes), images), images)
 
     def counts(self, scales: Sequence[int], images: Sequence[Tiles]) -> list[int]:
         """Placeholders that each image takes at its scale. An unreachable scale is a `ValueError` with the choices."""
         reader = self.reader
         return [reader.count(scale, tiles) for scale, tiles in zip(scales, images, strict=True)]
 
-    def outline(self, image: ImageSource, max_pixels: int = MAX_PIXELS, fetch_urls: bool = False) -> Tiles:
+    def outline(
+        self,
+        image: ImageSource,
+        max_pixels: int = MAX_PIXELS,
+        fetch_urls: bool = False,
+        options: TileOptions = AS_CONFIGURED,
+    ) -> Tiles:
         """What becomes of an image, without decoding it; it is not even opened where its size does not matter."""
-        tiling = self.reader.tiling
-        return tiling.tiles(image_size(image, max_pixels, fetch_urls)) if tiling.grid_pinpoints else Tiles()
+        return self._outline(lambda: image_size(image, max_pixels, fetch_urls), options)
+
+    def _outline(self, size: Callable[[], tuple[int, int]], options: TileOptions) -> Tiles:
+        return outline_image(size, self.image_processor, self.reader.tiling, options)
 
     def prepare_images(
-        self, images: Sequence[ImageSource], max_pixels: int = MAX_PIXELS, fetch_urls: bool = False
+        self,
+        images: Sequence[ImageSource],
+        max_pixels: int = MAX_PIXELS,
+        fetch_urls: bool = False,
+        options: Sequence[TileOptions] | None = None,
     ) -> TiledImages:
         """The tiles of all images, as the encoder takes them, and what is known of each image."""
-        return prepare_images(images, self.image_processor, self.reader.tiling, max_pixels, fetch_urls)
+        return prepare_images(images, self.image_processor, self.reader.tiling, max_pixels, fetch_urls, options)
 
-    def resolve_scales(self, scales: int | Sequence[int] | None, num_images: int) -> list[int]:
-        """One scale per image from what a user passed: None, one number, or one per image."""
+    def resolve_scales(
+        self, scales: int | Sequence[int] | None, num_images: int, images: Sequence[Tiles] | None = None
+    ) -> list[int]:
+        """One scale per image from what a user passed: None, one number, or one per image.
+
+        `images`, where their tiles have different numbers of tokens: None is then the largest trained scale that each reaches.
+        """
         if scales is None:
-            resolved = [self.trained_scales[-1]] * num_images
-        elif isinstance(scales, int):
-            resolved = [scales] * num_images
-        elif len(scales) == num_images:
-            resolved = list(scales)
-        else:
-            raise ValueError(
-                f"matryoshka_vis_token_scale has {len(scales)} entries for {num_images} images. Give one number for "
-                "all images, or one per image in reading order"
-            )
+            return [self._largest_trained(tiles.tokens) for tiles in images or [Tiles()] * num_images]
+        resolved = per_image("matryoshka_vis_token_scale", scales, num_images)
         for scale in resolved:
             if scale not in self.trained_scales and scale in self.reachable_scales:
                 _warn_untrained(scale, tuple(self.trained_scales))
         return resolved
+
+    def _largest_trained(self, tokens: int | None) -> int:
+        reachable = self.reachable_scales if tokens is None else self.reader.nesting.reachable(tokens)
+        return next((scale for scale in reversed(self.trained_scales) if scale in reachable), self.trained_scales[0])
 
     # ------------------------------------------------------------------ calling
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -157,7 +177,8 @@ class M3Processor(ProcessorMixin):
             videos, audio: not supported; present because transformers passes them.
             padding, padding_side: on the left by default, as batched generation needs it.
             return_tensors: "pt", "np" or None for lists.
-            kwargs: `matryoshka_vis_token_scale`, `max_pixels`, `fetch_urls`, and the tokenizer's options.
+            kwargs: `matryoshka_vis_token_scale`, `max_pixels`, `fetch_urls`, for models that read tiles of several sizes
+                (Aria) `max_image_size` and `split_image`, and the tokenizer's options.
 
         Returns:
             `input_ids`, `attention_mask`, and with images `pixel_values`, `image_scales` and what the tiling adds.
@@ -233,13 +254,17 @@ class M3Processor(ProcessorMixin):
         matryoshka_vis_token_scale: int | list[int] | None = None,
         max_pixels: int = MAX_PIXELS,
         fetch_urls: bool = False,
+        max_image_size: int | list[int] | None = None,
+        split_image: bool | list[bool] | None = None,
         **_: Any,
     ) -> tuple[dict[str, Any], list[str]]:
         """`pixel_values`, `image_scales` and what the tiling adds, and the text that replaces each `<image>`."""
         flat = _flatten(images)
-        scales = self.resolve_scales(matryoshka_vis_token_scale, len(flat))
-        self.check_scales(scales)  # before any image is opened
-        prepared = self.prepare_images(flat, max_pixels, fetch_urls)
+        if matryoshka_vis_token_scale is not None:
+            self.check_scales(self.resolve_scales(matryoshka_vis_token_scale, len(flat)))  # before any image is opened
+        options = tile_options(max_image_size, split_image, len(flat))
+        prepared = self.prepare_images(flat, max_pixels, fetch_urls, options)
+        scales = self.resolve_scales(matryoshka_vis_token_scale, len(flat), prepared.images)
         replacements = [self.image_token * count for count in self.counts(scales, prepared.images)]
         return prepared.entries(self.reader.tiling) | {"image_scales": scales}, replacements
 
@@ -247,21 +272,34 @@ class M3Processor(ProcessorMixin):
         self,
         image_sizes: list[list[int]] | None = None,
         matryoshka_vis_token_scale: int | list[int] | None = None,
+        max_image_size: int | list[int] | None = None,
+        split_image: bool | list[bool] | None = None,
         **_: Any,
     ) -> MultiModalData:
         """Placeholders and tiles per image of (height, width), for servers that plan before they load (vLLM)."""
         if image_sizes is None:
             return MultiModalData()
         sizes = [(height, width) for height, width in image_sizes]
-        tiles = [self.reader.tiling.tiles(size).number for size in sizes]
+        options = tile_options(max_image_size, split_image, len(sizes))
+        images = [self._outline(partial(tuple, size), option) for size, option in zip(sizes, options, strict=True)]
         return MultiModalData(
-            num_image_tokens=self.count_tokens(sizes, matryoshka_vis_token_scale), num_image_patches=tiles
+            num_image_tokens=self.count_tokens(sizes, matryoshka_vis_token_scale, max_image_size, split_image),
+            num_image_patches=[tiles.number for tiles in images],
         )
 
     @property
     def model_input_names(self) -> list[str]:
         """What a call may return."""
-        return ["input_ids", "attention_mask", "pixel_values", "image_scales", "image_tiles", "image_sizes"]
+        return [
+            "input_ids",
+            "attention_mask",
+            "pixel_values",
+            "image_scales",
+            "image_tiles",
+            "image_sizes",
+            "tile_tokens",
+            "pixel_mask",
+        ]
 
     # ------------------------------------------------------------------ loading
     @classmethod

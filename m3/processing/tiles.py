@@ -4,14 +4,15 @@ in:  images, the encoder's image processor, and how to cut (`TilingConfig`);
 out: `pixel_values [t, 3, H, W]`, image after image, `pixel_mask [t, H, W]` where tiles are padded, and each image's `Tiles`.
 
 How it is cut may be the image processor's own business (Aria's: m3/processing/aria_tiles.py, with options per image).
-Otherwise, without pinpoints, an image is one tile: padded to a square with the mean colour (LLaVA-1.5). With pinpoints (LLaVA-NeXT's
-`process_anyres_image`, https://github.com/haotian-liu/LLaVA, `llava/mm_utils.py`) the first tile is the whole image squeezed
-into a square; for the rest it is enlarged or shrunk to the best pinpoint, keeping its shape, centred on black, and cut.
+Otherwise, without pinpoints, an image is one tile: padded to a square with the mean colour (LLaVA-1.5). With pinpoints
+(LLaVA-NeXT's `process_anyres_image`, https://github.com/haotian-liu/LLaVA, `llava/mm_utils.py`) the first tile is the whole
+image squeezed into a square; for the rest it is enlarged or shrunk to the best pinpoint, keeping its shape, centred on
+black, and cut.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ from transformers import BaseImageProcessor
 
 from m3.nesting import LAYOUTS, Tiles, TilingConfig
 from m3.nesting.layout import Size
-from m3.processing.aria_tiles import AriaTileProcessor, TileOptions
+from m3.processing.aria_tiles import AS_CONFIGURED, AriaTileProcessor, TileOptions
 from m3.processing.images import MAX_PIXELS, ImageSource, load_image, mean_colour, pad_to_square
+from m3.processing.keywords import per_image
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ def tile_entries(images: Sequence[Tiles], tiling: TilingConfig) -> dict[str, Ten
     return {name: torch.tensor(values, dtype=torch.int64) for name, values in entries.items()}
 
 
+def tile_options(
+    max_image_size: int | Sequence[int] | None, split_image: bool | Sequence[bool] | None, number: int
+) -> list[TileOptions]:
+    """One for each of `number` images from what a call chose: nothing, one value for all, or one per image."""
+    sizes = [None] * number if max_image_size is None else per_image("max_image_size", max_image_size, number)
+    splits = [None] * number if split_image is None else per_image("split_image", split_image, number)
+    return [TileOptions(*chosen) for chosen in zip(sizes, splits, strict=True)]
+
+
 def outline_image(
     size: Callable[[], Size], image_processor: BaseImageProcessor, tiling: TilingConfig, options: TileOptions
 ) -> Tiles:
@@ -61,7 +72,7 @@ def outline_image(
         if image_processor.is_split(options):
             return image_processor.outline(*size(), options)
         return Tiles(tokens=image_processor.tile_tokens(options))
-    if options != TileOptions():
+    if options != AS_CONFIGURED:
         raise ValueError(
             "max_image_size and split_image choose among the tiles of models that read several sizes (Aria); this model's "
             f"{type(image_processor).__name__} makes tiles of one size. Leave them out"
@@ -91,9 +102,10 @@ def prepare_images(
     pixels: list[Tensor] = []
     masks: list[Tensor] = []
     known: list[Tiles] = []
-    for source, option in zip(images, options or [TileOptions()] * len(images), strict=True):
+    for source, option in zip(images, options or [AS_CONFIGURED] * len(images), strict=True):
         image = load_image(source, max_pixels, fetch_urls)
-        known.append(outline_image(lambda of=image: (of.height, of.width), image_processor, tiling, option))
+        size = (image.height, image.width)
+        known.append(replace(outline_image(lambda size=size: size, image_processor, tiling, option), size=size))
         if isinstance(image_processor, AriaTileProcessor):
             seen = image_processor.preprocess(image, option)
             pixels += seen["pixel_values"]

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from transformers import AriaImageProcessorPil
 
-from m3.processing.aria_tiles import GRIDS, AriaTileProcessor, nearest_grid
+from m3.nesting import Tiles
+from m3.processing.aria_tiles import GRIDS, AriaTileProcessor, TileOptions, nearest_grid
 
 SIZES = [(768, 768), (1200, 500), (500, 1200), (2000, 500), (100, 100), (640, 480), (1000, 40), (31, 900), (980, 980)]
 RATIOS = [
@@ -55,17 +56,16 @@ def published(image: Image.Image, side: int, is_split: bool) -> tuple[np.ndarray
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_the_published_rules(size: tuple[int, int], is_split: bool) -> None:
     processor, image = AriaTileProcessor(), picture(*size)
-    seen = processor.preprocess(image, max_image_size=490, split_image=is_split)
+    seen = processor.preprocess(image, TileOptions(490, is_split))
     pixels, mask = published(image, 490, is_split)
     assert np.array_equal(seen["pixel_mask"], mask)
     assert np.array_equal(seen["pixel_values"], pixels)
-    assert seen["num_tiles"].tolist() == [len(pixels)]
-    assert processor.number_of_tiles(*size, max_image_size=490, split_image=is_split) == len(pixels)
+    assert processor.outline(size[1], size[0], TileOptions(490, is_split)) == Tiles(len(pixels), size[::-1], 128)
 
 
 def test_equals_the_published_rules_at_980_pixels() -> None:
     for size, is_split in (((600, 400), False), ((700, 1300), True)):
-        seen = AriaTileProcessor().preprocess(picture(*size), split_image=is_split)
+        seen = AriaTileProcessor(split_image=is_split).preprocess(picture(*size))
         pixels, mask = published(picture(*size), 980, is_split)
         assert np.array_equal(seen["pixel_values"], pixels)
         assert np.array_equal(seen["pixel_mask"], mask)
@@ -74,7 +74,7 @@ def test_equals_the_published_rules_at_980_pixels() -> None:
 @pytest.mark.parametrize("side", [490, 980])
 @pytest.mark.parametrize("size", [(768, 768), (1200, 500), (500, 1200), (100, 60)])
 def test_equals_transformers_where_an_image_is_one_tile(side: int, size: tuple[int, int]) -> None:
-    ours = AriaTileProcessor().preprocess(picture(*size), max_image_size=side)
+    ours = AriaTileProcessor().preprocess(picture(*size), TileOptions(side))
     theirs = AriaImageProcessorPil()(picture(*size), max_image_size=side, return_tensors="pt")
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
     assert torch.equal(ours["pixel_mask"], theirs["pixel_mask"])
@@ -100,9 +100,9 @@ def test_sizes_that_the_weights_do_not_know_are_refused() -> None:
     with pytest.raises(ValueError, match=r"max_image_size 600 is none of the sizes this model reads: 490, 980"):
         AriaTileProcessor(max_image_size=600)
     with pytest.raises(ValueError, match=r"max_image_size 1000 is none"):
-        AriaTileProcessor().preprocess(picture(9, 9), max_image_size=1000)
+        AriaTileProcessor().preprocess(picture(9, 9), TileOptions(1000))
     assert AriaTileProcessor().tile_tokens() == 256
-    assert AriaTileProcessor().tile_tokens(490) == 128
+    assert AriaTileProcessor().tile_tokens(TileOptions(490)) == 128
 
 
 def test_saved_and_loaded_by_its_class(tmp_path: Path) -> None:
@@ -111,5 +111,5 @@ def test_saved_and_loaded_by_its_class(tmp_path: Path) -> None:
     assert (loaded.max_image_size, loaded.split_image, loaded.min_image_size) == (490, True, 300)
     assert torch.equal(
         loaded.preprocess(picture(64, 90))["pixel_values"],
-        AriaTileProcessor(min_image_size=300).preprocess(picture(64, 90), 490, True)["pixel_values"],
+        AriaTileProcessor(min_image_size=300).preprocess(picture(64, 90), TileOptions(490, True))["pixel_values"],
     )
