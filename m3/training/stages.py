@@ -42,7 +42,7 @@ def chosen_rates(parts: Parts) -> dict[str, Rate]:
 
 
 def apply_parts(model: M3ForConditionalGeneration, parts: Parts) -> dict[str, float]:
-    """Freezes what is frozen; returns the learning rate of each parameter that trains, by name.
+    """Freezes what is frozen or never read; returns the learning rate of each parameter that trains, by name.
 
     Raises:
         ValueError: a part has fewer layers than are to train, or the decoder has no router.
@@ -61,7 +61,8 @@ def apply_parts(model: M3ForConditionalGeneration, parts: Parts) -> dict[str, fl
         parameter.requires_grad_(rate != "frozen")
         if rate != "frozen":
             found[name] = float(rate)
-    return found
+    model.model.freeze_unread()
+    return {name: rate for name, rate in found.items() if model.get_parameter(name).requires_grad}
 
 
 def _outside_last_layers(
