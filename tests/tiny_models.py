@@ -37,6 +37,7 @@ VISION: dict[str, dict] = {
     "clip_vision_model": {"image_size": 48, "patch_size": 4},
     "siglip2_vision_model": {"num_patches": 144, "patch_size": 4, "vision_use_head": False},
     "dinov2": {"image_size": 48, "patch_size": 4, "mlp_ratio": 2},
+    "idefics3_vision": {"image_size": 48, "patch_size": 4},
 }
 WITH_CLASS_TOKEN = ("clip_vision_model", "dinov2")
 

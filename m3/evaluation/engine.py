@@ -149,7 +149,8 @@ class Engine:
         unseen = [p for p in {p.digest: p for p in pictures}.values() if p.digest not in self._features]
         for batch in batches_of_tiles(unseen, [self._tiles(picture).number for picture in unseen], batch_size):
             prepared = self.processor.prepare_images([picture.image for picture in batch])
-            features = self.model.get_image_features(prepared.pixel_values.to(self.model.device)).pooler_output
+            mask = None if prepared.pixel_mask is None else prepared.pixel_mask.to(self.model.device)
+            features = self.model.get_image_features(prepared.pixel_values.to(self.model.device), mask).pooler_output
             assert features is not None
             parts = features.split([tiles.number for tiles in prepared.images])
             for picture, tiles, part in zip(batch, prepared.images, parts, strict=True):

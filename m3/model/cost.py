@@ -12,11 +12,12 @@ a = heads x head dimension of a layer:
     vision    2 patches W_patch + sum over layers (2 T W_linear + 4 T^2 a)       pooling heads are left out
     connector mlp2x_gelu, linear: 2 patches W
               resampler, q queries of width d: 2 (q (W_q + W_o + W_mlp) + patches (W_k + W_v)) + 4 q patches d
+              aria_projector: the same with a third of W_in for the queries and two thirds for the patches
     prefill   sum over layers (2 P W_active + 4 P^2 a) + 2 W_head                P prompt tokens, head for the last one
     token     sum over layers (2 W_active + 4 C a) + 2 W_head                    C tokens in the cache, its own included
     W_active  attention, dense or shared expert, router: all; routed experts: top_k / experts of them
 
-Vision and connector are per tile; an image that is cut has several.
+Vision and connector are per tile; an image that is cut has several. Where tiles are of several sizes (Aria) it is the largest.
 The weights are read off the module tree, so a decoder that transformers gains tomorrow needs no code here. A layer with a
 sliding window or without attention (state space) is counted as full attention.
 """
@@ -29,6 +30,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.aria_projector import AriaProjector
 from m3.model.connectors import Resampler
 from m3.model.vision import vision_grid
 
@@ -156,11 +158,18 @@ class CostModel:
     def connector_flops(self) -> int:
         """The connector on one tile; it comes before the nesting, so it costs the same at every scale."""
         connector, patches = self.connector, self.patches()
-        if not isinstance(connector, Resampler):
+        if isinstance(connector, Resampler):
+            from_patches = linear_weights(connector.k_proj) + linear_weights(connector.v_proj)
+            from_queries = linear_weights(connector) - from_patches
+        elif isinstance(connector, AriaProjector):
+            attention = connector.cross_attention
+            share = attention.in_proj_weight.numel() // 3
+            from_patches = linear_weights(attention.k_proj) + linear_weights(attention.v_proj)
+            from_queries = linear_weights(connector) - from_patches + share
+            from_patches += 2 * share
+        else:
             return 2 * patches * linear_weights(connector)
-        from_patches = linear_weights(connector.k_proj) + linear_weights(connector.v_proj)
         queries, width = connector.query.shape
-        from_queries = linear_weights(connector) - from_patches
         return 2 * (queries * from_queries + patches * from_patches) + 4 * queries * patches * width
 
 

@@ -98,7 +98,7 @@ def prepare_images(
             processor that does not give `[3, H, W]` for a tile.
     """
     if not images:
-        raise ValueError("at least one image is needed, got none")
+        raise ValueError("prepare_images needs at least one image and got none")
     pixels: list[Tensor] = []
     masks: list[Tensor] = []
     known: list[Tiles] = []

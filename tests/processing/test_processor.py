@@ -174,9 +174,7 @@ def test_marks_and_images_must_agree(processor: M3Processor) -> None:
 
 
 def test_scales_must_fit(processor: M3Processor) -> None:
-    with pytest.raises(
-        ValueError, match=r"has 3 entries for 1 images\. Give one number for all images, or one per image"
-    ):
+    with pytest.raises(ValueError, match=r"has 3 entries for 1 images\. Give one for all images, or one per image"):
         processor(images=picture(), text="<image>", matryoshka_vis_token_scale=[1, 4, 9])
     with pytest.raises(
         ValueError, match="scale 100 cannot be reached exactly from a 12x12 grid; choose one of 1, 4, 9, 16, 36"
