@@ -1,0 +1,226 @@
+"""A video file to a few upright RGB pictures, each with its time.
+
+In: a path or the bytes of a file, and how to sample. Out: `Video`. A frame stands for a stretch of time: of `n` frames the
+k-th is what the screen shows in the middle of the k-th of n equal stretches. What is shown twice is taken once, so a short
+video gives fewer frames than were asked for.
+
+PyAV (the extra `video`) decodes; only local files, only the containers of `CONTAINERS`, so that no playlist makes ffmpeg
+open an address. Limits: pixels per frame, seconds, frames.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from PIL import Image
+
+from m3.packages import require
+from m3.processing.images import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+VideoSource = str | Path | bytes
+CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "gif", "mpegts", "mpeg", "flv", "ogg", "asf")
+"""ffmpeg's names of the demuxers that a file may choose from. Left out on purpose: those that open further files."""
+MAX_SECONDS = 4 * 3600.0
+MAX_FRAMES = 1024
+SEEK_BEYOND_S = 10.0
+"""A gap between wanted frames that is skipped by a jump to a key frame; what is nearer is decoded through."""
+COLLAGE = (3, 2)
+"""Rows and columns of IG-VLM's image grid (https://arxiv.org/abs/2403.18406), which M3 reads videos as."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which frames: `num_frames` spread evenly, or `fps` per second; not both. `collage`: six of them as one picture."""
+
+    num_frames: int | None = None
+    fps: float | None = None
+    collage: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_frames is not None and self.fps is not None:
+            raise ValueError(f"give num_frames ({self.num_frames}) or fps ({self.fps}), not both")
+        if self.collage and (self.num_frames is not None or self.fps is not None):
+            raise ValueError(f"a collage always has {COLLAGE[0] * COLLAGE[1]} frames: leave out num_frames and fps")
+        if self.num_frames is not None and not 1 <= self.num_frames <= MAX_FRAMES:
+            raise ValueError(f"num_frames is {self.num_frames}; expected 1 to {MAX_FRAMES}")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps is {self.fps}; expected more than 0")
+
+    def times(self, seconds: float) -> list[float]:
+        """The moments to look at, in seconds. 8 of them where nothing is said."""
+        number = COLLAGE[0] * COLLAGE[1] if self.collage else self.num_frames or 8
+        if self.fps is not None:
+            number = max(round(seconds * self.fps), 1)
+            if number > MAX_FRAMES:
+                raise ValueError(
+                    f"{self.fps:g} frames per second over {seconds:.1f} s are {number} frames, more than the limit of "
+                    f"{MAX_FRAMES}: lower fps, or ask for num_frames"
+                )
+        return [(k + 0.5) * seconds / number for k in range(number)]
+
+
+@dataclass(frozen=True)
+class Video:
+    """What is read of a video: its pictures (one where they are put into a collage), when each was shown, its length."""
+
+    frames: tuple[Image.Image, ...]
+    times: tuple[float, ...]
+    seconds: float
+
+
+def load_video(
+    source: VideoSource,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    max_pixels: int = MAX_PIXELS,
+    max_seconds: float = MAX_SECONDS,
+) -> Video:
+    """Decode the frames that `sampling` asks for.
+
+    Raises:
+        ValueError: no such file, an empty one, no video in it, damaged data, or a limit is passed; the text says which.
+        ModuleNotFoundError: PyAV is not installed; the text says what to install.
+    """
+    require("av")
+    from av.error import FFmpegError
+
+    name = f"video of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
+    with _file(source, name) as file:
+        try:
+            shown, seconds = _read(file, name, sampling, max_pixels, max_seconds)
+        except FFmpegError as error:
+            raise ValueError(
+                f"{name}: not a video that can be read, or damaged ({error.strerror}). Copy or download it again"
+            ) from error
+    if not shown:
+        raise ValueError(f"{name}: the video has no frame that can be decoded. Copy or download it again")
+    pictures, times = tuple(_upright(frame) for frame, _ in shown), tuple(time for _, time in shown)
+    return Video((collage(pictures),) if sampling.collage else pictures, times, seconds)
+
+
+def collage(pictures: Sequence[Image.Image], rows: int = COLLAGE[0], columns: int = COLLAGE[1]) -> Image.Image:
+    """The pictures side by side in reading order, all as large as the first; what is left over is black."""
+    width, height = pictures[0].size
+    if len(pictures) > rows * columns:
+        raise ValueError(f"{len(pictures)} pictures do not fit into {rows} x {columns}")
+    grid = Image.new("RGB", (columns * width, rows * height))
+    for place, picture in enumerate(pictures):
+        grid.paste(picture.resize((width, height)), (place % columns * width, place // columns * height))
+    return grid
+
+
+def _file(source: VideoSource, name: str) -> BinaryIO:
+    """Opened here, so that ffmpeg gets no path, which it would read as an address (`http:`, `concat:`)."""
+    if isinstance(source, bytes):
+        if not source:
+            raise ValueError(f"{name}: the video file is empty (0 bytes). Copy or download it again")
+        return io.BytesIO(source)
+    if name.startswith(("http://", "https://")):
+        raise ValueError(f"{name}: network addresses are not fetched: download the video and pass its path or bytes")
+    path = Path(source)
+    if path.is_dir():
+        raise ValueError(f"{name}: is a folder, expected a video file")
+    if not path.is_file():
+        raise ValueError(f"{name}: no such video file (looked from {Path.cwd()})")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{name}: the video file is empty (0 bytes). Copy or download it again")
+    return path.open("rb")
+
+
+def _read(
+    file: BinaryIO, name: str, sampling: Sampling, max_pixels: int, max_seconds: float
+) -> tuple[list[tuple["VideoFrame", float]], float]:
+    """The frames with their times, and the length of the video."""
+    import av
+
+    container = av.open(file, "r", options={"format_whitelist": ",".join(CONTAINERS)})
+    try:
+        stream = _stream(container, name, max_pixels)
+        seconds = _seconds(container, stream)
+        if seconds > max_seconds:
+            raise ValueError(
+                f"{name}: the video is {seconds:.0f} s long, more than the limit of {max_seconds:.0f} s: cut it first"
+            )
+        return list(_shown_at(container, stream, sampling.times(seconds), name)), seconds
+    finally:
+        container.close()
+
+
+def _stream(container: "InputContainer", name: str, max_pixels: int) -> "VideoStream":
+    from av.stream import Disposition
+
+    moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not moving:
+        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+        raise ValueError(f"{name}: no video in this file, it holds {', '.join(kinds)}")
+    stream = moving[0]
+    stream.thread_type = "AUTO"
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{name}: its frames are {width} x {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}"
+        )
+    return stream
+
+
+def _seconds(container: "InputContainer", stream: "VideoStream") -> float:
+    """Length of the video: as the stream says, else the file, else the end of its last packet."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None:
+        return container.duration / 1e6
+    ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in container.demux(stream) if p.pts is not None]
+    container.seek(0)
+    return max(ends, default=0.0)
+
+
+def _shown_at(
+    container: "InputContainer", stream: "VideoStream", times: Sequence[float], name: str
+) -> Iterator[tuple["VideoFrame", float]]:
+    """The frame on the screen at each of `times` (ascending), with its own time; each frame once."""
+    assert stream.time_base is not None  # a stream with packets has one
+    start = float((stream.start_time or 0) * stream.time_base)
+    frames = _timed(container, stream, start)
+    current = following = next(frames, None)
+    taken: float | None = None
+    for wanted in times:
+        if following is not None and wanted - following[1] > SEEK_BEYOND_S:
+            container.seek(round((wanted + start) / stream.time_base), stream=stream)
+            frames = _timed(container, stream, start)
+            current = following = next(frames, None)
+        while following is not None and following[1] <= wanted:
+            current, following = following, next(frames, None)
+        if current is not None and following is None:
+            _check_end(stream, *current, name)
+        if current is not None and current[1] != taken:
+            taken = current[1]
+            yield current
+
+
+def _check_end(stream: "VideoStream", last: "VideoFrame", time: float, name: str) -> None:
+    """Where the stream says how long it is, its last frame stays on the screen until then; else the file was cut."""
+    if stream.duration is None or stream.time_base is None or last.time_base is None:
+        return
+    stated, end = float(stream.duration * stream.time_base), time + float(last.duration * last.time_base)
+    if stated - end > max(0.5, 0.02 * stated):
+        raise ValueError(
+            f"{name}: the video is cut short: it ends after {end:.1f} s of {stated:.1f} s. Copy or download it again"
+        )
+
+
+def _timed(container: "InputContainer", stream: "VideoStream", start: float) -> Iterator[tuple["VideoFrame", float]]:
+    for frame in container.decode(stream):
+        if frame.time is not None:
+            yield frame, frame.time - start
+
+
+def _upright(frame: "VideoFrame") -> Image.Image:
+    """In RGB, turned as the file says that players should."""
+    picture = frame.to_image()
+    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
