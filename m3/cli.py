@@ -27,6 +27,8 @@ VERBS: Mapping[str, Verb] = {
     "sweep": Verb(
         "m3.evaluation.sweep", "evaluate models at every scale, each image encoded once: MODEL ... --tasks T --scales S"
     ),
+    "submit": Verb("m3.evaluation.submit", "collect the files that benchmarks' servers take, one per model and scale"),
+    "fetch-eval": Verb("m3.evaluation.fetch", "copy a suite's data sets from the hub: SUITE --data-root DIR"),
     "report": Verb(
         "m3.evaluation.report", "table, charts and one HTML page of accuracy against cost, from a finished sweep"
     ),

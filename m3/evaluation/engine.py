@@ -9,64 +9,36 @@ Out: `Reply`s: the text, or the log-likelihood, and how many tokens and seconds 
 A batch may mix scales. Nothing is caught here: what goes wrong in one question is raised, never answered with "".
 """
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
+from transformers.utils.chat_template_utils import mark_control_tokens
 
 from m3.evaluation.decoding import Decoding
+from m3.evaluation.fastv import Pruned, mean_visual_tokens, pruning
+from m3.evaluation.low_resolution import low_resolution_tokens
+from m3.evaluation.methods import FASTV, RESOLUTION, shown
+from m3.evaluation.questions import Picture, Question, Reply, View
 from m3.evaluation.store import digest, digest_files
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
-from m3.processing.images import load_image
 from m3.processing.processor import M3Processor, expand_image_tokens
 from m3.processing.tiles import tile_entries
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+FENCED = re.compile("\U000f0000.*?\U000f0001", re.DOTALL)
+"""What transformers' `mark_control_tokens` puts around a control token that is text."""
 ROOM_FOR_TEXT = 32
 """Text tokens per row in the token budget of a batch."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image and the digest of its pixels."""
-
-    image: Image.Image
-    digest: str
-
-    @classmethod
-    def of(cls, source: str | Path | bytes | Image.Image) -> "Picture":
-        image = load_image(source)
-        return cls(image, digest(f"{image.mode}{image.size}".encode() + image.tobytes()))
-
-
-@dataclass(frozen=True)
-class Question:
-    text: str  # after the chat template; one image token per picture
-    pictures: tuple[Picture, ...]
-    scale: int  # visual tokens per tile of each picture
-    decoding: Decoding
-    continuation: str | None = None  # score this instead of generating
-
-    def at(self, scale: int) -> "Question":
-        return replace(self, scale=scale)
-
-
-@dataclass(frozen=True)
-class Reply:
-    text: str  # generated, cut at the first `until`; "" when a continuation was scored
-    log_likelihood: tuple[float, bool] | None  # sum of the continuation's log-probabilities, and whether it is greedy
-    visual_tokens: int
-    text_tokens: int
-    answer_tokens: int
-    seconds: float  # wall clock time of the batch / its rows, without seeing the images
 
 
 @dataclass(frozen=True)
@@ -76,6 +48,7 @@ class Row:
     ids: list[int]  # placeholders expanded, continuation included
     continuation: int  # how many of the last ids are the continuation
     visual: int  # how many of the ids are placeholders of the pictures
+    kept: int  # how many visual tokens the decoder ends with: fewer than `visual` where it drops some on its way
 
 
 class Engine:
@@ -90,6 +63,7 @@ class Engine:
         self.cache_bytes = cache_bytes
         self._features: OrderedDict[str, Float[Tensor, "t n d"]] = OrderedDict()
         self.images_seen = 0
+        self._control_tokens = control_tokens(processor)
 
     @classmethod
     def load(cls, pretrained: str, device: str = "cpu", dtype: str = "auto", attention: str = "sdpa") -> "Engine":
@@ -107,6 +81,12 @@ class Engine:
         """The largest scale the model was trained at."""
         return self.model.config.nesting.trained_scales[-1]
 
+    def plain(self, text: str) -> str:
+        """Text of a benchmark, fenced so that control tokens in it (`<|im_end|>`, `<image>`) are read as the characters they
+        are: they can neither end a turn nor claim an image. Training data are read the same way (m3/data/tokenized.py).
+        """
+        return mark_control_tokens(text, self._control_tokens)
+
     def question(
         self,
         messages: Sequence[dict[str, str]],
@@ -117,7 +97,7 @@ class Engine:
     ) -> Question:
         """Puts `messages` (role, content with the image token where each picture stands) into the chat template."""
         text = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        found = text.count(self.processor.image_token)
+        found = FENCED.sub("", text).count(self.processor.image_token)
         if found != len(pictures):
             raise ValueError(
                 f"the prompt has {found} {self.processor.image_token} but {len(pictures)} images: each image needs exactly "
@@ -162,23 +142,29 @@ class Engine:
 
     def _row(self, question: Question) -> Row:
         tokenizer, config = self.processor.tokenizer, self.model.config
-        ids = tokenizer(question.text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(question.text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
         tiles = [self._tiles(picture) for picture in question.pictures]
-        counts = self.processor.counts([question.scale] * len(tiles), tiles)
+        counts = self.processor.counts([self._read_scale(question)] * len(tiles), tiles)
+        kept = sum(self.processor.counts([question.scale] * len(tiles), tiles))
         ids = expand_image_tokens(ids, config.image_token_id, counts)
         if question.continuation is None:
-            return Row(ids, 0, sum(counts))
+            return Row(ids, 0, sum(counts), kept)
         continuation = tokenizer(question.continuation, add_special_tokens=False)["input_ids"]
         if not continuation:
             raise ValueError(f"the continuation {question.continuation!r} has no token to score")
-        return Row(ids + continuation, len(continuation), sum(counts))
+        return Row(ids + continuation, len(continuation), sum(counts), kept)
+
+    def _read_scale(self, question: Question) -> int:
+        """The scale at which the decoder is given the pictures: all tokens where it drops some itself."""
+        return self.processor.reachable_scales[-1] if question.method == FASTV else question.scale
 
     def _plan(self, questions: Sequence[Question], rows: Sequence[Row], batch_size: int) -> list[list[int]]:
         reader = self.processor.reader
         budget = batch_size * (reader.count(self.default_scale, reader.tiling.largest()) + ROOM_FOR_TEXT)
-        groups: dict[tuple[Decoding, bool], list[int]] = {}
+        groups: dict[tuple[Decoding, bool, bool], list[int]] = {}
         for index, question in enumerate(questions):
-            groups.setdefault((question.decoding, question.continuation is None), []).append(index)
+            alike = (question.decoding, question.continuation is None, question.method == FASTV)
+            groups.setdefault(alike, []).append(index)
         batches: list[list[int]] = []
         for group in groups.values():
             batch: list[int] = []
@@ -194,17 +180,21 @@ class Engine:
     def _run(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Reply]:
         started = time.perf_counter()
         inputs = self._inputs(questions, rows)
-        if questions[0].continuation is None:
-            texts, lengths = self._generate(inputs, questions[0].decoding)
-            scores: list[tuple[float, bool] | None] = [None] * len(rows)
-        else:
-            scores = self._score(inputs, rows)
-            texts, lengths = [""] * len(rows), [row.continuation for row in rows]
+        is_pruned = questions[0].method == FASTV and "image_features" in inputs
+        with self._pruning(inputs, rows) if is_pruned else nullcontext():
+            if questions[0].continuation is None:
+                texts, lengths = self._generate(inputs, questions[0].decoding)
+                scores: list[tuple[float, bool] | None] = [None] * len(rows)
+            else:
+                scores = self._score(inputs, rows)
+                texts, lengths = [""] * len(rows), [row.continuation for row in rows]
         seconds = (time.perf_counter() - started) / len(rows)
         replies = []
         for row, text, score, length in zip(rows, texts, scores, lengths, strict=True):
             in_words = len(row.ids) - row.continuation - row.visual
-            replies.append(Reply(text, score, row.visual, in_words, length, seconds))
+            layers = self.model.config.text_config.num_hidden_layers
+            visual = mean_visual_tokens(row.visual, row.kept, layers) if is_pruned else row.visual
+            replies.append(Reply(text, score, visual, in_words, length, seconds))
         return replies
 
     def _inputs(self, questions: Sequence[Question], rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -214,31 +204,50 @@ class Engine:
         ids = torch.tensor([[pad] * (longest - len(row.ids)) + row.ids for row in rows])
         mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in rows])
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        pictures = {picture.digest: picture for question in questions for picture in question.pictures}
-        if not pictures:
+        views = {view.key: view for question in questions for view in question.views}
+        if not views:
             return inputs
-        place = {key: index for index, key in enumerate(pictures)}
-        spans = [(question.scale, place[p.digest]) for question in questions for p in question.pictures]
+        place = {key: index for index, key in enumerate(views)}
+        spans = [(self._read_scale(question), place[v.key]) for question in questions for v in question.views]
         scales, index = zip(*spans, strict=True)
-        inputs |= self._seen(list(pictures.values()))
+        inputs |= self._seen(list(views.values()))
         inputs["image_scales"] = torch.tensor(scales, device=device)
         inputs["image_index"] = torch.tensor(index, device=device)
         return inputs
 
-    def _seen(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """Features of distinct pictures and their tiles; those that the bounded cache has dropped are seen again."""
-        self.see(pictures, len(pictures))
-        for picture in pictures:
-            self._features.move_to_end(picture.digest)
-        parts = [self._features[picture.digest] for picture in pictures]
+    def _seen(self, views: Sequence[View]) -> dict[str, Tensor]:
+        """Features of distinct views and their tiles; those that the bounded cache has dropped are made again."""
+        self.see([view.picture for view in views if view.method != RESOLUTION], len(views))
+        parts = [self._shown(view) for view in views]
         longest = max(part.shape[1] for part in parts)
         features = torch.cat([torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
         kept = sum(part.numel() * part.element_size() for part in self._features.values())
-        while kept > self.cache_bytes and len(self._features) > len(pictures):
+        while kept > self.cache_bytes and len(self._features) > len(views):
             _, dropped = self._features.popitem(last=False)
             kept -= dropped.numel() * dropped.element_size()
-        known = tile_entries([self._tiles(picture) for picture in pictures], self.processor.reader.tiling)
+        known = tile_entries([self._tiles(view.picture) for view in views], self.processor.reader.tiling)
         return {"image_features": features} | {name: entry.to(self.model.device) for name, entry in known.items()}
+
+    def _shown(self, view: View) -> Float[Tensor, "t n d"]:
+        """The tokens of a view, from the cache or made from the picture's."""
+        if view.key not in self._features:
+            config, picture = self.model.config, view.picture
+            if view.method == RESOLUTION:
+                pixels = self.processor.prepare_images([picture.image]).pixel_values.to(self.model.device)
+                made = low_resolution_tokens(self.model, pixels, view.scale)
+            else:
+                tiles, kind = self._features[picture.digest], config.nesting.kind
+                made = shown(tiles, view.method, view.scale, kind, config.grid, picture.digest)
+            self._features[view.key] = made
+        self._features.move_to_end(view.key)
+        return self._features[view.key]
+
+    def _pruning(self, inputs: dict[str, Tensor], rows: Sequence[Row]) -> AbstractContextManager[Pruned]:
+        """The decoder drops visual tokens while the block runs (m3/evaluation/fastv.py)."""
+        ids = inputs["input_ids"]
+        keep = torch.tensor([row.kept for row in rows])
+        last = torch.tensor([ids.shape[1] - row.continuation - 1 for row in rows])
+        return pruning(self.model, ids == self.model.config.image_token_id, keep, last)
 
     def _generate(self, inputs: dict[str, Tensor], decoding: Decoding) -> tuple[list[str], list[int]]:
         tokenizer = self.processor.tokenizer
@@ -264,6 +273,15 @@ class Engine:
             (float(chosen[i, -row.continuation :].sum()), bool(greedy[i, -row.continuation :].all()))
             for i, row in enumerate(rows)
         ]
+
+
+def control_tokens(processor: M3Processor) -> re.Pattern[str]:
+    """The image token, and what the tokenizer or the chat template treats as more than text."""
+    added = processor.tokenizer.added_tokens_decoder.values()
+    template = str(processor.chat_template)
+    known = {token.content for token in added if token.content.strip() and (token.special or token.content in template)}
+    longest_first = sorted({*known, processor.image_token}, key=len, reverse=True)
+    return re.compile("|".join(re.escape(token) for token in longest_first))
 
 
 def batches_of_tiles(pictures: Sequence[Picture], tiles: Sequence[int], size: int) -> Iterator[list[Picture]]:

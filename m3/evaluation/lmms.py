@@ -9,6 +9,7 @@ counts, or (loss, is greedy). The scale is `matryoshka_vis_token_scale` in --mod
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,16 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
 from m3.evaluation.decoding import SCALE, Decoding
-from m3.evaluation.engine import Engine, Picture, Question, Reply
+from m3.evaluation.engine import Engine
+from m3.evaluation.questions import Picture, Question, Reply
 from m3.inference.device import choose_device
 from m3.nesting import get_nesting
+from m3.processing.video import Sampling, load_video
 
-ARGUMENTS = ("pretrained", SCALE, "dtype", "attention", "batch_size", "max_batch_size", "device")
+ARGUMENTS = ("pretrained", SCALE, "dtype", "attention", "frames", "batch_size", "max_batch_size", "device")
+FRAMES = "8"
+"""Frames of a video, each an image at the scale, unless the user says otherwise."""
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".m4v")
 CHUNK = 8
 """Requests held in memory at a time (with their images), in multiples of the batch size."""
 
@@ -31,13 +37,14 @@ CHUNK = 8
 class EngineModel(lmms):
     """An engine at one scale, as the harness wants a model. `is_simple` says which form the requests have."""
 
-    def __init__(self, engine: Engine, scale: int, batch_size: int, is_simple: bool) -> None:
+    def __init__(self, engine: Engine, scale: int, batch_size: int, is_simple: bool, frames: str | int = FRAMES) -> None:
         super().__init__()
         check_scale(engine, scale)
         self.engine = engine
         self.scale = scale
         self.batch_size = batch_size
         self.is_simple = is_simple
+        self.sampling = sampling_of(frames)
         self.accelerator = Accelerator()  # joins the process group that torchrun or accelerate launched, if any
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
@@ -99,45 +106,68 @@ class EngineModel(lmms):
 
     def question(self, request: Instance, document: dict[str, Any]) -> Question:
         """What a request of the harness asks, at the scale of its settings or else of this model."""
-        token = self.engine.processor.image_token
         if request.request_type == "loglikelihood":
             context, continuation, doc_to_visual = request.arguments[:3]
             text = continuation if isinstance(continuation, str) else continuation(document)
-            messages, pictures = simple_messages(context, doc_to_visual(document), token)
+            messages, pictures = simple_messages(context, doc_to_visual(document), self.engine, self.sampling)
             # The template ends where an answer begins, so the blank that joins it to plain text is not part of it.
             return self.engine.question(messages, pictures, self.scale, Decoding(), text.lstrip())
         if self.is_simple:
             context, settings, doc_to_visual = request.arguments[:3]
-            messages, pictures = simple_messages(context, doc_to_visual(document), token)
+            messages, pictures = simple_messages(context, doc_to_visual(document), self.engine, self.sampling)
         else:
             _, doc_to_messages, settings = request.arguments[:3]
-            messages, pictures = chat_messages(ChatMessages(messages=doc_to_messages(document)), token)
+            chat = ChatMessages(messages=doc_to_messages(document))
+            messages, pictures = chat_messages(chat, self.engine, self.sampling)
         scale = settings.get(SCALE, self.scale)
         check_scale(self.engine, scale)
         return self.engine.question(messages, pictures, scale, Decoding.from_task(settings))
 
 
-def simple_messages(context: str, visuals: Sequence[Any] | None, image_token: str) -> tuple[list[dict], list[Picture]]:
-    """One user turn: the images first, each on its line (LLaVA), unless the text says where they stand."""
-    pictures = [Picture.of(visual) for visual in visuals or []]
-    if image_token not in context:
-        context = f"{image_token}\n" * len(pictures) + context
-    return [{"role": "user", "content": context}], pictures
+def sampling_of(frames: str | int) -> Sampling:
+    """What `frames` asks for: a number, or `collage`: six of them as one image, as M3 evaluates videos (IG-VLM)."""
+    if str(frames) == "collage":
+        return Sampling(collage=True)
+    if not str(frames).isdigit():
+        raise ValueError(f"frames of a video are a number, or collage (six of them as one image), got {frames!r}")
+    return Sampling(num_frames=int(frames))
 
 
-def chat_messages(chat: ChatMessages, image_token: str) -> tuple[list[dict], list[Picture]]:
-    """The turns of a chat as plain text, parts joined by line ends, images as image tokens."""
+def pictures_of(visual: Any, sampling: Sampling) -> list[Picture]:
+    """An image as itself, a video as its frames."""
+    is_video = isinstance(visual, str | Path) and str(visual).lower().endswith(VIDEO_SUFFIXES)
+    images = load_video(visual, sampling).frames if is_video else [visual]
+    return [Picture.of(image) for image in images]
+
+
+def simple_messages(
+    context: str, visuals: Sequence[Any] | None, engine: Engine, sampling: Sampling
+) -> tuple[list[dict], list[Picture]]:
+    """One user turn: the images first, each on its line (LLaVA), unless the text has a place for each of them."""
+    token = engine.processor.image_token
+    pictures = [picture for visual in visuals or [] for picture in pictures_of(visual, sampling)]
+    parts = context.split(token)
+    if pictures and len(parts) == len(pictures) + 1:
+        text = token.join(engine.plain(part) for part in parts)
+    else:
+        text = f"{token}\n" * len(pictures) + engine.plain(context)
+    return [{"role": "user", "content": text}], pictures
+
+
+def chat_messages(chat: ChatMessages, engine: Engine, sampling: Sampling) -> tuple[list[dict], list[Picture]]:
+    """The turns of a chat as plain text, parts joined by line ends, images and frames as image tokens."""
     messages, pictures = [], []
     for message in chat.messages:
         parts = []
         for content in message.content:
             if content.type == "text":
-                parts.append(content.text)
-            elif content.type == "image":
-                pictures.append(Picture.of(content.url))
-                parts.append(image_token)
+                parts.append(engine.plain(content.text))
+            elif content.type in ("image", "video"):
+                seen = pictures_of(content.url, sampling)
+                pictures += seen
+                parts += [engine.processor.image_token] * len(seen)
             else:
-                raise ValueError(f"m3 reads text and images; this task sends {content.type}")
+                raise ValueError(f"m3 reads text, images and videos; this task sends {content.type}")
         messages.append({"role": message.role, "content": "\n".join(parts)})
     return messages, pictures
 
@@ -159,6 +189,7 @@ class FromArguments(EngineModel):
         matryoshka_vis_token_scale: int | None = None,
         dtype: str = "auto",
         attention: str = "sdpa",
+        frames: str | int = FRAMES,
         batch_size: int | str = 16,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -178,7 +209,7 @@ class FromArguments(EngineModel):
             )
         engine = Engine.load(str(pretrained), local_device(device), dtype, attention)
         scale = engine.default_scale if matryoshka_vis_token_scale is None else matryoshka_vis_token_scale
-        super().__init__(engine, scale, int(batch_size), is_simple=type(self).is_simple)
+        super().__init__(engine, scale, int(batch_size), type(self).is_simple, frames)
 
 
 class M3Simple(FromArguments):

@@ -2,11 +2,17 @@
 
     store/*.jsonl                 every answer and score, append-only           (store.py)
     results/MODEL/TASK@SCALE.json what lmms-eval returned, and the key of each document's answer in the store
+    submissions/MODEL/TASK@SCALE/ files for a benchmark's server, as lmms-eval writes them (m3 submit collects them)
+    tasks/TASK.yaml               what lmms-eval was told of its own tasks: where their data are
     cells.csv                     one row per model, task, scale and metric
     cost.csv                      one row per model and scale: what the formulas say
     latency.csv                   one row per model, scale and batch size: what was measured
     models.json, baselines.json, environment.json, examples/
     lmms_eval.log                 what the harness printed
+
+MODEL is a model's name, or MODEL+METHOD for a control (m3/evaluation/methods.py): a control has rows of its own everywhere,
+as if it were a model. `ModelRow.method` and `ModelRow.base` say which it is, and of which model. A task that a server scores
+has no row in cells.csv, but files.
 
 Files other than the store and the log are written aside and renamed.
 """
@@ -26,6 +32,7 @@ from typing import Any, TypeVar, get_args
 import torch
 
 from m3.evaluation.latency import Measured
+from m3.evaluation.methods import OWN
 from m3.model.cost import Cost
 
 PACKAGES = ("torch", "transformers", "lmms-eval", "datasets", "accelerate", "numpy", "pillow")
@@ -84,10 +91,12 @@ class ModelRow:
     grid: list[int]  # (rows, columns), or the number of tokens alone
     nesting: str
     parameters: int
+    method: str = OWN  # how visual tokens are chosen: a row of m3.evaluation.methods
+    base: str = ""  # for a control, the name of the model it belongs to
 
     def is_trained(self, scale: int) -> bool:
-        """Whether the weights saw this scale in training; else the tokens are plain pooling to them."""
-        return scale in self.trained_scales
+        """Whether the weights saw such tokens at this scale in training; else they are plain pooling, or a control."""
+        return self.method == OWN and scale in self.trained_scales
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,10 @@ def _parse(text: str, kind: Any) -> Any:
 
 def result_path(run: Path, model: str, task: str, scale: int) -> Path:
     return run / "results" / model / f"{task}@{scale}.json"
+
+
+def submission_folder(run: Path, model: str, task: str, scale: int) -> Path:
+    return run / "submissions" / model / f"{task}@{scale}"
 
 
 def read_keys(run: Path, model: str, task: str, scale: int) -> dict[int, str]:

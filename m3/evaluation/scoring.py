@@ -1,20 +1,24 @@
-"""One cell of a sweep: a task at a scale, scored by the harness from answers in the store.
+"""One cell of a sweep: a task at a budget, scored by the harness from answers in the store.
 
-In: a `StoredModel` and a task. Out: rows of cells.csv; on the disk, what the harness returned and the scores.
+In: a `StoredModel` and a task. Out: rows of cells.csv; on the disk, what the harness returned, the scores, and the files that
+a benchmark's server takes (submit.py).
 """
 
+import argparse
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from lmms_eval import evaluator
 from lmms_eval.tasks import TaskManager
 
 from m3.evaluation.decoding import SCALE
-from m3.evaluation.run_folder import CellRow, result_path, write_json
+from m3.evaluation.run_folder import CellRow, result_path, submission_folder, write_json
 from m3.evaluation.statistics import Mean, clustered_mean
 from m3.evaluation.store import Answer
 from m3.evaluation.stored import StoredModel
@@ -22,42 +26,68 @@ from m3.evaluation.tasks import LoadedTask
 
 logger = logging.getLogger(__name__)
 
+SUBMISSION = "submission"
+"""The harness's metric of a task whose labels are hidden; it has a file instead of a value."""
+
 
 def run_cell(
-    model: StoredModel, name: str, loaded: LoadedTask, scale: int, manager: TaskManager, limit: int | None, run: Path
+    model: StoredModel, name: str, loaded: LoadedTask, manager: TaskManager, limit: int | None, run: Path
 ) -> list[CellRow]:
-    """Scores one task at one scale; a task that fails gives one row that says so.
+    """Scores one task at `model.budget`, in one process; a task that fails gives one row that says so.
 
-    On the ranks above 0 of a sharded sweep the list is empty.
+    A task without a metric but its submission gives no row.
     """
-    model.scale = scale
+    scale = model.budget.scale
+    files = submission_folder(run, name, loaded.name, scale)
+    shutil.rmtree(files, ignore_errors=True)  # names of an earlier run hold its time
     try:
-        results = evaluator.simple_evaluate(
-            model=model,
-            model_args=f"model={name},weights={model.engine.weights},{SCALE}={scale}",
-            tasks=[loaded.task],
-            task_manager=manager,
-            limit=limit,
-            batch_size=model.batch_size,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+        with as_one_process():
+            results = evaluator.simple_evaluate(
+                model=model,
+                model_args=f"model={name},weights={model.engine.weights},{SCALE}={scale}",
+                tasks=[loaded.task],
+                task_manager=manager,
+                limit=limit,
+                batch_size=model.batch_size,
+                bootstrap_iters=0,
+                log_samples=True,
+                cli_args=argparse.Namespace(output_path=str(files), process_with_media=False),
+                process_docs_parallel=1,  # some tasks guess where they find no answer: the order must not vary
+            )
+        assert results is not None
+        return _rows(model, name, loaded, results, run)
     except Exception as error:  # a task is foreign code: whatever it raises fails its cell, not the sweep
         logger.exception("%s failed on %s at %d tokens", name, loaded.name, scale)
-        text = " ".join(f"{type(error).__name__}: {_cause(error)}".split())
-        return [
-            CellRow(name, loaded.name, scale, "failed", loaded.metric, True, None, None, 0, 0, None, None, None, text)
-        ]
-    local = [(instance.doc_id, model.store.answer(model.key(instance))) for instance in loaded.requests]
+        return [failed_row(name, loaded.name, scale, loaded.metric, error)]
+
+
+def failed_row(name: str, task: str, scale: int, metric: str, error: Exception) -> CellRow:
+    text = " ".join(f"{type(error).__name__}: {_cause(error)}".split())
+    return CellRow(name, task, scale, "failed", metric, True, None, None, 0, 0, None, None, None, text)
+
+
+@contextmanager
+def as_one_process() -> Iterator[None]:
+    """The harness asks the environment whether it is one of several; scoring is done by one, from the merged store."""
+    before = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _rows(model: StoredModel, name: str, loaded: LoadedTask, results: dict[str, Any], run: Path) -> list[CellRow]:
     answers: dict[int, list[Answer]] = {}
-    for doc_id, answer in gather_object(local):
-        answers.setdefault(int(doc_id), []).append(answer)
-    if results is None:
-        return []
+    for request in loaded.requests:
+        answers.setdefault(int(request.doc_id), []).append(model.store.answer(model.key(request)))
+    scale = model.budget.scale
     samples = {int(sample["doc_id"]): sample for sample in reversed(results.pop("samples")[loaded.name])}
     keys = {doc_id: of_doc[0].cell.key for doc_id, of_doc in sorted(answers.items())}
     write_json(result_path(run, name, loaded.name, scale), {**results, "m3_keys": keys})
     metrics = reported(results["results"][loaded.name])
+    names = {str(metric["metric"]) for metric in loaded.task.config.metric_list}
+    if not metrics and SUBMISSION not in names:
+        raise ValueError(f"the harness gave no number for any metric of {loaded.name}: {', '.join(sorted(names))}")
     scores = {doc_id: per_document(sample, list(metrics)) for doc_id, sample in sorted(samples.items())}
     model.store.add_scores({keys[doc_id]: values for doc_id, values in scores.items()})
     return [

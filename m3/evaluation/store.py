@@ -84,7 +84,11 @@ class Store:
         self._scores: dict[str, dict[str, float]] = {}
         self._file: TextIO | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.glob("*.jsonl")):
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what is on the disk, that of other processes included."""
+        for path in sorted(self.folder.glob("*.jsonl")):
             for record in read_records(path):
                 self._remember(record)
 

@@ -1,13 +1,14 @@
-"""The model that a sweep hands to the harness: it answers from the store, and fills the store for all scales at once.
+"""The model that a sweep hands to the harness: it answers from the store, and fills the store for all budgets at once.
 
-In: the harness's requests at one scale. Out: their answers. The first time documents are asked for, at whatever scale,
-they are answered at every scale of the sweep while their images' features are at hand: chunk of documents -> tower
-once -> each scale -> batches -> store. The later scales of the sweep then find everything in the store.
+In: the harness's requests at one budget (method and scale). Out: their answers. The first time documents are asked for, at
+whatever budget, they are answered at every budget of the sweep while their images' features are at hand: chunk of documents
+-> tower once -> rows of all budgets together, batched by length -> store. The later cells then find everything in the store.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -15,83 +16,149 @@ from PIL import Image
 from tqdm import tqdm
 
 from m3.evaluation.decoding import SCALE
-from m3.evaluation.engine import Engine, Picture, Question, Reply
-from m3.evaluation.lmms import CHUNK, EngineModel
+from m3.evaluation.engine import Engine
+from m3.evaluation.lmms import CHUNK, FRAMES, EngineModel
+from m3.evaluation.methods import OWN, stored_name
+from m3.evaluation.questions import Picture, Question, Reply
 from m3.evaluation.store import Answer, Cell, Json, Store, digest
 from m3.evaluation.tasks import LoadedTask
+
+logger = logging.getLogger(__name__)
 
 RequestId = tuple[str, int, int]
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How many visual tokens per image (or tile), and by which method (a row of m3.evaluation.methods)."""
+
+    scale: int
+    method: str = OWN
+
+
 class StoredModel(EngineModel):
-    """An engine on one task, with the store and the scales of a sweep; `scale` says which the harness is served now."""
+    """An engine on one task, with the store and the budgets of a sweep; `budget` says which the harness is served now."""
 
     def __init__(
         self,
         engine: Engine,
-        scales: Sequence[int],
+        budgets: Sequence[Budget],
         batch_size: int,
         loaded: LoadedTask,
         store: Store,
         label: str,
+        frames: str | int = FRAMES,
     ) -> None:
-        super().__init__(engine, scales[0], batch_size, loaded.is_simple)
-        self.scales = tuple(scales)
+        super().__init__(engine, budgets[0].scale, batch_size, loaded.is_simple, frames)
+        self.budgets = tuple(budgets)
+        self.budget = budgets[0]
         self.loaded = loaded
         self.store = store
         self._label = label
         self._screen = sys.stderr  # the sweep sends what the harness prints elsewhere
-        self._keys: dict[RequestId, dict[int, str]] = {}
+        self._keys: dict[RequestId, dict[Budget, str]] = {}
+        self._failures: dict[Budget, Exception] = {}
+
+    def serve(self, budget: Budget) -> None:
+        """The next requests of the harness are answered at this budget."""
+        self.budget, self.scale = budget, budget.scale
 
     def replies(self, requests: Sequence[Instance]) -> list[Reply]:
-        """Answers at `self.scale`, after answering what the store lacks at any scale."""
+        """Answers at `self.budget`, after answering what the store lacks at any budget.
+
+        Raises:
+            Exception: what went wrong when this budget was answered, whichever budget was served then.
+        """
         if any(identity(request) not in self._keys for request in requests):
-            self._fill(requests)
+            self.fill(requests)
+        if self.budget in self._failures:
+            raise self._failures[self.budget]
         answers = [self.store.answer(self.key(request)) for request in requests]
         return [
             Reply(a.text, a.log_likelihood, a.visual_tokens, a.text_tokens, a.answer_tokens, a.seconds) for a in answers
         ]
 
     def key(self, request: Instance) -> str:
-        """Key of the answer to a request at `self.scale`."""
-        return self._keys[identity(request)][self.scale]
+        """Key of the answer to a request at `self.budget`."""
+        return self._keys[identity(request)][self.budget]
 
-    def _fill(self, requests: Sequence[Instance]) -> None:
-        total = len(requests) * len(self.scales)
+    def answer_share(self, limit: int | None) -> None:
+        """Answers the documents of this process, of the several that torchrun started; the harness shares them out."""
+        task = self.loaded.task
+        self.task_dict[self.loaded.name] = task.dataset
+        task.build_all_requests(limit=limit, rank=self._rank, world_size=self._world_size)
+        self.fill(self.loaded.requests)
+
+    def fill(self, requests: Sequence[Instance]) -> None:
+        """Answers what the store lacks. A budget that fails is left out from then on; an unreadable document fails all."""
+        total = len(requests) * len(self.budgets)
         with tqdm(total=total, desc=self._label, unit="answer", file=self._screen, disable=self._rank != 0) as bar:
             for start in range(0, len(requests), CHUNK * self.batch_size):
                 chunk = requests[start : start + CHUNK * self.batch_size]
-                documents = [self.document(request) for request in chunk]
-                questions = [self.question(request, doc) for request, doc in zip(chunk, documents, strict=True)]
-                for scale in self.scales:
-                    at_scale = [question.at(scale) for question in questions]
-                    cells = [self._cell(*asked) for asked in zip(chunk, documents, at_scale, strict=True)]
-                    for request, cell in zip(chunk, cells, strict=True):
-                        self._keys.setdefault(identity(request), {})[scale] = cell.key
-                    self._answer_missing(chunk, at_scale, cells, bar)
+                live = [budget for budget in self.budgets if budget not in self._failures]
+                if not live:
+                    return
+                try:
+                    documents = [self.document(request) for request in chunk]
+                    questions = [self.question(request, doc) for request, doc in zip(chunk, documents, strict=True)]
+                    cells = [self._cell(*asked) for asked in zip(chunk, documents, questions, strict=True)]
+                except Exception as error:  # foreign code and foreign data
+                    logger.exception("%s: a document cannot be asked", self._label)
+                    self._failures |= dict.fromkeys(live, error)
+                    return
+                self._answer_or_fail(chunk, questions, cells, live, bar)
 
-    def _answer_missing(
-        self, requests: Sequence[Instance], questions: Sequence[Question], cells: Sequence[Cell], bar: tqdm
+    def _answer_or_fail(
+        self,
+        requests: Sequence[Instance],
+        questions: Sequence[Question],
+        cells: Sequence[Cell],
+        budgets: Sequence[Budget],
+        bar: tqdm,
     ) -> None:
-        missing = [cell.key not in self.store for cell in cells]
+        """All budgets together; where that fails, each alone, so that one of them does not take the others with it."""
+        try:
+            self._answer(requests, questions, cells, budgets, bar)
+        except Exception as error:  # a method that this model cannot do, memory that does not suffice, a bug
+            logger.exception("%s: %d budgets together failed", self._label, len(budgets))
+            if len(budgets) == 1:
+                self._failures[budgets[0]] = error
+                return
+            for budget in budgets:
+                self._answer_or_fail(requests, questions, cells, [budget], bar)
+
+    def _answer(
+        self,
+        requests: Sequence[Instance],
+        questions: Sequence[Question],
+        cells: Sequence[Cell],
+        budgets: Sequence[Budget],
+        bar: tqdm,
+    ) -> None:
+        """The plan of the batches depends on questions and budgets alone, not on what the store has: resuming changes nothing."""
+        asked = [(budget, i) for budget in budgets for i in range(len(questions))]
+        wanted = [self._at(cells[i], budget) for budget, i in asked]
+        for (budget, i), cell in zip(asked, wanted, strict=True):
+            self._keys.setdefault(identity(requests[i]), {})[budget] = cell.key
+        missing = [cell.key not in self.store for cell in wanted]
         bar.update(missing.count(False))
         if not any(missing):
             return
-        for batch in self.engine.answer(questions, self.batch_size, missing):
-            self.store.add_answers(
-                [
-                    Answer(
-                        cell=cells[i],
-                        task_name=requests[i].task_name,
-                        doc_id=int(requests[i].doc_id),
-                        images=tuple(picture.digest for picture in questions[i].pictures),
-                        **asdict(reply),
-                    )
-                    for i, reply in batch
-                    if missing[i]
-                ]
-            )
-            bar.update(sum(missing[i] for i, _ in batch))
+        at_budget = [questions[i].at(budget.scale, budget.method) for budget, i in asked]
+        for batch in self.engine.answer(at_budget, self.batch_size, missing):
+            new = [(position, reply) for position, reply in batch if missing[position]]
+            answers = []
+            for position, reply in new:
+                request, question = requests[asked[position][1]], at_budget[position]
+                images = tuple(picture.digest for picture in question.pictures)
+                cell, doc_id = wanted[position], int(request.doc_id)
+                answers.append(Answer(cell, request.task_name, doc_id, images=images, **asdict(reply)))
+            self.store.add_answers(answers)
+            bar.update(len(new))
+
+    def _at(self, cell: Cell, budget: Budget) -> Cell:
+        method = stored_name(budget.method, self.engine.model.config.nesting.kind)
+        return replace(cell, scale=budget.scale, method=method)
 
     def _cell(self, request: Instance, document: dict[str, Any], question: Question) -> Cell:
         _, task, split = request.arguments[-3:]

@@ -1,79 +1,112 @@
-"""`m3 sweep MODEL ... --tasks T --scales S`: every model at every scale on every task, each image encoded once.
+"""`m3 sweep MODEL ... --suite S --scales ... --methods ...`: models x methods x scales x tasks, each image encoded once.
 
-In: model folders or hub ids. Out: a run folder (run_folder.py) that `m3 report` reads. The harness runs in this
-process with the model loaded once; killed and started again, only answers that the store lacks are computed.
+In: model folders or hub ids. Out: a run folder (run_folder.py) that `m3 report` reads. The harness runs in this process with
+the model loaded once; killed and started again, only answers that the store lacks are computed. Started by torchrun, each
+process answers its share of the documents, and the first one scores all of them.
 """
 
 import argparse
 import logging
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import disable_progress_bars
+from lmms_eval.tasks import TaskManager
 from loguru import logger as harness_logger
 from transformers.utils import logging as transformers_logging
 
-from m3.evaluation.engine import Engine, Picture
+from m3.evaluation.arguments import chosen_methods, labels, parse_arguments, reachable_scales, task_names
+from m3.evaluation.engine import Engine
+from m3.evaluation.examples import write_examples
+from m3.evaluation.judge import price, set_judge
 from m3.evaluation.latency import measure
-from m3.evaluation.lmms import default_device, local_device
-from m3.evaluation.run_folder import (
-    CellRow,
-    CostRow,
-    Example,
-    LatencyRow,
-    ModelRow,
-    environment,
-    read_keys,
-    write_json,
-    write_rows,
-)
-from m3.evaluation.scoring import run_cell
+from m3.evaluation.lmms import default_device, local_device, sampling_of
+from m3.evaluation.method_cost import method_cost
+from m3.evaluation.methods import OWN, is_own
+from m3.evaluation.progress import Progress, check_disk
+from m3.evaluation.regression import Change, changes
+from m3.evaluation.run_folder import CellRow, CostRow, LatencyRow, ModelRow, environment, write_json, write_rows
+from m3.evaluation.scoring import failed_row, run_cell
 from m3.evaluation.store import Store
-from m3.evaluation.stored import StoredModel
-from m3.evaluation.tasks import LoadedTask, load_tasks
+from m3.evaluation.stored import Budget, StoredModel
+from m3.evaluation.suites import known_tasks
+from m3.evaluation.tasks import BrokenTask, LoadedTask, load_tasks
 from m3.model import M3Config
-from m3.model.cost import CostModel
-from m3.nesting import get_nesting
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE_PIXELS = 448
-EXAMPLES_PER_TASK = 2
 LATENCY_BATCHES = (1, 8)
+PATIENCE = timedelta(days=30)
+"""How long processes wait for each other: one may have far longer answers than the others, or a judge to ask."""
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="m3 sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="folder or hub id; the first is the one compared")
-    parser.add_argument("--tasks", required=True, help="names of lmms-eval tasks, groups or tags, with commas")
-    parser.add_argument(
-        "--scales", help="visual tokens per image, with commas; default: the first model's trained scales"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/sweep"), help="run folder; an earlier sweep in it is resumed"
-    )
-    parser.add_argument("--include-path", type=Path, default=Path("lmms_eval_tasks"), help="folder with own tasks")
-    parser.add_argument("--limit", type=int, help="only the first so many documents of each task")
-    parser.add_argument(
-        "--batch-size", type=int, default=16, help="rows at the largest trained scale; more at smaller ones"
-    )
-    parser.add_argument("--device", help="default: the accelerator that torch sees, else cpu")
-    parser.add_argument("--dtype", default="auto", help="auto: as saved; or float32, bfloat16, float16")
-    parser.add_argument("--no-latency", action="store_true", help="do not measure times and memory, compute cost alone")
-    return parser.parse_args(list(argv))
+@dataclass
+class Sweep:
+    """What a sweep works on, and the rows it has so far. `is_writer`: the first process, which scores and writes."""
+
+    arguments: argparse.Namespace
+    run: Path
+    scales: list[int]
+    methods: list[str]
+    manager: TaskManager
+    tasks: list[LoadedTask]
+    broken: list[BrokenTask]
+    accelerator: Accelerator
+    progress: Progress
+    models: list[ModelRow] = field(default_factory=list)
+    cells: list[CellRow] = field(default_factory=list)
+    costs: list[CostRow] = field(default_factory=list)
+    times: list[LatencyRow] = field(default_factory=list)
+
+    @property
+    def is_writer(self) -> bool:
+        return self.accelerator.is_main_process
 
 
 def main(argv: list[str]) -> int:
-    """Runs the sweep. 0: every cell was scored; 1: some failed, and which is printed; ValueError: a user's mistake."""
+    """Runs the sweep. 0: every cell was scored; 1: some failed, or accuracy fell against the baseline, and which is printed.
+
+    Raises:
+        ValueError: a user's mistake.
+    """
     arguments = parse_arguments(argv)
-    check_positive(limit=arguments.limit, batch_size=arguments.batch_size)
-    configs = {name: M3Config.from_pretrained(path) for name, path in labels(arguments.models).items()}
-    scales = reachable_scales(arguments.scales, configs)
-    include = arguments.include_path if arguments.include_path.exists() else None
+    paths = labels(arguments.models)
+    configs = {name: M3Config.from_pretrained(path) for name, path in paths.items()}
+    names, left_out = task_names(arguments.suite, arguments.tasks, arguments.judge is not None)
+    if left_out:
+        logger.info("left out, since they need a judge (--judge): %s", ", ".join(left_out))
+    if arguments.judge is not None:
+        set_judge(arguments.judge, arguments.judge_url)
+    scales, methods = reachable_scales(arguments.scales, configs), chosen_methods(arguments.methods)
+    sweep = prepare(arguments, argv, names, scales, methods)
+    for name, path in paths.items():
+        sweep_model(sweep, name, path)
+    if not sweep.is_writer:
+        return 0
+    fell = compare(sweep) if arguments.baseline is not None else []
+    failed = [cell for cell in sweep.cells if cell.status == "failed"]
+    for cell in failed:
+        logger.error("FAILED %s, %s at %d tokens: %s", cell.model, cell.task, cell.scale, cell.error)
+    logger.info("%s: %d rows, %d failed. Next: m3 report %s", sweep.run, len(sweep.cells), len(failed), sweep.run)
+    return 1 if failed or fell else 0
+
+
+def compare(sweep: Sweep) -> list[Change]:
+    """Says how every scale stands against `--baseline`; the drops beyond the noise."""
+    found = changes(sweep.run, sweep.arguments.baseline)
+    for change in found:
+        logger.log(logging.ERROR if change.is_drop else logging.INFO, "%s", change)
+    return [change for change in found if change.is_drop]
+
+
+def prepare(
+    arguments: argparse.Namespace, argv: Sequence[str], names: Sequence[str], scales: list[int], methods: list[str]
+) -> Sweep:
+    """Loads the tasks and sets the run folder up."""
     run: Path = arguments.out
     run.mkdir(parents=True, exist_ok=True)
     transformers_logging.set_verbosity_error()
@@ -81,131 +114,116 @@ def main(argv: list[str]) -> int:
     disable_progress_bars()
     harness_logger.remove()
     harness_logger.add(run / "lmms_eval.log")
-    manager, tasks = load_tasks(arguments.tasks.split(","), include)
-    is_writer = Accelerator(
-        cpu=default_device(arguments.device) == "cpu"
-    ).is_main_process  # joins what torchrun launched
-    if is_writer:
+    is_cpu = default_device(arguments.device) == "cpu"  # joins what torchrun launched
+    accelerator = Accelerator(cpu=is_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    include = arguments.include_path if arguments.include_path.exists() else None
+    with quiet(run):
+        manager, tasks, broken = load_tasks(names, include, run / "tasks", arguments.data_root)
+    documents = sum(min(len(loaded.task.eval_docs), arguments.limit or 10**12) for loaded in tasks)
+    budgets = len(arguments.models) * len(scales) * len(methods)
+    for loaded in tasks:
+        if loaded.name in known_tasks() and "judge" in known_tasks()[loaded.name].needs:
+            count = min(len(loaded.task.eval_docs), arguments.limit or 10**12)
+            logger.info("judge %s, %s", arguments.judge, price(loaded.name, count, budgets))
+    check_disk(run, documents * budgets)
+    if accelerator.is_main_process:
         write_json(run / "environment.json", environment(argv))
         write_json(run / "baselines.json", {loaded.name: loaded.baselines for loaded in tasks if loaded.baselines})
-    models: list[ModelRow] = []
-    cells: list[CellRow] = []
-    costs: list[CostRow] = []
-    times: list[LatencyRow] = []
-    for name, path in labels(arguments.models).items():
-        engine = Engine.load(path, local_device(arguments.device), arguments.dtype)
-        models.append(describe(name, path, engine))
-        with Store(run / "store") as store:
-            for loaded in tasks:
-                model = StoredModel(engine, scales, arguments.batch_size, loaded, store, f"{name}, {loaded.name}")
-                for scale in scales:
-                    with (run / "lmms_eval.log").open("a") as log, redirect_stderr(log):
-                        cells += run_cell(model, name, loaded, scale, manager, arguments.limit, run)
-                    if is_writer:
-                        write_rows(run / "cells.csv", CellRow, cells)
-        if is_writer:
-            text = text_tokens(name, cells)
-            costs += [CostRow.of(name, CostModel(engine.model).cost(scale, text)) for scale in scales]
-            if not arguments.no_latency:
-                measured = measure(engine.model, scales, text, LATENCY_BATCHES)
-                times += [LatencyRow.of(name, row) for row in measured]
-            write_json(run / "models.json", [vars(model) for model in models])
-            write_rows(run / "cost.csv", CostRow, costs)
-            write_rows(run / "latency.csv", LatencyRow, times)
-            if len(models) == 1:
-                write_examples(run, models[0].name, tasks, scales, cells)
-        del engine
-    failed = [cell for cell in cells if cell.status == "failed"]
-    for cell in failed:
-        logger.error("FAILED %s, %s at %d tokens: %s", cell.model, cell.task, cell.scale, cell.error)
-    if is_writer:
-        logger.info("%s: %d cells, %d failed. Next: m3 report %s", run, len(cells), len(failed), run)
-    return 1 if failed else 0
+    progress = Progress(budgets * (len(tasks) + len(broken)), run)
+    return Sweep(arguments, run, scales, methods, manager, tasks, broken, accelerator, progress)
 
 
-def check_positive(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
+def sweep_model(sweep: Sweep, name: str, path: str) -> None:
+    """One model on every task, by every method and at every scale."""
+    arguments = sweep.arguments
+    engine = Engine.load(path, local_device(arguments.device), arguments.dtype)
+    kind = engine.model.config.nesting.kind
+    methods = [method for method in sweep.methods if method == OWN or not is_own(method, kind)]
+    for method in sorted(set(sweep.methods) - set(methods)):
+        logger.info("%s nests by pooling, so the method %s is its own nesting; it has no rows apart", name, method)
+    for method in methods or [OWN]:
+        sweep.models.append(describe(name, path, engine, method))
+    budgets = [Budget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
+    with Store(sweep.run / "store") as store:
+        for loaded in sweep.tasks:
+            run_task(sweep, name, loaded, engine, store, budgets)
+    for broken in sweep.broken:
+        for budget in budgets:
+            label = label_of(name, budget.method)
+            row = failed_row(label, broken.name, budget.scale, broken.metric, broken.error)
+            add_cell(sweep, [row], label, broken.name, budget.scale)
+    if sweep.is_writer:
+        add_costs(sweep, name, engine, methods or [OWN])
+        write_json(sweep.run / "models.json", [vars(model) for model in sweep.models])
+        if path == arguments.models[0]:
+            first = sweep.models[0].name
+            write_examples(sweep.run, first, sweep.tasks, sweep.scales, sweep.cells, sampling_of(arguments.frames))
 
 
-def labels(paths: Sequence[str]) -> dict[str, str]:
-    """A short distinct name for each model: the end of its path, as long as it takes to tell them apart.
-
-    `runs/mine/checkpoints/final`, as training leaves it, is `mine`.
-    """
-    told = {path: [part for part in Path(path).parts if part not in ("checkpoints", "final", "/")] for path in paths}
-    for parts in range(1, 32):
-        names = ["_".join(told[path][-parts:]) or path for path in paths]
-        if len(set(names)) == len(paths):
-            return dict(zip(names, paths, strict=True))
-    raise ValueError(f"a model is given twice: {', '.join(paths)}")
-
-
-def reachable_scales(text: str | None, configs: dict[str, M3Config]) -> list[int]:
-    """The scales to sweep, ascending, each reachable by every model.
-
-    Raises:
-        ValueError: a scale that is no number, or out of reach of a model; its reachable scales are listed.
-    """
-    if text is None:
-        scales = next(iter(configs.values())).nesting.trained_scales
-    elif all(part.strip().isdigit() for part in text.split(",")):
-        scales = {int(part) for part in text.split(",")}
-    else:
-        raise ValueError(f"--scales takes numbers of visual tokens with commas, such as 1,9,36; got {text!r}")
-    for name, config in configs.items():
-        nesting = get_nesting(config.nesting.kind)
-        for scale in scales:
-            try:
-                nesting.count(config.grid, scale)
-            except ValueError as error:
-                raise ValueError(f"model {name}: {error}") from error
-    return sorted(scales)
+def run_task(
+    sweep: Sweep, name: str, loaded: LoadedTask, engine: Engine, store: Store, budgets: Sequence[Budget]
+) -> None:
+    """One model on one task. Several processes answer first, each its share; then the first one scores."""
+    arguments = sweep.arguments
+    label = f"{name}, {loaded.name}"
+    model = StoredModel(engine, budgets, arguments.batch_size, loaded, store, label, arguments.frames)
+    if sweep.accelerator.num_processes > 1:
+        with quiet(sweep.run):
+            model.answer_share(arguments.limit)
+        sweep.accelerator.wait_for_everyone()
+        store.refresh()
+    if not sweep.is_writer:
+        return
+    for budget in budgets:
+        model.serve(budget)
+        row_name = label_of(name, budget.method)
+        with quiet(sweep.run):
+            rows = run_cell(model, row_name, loaded, sweep.manager, arguments.limit, sweep.run)
+        add_cell(sweep, rows, row_name, loaded.name, budget.scale)
 
 
-def describe(name: str, path: str, engine: Engine) -> ModelRow:
+def add_cell(sweep: Sweep, rows: Sequence[CellRow], name: str, task: str, scale: int) -> None:
+    if sweep.is_writer:
+        sweep.cells += rows
+        write_rows(sweep.run / "cells.csv", CellRow, sweep.cells)
+        sweep.progress.report(rows, name, task, scale)
+
+
+def label_of(name: str, method: str) -> str:
+    """The name of a model's rows, or of a control's."""
+    return name if method == OWN else f"{name}+{method}"
+
+
+@contextmanager
+def quiet(run: Path) -> Iterator[None]:
+    """What the harness prints goes to the log."""
+    with (run / "lmms_eval.log").open("a") as log, redirect_stderr(log), redirect_stdout(log):
+        yield
+
+
+def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
     config = engine.model.config
     grid = [config.grid] if isinstance(config.grid, int) else list(config.grid)
     scales, kind = list(config.nesting.trained_scales), config.nesting.kind
     parameters = sum(parameter.numel() for parameter in engine.model.parameters())
-    return ModelRow(name, path, engine.weights, scales, grid, kind, parameters)
+    base = "" if method == OWN else name
+    return ModelRow(label_of(name, method), path, engine.weights, scales, grid, kind, parameters, method, base)
+
+
+def add_costs(sweep: Sweep, name: str, engine: Engine, methods: Sequence[str]) -> None:
+    """Cost of a prompt with one image and as much text as the tasks had in the mean; times of the model's own nesting."""
+    text = text_tokens(name, sweep.cells)
+    for method in methods:
+        for scale in sweep.scales:
+            sweep.costs.append(CostRow.of(label_of(name, method), method_cost(engine.model, method, scale, text)))
+    if not sweep.arguments.no_latency:
+        measured = measure(engine.model, sweep.scales, text, LATENCY_BATCHES)
+        sweep.times += [LatencyRow.of(name, row) for row in measured]
+    write_rows(sweep.run / "cost.csv", CostRow, sweep.costs)
+    write_rows(sweep.run / "latency.csv", LatencyRow, sweep.times)
 
 
 def text_tokens(name: str, cells: Sequence[CellRow]) -> int:
     """How much text the tasks' prompts had in the mean: cost and latency are those of such a prompt."""
     lengths = [cell.text_tokens for cell in cells if cell.model == name and cell.text_tokens is not None]
     return round(sum(lengths) / len(lengths)) if lengths else 32
-
-
-def write_examples(
-    run: Path, model: str, tasks: Sequence[LoadedTask], scales: Sequence[int], cells: Sequence[CellRow]
-) -> None:
-    """Saves a few documents of each task, those first whose score the number of tokens changes."""
-    examples: list[Example] = []
-    with Store(run / "store") as store:
-        for loaded in tasks:
-            if any(cell.status == "failed" for cell in cells if cell.task == loaded.name):
-                continue
-            keys = [read_keys(run, model, loaded.name, scale) for scale in scales]
-            gain = {
-                doc_id: store.scores(keys[-1][doc_id]).get(loaded.metric, 0.0)
-                - store.scores(keys[0][doc_id]).get(loaded.metric, 0.0)
-                for doc_id in keys[-1]
-            }
-            for doc_id in sorted(gain, key=lambda doc_id: (-gain[doc_id], doc_id))[:EXAMPLES_PER_TASK]:
-                examples.append(_write_example(run, loaded, doc_id))
-    write_json(run / "examples" / "examples.json", [vars(example) for example in examples])
-
-
-def _write_example(run: Path, loaded: LoadedTask, doc_id: int) -> Example:
-    document = loaded.task.eval_docs[doc_id]
-    visuals = loaded.task.doc_to_visual(document)
-    assert isinstance(visuals, list)
-    image = Picture.of(visuals[0]).image
-    image.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
-    file = f"{loaded.name}-{doc_id}.png"
-    (run / "examples").mkdir(exist_ok=True)
-    image.save(run / "examples" / file, optimize=True)
-    target = loaded.task.doc_to_target(document)
-    return Example(loaded.name, doc_id, str(loaded.task.doc_to_text(document)), str(target), file)

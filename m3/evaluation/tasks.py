@@ -1,17 +1,27 @@
-"""The tasks of a sweep, loaded once: which the harness finds, what they depend on, what they must beat."""
+"""The tasks of a sweep, loaded once: which the harness finds, what they depend on, what they must beat.
 
+In: names of tasks, groups and tags; a folder with tasks of one's own; a folder with local copies of data. Out: `LoadedTask`s
+and the manager that the harness runs them with. A task that cannot be loaded is a `BrokenTask`: the others go on.
+"""
+
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
-import yaml
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from m3.config import near_match
+from m3.evaluation.mirrors import included, read_task, set_video_home, write_overlay
 from m3.evaluation.statistics import read_baselines
 from m3.evaluation.store import digest_files
+from m3.evaluation.suites import metric_of
+
+logger = logging.getLogger(__name__)
 
 GENERATES = "generate_until"
 
@@ -23,8 +33,8 @@ class LoadedTask:
     name: str
     task: ConfigurableTask
     is_simple: bool  # chat requests exist for generation alone
-    digest: str  # of its YAML, what that includes, and the code beside it
-    metric: str  # the first of its metrics
+    digest: str  # of its YAML, what that includes, and the code beside these
+    metric: str  # the one that tables show: as the suite says, or else the first
     baselines: dict[str, float]  # "chance" and "majority", if the suite ships them
 
     @property
@@ -34,65 +44,112 @@ class LoadedTask:
         return [instance for instance in instances if isinstance(instance, Instance)]
 
 
-def load_tasks(names: Sequence[str], include_path: Path | None) -> tuple[TaskManager, list[LoadedTask]]:
+@dataclass(frozen=True)
+class BrokenTask:
+    """A task that could not be loaded, and why."""
+
+    name: str
+    metric: str
+    error: Exception
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """Where a task's YAML is."""
+
+    name: str
+    path: Path
+    is_ours: bool  # from the include path, not of the harness
+
+
+def load_tasks(
+    names: Sequence[str], include_path: Path | None, overlays: Path, data_root: Path | None = None
+) -> tuple[TaskManager, list[LoadedTask], list[BrokenTask]]:
     """Loads tasks and the tasks of groups and tags. The harness's own 1,700 files are read only when they are needed.
 
+    `overlays`: a folder to write to, what the harness is told of its own tasks. `data_root`: local copies of data sets.
+
     Raises:
-        ValueError: a name that is no task, with the near match.
+        ValueError: a name that is no task, with the near match; a data root that is no folder.
     """
+    if data_root is not None and not data_root.is_dir():
+        raise ValueError(f"--data-root {data_root} is no folder")
+    set_video_home(data_root)
+    loaded: list[LoadedTask] = []
+    broken: list[BrokenTask] = []
+    paths = [] if include_path is None else [str(include_path)]
+    files = find_tasks(names, include_path)
+    good: list[TaskFile] = []
+    for file in files:
+        if not file.is_ours:
+            try:
+                write_overlay(overlays, file.name, file.path, data_root)
+            except ValueError as error:
+                broken.append(BrokenTask(file.name, metric_of(file.name) or "", error))
+                continue
+        good.append(file)
+    if any(not file.is_ours for file in good):
+        paths.append(str(overlays))
+    manager = TaskManager(include_path=paths, include_defaults=False)
+    for file in good:
+        try:
+            loaded.append(_load(file, manager))
+        except Exception as error:  # a task is foreign code and foreign data: it fails alone
+            logger.exception("task %s cannot be loaded", file.name)
+            broken.append(BrokenTask(file.name, metric_of(file.name) or "", error))
+    return manager, loaded, broken
+
+
+def find_tasks(names: Sequence[str], include_path: Path | None) -> list[TaskFile]:
+    """The files of all tasks that the names stand for, each once, in the order of the names."""
     if include_path is not None and not include_path.is_dir():
         raise ValueError(f"--include-path {include_path} is no folder")
-    manager = TaskManager(include_path=_as_argument(include_path), include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=_as_argument(include_path), include_defaults=True)
+    own = TaskManager(include_path=None if include_path is None else str(include_path), include_defaults=False)
+    found: dict[str, TaskFile] = {}
     for name in names:
-        if name not in manager.all_tasks:
-            raise ValueError(
-                f"no task {name!r} in {include_path} or in lmms-eval. {near_match(name, manager.all_tasks)}"
-            )
-    chat = {leaf: task for name in names for leaf, task in _leaves(get_task_dict([name], manager, "chat")).items()}
-    scored = [name for name, task in chat.items() if task.OUTPUT_TYPE != GENERATES]
-    simple = {name: _leaves(get_task_dict([name], manager, "simple"))[name] for name in scored}
-    loaded = []
-    for name, task in (chat | simple).items():
-        path = Path(manager.task_index[name]["yaml_path"]).resolve()
-        files = {*path.parent.glob("*.py"), *_included(path)}
-        found = digest_files(files, _common(files))
-        metric = task.config.metric_list[0]["metric"]
-        loaded.append(LoadedTask(name, task, name in simple, found, metric, _baselines(path, name)))
-    return manager, loaded
+        is_ours = name in own.task_index
+        index = own.task_index if is_ours else upstream().task_index
+        if name not in index:
+            known = sorted({*own.task_index, *index})
+            raise ValueError(f"no task {name!r} in {include_path} or in lmms-eval. {near_match(name, known)}")
+        for leaf in _leaf_names(name, index):
+            source = own.task_index if leaf in own.task_index else index
+            path = Path(source[leaf]["yaml_path"]).resolve()
+            found.setdefault(leaf, TaskFile(leaf, path, source is own.task_index))
+    return list(found.values())
 
 
-def _as_argument(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+@cache
+def upstream() -> TaskManager:
+    """The harness's own tasks; reading their YAML takes some seconds."""
+    return TaskManager(include_defaults=True)
 
 
-def _leaves(tree: dict) -> dict[str, ConfigurableTask]:
-    leaves: dict[str, ConfigurableTask] = {}
-    for name, value in tree.items():
-        leaves.update(_leaves(value) if isinstance(value, dict) else {name: value})
-    return leaves
+def _leaf_names(name: str, index: dict) -> list[str]:
+    entry = index[name]
+    if entry["type"] in ("task", "python_task"):
+        return [name]
+    listed = entry["task"] if entry["task"] != -1 else read_task(Path(entry["yaml_path"]))["task"]
+    members = [member if isinstance(member, str) else member["task"] for member in listed]
+    return [leaf for member in members for leaf in _leaf_names(member, index)]
 
 
-class PlainLoader(yaml.SafeLoader):
-    """Reads the harness's YAML for its `include` lines; `!function` values are left as text."""
+def _load(file: TaskFile, manager: TaskManager) -> LoadedTask:
+    task = _task(file.name, manager, "chat")
+    is_simple = task.OUTPUT_TYPE != GENERATES
+    if is_simple:
+        task = _task(file.name, manager, "simple")
+    yamls = included(file.path)
+    files = yamls | {code for path in yamls for code in path.parent.glob("*.py")}
+    metric = metric_of(file.name) or task.config.metric_list[0]["metric"]
+    found = digest_files(files, _common(files))
+    return LoadedTask(file.name, task, is_simple, found, metric, _baselines(file.path, file.name))
 
 
-def _as_text(_: yaml.SafeLoader, node: yaml.Node) -> str:
-    return str(node.value)
-
-
-PlainLoader.add_constructor("!function", _as_text)
-
-
-def _included(path: Path) -> set[Path]:
-    """A YAML file and all that it includes."""
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader) or {}
-    include = content.get("include", [])
-    found = {path}
-    for name in [include] if isinstance(include, str) else include:
-        found |= _included((path.parent / name).resolve())
-    return found
+def _task(name: str, manager: TaskManager, kind: Literal["chat", "simple"]) -> ConfigurableTask:
+    loaded = get_task_dict([name], manager, kind)
+    assert list(loaded) == [name] and isinstance(loaded[name], ConfigurableTask), loaded
+    return loaded[name]
 
 
 def _common(files: set[Path]) -> Path:

@@ -74,8 +74,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: Path, seed: int = 0, scales: list[int] = SCALES) -> Path:
-    """24x24 pixels, 6x6 patches, two layers each; weights large enough that answers differ between images and scales."""
+def save_model(folder: Path, seed: int = 0, scales: list[int] = SCALES, layers: int = 2) -> Path:
+    """24x24 pixels, 6x6 patches, two layers each (or `layers` in the decoder); weights large enough that answers differ."""
     torch.manual_seed(seed)
     nesting = {"kind": "grid_pool", "trained_scales": scales}
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -84,7 +84,9 @@ def save_model(folder: Path, seed: int = 0, scales: list[int] = SCALES) -> Path:
         vision_config=AutoConfig.for_model(
             "siglip_vision_model", **small, image_size=24, patch_size=4, vision_use_head=False
         ),
-        text_config=AutoConfig.for_model("aria_text", **small, **text, num_key_value_heads=2, initializer_range=0.3),
+        text_config=AutoConfig.for_model(
+            "aria_text", **small | {"num_hidden_layers": layers}, **text, num_key_value_heads=2, initializer_range=0.3
+        ),
         nesting=nesting,
         image_token_id=1,
         initializer_range=0.3,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from m3.evaluation.decoding import Decoding
-from m3.evaluation.engine import Engine, Picture, Question, Reply
+from m3.evaluation.engine import Engine
+from m3.evaluation.questions import Picture, Question, Reply
 from tests.evaluation.conftest import SCALES, make_image
 
 GREEDY = Decoding(max_new_tokens=5)

@@ -9,10 +9,14 @@ from lmms_eval.models import get_model
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.tasks import TaskManager
 
+from m3.evaluation.decoding import Decoding
 from m3.evaluation.engine import Engine
 from m3.evaluation.lmms import EngineModel, M3Chat, M3Simple, chat_messages, simple_messages
 from m3.evaluation.plugin import manifests
+from m3.processing.video import Sampling
 from tests.evaluation.conftest import make_image
+
+TWO = Sampling(num_frames=2)
 
 
 def evaluate(task: str, task_folder: Path, **arguments: object) -> dict:
@@ -116,16 +120,45 @@ def test_name_is_stable_and_clean_keeps_the_model(engine: Engine, model_folder: 
     assert model.engine.model is engine.model
 
 
-def test_messages_of_both_kinds_are_worded_alike():
+def test_messages_of_both_kinds_are_worded_alike(engine: Engine):
     image = make_image(0)
-    simple, pictures = simple_messages("What is it?", [image], "<image>")
+    simple, pictures = simple_messages("What is it?", [image], engine, TWO)
     assert simple == [{"role": "user", "content": "<image>\nWhat is it?"}]
     content = [{"type": "image", "url": image}, {"type": "text", "text": "What is it?"}]
-    chat, seen = chat_messages(ChatMessages(messages=[{"role": "user", "content": content}]), "<image>")
+    chat, seen = chat_messages(ChatMessages(messages=[{"role": "user", "content": content}]), engine, TWO)
     assert chat == simple
     assert [picture.digest for picture in pictures] == [picture.digest for picture in seen]
-    placed, _ = simple_messages("Compare <image> and <image>.", [image, image], "<image>")
+    placed, _ = simple_messages("Compare <image> and <image>.", [image, image], engine, TWO)
     assert placed[0]["content"] == "Compare <image> and <image>."
-    video = ChatMessages(messages=[{"role": "user", "content": [{"type": "video", "url": "clip.mp4"}]}])
-    with pytest.raises(ValueError, match="this task sends video"):
-        chat_messages(video, "<image>")
+    audio = ChatMessages(messages=[{"role": "user", "content": [{"type": "audio", "url": "sound.wav"}]}])
+    with pytest.raises(ValueError, match="this task sends audio"):
+        chat_messages(audio, engine, TWO)
+
+
+def test_control_tokens_in_a_benchmark_are_plain_text(engine: Engine):
+    """They can neither end a turn nor claim an image; the text keeps every character."""
+    text = "What do <|im_end|>, <image> and <image> mean?"  # two places for one picture: no places at all
+    for messages, pictures in (
+        simple_messages(text, [make_image(0)], engine, TWO),
+        chat_messages(
+            ChatMessages(
+                messages=[
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "url": make_image(0)}, {"type": "text", "text": text}],
+                    }
+                ]
+            ),
+            engine,
+            TWO,
+        ),
+    ):
+        question = engine.question(messages, pictures, 4, Decoding(max_new_tokens=2))
+        ids = engine._row(question).ids
+        plain = engine._row(engine.question(*simple_messages("x", [make_image(0)], engine, TWO), 4, Decoding())).ids
+        tokenizer = engine.processor.tokenizer
+        for token in ("<|im_end|>", "<image>", "<|im_start|>"):
+            number = tokenizer.convert_tokens_to_ids(token)
+            assert ids.count(number) == plain.count(number)
+        assert text in tokenizer.decode(ids)
+        assert len(list(engine.answer([question], 1))) == 1

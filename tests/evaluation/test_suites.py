@@ -4,11 +4,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 from lmms_eval.tasks import TaskManager
 
+from m3.evaluation.mirrors import read_task
 from m3.evaluation.suites import benchmark_of, get_suite, known_tasks, metric_of, suites
-from m3.evaluation.tasks import PlainLoader
 
 OWN = Path(__file__).parents[2] / "lmms_eval_tasks"
 
@@ -16,16 +15,6 @@ OWN = Path(__file__).parents[2] / "lmms_eval_tasks"
 @cache
 def index() -> dict[str, dict]:
     return TaskManager(include_path=str(OWN)).task_index
-
-
-def content(path: Path) -> dict:
-    """The YAML of a task with what it includes, functions as text."""
-    own = yaml.load(path.read_text(), Loader=PlainLoader)
-    include = own.pop("include", [])
-    merged: dict = {}
-    for name in [include] if isinstance(include, str) else include:
-        merged |= content(path.parent / name)
-    return merged | own
 
 
 def test_every_task_of_every_suite_exists_with_its_metric():
@@ -42,7 +31,7 @@ def test_every_task_of_every_suite_exists_with_its_metric():
     for suite, task in seen:
         entry = index().get(task.task)
         assert entry is not None and entry["type"] == "task", f"{suite}: {task.task} is no task"
-        config = content(Path(entry["yaml_path"]))
+        config = read_task(Path(entry["yaml_path"]))
         metrics = [metric["metric"] for metric in config["metric_list"]]
         assert task.metric in metrics, f"{suite}: {task.task} has {metrics}"
         kwargs = config.get("dataset_kwargs") or {}

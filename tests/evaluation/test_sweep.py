@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from m3.evaluation import report, sweep
+from m3.evaluation import arguments, report, sweep
 from m3.evaluation.engine import Engine
 from m3.evaluation.store import Store
 from tests.evaluation.conftest import save_model, write_tasks
@@ -20,9 +20,9 @@ from tests.evaluation.conftest import save_model, write_tasks
 def run_sweep(
     run: Path, task_folder: Path, *models: Path, tasks: str = "tiny", scales: str = "1,9,36", extra: str = ""
 ) -> int:
-    arguments = [*map(str, models), "--tasks", tasks, "--scales", scales, "--include-path", str(task_folder)]
+    given = [*map(str, models), "--tasks", tasks, "--scales", scales, "--include-path", str(task_folder)]
     return sweep.main(
-        [*arguments, "--out", str(run), "--batch-size", "2", "--no-latency", "--device", "cpu", *extra.split()]
+        [*given, "--out", str(run), "--batch-size", "2", "--no-latency", "--device", "cpu", *extra.split()]
     )
 
 
@@ -144,9 +144,9 @@ def test_mistakes_are_named(tmp_path: Path, model_folder: Path, task_folder: Pat
 
 
 def test_labels_tell_models_apart():
-    assert list(sweep.labels(["a/b/m3-tiny", "x/other"])) == ["m3-tiny", "other"]
-    assert list(sweep.labels(["a/tiny", "b/tiny"])) == ["a_tiny", "b_tiny"]
-    assert list(sweep.labels(["runs/mine/checkpoints/final", "playground/m3-tiny"])) == ["mine", "m3-tiny"]
+    assert list(arguments.labels(["a/b/m3-tiny", "x/other"])) == ["m3-tiny", "other"]
+    assert list(arguments.labels(["a/tiny", "b/tiny"])) == ["a_tiny", "b_tiny"]
+    assert list(arguments.labels(["runs/mine/checkpoints/final", "playground/m3-tiny"])) == ["mine", "m3-tiny"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+"""A few documents of each task for the report: those first whose score the number of tokens changes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from m3.evaluation.lmms import pictures_of
+from m3.evaluation.run_folder import CellRow, Example, read_keys, write_json
+from m3.evaluation.store import Store
+from m3.evaluation.tasks import LoadedTask
+from m3.processing.video import Sampling
+
+EXAMPLE_PIXELS = 448
+EXAMPLES_PER_TASK = 2
+
+
+def write_examples(
+    run: Path, model: str, tasks: Sequence[LoadedTask], scales: Sequence[int], cells: Sequence[CellRow], sampling: Sampling
+) -> None:
+    """`examples/`: pictures, and examples.json. Tasks with a failed cell, and documents without a picture, are left out."""
+    examples: list[Example] = []
+    with Store(run / "store") as store:
+        for loaded in tasks:
+            of_task = [cell for cell in cells if cell.task == loaded.name and cell.model == model]
+            if not of_task or any(cell.status == "failed" for cell in of_task):
+                continue
+            keys = [read_keys(run, model, loaded.name, scale) for scale in scales]
+            gain = {
+                doc_id: store.scores(keys[-1][doc_id]).get(loaded.metric, 0.0)
+                - store.scores(keys[0][doc_id]).get(loaded.metric, 0.0)
+                for doc_id in keys[-1]
+            }
+            for doc_id in sorted(gain, key=lambda doc_id: (-gain[doc_id], doc_id))[:EXAMPLES_PER_TASK]:
+                examples += _write_example(run, loaded, doc_id, sampling)
+    write_json(run / "examples" / "examples.json", [vars(example) for example in examples])
+
+
+def _write_example(run: Path, loaded: LoadedTask, doc_id: int, sampling: Sampling) -> list[Example]:
+    document = loaded.task.eval_docs[doc_id]
+    visuals = loaded.task.doc_to_visual(document)
+    if not isinstance(visuals, list) or not visuals:
+        return []
+    image = pictures_of(visuals[0], sampling)[0].image
+    image.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
+    file = f"{loaded.name}-{doc_id}.png"
+    (run / "examples").mkdir(exist_ok=True)
+    image.save(run / "examples" / file, optimize=True)
+    target = loaded.task.doc_to_target(document)
+    return [Example(loaded.name, doc_id, str(loaded.task.doc_to_text(document)), str(target), file)]
