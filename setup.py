@@ -26,7 +26,7 @@ EXTRAS = {
         "scikit-learn>=1.6",
     ],
     # the version is exact because the plug-in follows interfaces that lmms-eval does not promise to keep
-    "eval": ["lmms-eval==0.7.3", "datasets>=4.0", "matplotlib>=3.9", "psutil>=6.0", "pyarrow>=18.0"],
+    "eval": ["lmms-eval==0.7.3", "datasets>=4.0", "matplotlib>=3.9", "openpyxl>=3.1", "psutil>=6.0", "pyarrow>=18.0"],
     # below 16, as lmms-eval asks
     "video": ["av>=14.2,<16"],
     "quantise": ["accelerate>=1.10", "bitsandbytes>=0.49", "torchao>=0.14"],

@@ -14,7 +14,12 @@ EXAMPLES_PER_TASK = 2
 
 
 def write_examples(
-    run: Path, model: str, tasks: Sequence[LoadedTask], scales: Sequence[int], cells: Sequence[CellRow], sampling: Sampling
+    run: Path,
+    model: str,
+    tasks: Sequence[LoadedTask],
+    scales: Sequence[int],
+    cells: Sequence[CellRow],
+    sampling: Sampling,
 ) -> None:
     """`examples/`: pictures, and examples.json. Tasks with a failed cell, and documents without a picture, are left out."""
     examples: list[Example] = []

@@ -37,7 +37,9 @@ CHUNK = 8
 class EngineModel(lmms):
     """An engine at one scale, as the harness wants a model. `is_simple` says which form the requests have."""
 
-    def __init__(self, engine: Engine, scale: int, batch_size: int, is_simple: bool, frames: str | int = FRAMES) -> None:
+    def __init__(
+        self, engine: Engine, scale: int, batch_size: int, is_simple: bool, frames: str | int = FRAMES
+    ) -> None:
         super().__init__()
         check_scale(engine, scale)
         self.engine = engine

@@ -96,6 +96,11 @@ def write_overlay(folder: Path, name: str, path: Path, root: Path | None) -> Pat
     content = read_task(path)
     overlay: dict[str, Any] = {"include": str(path.resolve()), "task": name}
     data = Data.of(content)
+    if root is None and data.is_remote and "/" not in data.dataset:
+        raise ValueError(
+            f"{data.dataset} is not on the hub: put its files into a folder DATA/{data.dataset} and give --data-root DATA "
+            f"({path.parent / 'utils.py'} says which files)"
+        )
     if root is not None and data.is_remote:
         overlay["dataset_path"] = str(local_copy(data, root))
         options = content.get("dataset_kwargs") or {}

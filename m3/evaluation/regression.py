@@ -7,6 +7,7 @@ changed, a drop is reported in at most one run of twenty.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from m3.evaluation.run_folder import CellRow, read_keys, read_rows
 from m3.evaluation.statistics import Difference, paired_bootstrap
 from m3.evaluation.store import Store
+
+logger = logging.getLogger(__name__)
 
 LEVEL = 0.05
 
@@ -52,6 +55,7 @@ def changes(run: Path, baseline: Path) -> list[Change]:
         for model, other in partner.items():
             for scale in sorted({key[2] for key in now if key[0] == model}):
                 tasks = [t for m, t, s in now if (m, s) == (model, scale) and (other, t, scale) in then]
+                tasks = [task for task in tasks if _is_paired(mine, run, now[model, task, scale])]
                 if not tasks:
                     continue
                 a: list[float] = []
@@ -68,8 +72,8 @@ def changes(run: Path, baseline: Path) -> list[Change]:
                         )
                     total += len(left)
                     for doc_id in sorted(left):
-                        a.append(_score(mine, left[doc_id], metric, task) / len(left))
-                        b.append(_score(theirs, right[doc_id], metric, task) / len(left))
+                        a.append(mine.scores(left[doc_id])[metric] / len(left))
+                        b.append(theirs.scores(right[doc_id])[metric] / len(left))
                         clusters.append(mine.answer(left[doc_id]).images)
                 weight = len(a) / len(tasks)
                 difference = paired_bootstrap([x * weight for x in a], [x * weight for x in b], clusters)
@@ -109,10 +113,10 @@ def _partners(now: Sequence[str], then: Sequence[str]) -> dict[str, str]:
     return {name: name for name in now if name in then}
 
 
-def _score(store: Store, key: str, metric: str, task: str) -> float:
-    score = store.scores(key).get(metric)
-    if score is None:
-        raise ValueError(
-            f"the metric {metric} of {task} has no score per document, so runs cannot be paired; leave the task out"
-        )
-    return score
+def _is_paired(store: Store, run: Path, cell: CellRow) -> bool:
+    """Whether the task's metric has a score per document; one that is computed over all of them has none."""
+    keys = read_keys(run, cell.model, cell.task, cell.scale)
+    is_paired = all(cell.metric in store.scores(key) for key in keys.values())
+    if not is_paired:
+        logger.warning("%s is left out: %s has no score per document, so runs cannot be paired", cell.task, cell.metric)
+    return is_paired

@@ -16,7 +16,7 @@ from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from m3.config import near_match
-from m3.evaluation.mirrors import included, read_task, set_video_home, write_overlay
+from m3.evaluation.mirrors import Data, included, read_task, set_video_home, write_overlay
 from m3.evaluation.statistics import read_baselines
 from m3.evaluation.store import digest_files
 from m3.evaluation.suites import metric_of
@@ -78,18 +78,17 @@ def load_tasks(
     loaded: list[LoadedTask] = []
     broken: list[BrokenTask] = []
     paths = [] if include_path is None else [str(include_path)]
-    files = find_tasks(names, include_path)
     good: list[TaskFile] = []
-    for file in files:
-        if not file.is_ours:
+    for file in find_tasks(names, include_path):
+        if not file.is_ours or Data.of(read_task(file.path)).is_remote:
             try:
                 write_overlay(overlays, file.name, file.path, data_root)
             except ValueError as error:
                 broken.append(BrokenTask(file.name, metric_of(file.name) or "", error))
                 continue
         good.append(file)
-    if any(not file.is_ours for file in good):
-        paths.append(str(overlays))
+    if overlays.is_dir():
+        paths.insert(0, str(overlays))  # the harness takes the first of tasks that have the same name
     manager = TaskManager(include_path=paths, include_defaults=False)
     for file in good:
         try:

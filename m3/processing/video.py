@@ -77,7 +77,7 @@ class Video:
 
 def load_video(
     source: VideoSource,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    sampling: Sampling = Sampling(),
     max_pixels: int = MAX_PIXELS,
     max_seconds: float = MAX_SECONDS,
 ) -> Video:
