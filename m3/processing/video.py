@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -40,7 +40,7 @@ class Sampling:
     """Which frames: `num_frames` spread evenly, or `fps` per second; not both. `collage`: six of them as one picture."""
 
     num_frames: int | None = None
-    fps: float | None = None
+    fps: float | int | None = None
     collage: bool = False
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ def collage(pictures: Sequence[Image.Image], rows: int = COLLAGE[0], columns: in
     return grid
 
 
-def _file(source: VideoSource, name: str) -> BinaryIO:
+def _file(source: VideoSource, name: str) -> io.BufferedIOBase:
     """Opened here, so that ffmpeg gets no path, which it would read as an address (`http:`, `concat:`)."""
     if isinstance(source, bytes):
         if not source:
@@ -134,7 +134,7 @@ def _file(source: VideoSource, name: str) -> BinaryIO:
 
 
 def _read(
-    file: BinaryIO, name: str, sampling: Sampling, max_pixels: int, max_seconds: float
+    file: io.BufferedIOBase, name: str, sampling: Sampling, max_pixels: int, max_seconds: float
 ) -> tuple[list[tuple["VideoFrame", float]], float]:
     """The frames with their times, and the length of the video."""
     import av
