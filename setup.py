@@ -55,7 +55,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["m3", "m3.*"]),
     package_data={
-        "m3": ["recipes/*.yaml", "evaluation/templates/*", "evaluation/suites/*.yaml", "evaluation/published/*.yaml"]
+        "m3": [
+            "recipes/*.yaml",
+            "recipes/architectures/*.yaml",
+            "evaluation/templates/*",
+            "evaluation/suites/*.yaml",
+            "evaluation/published/*.yaml",
+        ]
     },
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -1,11 +1,21 @@
-# Sourced by the launchers beside it: `m3 train RECIPE ...` on one process or several. No logic but the choice of launcher.
+# Sourced by the launchers beside it: `m3 train RECIPE ...` on every accelerator of this machine, or on $GPUS of them.
+# Further arguments pass through: key=value, --matryoshka_vis_token_scale 1,9,36,144,576, --dry-run. No logic but the choice
+# of launcher: LAUNCHER=deepspeed (with ZERO=zero2, zero3 or zero3_offload), torchrun, or accelerate (with ACCELERATE=FILE).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 GPUS="${GPUS:-$(python -c 'import torch; print(max(1, torch.accelerator.device_count()))')}"
 PORT="${MASTER_PORT:-29500}"
 
-with_deepspeed() {  # with_deepspeed CONFIG RECIPE ARGUMENTS...
-    local config="scripts/deepspeed/$1.json" recipe="$2"
-    shift 2
-    deepspeed --num_accelerators "$GPUS" --master_port "$PORT" --no_local_rank --module m3.cli train "$recipe" "hardware.deepspeed=$config" "$@"
+launch() {  # launch RECIPE ARGUMENTS...
+    case "${LAUNCHER:-deepspeed}" in
+        deepspeed)
+            deepspeed --num_accelerators "$GPUS" --master_port "$PORT" --no_local_rank --module m3.cli train "$1" \
+                "hardware.deepspeed=scripts/deepspeed/${ZERO:-zero3}.json" "${@:2}" ;;
+        torchrun)
+            torchrun --nproc-per-node "$GPUS" --master-port "$PORT" --module m3.cli train "$@" ;;
+        accelerate)
+            accelerate launch --config_file "${ACCELERATE:-scripts/accelerate/fsdp2.yaml}" --num_processes "$GPUS" \
+                --main_process_port "$PORT" --module m3.cli train "$@" ;;
+        *) echo "LAUNCHER is $LAUNCHER; expected deepspeed, torchrun or accelerate" >&2; exit 2 ;;
+    esac
 }

@@ -9,6 +9,7 @@ out: `inputs_embeds [b, l, d]`, for `language_model`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -110,7 +111,7 @@ class M3Model(M3PreTrainedModel):
     @property
     def router_top_k(self) -> int | None:
         """Experts per token of the decoder's routers; None for a dense decoder."""
-        return next((int(router.top_k) for router in self.routers), None)
+        return next((int(cast(int, router.top_k)) for router in self.routers), None)
 
     def get_image_features(
         self, pixel_values: Float[Tensor, "t c h w"], pixel_mask: Bool[Tensor, "t h w"] | None = None

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from m3.inference.quantisation import get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
+from m3.model.connectors import build_connector
 from m3.processing import M3Processor
 from m3.training.recipe import NewModel, Recipe
+
+IMAGE_TOKEN = "<image>"
 
 
 def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
@@ -21,20 +24,28 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
     scales, hardware = recipe.matryoshka_vis_token_scale, recipe.hardware
     if recipe.model is not None:
         quantise = None if recipe.adapter is None else recipe.adapter.quantise
-        model, processor = load_checkpoint(recipe.model, scales, hardware.experts_implementation, quantise)
+        is_half = recipe.adapter is not None and hardware.precision == "bfloat16"  # what is frozen needs no more
+        dtype = torch.bfloat16 if is_half else torch.float32
+        model, processor = load_checkpoint(recipe.model, scales, hardware.experts_implementation, quantise, dtype)
     else:
         assert recipe.new_model is not None  # Recipe makes sure of one of them
         model, processor = train_at(*_new(recipe.new_model), scales)
         model.set_experts_implementation(hardware.experts_implementation)
+    if recipe.reset_connector:
+        model.model.connector = build_connector(model.config).apply(model._init_weights)
     if hardware.attention is not None:
         model.set_attn_implementation(hardware.attention)
     return model, processor
 
 
 def load_checkpoint(
-    path: str, scales: Sequence[int], experts_implementation: str = "grouped_mm", quantise: str | None = None
+    path: str,
+    scales: Sequence[int],
+    experts_implementation: str = "grouped_mm",
+    quantise: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
-    """A checkpoint folder (float32 weights, the decoder's packed if `quantise` says so), to be trained at `scales`.
+    """A checkpoint folder, its weights in `dtype` (the decoder's packed if `quantise` says so), to be trained at `scales`.
 
     Raises:
         ValueError: weights that are missing or left over; transformers would draw them at random, or drop them.
@@ -42,10 +53,11 @@ def load_checkpoint(
     row = None if quantise is None else get_quantisation(quantise)
     config = M3Config.from_pretrained(path)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    packing = None if row is None else row.config(kept_modules(config), torch.float32, device)
-    model, found = M3ForConditionalGeneration.from_pretrained(
-        path, dtype=torch.float32, quantization_config=packing, output_loading_info=True
+    packing = None if row is None else row.config(kept_modules(config), dtype, device)
+    loaded = M3ForConditionalGeneration.from_pretrained(
+        path, dtype=dtype, quantization_config=packing, output_loading_info=True
     )
+    model, found = cast(tuple[M3ForConditionalGeneration, dict], loaded)  # since the information is asked for
     wrong = {
         kind: sorted(found[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if found[kind]
     }
@@ -68,10 +80,11 @@ def train_at(
     return model, processor
 
 
-def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
+def new_config(spec: NewModel) -> M3Config:
+    """The configuration of a model of new weights: what the recipe says, the tokenizer's ids, the tower's configuration."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.tokenizer)
     options = dict(spec.config)
-    image_token = options.pop("image_token", "<image>")
+    image_token = options.pop("image_token", IMAGE_TOKEN)
     text = dict(options.pop("text_config"))
     text |= {
         "vocab_size": len(tokenizer),
@@ -79,14 +92,19 @@ def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    tower = None if spec.vision_tower is None else AutoModel.from_pretrained(spec.vision_tower)
-    if tower is not None:
-        options["vision_config"] = tower.config
+    if spec.vision_tower is not None:
+        options["vision_config"] = AutoConfig.from_pretrained(spec.vision_tower)
     image_token_id = cast(int, tokenizer.convert_tokens_to_ids(image_token))  # of one token; a list only of several
-    config = M3Config(text_config=text, image_token_id=image_token_id, **options)
+    return M3Config(text_config=text, image_token_id=image_token_id, **options)
+
+
+def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
+    config = new_config(spec)
     model = M3ForConditionalGeneration(config)
-    if tower is not None:
+    if spec.vision_tower is not None:
+        tower = AutoModel.from_pretrained(spec.vision_tower)
         model.model.vision_tower.load_state_dict(tower.state_dict())
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.tokenizer)
     image_processor = AutoImageProcessor.from_pretrained(spec.vision_tower or spec.tokenizer, backend="pil")
     nesting = {"kind": config.nesting.kind, "trained_scales": list(config.nesting.trained_scales)}
     return model, M3Processor(
@@ -95,5 +113,5 @@ def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
         grid=config.grid,
         nesting=nesting,
         tiling=config.tiling.to_dict(),
-        image_token=image_token,
+        image_token=spec.config.get("image_token", IMAGE_TOKEN),
     )

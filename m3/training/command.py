@@ -4,9 +4,9 @@ import argparse
 import logging
 from pathlib import Path
 
-import yaml
-
 from m3.config import load
+from m3.training.chain import Chain, recipes
+from m3.training.distributed import world
 from m3.training.recipe import Recipe, TowerRecipe
 
 
@@ -16,21 +16,41 @@ def main(argv: list[str]) -> int:
     parser.add_argument("recipe", help="a YAML file (see m3/recipes), or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example schedule.steps=100")
     parser.add_argument("--matryoshka_vis_token_scale", help="scales to train over, for example 1,9,36,144,576")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--dry-run", action="store_true", help="say what the run will be, and stop there")
+    parser.add_argument("--devices", type=int, default=world().size, help="of the dry run; default: as launched")
+    parser.add_argument(
+        "--resume", choices=["auto", "never"], default="auto", help="auto: go on where it stopped; never: refuse to"
+    )
+    arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     overrides = list(arguments.overrides)
     if arguments.matryoshka_vis_token_scale:
         overrides.append(f"matryoshka_vis_token_scale=[{arguments.matryoshka_vis_token_scale}]")
-    path = find_recipe(arguments.recipe)
+    chosen = read_recipes(find_recipe(arguments.recipe), overrides)
+    if arguments.dry_run:
+        return _say(chosen, arguments.devices)
     from m3.training.tower import train_tower  # the giants are imported once the arguments are known to be good
     from m3.training.tune import train_model
 
-    if "vision_config" in yaml.safe_load(path.read_text()):
-        run = train_tower(load(path, TowerRecipe, overrides))
-    else:
-        run = train_model(load(path, Recipe, overrides))
-    print(f"trained: {run.final}\nmetrics: {run.metrics}")
+    for recipe in chosen:
+        _check_resume(recipe.run, arguments.resume)
+        run = train_tower(recipe) if isinstance(recipe, TowerRecipe) else train_model(recipe)
+        if world().is_first:
+            print(f"trained: {run.final}\nmetrics: {run.metrics}")
     return 0
+
+
+def read_recipes(path: Path, overrides: list[str]) -> list[Recipe] | list[TowerRecipe]:
+    """One recipe, or the stages of a chain."""
+    tree = load(path, dict, overrides)
+    if "vision_config" in tree:
+        return [load(path, TowerRecipe, overrides)]
+    if "stages" not in tree:
+        return [load(path, Recipe, overrides)]
+    stages, run = tree.pop("stages"), tree.pop("run", None)
+    if not isinstance(run, str):
+        raise ValueError(f"{path}: a recipe of several stages needs `run`, the folder that theirs are made in")
+    return list(recipes(Chain(run=run, stages=tuple(stages), shared=tree)))
 
 
 def find_recipe(name: str) -> Path:
@@ -41,3 +61,21 @@ def find_recipe(name: str) -> Path:
             return path
     known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
     raise ValueError(f"no recipe {name!r}: neither a file nor one of the shipped recipes ({known})")
+
+
+def _say(chosen: list[Recipe] | list[TowerRecipe], devices: int) -> int:
+    from m3.training.plan import plan
+
+    before = None
+    for recipe in chosen:
+        if isinstance(recipe, TowerRecipe):
+            raise ValueError("--dry-run is for recipes of a whole model; a tower's has no plan")
+        print(f"run             {recipe.run}\nmodel           {recipe.model or 'of new weights'}")
+        print(plan(recipe, devices, before))
+        before = before or planned_config(recipe)
+    return 0
+
+
+def _check_resume(run: str, resume: str) -> None:
+    if resume == "never" and any(Path(run, "checkpoints").glob("checkpoint-*")):
+        raise ValueError(f"{run} holds a run already and --resume never was given; give another `run=FOLDER`")

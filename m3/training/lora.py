@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from m3.inference.adapters import add_adapter
 from m3.inference.quantisation import fused_experts
@@ -78,6 +79,10 @@ def add_lora(
     adapted = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]  # a PreTrainedModel
     assert isinstance(adapted, PeftModel)
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    if not is_deepspeed_zero3_enabled():  # which keeps float32 copies itself
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     return adapted, {name: by_part[part_of(name, routers)] for name in trained}
 
 
@@ -85,6 +90,7 @@ def merge(base: str, scales: Sequence[int], adapter: Path, folder: Path) -> None
     """Writes the base with the adapter added into its weights, a ready checkpoint; added in float32, rounded once."""
     saved = M3Config.from_pretrained(base).dtype
     model, processor = load_checkpoint(base, scales)
-    merged = add_adapter(model, adapter, merge=True).to(saved or torch.float32)
+    merged = add_adapter(model, adapter, merge=True)
+    merged.to(dtype=saved or torch.float32)
     merged.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -147,6 +147,8 @@ class Recipe:
 
     `model` is a checkpoint folder to continue from; `new_model` draws one instead. `matryoshka_vis_token_scale`: the
     scales trained over (they become the checkpoint's trained scales). `scales`: all of them every step, or a seeded draw.
+    `reset_connector`: of `model`, drawn anew; a chain does so in its first stage. `architecture`: what `--dry-run` lays out
+    where `model` is not on the machine (m3/recipes/architectures).
     """
 
     run: str
@@ -157,6 +159,8 @@ class Recipe:
     scales: Scales = "all"
     model: str | None = None
     new_model: NewModel | None = None
+    architecture: str | None = None
+    reset_connector: bool = False
     adapter: Adapter | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     hardware: Hardware = field(default_factory=Hardware)

@@ -5,6 +5,7 @@ in: a recipe; way: build -> mixture -> collator (multiscale, packing) -> RunTrai
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
@@ -20,6 +21,7 @@ from m3.training.build import build
 from m3.training.distributed import gather_experts_at_once, world
 from m3.training.lora import add_lora, lora_config, merge
 from m3.training.objective import measure
+from m3.training.plan import plan
 from m3.training.recipe import Recipe
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import RunFolder
@@ -35,6 +37,8 @@ def train_model(recipe: Recipe) -> RunFolder:
     run.start(dump(recipe))
     if run.is_finished:
         return run
+    if world().is_first:
+        logger.info("\n%s", plan(recipe, world().size))
     if recipe.hardware.threads is not None:
         torch.set_num_threads(recipe.hardware.threads)
     schedule, devices = recipe.schedule, world().size
@@ -89,7 +93,7 @@ def _save_adapted(trainer: RunTrainer, recipe: Recipe, folder: str) -> None:
 def _router_load(model: M3ForConditionalGeneration, device: torch.device) -> RouterLoad | None:
     """Of a mixture of experts; None for a dense decoder."""
     routers = model.model.routers
-    return RouterLoad(len(routers), int(routers[0].num_experts), device) if routers else None
+    return RouterLoad(len(routers), int(cast(int, routers[0].num_experts)), device) if routers else None
 
 
 def _mixture(recipe: Recipe, devices: int) -> Mixture:

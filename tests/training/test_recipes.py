@@ -13,13 +13,17 @@ from m3.training.recipe import Recipe, Schedule, TowerRecipe
 RECIPES = sorted((Path(m3.training.__file__).parents[1] / "recipes").glob("*.yaml"))
 
 
+CHAINS = [path for path in RECIPES if "stages" in yaml.safe_load(path.read_text())]
+
+
 def kind_of(path: Path) -> type[Recipe] | type[TowerRecipe]:
     return TowerRecipe if "vision_config" in yaml.safe_load(path.read_text()) else Recipe
 
 
 def test_every_shipped_recipe_decodes_and_round_trips(tmp_path: Path) -> None:
     assert {path.stem for path in RECIPES} >= {"tiny_tower", "tiny_base", "tiny_all_scales", "tiny_quickstart"}
-    for path in RECIPES:
+    assert {path.stem for path in CHAINS} == {"qwen3_moe_m3", "tiny_stages"}
+    for path in [path for path in RECIPES if path not in CHAINS]:
         recipe = load(path, kind_of(path))
         (tmp_path / path.name).write_text(dump(recipe))
         assert load(tmp_path / path.name, kind_of(path)) == recipe

@@ -1,0 +1,63 @@
+"""What a run says before it starts: from the configuration alone, for models whose weights are not here."""
+
+import pytest
+
+from m3.config import load
+from m3.training.command import find_recipe, main, read_recipes
+from m3.training.plan import count_parameters, plan, planned_config
+from m3.training.recipe import Recipe
+from m3.training.throughput import peak_flops, utilisation
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "trained"),
+    [
+        ("llava_1_5_7b_m3", 7.063, 7.063),  # as published: 7.06 B
+        ("llava_1_5_7b_m3_lora", 7.383, 0.644),
+        ("llava_next_7b_m3", 7.063, 7.063),
+        ("aria_25b_m3_lora", 25.47, 0.189),  # Aria: 25.3 B
+    ],
+)
+def test_parameters_of_models_that_are_not_here(name: str, billions: float, trained: float) -> None:
+    recipe = load(find_recipe(name), Recipe)
+    counts = count_parameters(recipe, planned_config(recipe)).values()
+    assert sum(count.total for count in counts) / 1e9 == pytest.approx(billions, abs=2e-3)
+    assert sum(count.trained for count in counts) / 1e9 == pytest.approx(trained, abs=2e-3)
+
+
+def test_the_plan_names_the_batch_and_its_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["llava_1_5_7b_m3", "--dry-run", "--devices", "16"]) == 0
+    printed = capsys.readouterr().out
+    assert "128 samples = 16 devices x 4 x 2 micro-steps; 1 epochs" in printed
+    assert "5 sequences, about 1366 tokens" in printed
+    with pytest.raises(ValueError, match="a global batch of 128 is no multiple of 3 devices x batch_size 4"):
+        main(["llava_1_5_7b_m3", "--dry-run", "--devices", "3"])
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(ValueError, match="has no config.json, and the recipe names no architecture"):
+        main(["llava_1_5_7b_m3", "architecture=null", "--dry-run"])
+    with pytest.raises(ValueError, match="no 'llava_8b'; there are aria_25b, llava_1_5_7b"):
+        main(["llava_1_5_7b_m3", "architecture=llava_8b", "--dry-run"])
+
+
+def test_sharding_lowers_the_estimate_of_memory() -> None:
+    found = {}
+    for stage in ("zero2", "zero3"):
+        recipe = load(find_recipe("llava_1_5_7b_m3"), Recipe, [f"hardware.deepspeed=scripts/deepspeed/{stage}.json"])
+        line = next(line for line in plan(recipe, 8).splitlines() if line.startswith("memory"))
+        found[stage] = float(line.split()[2])
+    assert found["zero3"] < 20 < found["zero2"]
+
+
+def test_every_chain_decodes() -> None:
+    assert [recipe.run for recipe in read_recipes(find_recipe("qwen3_moe_m3"), [])] == [
+        f"runs/qwen3_moe_m3/{name}" for name in ("align", "pretrain", "all_scales")
+    ]
+
+
+def test_peaks_are_found_by_the_device_name() -> None:
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("some CPU") is None
+    assert utilisation(6e9, 52_000.0, 1, 312e12) == pytest.approx(1.0)
