@@ -5,6 +5,7 @@ import importlib
 
 BENCHES = {
     "step": ("m3.bench.step", "one all-scales training step against the published way"),
+    "train": ("m3.bench.train", "a step on samples of mixed length: packed, padded, row by row, and the published way"),
     "sweep": ("m3.bench.sweep", "a sweep of all scales against the largest alone"),
     "cost": ("m3.bench.cost", "FLOPs, bytes, estimated and measured seconds of every scale, of any configuration"),
 }

@@ -26,7 +26,7 @@ positions, and with gradient accumulation (each micro-step draws its own). `step
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,6 +74,8 @@ class Collator:
     """Samples of one step over all ranks (batch size x world size); needed by `sandwich` and `random` only."""
     max_pixels: int = MAX_PIXELS
     """Larger images are refused."""
+    scale_weights: Mapping[int, float] | None = None
+    """Of the scales in the loss; 1 for those that it does not name. Together they weigh as much as without."""
     broken: Literal["refuse", "skip"] = "refuse"
     """What to do with a sample whose image cannot be read, and with `Broken` ones. Skipped ones are counted and logged."""
 
@@ -106,7 +108,9 @@ class Collator:
                     raise
                 left_out.broken(f"sample {sample.id!r}: {error}")
                 continue
-            expanded = expand(tokenize_sample(sample, self.processor), scales, self.processor, outlines)
+            expanded = expand(
+                tokenize_sample(sample, self.processor), scales, self.processor, outlines, self.scale_weights
+            )
             excess = self._excess(sample, expanded)
             if excess is not None:
                 self._refuse_or_leave_out(excess, left_out)

@@ -6,7 +6,7 @@ tokens of a packed batch is then M3's average, without the model knowing about i
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,12 +42,13 @@ def expand(
     scales: tuple[int, ...],
     processor: M3Processor,
     images: Sequence[Tiles],
+    scale_weights: Mapping[int, float] | None = None,
     weight: float = 1.0,
 ) -> list[ScaledSequence]:
     """One sequence per scale, every image of a sequence at that scale; text-only samples once.
 
     `images` are its images as the processor outlines them; their numbers of tokens follow from it.
-    `weight` is what the sample's label tokens weigh together over all scales.
+    `weight` is what the sample's label tokens weigh together over all scales, `scale_weights` how they share it (default: alike).
     """
     ids = np.asarray(tokenized.input_ids, dtype=np.int64)
     labels = np.where(np.asarray(tokenized.labels_mask, dtype=bool), ids, IGNORED)
@@ -55,6 +56,7 @@ def expand(
         return [ScaledSequence(ids, labels, (), (), weight)]
     if not scales:
         raise ValueError("no scales to expand to; name at least one")
+    own = {scale: (scale_weights or {}).get(scale, 1.0) for scale in scales}
     sequences: list[ScaledSequence] = []
     for scale in scales:
         times = repeats(ids, processor.image_token_id, processor.counts([scale] * len(images), images))
@@ -64,7 +66,7 @@ def expand(
                 labels=np.repeat(labels, times),
                 scales=(scale,) * tokenized.num_images,
                 images=tuple(range(tokenized.num_images)),
-                weight=weight / len(scales),
+                weight=weight * own[scale] / sum(own.values()),
             )
         )
     return sequences

@@ -1,5 +1,7 @@
 """Typed recipe -> transformers' TrainingArguments, in one place."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import TrainingArguments
 
@@ -16,6 +18,8 @@ def training_arguments(
     learning_rate: float,
     workers: int,
     steps: int,
+    report_to: Sequence[str] = (),
+    evaluate_every: int | None = None,
 ) -> TrainingArguments:
     """Everything that Trainer decides, from the recipe; data come in the order of the data set, which is shuffled.
 
@@ -51,5 +55,7 @@ def training_arguments(
         torch_compile=hardware.compile,
         use_liger_kernel=hardware.liger,
         activation_checkpointing=hardware.activation_checkpointing,
-        report_to="none",
+        report_to=list(report_to) or "none",
+        eval_strategy="no" if evaluate_every is None else "steps",
+        eval_steps=evaluate_every,
     )

@@ -64,7 +64,7 @@ def find_recipe(name: str) -> Path:
 
 
 def _say(chosen: list[Recipe] | list[TowerRecipe], devices: int) -> int:
-    from m3.training.plan import plan
+    from m3.training.plan import plan, planned_config
 
     before = None
     for recipe in chosen:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from m3.data.recipe import Data
+from m3.data.recipe import Data, Source
 
 Rate = float | Literal["frozen"]
 Scales = Literal["all", "sandwich", "random"]
@@ -113,6 +113,15 @@ class Hardware:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Samples whose loss at each scale is measured every `every` steps: a small sweep by likelihood, `eval_*` in the metrics."""
+
+    every: int
+    source: Source
+    samples: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """LoRA (https://arxiv.org/abs/2106.09685) on the decoder, at the rate `parts.decoder`; other parts train whole or not.
 
@@ -147,8 +156,10 @@ class Recipe:
 
     `model` is a checkpoint folder to continue from; `new_model` draws one instead. `matryoshka_vis_token_scale`: the
     scales trained over (they become the checkpoint's trained scales). `scales`: all of them every step, or a seeded draw.
-    `reset_connector`: of `model`, drawn anew; a chain does so in its first stage. `architecture`: what `--dry-run` lays out
-    where `model` is not on the machine (m3/recipes/architectures).
+    `scale_weights`: of the scales in the loss, 1 where none is given. `memory`: `low` reads rows one at a time
+    (m3/training/low_memory.py). `reset_connector`: of `model`, drawn anew; a chain does so in its first stage. `report_to`:
+    beside the run's own metrics. `architecture`: what `--dry-run` lays out where `model` is not on the machine
+    (m3/recipes/architectures).
     """
 
     run: str
@@ -161,6 +172,10 @@ class Recipe:
     new_model: NewModel | None = None
     architecture: str | None = None
     reset_connector: bool = False
+    memory: Literal["packed", "low"] = "packed"
+    scale_weights: dict[int, float] | None = None
+    held_out: HeldOut | None = None
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     adapter: Adapter | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     hardware: Hardware = field(default_factory=Hardware)
@@ -170,6 +185,17 @@ class Recipe:
             raise ValueError("recipe: give exactly one of model (a checkpoint folder) and new_model")
         if not self.matryoshka_vis_token_scale:
             raise ValueError("recipe: matryoshka_vis_token_scale must list at least one scale")
+        if self.memory == "low" and self.hardware.deepspeed is not None:
+            raise ValueError(
+                "recipe: memory: low goes backward several times a step, which DeepSpeed does not take; with it, set "
+                "hardware.activation_checkpointing: true, or launch with torchrun"
+            )
+        strange = sorted(set(self.scale_weights or {}) - set(self.matryoshka_vis_token_scale))
+        if strange or any(weight <= 0 for weight in (self.scale_weights or {}).values()):
+            raise ValueError(
+                f"recipe: scale_weights {self.scale_weights} must be positive and of the trained scales "
+                f"{list(self.matryoshka_vis_token_scale)}; leave a scale out of those rather than giving it 0"
+            )
         if self.adapter is not None:
             if self.model is None:
                 raise ValueError("recipe: an adapter needs a model to adapt; give `model`, not `new_model`")

@@ -3,7 +3,12 @@
 Known peaks are those of dense bfloat16 as their makers state them (without sparsity). On others MFU is not logged.
 """
 
+from dataclasses import dataclass
+
 import torch
+
+from m3.model import M3Config
+from m3.model.cost import CostModel
 
 PEAKS: dict[str, float] = {
     "A100": 312e12,
@@ -28,6 +33,27 @@ def peak_flops(name: str | None = None) -> float | None:
     return next((peak for known, peak in PEAKS.items() if known in name), None)
 
 
-def utilisation(flops_per_token: float, tokens_per_second: float, devices: int, peak: float) -> float:
-    """MFU (https://arxiv.org/abs/2204.02311, appendix B): recomputation does not count as work."""
-    return flops_per_token * tokens_per_second / (devices * peak)
+@dataclass(frozen=True)
+class Meter:
+    """Operations of a training step: 6 per active weight and token of the decoder, and three passes of the tower.
+
+    MFU (https://arxiv.org/abs/2204.02311, appendix B) is these over the elapsed time and the peak. Attention between tokens
+    and what is recomputed do not count as work.
+    """
+
+    peak: float
+    active_weights: int
+    tile_flops: int
+
+    def flops(self, tokens: int, tiles: int) -> float:
+        """Of so many tokens read and tiles seen."""
+        return 6.0 * self.active_weights * tokens + 3.0 * self.tile_flops * tiles
+
+
+def meter(config: M3Config, device_name: str | None = None) -> Meter | None:
+    """For a model on a device called so, by default this machine's; None where its peak is not known."""
+    peak = peak_flops(device_name)
+    if peak is None:
+        return None
+    costs = CostModel.from_config(config)
+    return Meter(peak, costs.decoder.active(costs.top_k) + costs.head, costs.vision_flops() + costs.connector_flops())

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.generic import ModelOutput
 
-from m3.model import M3Output
+from m3.model import M3ForConditionalGeneration, M3Output
 from m3.model.router_losses import is_real
 from m3.training.distributed import sum_over_processes, union_over_processes, wait_for_everyone
+from m3.training.low_memory import average_gradients, row_by_row
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import WHOLE, RunFolder
+from m3.training.throughput import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class MarkWhole(TrainerCallback):
 class RunTrainer(Trainer):
     """Trainer that knows its run folder. `measure` says what to log of every output; `rates` the rate of each parameter.
 
+    `low_memory`: the model (within PEFT's) whose rows are read one at a time. `held_out`: batches that are evaluated.
+
     The loss of a step is divided by the sum of `loss_weights` over all its micro-batches and devices, and router losses
     are taken over the whole step (`router`), so that neither accumulation nor the number of devices changes the gradient.
     """
@@ -59,6 +63,9 @@ class RunTrainer(Trainer):
         rates: Mapping[str, float] | None = None,
         router: RouterLoad | None = None,
         pad_token_id: int | None = None,
+        low_memory: M3ForConditionalGeneration | None = None,
+        meter: Meter | None = None,
+        held_out: Sequence[dict[str, Tensor]] = (),
         **kwargs,
     ) -> None:
         super().__init__(callbacks=[*([router] if router else []), MarkWhole()], **kwargs)
@@ -67,6 +74,11 @@ class RunTrainer(Trainer):
         self._rates = dict(rates or {})
         self._router = router
         self._pad_token_id = pad_token_id
+        self._low_memory = low_memory
+        self._meter = meter
+        self._held_out = held_out
+        self._flops = 0.0
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
         self._step_tokens = 1.0
@@ -114,6 +126,47 @@ class RunTrainer(Trainer):
             self._router.begin(both[1])
         return batches, both[0].clamp(min=1e-12)  # a step may have no target
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of a micro-batch: of all rows at once, or row by row."""
+        if self._low_memory is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        own = self.accelerator.unwrap_model(model)  # past data parallelism, which expects one backward a step
+
+        def read(row: dict[str, Tensor]) -> Tensor:
+            with self.compute_loss_context_manager():
+                loss = cast(Tensor, self.compute_loss(own, row, num_items_in_batch=num_items_in_batch))
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+        loss = row_by_row(self._low_memory, self._prepare_inputs(inputs), read)
+        if self.accelerator.sync_gradients:
+            average_gradients(own)
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs) -> dict[str, float]:
+        """The loss of each scale on the held-out batches, into the run's metrics. Every process reads all of them."""
+        if self._evaluated[0] == self.state.global_step:  # Trainer asks again at the end of the last pass
+            return self._evaluated[1]
+        model, sums, counts = self.model_wrapped, defaultdict[str, float](float), defaultdict[str, float](float)
+        model.eval()
+        for batch in self._held_out:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                output = model(**self._prepare_inputs(dict(batch)), skip_logits=True)
+            for name, (value, count) in self._measure(output, 1.0).items():
+                sums[name], counts[name] = sums[name] + value, counts[name] + count
+        model.train()
+        found = {
+            f"eval_{name}": round(sums[name] / counts[name], 6) for name in sorted(sums) if name.startswith("loss_")
+        }
+        self.log(found)
+        if self.is_world_process_zero():
+            self.run.append_metrics({"step": self.state.global_step, **found})
+        self._evaluated = (self.state.global_step, found)
+        return found
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -142,6 +195,9 @@ class RunTrainer(Trainer):
             self._router.add(outputs, float(tokens))
         if "input_ids" in inputs:
             self._tokens += tokens
+            if self._meter is not None:
+                shown = inputs["pixel_values"].shape[0] if "pixel_values" in inputs else 0
+                self._flops += self._meter.flops(tokens, shown)
 
     def _real_tokens(self, batch: Mapping[str, Tensor]) -> int:
         return int(is_real(batch["input_ids"], batch.get("attention_mask"), self._pad_token_id).sum())
@@ -178,15 +234,17 @@ class RunTrainer(Trainer):
 
     def _collect(self) -> dict[str, float]:
         names = union_over_processes(self._sums)  # a rank whose batches had no image lacks the scales
-        values = [[self._sums[n], self._counts[n]] for n in names] + [[float(self._tokens), 0.0]]
+        values = [[self._sums[n], self._counts[n]] for n in names] + [[float(self._tokens), self._flops]]
         table = sum_over_processes(torch.tensor(values, device=self.args.device)).cpu()
         elapsed, tokens = time.perf_counter() - self._since, float(table[-1, 0])
         rows = zip(names, table[:-1].tolist(), strict=True)
         means = {name: round(float(s / c), 6) for name, (s, c) in rows if c}
         self._sums.clear()
         self._counts.clear()
-        self._tokens, self._since = 0, time.perf_counter()
+        self._tokens, self._flops, self._since = 0, 0.0, time.perf_counter()
         speed = {"tokens_per_second": round(tokens / elapsed, 1)} if tokens else {}
+        if self._meter is not None:
+            speed["mfu"] = round(float(table[-1, 1]) / (elapsed * self._meter.peak * self.args.world_size), 4)
         return means | speed | self._collect_left_out()
 
     def _collect_left_out(self) -> dict[str, float]:

@@ -4,14 +4,17 @@ in: a recipe; way: build -> mixture -> collator (multiscale, packing) -> RunTrai
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from m3.config import dump
 from m3.data.collate import Collator
+from m3.data.formats import open_source
 from m3.data.mixture import Mixture
 from m3.data.read import read_mixture
 from m3.model import M3Config, M3ForConditionalGeneration
@@ -26,6 +29,7 @@ from m3.training.recipe import Recipe
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import RunFolder
 from m3.training.stages import apply_parts, chosen_rates
+from m3.training.throughput import meter
 from m3.training.trainer import RunTrainer
 
 logger = logging.getLogger(__name__)
@@ -57,6 +61,8 @@ def train_model(recipe: Recipe) -> RunFolder:
         max(float(rate) for rate in chosen_rates(recipe.parts).values() if rate != "frozen"),
         recipe.data.workers,
         len(mixture) // schedule.step_samples(devices),
+        recipe.report_to,
+        None if recipe.held_out is None else recipe.held_out.every,
     )
     model, processor = new or build(recipe)
     rates, adapted = apply_parts(model, recipe.parts), None
@@ -65,6 +71,8 @@ def train_model(recipe: Recipe) -> RunFolder:
     router = _router_load(model, arguments.device)
     if lora is not None:
         adapted, rates = add_lora(model, lora, rates, schedule.seed)
+    collator = _collator(recipe, processor, schedule.step_samples(devices))
+    held_out = _held_out(recipe, collator)
     trainer = RunTrainer(
         run=run,
         measure=measure,
@@ -74,7 +82,11 @@ def train_model(recipe: Recipe) -> RunFolder:
         model=adapted or model,
         args=arguments,
         train_dataset=mixture,
-        data_collator=_collator(recipe, processor, schedule.step_samples(devices)),
+        data_collator=collator,
+        low_memory=model if recipe.memory == "low" else None,
+        meter=meter(model.config),
+        held_out=held_out,
+        eval_dataset=held_out or None,
         processing_class=processor,
     )
     trainer.run_to_end(None if adapted is None else lambda folder: _save_adapted(trainer, recipe, folder))
@@ -109,6 +121,18 @@ def _mixture(recipe: Recipe, devices: int) -> Mixture:
     )
 
 
+def _held_out(recipe: Recipe, collator: Collator) -> list[dict[str, Tensor]]:
+    """Batches of the held-out samples at all scales; none without them."""
+    spec = recipe.held_out
+    if spec is None:
+        return []
+    samples = open_source(spec.source)
+    number, size = min(spec.samples, len(samples)), recipe.schedule.batch_size
+    every_scale = replace(collator, scales=tuple(recipe.matryoshka_vis_token_scale))
+    batches = [every_scale([samples[n] for n in range(at, min(at + size, number))]) for at in range(0, number, size)]
+    return [{name: value for name, value in batch.items() if name != "left_out"} for batch in batches]
+
+
 def _collator(recipe: Recipe, processor: M3Processor, step_samples: int) -> Collator:
     data = recipe.data
     return Collator(
@@ -121,4 +145,5 @@ def _collator(recipe: Recipe, processor: M3Processor, step_samples: int) -> Coll
         broken=data.broken,
         seed=recipe.schedule.seed,
         step_samples=step_samples,
+        scale_weights=recipe.scale_weights,
     )

@@ -6,7 +6,7 @@ from m3.config import load
 from m3.training.command import find_recipe, main, read_recipes
 from m3.training.plan import count_parameters, plan, planned_config
 from m3.training.recipe import Recipe
-from m3.training.throughput import peak_flops, utilisation
+from m3.training.throughput import meter, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,9 @@ def test_peaks_are_found_by_the_device_name() -> None:
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("some CPU") is None
-    assert utilisation(6e9, 52_000.0, 1, 312e12) == pytest.approx(1.0)
+    recipe = load(find_recipe("llava_1_5_7b_m3"), Recipe)
+    found = meter(planned_config(recipe), "NVIDIA H100 80GB HBM3")
+    assert found is not None
+    assert found.flops(1000, 0) == pytest.approx(6 * 1000 * 6.607e9, rel=1e-3), "Vicuna-7B without its embedding table"
+    assert found.flops(0, 1) > 3 * 2 * 577 * 0.3e9
+    assert meter(planned_config(recipe), "some CPU") is None

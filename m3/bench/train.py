@@ -1,0 +1,146 @@
+"""`m3 bench train`: a training step over all scales on samples of mixed length, in every way it can be run.
+
+    published   one padded batch, tower pass and decoder pass per scale (m3/bench/published.py)
+    padded      the tower once; every sequence in a padded row of its own
+    packed      the tower once; sequences share rows
+    low         the tower once; packed rows one at a time (m3/training/low_memory.py)
+    largest     the largest scale alone, packed: what memory is compared with
+
+Tokens are those that are no padding, the same number in all ways but `largest`.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from m3.bench.published import published_batches, published_loss
+from m3.bench.step import suite_samples
+from m3.bench.timing import alternate, peak_memory
+from m3.data.collate import Collator
+from m3.data.sample import Sample
+from m3.model import M3ForConditionalGeneration
+from m3.training.build import load_checkpoint
+from m3.training.low_memory import row_by_row, split_rows
+
+WAYS = ("published", "padded", "packed", "low")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    model: str
+    scales: tuple[int, ...]
+    images: int
+    pack_length: int
+    threads: int
+
+
+def main(argv: list[str]) -> int:
+    """Prints times, tokens a second, peak memory and ratios; 1 when the gradients differ."""
+    parser = argparse.ArgumentParser(
+        prog="m3 bench train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="playground/m3-tiny-base")
+    parser.add_argument("--matryoshka_vis_token_scale", default="1,4,9,36,144", help="scales of the step")
+    parser.add_argument(
+        "--images", type=int, default=24, help="pictures; every third with all its questions, the rest one"
+    )
+    parser.add_argument("--pack-length", type=int, default=512)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args(argv)
+    scales = tuple(int(scale) for scale in arguments.matryoshka_vis_token_scale.split(","))
+    setting = Setting(arguments.model, scales, arguments.images, arguments.pack_length, arguments.threads)
+    model, steps, tokens = prepare(setting)
+    found = [gradient(model, steps[way]) for way in WAYS]
+    errors = {way: float((one - found[0]).norm() / found[0].norm()) for way, one in zip(WAYS, found, strict=True)}
+    del found
+    timings = alternate([lambda step=steps[way]: run(model, step) for way in WAYS], arguments.repetitions)
+    memory = {way: peak_memory(run_once, setting, way) for way in (*WAYS, "largest")}
+    print(f"{setting.images} pictures, scales {list(scales)}, {tokens} tokens, {arguments.repetitions} repetitions")
+    print(f"{'':12}{'s/step':>9}{'+-':>7}{'tokens/s':>10}{'speed':>8}{'peak MiB':>10}{'/largest':>10}{'gradient':>10}")
+    for way, timing in zip(WAYS, timings, strict=True):
+        speed, share = timings[0].median / timing.median, memory[way] / memory["largest"]
+        print(
+            f"{way:12}{timing.median:9.3f}{timing.spread:7.3f}{tokens / timing.median:10.0f}{speed:7.2f}x"
+            f"{memory[way] / 2**20:10.0f}{share:9.2f}x{errors[way]:10.1e}"
+        )
+    print(f"{'largest':12}{'':34}{memory['largest'] / 2**20:10.0f}{1:9.2f}x")
+    return 0 if max(errors.values()) <= 1e-5 else 1
+
+
+def prepare(setting: Setting) -> tuple[M3ForConditionalGeneration, dict[str, Callable[[], None]], int]:
+    """The model; for each way the function that goes forward and backward over batches made beforehand; the tokens."""
+    torch.set_num_threads(setting.threads)
+    model, processor = load_checkpoint(setting.model, setting.scales)
+    model.train()
+    samples = mixed_samples(setting.images)
+    padded = Collator(processor, scales=setting.scales)(samples)
+    packed = Collator(processor, scales=setting.scales, pack_length=setting.pack_length)(samples)
+    largest = Collator(processor, scales=(max(setting.scales),), pack_length=setting.pack_length)(samples)
+    loop = published_batches(samples, processor, setting.scales)
+    tokens = int(padded["attention_mask"].sum())
+    with torch.no_grad():  # row after row of the padded batch: measuring must not raise the peak of what is measured
+        load = None if not model.model.routers else load_of(model, padded)
+    steps: dict[str, Callable[[], None]] = {
+        "published": lambda: published_loss(model, loop).backward(),
+        "padded": lambda: model(**padded).loss.backward(),
+        "packed": lambda: model(**packed).loss.backward(),
+        "low": lambda: low(model, packed, tokens, load),
+        "largest": lambda: model(**largest).loss.backward(),
+    }
+    return model, steps, tokens
+
+
+def low(model: M3ForConditionalGeneration, batch: dict[str, Tensor], tokens: int, load: Tensor | None) -> None:
+    """Row by row, with the load of the whole batch as the load of the step, which is what the other ways balance."""
+    weights = batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum()
+    options: dict[str, Tensor] = {"num_items_in_batch": weights}
+    if load is not None:
+        options |= {"router_load": load, "router_tokens": torch.tensor(float(tokens))}
+
+    def read(row: dict[str, Tensor]) -> Tensor:
+        loss = model(**row, **options).loss
+        loss.backward()
+        return loss.detach()
+
+    row_by_row(model, batch, read)
+
+
+def load_of(model: M3ForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
+    """`[layers, experts]`, over all rows. A run takes it from the step before, and pays nothing for it."""
+    parts: list[Tensor] = []
+    features = model.get_image_features(batch["pixel_values"]).pooler_output
+    for row in split_rows(model, batch, features):
+        parts.append(model(**row).expert_load * row["input_ids"].numel())
+    total = torch.stack(parts).sum(0)
+    return total / total.sum(-1, keepdim=True)
+
+
+def mixed_samples(images: int) -> list[Sample]:
+    """Pictures of the embedded suite; every third with all its questions, the others with one."""
+    long, short = suite_samples(images, 0), suite_samples(images, 1)
+    return [long[n] if n % 3 == 0 else short[n] for n in range(images)]
+
+
+def gradient(model: M3ForConditionalGeneration, step: Callable[[], None]) -> Tensor:
+    """Of all parameters in a row, after one step."""
+    run(model, step)
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def run(model: M3ForConditionalGeneration, step: Callable[[], None]) -> None:
+    """Forward and backward."""
+    model.zero_grad()
+    step()
+
+
+def run_once(mark: Callable[[], None], setting: Setting, way: str) -> None:
+    """One step in a fresh process, after `mark` has noted the memory at rest."""
+    model, steps, _ = prepare(setting)
+    mark()
+    run(model, steps[way])
