@@ -115,21 +115,26 @@ class CostModel:
         """
         tiles = self.config.tiling.largest() if size is None else self.config.tiling.tiles(size)
         visual = images * self.config.reader.count(scale, tiles)
-        seen_tiles = batch_size * images * tiles.number
-        prompt, batch = visual + text_tokens, batch_size
+        return self.prompt_cost(scale, visual, text_tokens, images * tiles.number, batch_size)
+
+    def prompt_cost(
+        self, scale: int, visual_tokens: int, text_tokens: int, seen_tiles: int, batch_size: int = 1
+    ) -> Cost:
+        """Cost of any prompt: `visual_tokens` of pictures that were seen as `seen_tiles` tiles. `scale` is a label."""
+        prompt, batch = visual_tokens + text_tokens, batch_size
         text = self.config.text_config
         width = self.decoder_layers * text.num_attention_heads * head_dim(text)
         kv_width = self.decoder_layers * 2 * text.num_key_value_heads * head_dim(text)
         active = self.decoder.active(self.top_k)
-        tower = self.vision.dense + self.patch_weights() if images else 0
-        connector = sum(p.numel() for p in self.connector.parameters()) if images else 0
+        tower = self.vision.dense + self.patch_weights() if seen_tiles else 0
+        connector = sum(p.numel() for p in self.connector.parameters()) if seen_tiles else 0
         return Cost(
             scale=scale,
             batch_size=batch,
-            visual_tokens=visual,
+            visual_tokens=visual_tokens,
             text_tokens=text_tokens,
-            vision_flops=seen_tiles * self.vision_flops(),
-            connector_flops=seen_tiles * self.connector_flops(),
+            vision_flops=batch * seen_tiles * self.vision_flops(),
+            connector_flops=batch * seen_tiles * self.connector_flops(),
             prefill_flops=batch * (2 * prompt * active + 4 * prompt**2 * width + 2 * self.head),
             token_flops=batch * (2 * active + 4 * (prompt + 1) * width + 2 * self.head),
             kv_cache_bytes=batch * prompt * kv_width * self.bytes,

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_models import make_config
 from transformers import SiglipImageProcessorPil
+from videos import write_video
 
 from m3.data.synthetic.tokenizer import build_tokenizer
+from m3.inference.loading import load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 
@@ -41,4 +44,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.normal_(0, 0.1)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint: Path) -> tuple[M3ForConditionalGeneration, M3Processor]:
+    return load(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`red.png`, `ramp.png` and `short.mp4` (3 s, 24 frames)."""
+    folder = tmp_path_factory.mktemp("files")
+    Image.new("RGB", (60, 40), "red").save(folder / "red.png")
+    Image.linear_gradient("L").convert("RGB").save(folder / "ramp.png")
+    write_video(folder / "short.mp4")
     return folder

@@ -1,0 +1,211 @@
+"""A conversation about images and videos: several turns, each at a scale of its own, every picture seen once.
+
+In: a loaded model and its processor; images, videos and questions, in any order. Out: an `Answer` per question, its text
+also piece by piece while it is made. The features of a picture are made when it is shown and are read again in every
+turn, at whatever scale that turn asks for; nothing is seen twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from m3.inference.seeing import Seen, image_inputs, reading_order, see
+from m3.model import M3ForConditionalGeneration
+from m3.processing import ImageSource, M3Processor, expand_image_tokens, load_image
+from m3.processing.schedule import Schedule, frame_scales
+from m3.processing.video import Sampling, VideoSource, load_video
+
+VIDEO_MARK = "<video>"
+"""Where a video stands in a question, as the processor's image token is where an image stands."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How an answer is decoded: greedily, or where `temperature` is above 0 by sampling from the `top_p` likeliest."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"expected max_new_tokens from 1, temperature from 0, top_p above 0 and up to 1; got {self}"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `generate`."""
+        if self.temperature == 0:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": None}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said, and what the prompt held."""
+
+    text: str
+    visual_tokens: int
+    text_tokens: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The conversation up to a question, as ids with every placeholder in place."""
+
+    ids: list[int]
+    scales: list[int]  # of each picture
+    visual_tokens: int
+
+    @property
+    def text_tokens(self) -> int:
+        return len(self.ids) - self.visual_tokens
+
+
+class Conversation:
+    """Shown pictures and turns. Holds no scale: each question brings its own."""
+
+    def __init__(
+        self, model: M3ForConditionalGeneration, processor: M3Processor, generation: Generation | None = None
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.generation = generation or Generation()
+        self.shown: list[Seen] = []
+        self._turns: list[dict[str, str]] = []
+        self._waiting: list[tuple[str, Seen]] = []  # marks and what they stand for, until a question takes them
+
+    def show_image(self, source: ImageSource, name: str | None = None) -> Seen:
+        """Sees an image; the next question is about it too. Errors as in `load_image`."""
+        picture = load_image(source)
+        named = name or (str(source) if isinstance(source, str | Path) else "image")
+        return self._show(
+            self.processor.image_token,
+            see(self.model, self.processor, named, f"{picture.width} x {picture.height}", [picture]),
+        )
+
+    def show_video(self, source: VideoSource, sampling: Sampling | None = None, name: str | None = None) -> Seen:
+        """Sees a video's frames; the next question is about it too. Errors as in `load_video`."""
+        video = load_video(source, sampling or Sampling())
+        named = name or (str(source) if isinstance(source, str | Path) else "video")
+        width, height = video.frames[0].size
+        about = f"{len(video.frames)} x {width} x {height}, {video.seconds:.1f} s"
+        return self._show(VIDEO_MARK, see(self.model, self.processor, named, about, video.frames))
+
+    def ask(
+        self,
+        question: str,
+        scale: Schedule | None = None,
+        on_text: Callable[[str], None] | None = None,
+        keep: bool = True,
+    ) -> Answer:
+        """Answers; with `keep` the question and its answer become part of the conversation.
+
+        Args:
+            question: what has been shown since the last one stands in front of it, or where the marks `<image>` and
+                `<video>` in it say.
+            scale: visual tokens per picture (per tile, where images are cut): a number, a schedule over the frames of
+                videos (m3/processing/schedule.py), or None for the largest trained.
+            on_text: is called with each piece of the answer as soon as it is sure.
+
+        Raises:
+            ValueError: marks that do not match what was shown; a scale that cannot be reached; a prompt that is longer
+                than the model can read.
+        """
+        turns, shown = self._with(question)
+        prompt = self.prompt(turns, shown, scale)
+        answer = Answer(self._generate(prompt, shown, on_text), prompt.visual_tokens, prompt.text_tokens)
+        if keep:
+            self._turns = [*turns, {"role": "assistant", "content": answer.text}]
+            self.shown, self._waiting = shown, []
+        return answer
+
+    def outline(self, question: str, scale: Schedule | None) -> Prompt:
+        """The prompt that `ask` would run, without running it."""
+        turns, shown = self._with(question)
+        return self.prompt(turns, shown, scale)
+
+    def pictures(self) -> list[Seen]:
+        """All that was shown, also since the last question."""
+        return [*self.shown, *(seen for _, seen in self._waiting)]
+
+    def clear(self) -> None:
+        """Forgets turns and pictures."""
+        self.shown, self._turns, self._waiting = [], [], []
+
+    def prompt(self, turns: list[dict[str, str]], shown: list[Seen], scale: Schedule | None) -> Prompt:
+        tokenizer, processor = self.processor.tokenizer, self.processor
+        wanted = processor.trained_scales[-1] if scale is None else scale
+        scales = [s for seen in shown for s in frame_scales(wanted, len(seen.tiles))]
+        scales = processor.resolve_scales(scales, len(scales))
+        counts = processor.counts(scales, [tiles for seen in shown for tiles in seen.tiles])
+        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = expand_image_tokens(ids, self.model.config.image_token_id, counts)
+        room = self.model.config.text_config.max_position_embeddings
+        if len(ids) >= room:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, {sum(counts)} of them for {len(scales)} pictures, and the model reads at "
+                f"most {room} with the answer: choose a smaller scale, or show fewer pictures or frames"
+            )
+        return Prompt(ids, scales, sum(counts))
+
+    def _show(self, mark: str, seen: Seen) -> Seen:
+        self._waiting.append((mark, seen))
+        return seen
+
+    def _with(self, question: str) -> tuple[list[dict[str, str]], list[Seen]]:
+        """Turns and pictures with the question and what waits for it; every mark has become its image tokens."""
+        image = self.processor.image_token
+        parts = list(reading_order(question, (image, VIDEO_MARK)))
+        marks = parts[1::2]
+        if not marks:
+            marks = [mark for mark, _ in self._waiting]
+            parts = [part for mark in marks for part in ("", mark, "\n")] + [question]
+        waiting = [mark for mark, _ in self._waiting]
+        if sorted(marks) != sorted(waiting):
+            raise ValueError(
+                f"the question has the marks {', '.join(marks) or 'none'}, but what was shown since the last one is "
+                f"{', '.join(waiting) or 'nothing'}: write each mark once where its picture stands, or none at all"
+            )
+        queues = {mark: iter([seen for m, seen in self._waiting if m == mark]) for mark in (image, VIDEO_MARK)}
+        shown = [next(queues[mark]) for mark in marks]
+        frames = iter(shown)
+        content = "".join(image * len(next(frames).tiles) if part in queues else part for part in parts)
+        return [*self._turns, {"role": "user", "content": content}], [*self.shown, *shown]
+
+    @torch.no_grad()
+    def _generate(self, prompt: Prompt, shown: list[Seen], on_text: Callable[[str], None] | None) -> str:
+        tokenizer, model = self.processor.tokenizer, self.model
+        ids = torch.tensor([prompt.ids], device=model.device)
+        ends = model.generation_config.eos_token_id
+        stops = {tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])} - {None}
+        room = model.config.text_config.max_position_embeddings - len(prompt.ids)
+        output: Tensor = model.generate(  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **image_inputs(model, self.processor, shown, prompt.scales),
+            **self.generation.arguments(),
+            max_new_tokens=min(self.generation.max_new_tokens, room),
+            eos_token_id=sorted(stops),
+            pad_token_id=tokenizer.pad_token_id,
+            streamer=None if on_text is None else Pieces(tokenizer, on_text),
+        )
+        return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+class Pieces(TextStreamer):
+    """Calls back with each finished piece of text; transformers decides when one is finished."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)

@@ -1,0 +1,79 @@
+"""Pictures to features, once: everything that a later prompt, at any scale, needs to know of them.
+
+In: the model, the processor, pictures (stills, or the frames of a video). Out: `Seen`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from m3.model import M3ForConditionalGeneration
+from m3.nesting import Tiles
+from m3.processing import M3Processor
+from m3.processing.tiles import tile_entries
+
+BATCH = 16
+"""Pictures that the tower sees at a time."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A still, or a video frame by frame. `name` and `about` describe it to the user."""
+
+    name: str
+    about: str
+    tiles: tuple[Tiles, ...]  # of each picture
+    features: tuple[Float[Tensor, "t n d"], ...]  # of each picture: the connector's tokens, before nesting
+
+    @property
+    def number_of_tiles(self) -> int:
+        return sum(tiles.number for tiles in self.tiles)
+
+
+@torch.no_grad()
+def see(
+    model: M3ForConditionalGeneration, processor: M3Processor, name: str, about: str, pictures: Sequence[Image.Image]
+) -> Seen:
+    """Tower and connector, each picture once, `BATCH` at a time."""
+    tiles: list[Tiles] = []
+    features: list[Tensor] = []
+    for start in range(0, len(pictures), BATCH):
+        prepared = processor.prepare_images(pictures[start : start + BATCH])
+        tokens = model.get_image_features(prepared.pixel_values.to(model.device)).pooler_output
+        assert tokens is not None  # get_image_features always gives it
+        tiles += prepared.images
+        features += tokens.split([one.number for one in prepared.images])
+    return Seen(name, about, tuple(tiles), tuple(features))
+
+
+def image_inputs(
+    model: M3ForConditionalGeneration, processor: M3Processor, shown: Sequence[Seen], scales: Sequence[int]
+) -> dict[str, Tensor]:
+    """What `forward` and `generate` take instead of pixels; `scales`: one per picture, in reading order."""
+    if not shown:
+        return {}
+    features = [part for one in shown for part in one.features]
+    longest = max(part.shape[1] for part in features)
+    known = tile_entries([tiles for one in shown for tiles in one.tiles], processor.reader.tiling)
+    inputs = known | {"image_scales": torch.tensor(list(scales), dtype=torch.int64)}
+    padded = torch.cat([pad(part, (0, 0, 0, longest - part.shape[1])) for part in features])
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()} | {"image_features": padded}
+
+
+def reading_order(text: str, marks: Sequence[str]) -> Iterator[str]:
+    """`text` cut at the marks, the marks kept: text, mark, text, mark, text."""
+    start = 0
+    while start <= len(text):
+        found = [(at, mark) for mark in marks if (at := text.find(mark, start)) >= 0]
+        if not found:
+            yield text[start:]
+            return
+        at, mark = min(found)
+        yield text[start:at]
+        yield mark
+        start = at + len(mark)

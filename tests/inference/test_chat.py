@@ -1,0 +1,149 @@
+"""`m3 chat` as a user types it: once, through a pipe, with every way of loading; and its mistakes."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText
+
+from m3.cli import main
+from m3.inference import Conversation, Generation
+from m3.inference.explain import explain
+from m3.model import M3ForConditionalGeneration
+from m3.processing import M3Processor
+
+ROOT = Path(__file__).resolve().parents[2]
+Loaded = tuple[M3ForConditionalGeneration, M3Processor]
+
+
+def chat(checkpoint: Path, *arguments: str | Path) -> int:
+    return main(
+        ["chat", "--model-path", str(checkpoint), "--device", "cpu", "--max-new-tokens", "6", *map(str, arguments)]
+    )
+
+
+def test_one_question_one_answer(
+    checkpoint: Path, loaded: Loaded, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = files / "red.png"
+    assert chat(checkpoint, "--image-file", picture, "--query", "what colour", "--matryoshka_vis_token_scale", "9") == 0
+    conversation = Conversation(*loaded, Generation(6))
+    conversation.show_image(picture)
+    assert capsys.readouterr().out.strip() == conversation.ask("what colour", 9).text
+
+
+def test_several_scales_side_by_side(checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--video-file", files / "short.mp4", "--num-frames", "3", "--query", "what happens")
+    assert chat(checkpoint, *arguments, "--matryoshka_vis_token_scale", "1,9,36+1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("]")[0] for line in lines if line.startswith("[")] == ["[1", "[9", "[36+1"]
+
+
+def test_explain_counts_tiles_tokens_and_flops(
+    checkpoint: Path, loaded: Loaded, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    visuals = ("--image-file", files / "red.png", "--video-file", files / "short.mp4", "--num-frames", "4")
+    assert chat(checkpoint, *visuals, "--explain") == 0
+    shown = capsys.readouterr().out
+    assert f"1. {files / 'red.png'}  60 x 40 pixels, 1 tile\n" in shown
+    assert f"2. {files / 'short.mp4'}  4 x 64 x 48, 3.0 s pixels, 4 tiles\n" in shown
+    assert "   tokens at scale 1: 4, 4: 16, 9: 36, 36: 144, 144: 576\n" in shown
+    rows = [line.split() for line in shown.splitlines() if line.split()[:1] in (["1"], ["144"])]
+    assert [row[1] for row in rows] == ["5", "720"]
+    assert rows[0][3] == rows[1][3], "seeing costs the same at every scale"
+    assert float(rows[0][4]) < float(rows[1][4])
+    conversation = Conversation(*loaded)
+    conversation.show_image(files / "red.png")
+    with pytest.raises(ValueError, match="scale 7 cannot be reached"):
+        explain(conversation, "", [7])
+
+
+def test_turns_through_a_pipe(
+    checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        f"/image {files / 'red.png'}",
+        "/scale 9",
+        "what colour",
+        "/scale 1,144",
+        "what colour",
+        "/scale 100",
+        "/scal 9",
+        f"/image {files / 'none.png'}",
+        "/explain",
+        f"/video {files / 'short.mp4'}",
+        "what happens in <video>",
+        "/clear",
+        "hello",
+        "/help",
+        "/exit",
+        "never asked",
+    ]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert chat(checkpoint) == 0
+    shown = capsys.readouterr().out
+    for told in (
+        "[1] ",
+        "[144] ",
+        "scale 100 cannot be reached exactly",
+        "unknown command /scal. Did you mean '/scale'?",
+        "no such image file",
+        "red.png  60 x 40 pixels",
+        "/exit         end",
+    ):
+        assert told in shown
+    assert "never asked" not in shown
+
+
+@pytest.mark.parametrize("flag", ["--load-4bit", "--load-8bit", "--lora", "--merge"])
+def test_every_way_of_loading_answers(
+    checkpoint: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    arguments: list[str | Path] = [flag]
+    if flag in ("--lora", "--merge"):
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+        targets = r"model\.language_model\..*(q_proj|v_proj)"
+        get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).save_pretrained(
+            tmp_path
+        )
+        arguments = ["--lora", tmp_path] + (["--merge"] if flag == "--merge" else [])
+    assert chat(checkpoint, *arguments, "--image-file", files / "ramp.png", "--query", "what is it") == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--matryoshka_vis_token_scale", "nine"], "the scale 'nine' cannot be read"),
+        (["--query", "x", "--image-file", "none.png"], "no such image file"),
+        (
+            ["--query", "x <image>"],
+            "the question has the marks <image>, but what was shown since the last one is nothing",
+        ),
+        (["--fps", "1", "--collage"], "a collage always has 6 frames"),
+        (["--merge"], "merge was asked for without an adapter"),
+    ],
+)
+def test_mistakes_are_one_line(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert chat(checkpoint, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_the_shipped_model_in_a_process_of_its_own(files: Path) -> None:
+    command = [sys.executable, "-m", "m3.cli", "chat", "--model-path", str(ROOT / "playground" / "m3-tiny")]
+    questions = "What is the main colour of the image?\n/scale 1\nWhat is the main colour of the image?\n"
+    ran = subprocess.run(
+        [*command, "--image-file", str(files / "red.png")], input=questions, capture_output=True, text=True, check=True
+    )
+    assert len(ran.stdout.splitlines()) == 2
+    assert "Traceback" not in ran.stderr

@@ -1,0 +1,151 @@
+"""Files to frames: which ones, upright, within limits; and everything that is no video."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from videos import colour, write_sound, write_video
+
+from m3 import packages
+from m3.processing.video import MAX_FRAMES, Sampling, collage, load_video
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 s, 24 frames."""
+    return write_video(tmp_path_factory.mktemp("video") / "short.mp4")
+
+
+def near(picture: Image.Image, wanted: tuple[int, int, int]) -> bool:
+    """At the lower right corner, within what the codec loses."""
+    got = picture.getpixel((picture.width - 4, picture.height - 4))
+    return max(abs(a - b) for a, b in zip(got, wanted, strict=True)) < 12
+
+
+@pytest.mark.parametrize(
+    ("sampling", "times"),
+    [
+        (Sampling(num_frames=6), [0.25, 0.75, 1.25, 1.75, 2.25, 2.75]),
+        (Sampling(fps=2), [0.25, 0.75, 1.25, 1.75, 2.25, 2.75]),
+        (Sampling(num_frames=1), [1.5]),
+        (
+            Sampling(),
+            [0.125, 0.5, 0.875, 1.25, 1.625, 2.0, 2.375, 2.75],
+        ),  # what is on the screen in the middle of 0.375 s
+        (Sampling(num_frames=100), [n / 8 for n in range(24)]),  # no frame twice
+    ],
+    ids=str,
+)
+def test_frames_are_those_on_the_screen_in_the_middle_of_equal_stretches(
+    video: Path, sampling: Sampling, times: list[float]
+) -> None:
+    read = load_video(video, sampling)
+    assert read.seconds == pytest.approx(3.0)
+    assert read.times == pytest.approx(times)
+    assert all(near(p, colour(round(t * 8), 24)) for p, t in zip(read.frames, read.times, strict=True))
+
+
+def test_bytes_and_other_containers_give_the_same_frames(video: Path, tmp_path: Path) -> None:
+    times = load_video(video).times
+    assert load_video(video.read_bytes()).times == times
+    assert load_video(write_video(tmp_path / "short.mkv")).times == pytest.approx(times, abs=0.01)
+    assert load_video(write_video(tmp_path / "short.avi")).times == pytest.approx(times, abs=0.01)
+
+
+def test_a_long_video_is_jumped_through_to_the_same_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "long.mp4", frames=300, fps=5)
+    read = load_video(path, Sampling(num_frames=3))  # 20 s apart: further than what is decoded through
+    assert read.times == pytest.approx([10.0, 30.0, 50.0])
+    assert all(near(p, colour(round(t * 5), 300)) for p, t in zip(read.frames, read.times, strict=True))
+
+
+def test_a_collage_is_one_picture_of_six_in_reading_order(video: Path) -> None:
+    read = load_video(video, Sampling(collage=True))
+    (grid,) = read.frames
+    assert grid.size == (2 * 64, 3 * 48)
+    single = load_video(video, Sampling(num_frames=6)).frames
+    for place, picture in enumerate(single):
+        left, top = place % 2 * 64, place // 2 * 48
+        assert list(grid.crop((left, top, left + 64, top + 48)).tobytes()) == list(picture.tobytes())
+    with pytest.raises(ValueError, match="7 pictures do not fit into 3 x 2"):
+        collage([Image.new("RGB", (4, 4))] * 7)
+
+
+def test_a_portrait_of_a_telephone_is_upright(video: Path) -> None:
+    """The file says "turn a quarter clockwise", as telephones write it: the white quarter moves to the upper right."""
+    one, none = (0x10000).to_bytes(4), bytes(4)
+    plain = one + none * 3 + one
+    turned = none + one + none + (2**32 - 0x10000).to_bytes(4) + none
+    content = video.read_bytes()
+    header = content.index(b"tkhd")
+    place = content.index(plain, header)
+    picture = load_video(content[:place] + turned + content[place + len(turned) :], Sampling(num_frames=1)).frames[0]
+    assert picture.size == (48, 64)
+    assert min(picture.getpixel((40, 6))) > 200
+    assert min(picture.getpixel((6, 6))) < 60
+
+
+def broken(video: Path, folder: Path) -> dict[str, tuple[object, str]]:
+    content = video.read_bytes()
+    whole = write_video(folder / "stream.mp4", frames=80, movflags="faststart").read_bytes()
+    empty = folder / "empty.mp4"
+    empty.touch()
+    return {
+        "cut": (content[: len(content) // 2], "not a video that can be read, or damaged"),
+        "cut behind its index": (whole[: len(whole) // 2], "the video is cut short: it ends after"),
+        "text": (b"hello" * 100, "not a video that can be read, or damaged (Invalid data found"),
+        "playlist": (
+            f"#EXTM3U\n#EXTINF:3,\n{video.as_uri()}\n#EXT-X-ENDLIST\n".encode(),
+            "not a video that can be read",
+        ),
+        "empty": (empty, "the video file is empty (0 bytes)"),
+        "no bytes": (b"", "the video file is empty (0 bytes)"),
+        "nothing there": (folder / "none.mp4", "no such video file (looked from"),
+        "folder": (folder, "is a folder, expected a video file"),
+        "address": ("https://example.org/a.mp4", "network addresses are not fetched"),
+        "protocol": (f"concat:{video}", "no such video file"),
+        "sound": (write_sound(folder / "sound.mp4"), "no video in this file, it holds audio"),
+    }
+
+
+def test_what_is_no_whole_video_is_refused(video: Path, tmp_path: Path) -> None:
+    cases = broken(video, tmp_path)
+    assert len(cases) == 11
+    for source, message in cases.values():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_video(source)
+
+
+def test_limits(video: Path) -> None:
+    with pytest.raises(ValueError, match="its frames are 64 x 48 = 3,072 pixels, more than the limit of 3,000"):
+        load_video(video, max_pixels=3000)
+    with pytest.raises(ValueError, match="the video is 3 s long, more than the limit of 2 s"):
+        load_video(video, max_seconds=2.0)
+    with pytest.raises(
+        ValueError, match=f"1000 frames per second over 3.0 s are 3000 frames, more than the limit of {MAX_FRAMES}"
+    ):
+        load_video(video, Sampling(fps=1000))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 4, "fps": 1.0}, "give num_frames (4) or fps (1.0), not both"),
+        ({"num_frames": 0}, "num_frames is 0; expected 1 to 1024"),
+        ({"num_frames": 2000}, "num_frames is 2000; expected 1 to 1024"),
+        ({"fps": 0.0}, "fps is 0.0; expected more than 0"),
+        ({"fps": 1.0, "collage": True}, "a collage always has 6 frames"),
+    ],
+)
+def test_samplings_that_cannot_be_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Sampling(**options)
+
+
+def test_without_pyav_the_extra_is_named(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs the package av, which is not installed: pip install -e '.\[video\]'"
+    ):
+        load_video(video)
