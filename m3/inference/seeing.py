@@ -44,10 +44,12 @@ def see(
     features: list[Tensor] = []
     for start in range(0, len(pictures), BATCH):
         prepared = processor.prepare_images(pictures[start : start + BATCH])
-        tokens = model.get_image_features(prepared.pixel_values.to(model.device)).pooler_output
+        mask = None if prepared.pixel_mask is None else prepared.pixel_mask.to(model.device)
+        tokens = model.get_image_features(prepared.pixel_values.to(model.device), mask).pooler_output
         assert tokens is not None  # get_image_features always gives it
+        parts = tokens.split([one.number for one in prepared.images])
         tiles += prepared.images
-        features += tokens.split([one.number for one in prepared.images])
+        features += [part[:, : one.tokens] for part, one in zip(parts, prepared.images, strict=True)]
     return Seen(name, about, tuple(tiles), tuple(features))
 
 
