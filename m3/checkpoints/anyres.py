@@ -22,7 +22,7 @@ ROUNDING = "truncate"
 
 def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
     """From the original's `config.json`; `side`: pixels of a tile, which are those of the tower's images."""
-    chosen = (config.get("image_aspect_ratio"), config.get("mm_patch_merge_type", "flat"))
+    chosen = (str(config.get("image_aspect_ratio")), str(config.get("mm_patch_merge_type", "flat")))
     if chosen not in KINDS:
         known = "; ".join(f"{aspect} with {merge}" for aspect, merge in KINDS)
         raise ValueError(

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import (
     BaseImageProcessor,
-    CLIPImageProcessorPil,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
@@ -72,7 +71,7 @@ class LlavaNextHf(Format):
             tiling=TilingConfig(
                 kind="anyres",
                 tile_size=tower.image_size,
-                grid_pinpoints=config.image_grid_pinpoints,
+                grid_pinpoints=config.image_grid_pinpoints or [],
                 unpad_rounding=ROUNDING,
             ),
             image_token_id=config.image_token_index,
@@ -128,7 +127,7 @@ def empty_llava_next(config: LlavaNextConfig) -> LlavaNextForConditionalGenerati
         return LlavaNextForConditionalGeneration(config)
 
 
-def tile_image_processor(image_processor: BaseImageProcessor, tiling: TilingConfig) -> CLIPImageProcessorPil:
+def tile_image_processor(image_processor: BaseImageProcessor, tiling: TilingConfig) -> BaseImageProcessor:
     """The image processor of one tile; cutting is ours (m3/processing/tiles.py)."""
     settings = image_processor.to_dict()
     pinpoints = [list(pinpoint) for pinpoint in settings["image_grid_pinpoints"]]

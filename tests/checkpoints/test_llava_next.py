@@ -59,7 +59,7 @@ def test_pixel_values_equal_the_originals(processor: M3Processor, reference: Npz
 def test_embeddings_and_logits_equal_the_originals_at_every_scale(
     scale: int, model: M3ForConditionalGeneration, processor: M3Processor, reference: NpzFile
 ) -> None:
-    """From the image file through our own preprocessing. Measured: embeddings 3e-7, logits 4e-7 (float32)."""
+    """From the image file through our own preprocessing. Measured: embeddings 5e-7, logits 2.5e-7 (float32)."""
     inputs = processor(images=ANYRES / "image.png", text=processor.image_token, matryoshka_vis_token_scale=scale)
     del inputs["attention_mask"]
     (count,) = processor.count_tokens([(420, 640)], scale)

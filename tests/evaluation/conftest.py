@@ -74,7 +74,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: Path, seed: int = 0, scales: list[int] = SCALES, layers: int = 2) -> Path:
+def save_model(
+    folder: Path, seed: int = 0, scales: list[int] = SCALES, layers: int = 2, tiling: dict | None = None
+) -> Path:
     """24x24 pixels, 6x6 patches, two layers each (or `layers` in the decoder); weights large enough that answers differ."""
     torch.manual_seed(seed)
     nesting = {"kind": "grid_pool", "trained_scales": scales}
@@ -88,13 +90,18 @@ def save_model(folder: Path, seed: int = 0, scales: list[int] = SCALES, layers: 
             "aria_text", **small | {"num_hidden_layers": layers}, **text, num_key_value_heads=2, initializer_range=0.3
         ),
         nesting=nesting,
+        tiling=tiling,
         image_token_id=1,
         initializer_range=0.3,
     )
     model = M3ForConditionalGeneration(config)
     model.save_pretrained(folder)
     processor = M3Processor(
-        SiglipImageProcessorPil(size={"height": 24, "width": 24}), make_tokenizer(), grid=(6, 6), nesting=nesting
+        SiglipImageProcessorPil(size={"height": 24, "width": 24}),
+        make_tokenizer(),
+        grid=(6, 6),
+        nesting=nesting,
+        tiling=tiling,
     )
     processor.save_pretrained(folder)
     return folder

@@ -1,0 +1,72 @@
+"""The engine on images in tiles: real tokens are counted, batches equal single questions, bounded memory changes nothing."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from m3.evaluation.decoding import Decoding
+from m3.evaluation.engine import Engine, Picture, Question, Reply
+from m3.evaluation.latency import measure
+from m3.model.cost import CostModel
+from tests.evaluation.conftest import make_image, save_model
+
+TILING = {"kind": "anyres", "tile_size": 24, "grid_pinpoints": [[24, 48], [48, 24], [48, 48]]}
+SIZES = [(48, 48), (20, 44), (40, 17)]
+SCALES = (1, 4, 36)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine.load(str(save_model(tmp_path_factory.mktemp("tiled") / "model", scales=list(SCALES), tiling=TILING)))
+
+
+def ask(engine: Engine, index: int, scale: int, continuation: str | None = None) -> Question:
+    pictures = [Picture.of(make_image(n).resize(SIZES[n][::-1], Image.Resampling.NEAREST)) for n in range(index + 1)]
+    messages = [{"role": "user", "content": "<image>\n" * len(pictures) + "Which?"}]
+    return engine.question(messages, pictures, scale, Decoding(max_new_tokens=3), continuation)
+
+
+def answers(engine: Engine, questions: list[Question], batch_size: int) -> list[Reply]:
+    found = {index: reply for batch in engine.answer(questions, batch_size) for index, reply in batch}
+    return [found[index] for index in range(len(questions))]
+
+
+@pytest.mark.parametrize("continuation", [None, "red"])
+def test_batches_equal_single_questions_and_count_real_tokens(engine: Engine, continuation: str | None) -> None:
+    questions = [ask(engine, index, scale, continuation) for index in range(3) for scale in SCALES]
+    together = answers(engine, questions, batch_size=4)
+    for question, reply in zip(questions, together, strict=True):
+        sizes = [(picture.image.height, picture.image.width) for picture in question.pictures]
+        counts = engine.processor.count_tokens(sizes, question.scale)
+        assert reply.visual_tokens == sum(counts) > question.scale * len(sizes)
+        (alone,) = answers(engine, [question], 1)
+        assert (alone.text, alone.visual_tokens, alone.text_tokens) == (
+            reply.text,
+            reply.visual_tokens,
+            reply.text_tokens,
+        )
+        if continuation is not None:
+            assert alone.log_likelihood[0] == pytest.approx(reply.log_likelihood[0], abs=1e-4)
+
+
+def test_a_cache_of_one_image_gives_the_same_answers(engine: Engine) -> None:
+    questions = [ask(engine, index, 4) for index in range(3)]
+    expected = [reply.text for reply in answers(engine, questions, 2)]
+    seen = engine.images_seen
+    small = Engine(engine.model, engine.processor, engine.weights, cache_bytes=1)
+    for _ in range(2):
+        assert [reply.text for reply in answers(small, questions, 1)] == expected
+    assert seen == 3 < small.images_seen
+
+
+def test_cost_and_latency_are_those_of_all_tiles(engine: Engine, tmp_path: Path) -> None:
+    """The image with most tiles is 2 x 2 and the whole: five times the tower, and 36 + 12 x 13 tokens."""
+    formulas = CostModel(engine.model)
+    plain = CostModel(Engine.load(str(save_model(tmp_path / "plain", scales=list(SCALES)))).model)
+    cost, one = formulas.cost(36, 10), plain.cost(36, 10)
+    assert (cost.visual_tokens, one.visual_tokens) == (36 + 12 * 13, 36)
+    assert cost.vision_flops == 5 * one.vision_flops and cost.connector_flops == 5 * one.connector_flops
+    assert formulas.cost(36, 10, size=(20, 44)).visual_tokens == engine.processor.count_tokens([(20, 44)], 36)[0]
+    measured = measure(engine.model, [1], text_tokens=4, repeats=1, warm_up=0, tokens=1)
+    assert len(measured) == 1
