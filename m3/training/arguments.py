@@ -53,7 +53,6 @@ def training_arguments(
         accelerator_config={"use_configured_state": True} if is_configured else None,
         deepspeed=hardware.deepspeed,
         torch_compile=hardware.compile,
-        use_liger_kernel=hardware.liger,
         activation_checkpointing=hardware.activation_checkpointing,
         report_to=list(report_to) or "none",
         eval_strategy="no" if evaluate_every is None else "steps",

@@ -108,7 +108,6 @@ class Hardware:
     experts_implementation: str = "grouped_mm"
     attention: str | None = None
     compile: bool = False
-    liger: bool = False
     threads: int | None = None
 
 

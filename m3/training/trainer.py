@@ -74,6 +74,11 @@ class RunTrainer(Trainer):
         self._rates = dict(rates or {})
         self._router = router
         self._pad_token_id = pad_token_id
+        if low_memory is not None and self.is_fsdp_enabled:
+            raise ValueError(
+                "memory: low goes backward several times a step, which FSDP does not take; set it to packed, with "
+                "hardware.activation_checkpointing: true"
+            )
         self._low_memory = low_memory
         self._meter = meter
         self._held_out = held_out
@@ -133,7 +138,9 @@ class RunTrainer(Trainer):
         if self._low_memory is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        own = self.accelerator.unwrap_model(model)  # past data parallelism, which expects one backward a step
+        own = cast(
+            nn.Module, self.accelerator.unwrap_model(model)
+        )  # past data parallelism, which expects one backward a step
 
         def read(row: dict[str, Tensor]) -> Tensor:
             with self.compute_loss_context_manager():
@@ -150,7 +157,8 @@ class RunTrainer(Trainer):
         """The loss of each scale on the held-out batches, into the run's metrics. Every process reads all of them."""
         if self._evaluated[0] == self.state.global_step:  # Trainer asks again at the end of the last pass
             return self._evaluated[1]
-        model, sums, counts = self.model_wrapped, defaultdict[str, float](float), defaultdict[str, float](float)
+        model = cast(nn.Module, self.model_wrapped)
+        sums, counts = defaultdict[str, float](float), defaultdict[str, float](float)
         model.eval()
         for batch in self._held_out:
             with torch.no_grad(), self.compute_loss_context_manager():
