@@ -41,6 +41,16 @@ def test_step_compares_two_ways_of_equal_gradients(
     assert re.search(r"ours is \d+\.\d\dx faster at \d+\.\d\dx the memory", printed)
 
 
+@pytest.mark.slow
+def test_train_compares_every_way_of_equal_gradients(
+    tmp_path: Path, tiny_checkpoint: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny_checkpoint(tmp_path / "model"))
+    assert main(["train", "--model", model, "--images", "3", "--repetitions", "1", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["published", "padded", "packed", "low", "largest"]
+
+
 def test_suite_samples_keep_as_many_questions_as_asked() -> None:
     assert [len(sample.turns) for sample in step.suite_samples(6, 1)] == [2] * 6
     assert all(len(sample.turns) > 2 for sample in step.suite_samples(6, 0))
