@@ -8,6 +8,7 @@ BENCHES = {
     "train": ("m3.bench.train", "a step on samples of mixed length: packed, padded, row by row, and the published way"),
     "sweep": ("m3.bench.sweep", "a sweep of all scales against the largest alone"),
     "cost": ("m3.bench.cost", "FLOPs, bytes, estimated and measured seconds of every scale, of any configuration"),
+    "convert": ("m3.bench.convert", "the memory of a conversion against the size of the checkpoint"),
 }
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     apply_converters,
@@ -24,6 +26,7 @@ from transformers.core_model_loading import (
 
 Read = Callable[[str], Tensor]
 Named = dict[str, Tensor]
+EXPERTS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -106,19 +109,53 @@ class HubLayout(Layout):
         group: list[tuple[str, str]],
         renamings: list[WeightRenaming],
     ) -> Step:
-        """A converter's operations on one group of tensors, for example all experts of a layer."""
+        """A converter's operations on one group of (pattern, name), for example all experts of a layer."""
+        template = templates[group[0][0]]
+        names: dict[str, list[str]] = {}
+        for pattern, name in group:
+            names.setdefault(pattern, []).append(name)
+        convert = self._convert_by_experts if _stacks_experts(template) else self._convert
 
         def run(read: Read) -> Named:
-            converter = deepcopy(templates[group[0][0]])
-            for pattern, name in group:
-                converter.add_tensor(target, name, pattern, read(name))  # pyright: ignore[reportArgumentType]  # or a Future
-            made = converter.convert(target, model=self._model, config=self._model.config)
-            return {
-                apply_renamings(name, renamings): tensor[0] if isinstance(tensor, list) else tensor
-                for name, tensor in made.items()
-            }
+            made = convert(template, target, names, read)
+            return {apply_renamings(name, renamings): tensor for name, tensor in made.items()}
 
         return Step(tuple(name for _, name in group), target, run)
+
+    def _convert(self, template: WeightConverter, target: str, names: dict[str, list[str]], read: Read) -> Named:
+        converter = deepcopy(template)
+        for pattern, some in names.items():
+            for name in some:
+                converter.add_tensor(target, name, pattern, read(name))  # pyright: ignore[reportArgumentType]  # or a Future
+        made = converter.convert(target, model=self._model, config=self._model.config)
+        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+
+    def _convert_by_experts(
+        self, template: WeightConverter, target: str, names: dict[str, list[str]], read: Read
+    ) -> Named:
+        """The same, some experts at a time: memory holds the result and few experts beside it, not all of them thrice."""
+        counts = {pattern: len(some) for pattern, some in names.items()}
+        experts = max(counts.values())
+        if set(counts) != set(template.source_patterns) or min(counts.values()) != experts:
+            raise RuntimeError(f"the experts have different numbers of tensors: {counts}")
+        out: Named = {}
+        for start in range(0, experts, EXPERTS_AT_ONCE):
+            few = {pattern: some[start : start + EXPERTS_AT_ONCE] for pattern, some in names.items()}
+            for name, piece in self._convert(template, target, few, read).items():
+                if name not in out:
+                    out[name] = piece.new_empty(experts, *piece.shape[1:])
+                out[name][start : start + len(piece)] = piece
+        return out
+
+
+def _stacks_experts(converter: WeightConverter) -> bool:
+    """Whether expert i of the result comes from expert i alone: stacked along the first axis, joined along others."""
+    first, *others = converter.operations
+    return (
+        isinstance(first, MergeModulelist)
+        and first.dim == 0
+        and all(isinstance(operation, Concatenate) and operation.dim > 0 for operation in others)
+    )
 
 
 def _renaming(source: str, target: str) -> Step:

@@ -82,7 +82,7 @@ class LlavaHf(Format):
             choose_template(tokenizer, folder, native, options.chat_template),
             token_of(tokenizer, native.image_token_id),
         )
-        part = Part(folder, HubLayout(_empty(config)), KEYMAP)
+        part = Part(folder, HubLayout(empty_llava(config)), KEYMAP)
         return Native(native, processor, (part,), generation_config(native.text_config, folder))
 
     def write(self, native: Native) -> Foreign:
@@ -111,10 +111,11 @@ class LlavaHf(Format):
             architectures=["LlavaForConditionalGeneration"],
         )
         foreign.update({SCALES: list(config.nesting.trained_scales)})
-        return Foreign(HubLayout(_empty(foreign)), KEYMAP, partial(_save, native, foreign), edit)
+        return Foreign(HubLayout(empty_llava(foreign)), KEYMAP, partial(_save, native, foreign), edit)
 
 
-def _empty(config: LlavaConfig) -> LlavaForConditionalGeneration:
+def empty_llava(config: LlavaConfig) -> LlavaForConditionalGeneration:
+    """transformers' model without weights, on the meta device."""
     with torch.device("meta"):
         return LlavaForConditionalGeneration(config)
 

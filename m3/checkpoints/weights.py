@@ -20,7 +20,7 @@ from transformers.modeling_utils import load_state_dict
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
-MAPPED_BYTES = 256 * 2**20
+MAPPED_BYTES = 64 * 2**20
 """A shard is mapped into memory while it is read; after so many bytes it is let go and opened anew."""
 
 
