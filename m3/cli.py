@@ -37,6 +37,9 @@ VERBS: Mapping[str, Verb] = {
         "m3.checkpoints.command",
         "a checkpoint of another format to ours, or ours to another: SOURCE DEST [--to FORMAT]",
     ),
+    "assemble": Verb(
+        "m3.checkpoints.assemble", "a new model of any vision encoder and any decoder: DEST --vision V --decoder D"
+    ),
     "data": Verb("m3.data.command", "make or inspect data; `m3 data tiny` draws the embedded suite"),
     "bench": Verb("m3.bench.command", "measure the training step and the sweep against the published way, as ratios"),
     "doctor": Verb("m3.doctor", "check this machine and what is installed, and say what to do"),

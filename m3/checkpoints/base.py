@@ -51,6 +51,8 @@ class Native:
     processor: M3Processor
     parts: tuple[Part, ...]
     generation: GenerationConfig
+    new: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors of ours that no part holds."""
 
 
 @dataclass(frozen=True)

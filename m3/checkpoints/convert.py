@@ -45,6 +45,7 @@ def write(native: Native, dest: Path, to: str, what: str, shard_bytes: int = SHA
         made = Plan()
         for part in native.parts:
             plan_import(made, stack.enter_context(Weights(part.folder)), part)
+        made.add_new(native.new)
         made.check(expected_tensors(native.config), what)
         plan = plan_export(made, target)
         if plan.unknown or plan.broken:

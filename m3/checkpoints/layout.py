@@ -57,7 +57,7 @@ class ModuleLayout(Layout):
     """Files that hold the names of the modules."""
 
     def reading(self, names: Iterable[str]) -> list[Step]:
-        return [_renaming(name, name) for name in names]
+        return [renaming(name, name) for name in names]
 
     def writing(self, names: Iterable[str]) -> list[Step]:
         return self.reading(names)
@@ -83,7 +83,7 @@ class HubLayout(Layout):
             if target not in self._modules and name in self._modules:  # the file holds module names already
                 target, pattern = name, None
             if pattern is None:
-                steps.append(_renaming(name, target))
+                steps.append(renaming(name, target))
             else:
                 groups.setdefault(target, []).append((pattern, name))
         return steps + [self._converting(templates, target, group, []) for target, group in groups.items()]
@@ -97,7 +97,7 @@ class HubLayout(Layout):
         for name in sorted(names, key=dot_natural_key):
             target, pattern = apply_converters(name, converters)
             if pattern is None:
-                steps.append(_renaming(name, apply_renamings(name, renamings)))
+                steps.append(renaming(name, apply_renamings(name, renamings)))
             else:
                 groups.setdefault(target, []).append((pattern, name))
         return steps + [self._converting(templates, target, group, renamings) for target, group in groups.items()]
@@ -158,7 +158,7 @@ def _stacks_experts(converter: WeightConverter) -> bool:
     )
 
 
-def _renaming(source: str, target: str) -> Step:
+def renaming(source: str, target: str) -> Step:
     return Step((source,), target, lambda read: {target: read(source)})
 
 

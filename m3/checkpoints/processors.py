@@ -1,7 +1,7 @@
 """The processor of a converted checkpoint: its tokenizer with an image token, its image processor, its chat template."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,23 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     The placeholder needs no embedding, since visual tokens take its place: its id may lie beyond the model's
     vocabulary (`M3Config.image_token_id`), so that the weights stay as they are.
     """
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    add_tokens(tokenizer, (IMAGE_TOKEN,))
     return tokenizer.get_vocab()[IMAGE_TOKEN]
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[int]:
+    """Makes sure of special tokens; returns the ids of those that were not there."""
+    new = [name for name in names if name not in tokenizer.get_vocab()]
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in new], special_tokens=True)
+    return [tokenizer.get_vocab()[name] for name in new]
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A text model's own chat template, if it keeps images and marks answers for training ({% generation %})."""
+    own = tokenizer.chat_template
+    if not isinstance(own, str) or "generation" not in own:
+        return None
+    return next((one for one in (own, _AS_PARTS + own) if _carries_images(tokenizer, one, IMAGE_TOKEN)), None)
 
 
 def load_image_processor(folder: Path) -> BaseImageProcessor:

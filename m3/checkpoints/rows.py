@@ -3,6 +3,7 @@
 A new token then is neither near nor far from any other, and its logit, the mean of all logits, is never the largest.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -16,18 +17,21 @@ EMBEDDING, OUTPUT = "model.language_model.embed_tokens.weight", "lm_head.weight"
 
 def room_for_placeholder(config: M3Config) -> tuple[int, Edits]:
     """The vocabulary with a row for the image token, and the edits that make it; none when it has one."""
-    return grown(max(config.text_config.vocab_size, config.image_token_id + 1), config.text_config.vocab_size)
+    before = config.text_config.vocab_size
+    rows = max(before, config.image_token_id + 1)
+    return rows, mean_rows(range(before, rows), before, rows)
 
 
-def grown(vocabulary: int, before: int) -> tuple[int, Edits]:
-    """`vocabulary` rows instead of `before`."""
-    if vocabulary == before:
-        return vocabulary, {}
-    edit = partial(append_mean_rows, rows=vocabulary)
-    return vocabulary, {EMBEDDING: edit, OUTPUT: edit}
+def mean_rows(ids: Sequence[int], used: int, rows: int) -> Edits:
+    """`rows` rows in all, those of `ids` at the mean of the first `used`; no edits when there are no `ids`."""
+    if not ids:
+        return {}
+    edit = partial(_with_mean_rows, ids=list(ids), used=used, rows=rows)
+    return {EMBEDDING: edit, OUTPUT: edit}
 
 
-def append_mean_rows(weight: Tensor, rows: int) -> Tensor:
-    """`weight` with its mean row repeated up to `rows` rows."""
-    mean = weight.mean(0, keepdim=True, dtype=torch.float32).to(weight.dtype)
-    return torch.cat([weight, mean.expand(rows - len(weight), -1)])
+def _with_mean_rows(weight: Tensor, ids: list[int], used: int, rows: int) -> Tensor:
+    mean = weight[:used].mean(0, keepdim=True, dtype=torch.float32).to(weight.dtype)
+    grown = torch.cat([weight, mean.expand(rows - len(weight), -1)])
+    grown[ids] = mean
+    return grown

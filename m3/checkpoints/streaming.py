@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from m3.checkpoints.base import Foreign, Part
-from m3.checkpoints.layout import Named, Read, Step
+from m3.checkpoints.layout import Named, Read, Step, renaming
 from m3.checkpoints.weights import INDEX, TensorSource, nbytes, save_shard
 
 SHARD_BYTES = 10**9
@@ -47,6 +47,13 @@ class Plan(TensorSource):
         self._maker |= dict.fromkeys(made, len(self.steps))
         self.steps.append((step, source.read))
         self.meta |= {name: tensor.to("meta") for name, tensor in made.items()}
+
+    def add_new(self, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors that are at hand already."""
+        for name, tensor in tensors.items():
+            self._maker[name] = len(self.steps)
+            self.steps.append((renaming(name, name), tensors.__getitem__))
+            self.meta[name] = tensor.to("meta")
 
     def read(self, name: str) -> Tensor:
         """Makes one of the tensors, so that another plan can go on from this one."""

@@ -16,8 +16,14 @@ TEXT_SIDE = (
 
 
 def empty_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    """The encoder on the meta device; of a pair of encoders (CLIP, SigLIP) the vision encoder."""
+    """The encoder on the meta device; of a pair of encoders (CLIP, SigLIP) the vision encoder.
+
+    Raises:
+        ValueError: no vision encoder.
+    """
     vision = config.vision_config if "vision_config" in config.sub_configs else config
+    if not {"patch_size", "num_channels"} <= vision.to_dict().keys():
+        raise ValueError(f"a model of type {config.model_type} is no vision encoder: it has no patch_size")
     with torch.device("meta"):
         return AutoModel.from_config(vision)
 

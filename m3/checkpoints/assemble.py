@@ -1,0 +1,175 @@
+"""`m3 assemble`: any vision encoder and any causal decoder become one new checkpoint, to be trained.
+
+in: a folder (or hub id) of each, a connector and a nesting by name; way: both checkpoints are parts of one in our terms,
+the connector's weights are drawn, the image token and what the chat format needs get new rows at the mean of the old;
+out: a native checkpoint, streamed like any conversion.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from m3.checkpoints.aside import refuse_existing
+from m3.checkpoints.base import Native, Part, empty_model, generation_config
+from m3.checkpoints.convert import write
+from m3.checkpoints.formats import NATIVE
+from m3.checkpoints.keymap import Dropped, Keymap, Row
+from m3.checkpoints.layout import HubLayout
+from m3.checkpoints.places import find
+from m3.checkpoints.processors import IMAGE_TOKEN, add_tokens, load_image_processor, make_processor, own_template
+from m3.checkpoints.rows import mean_rows
+from m3.checkpoints.tower import empty_tower, tower_keymap
+from m3.model import M3Config
+from m3.model.configuration import CONNECTOR_KINDS
+from m3.model.connectors import build_connector
+from m3.model.vision import vision_grid, vision_inputs
+from m3.nesting import NESTINGS
+from m3.processing.chat_template import CONTROL_TOKENS
+
+logger = logging.getLogger(__name__)
+
+FEATURE_LAYERS = {"clip_vision_model": -2}
+"""Hidden states that LLaVA reads, by encoder; of others the last, normalised output is read."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What joins the two, and the seed of the connector's weights. `scales`: to be trained; none for the largest."""
+
+    connector: str = "mlp2x_gelu"
+    nesting: str = "grid_pool"
+    queries: int = 64
+    scales: Sequence[int] = ()
+    chat_template: str | None = None
+    seed: int = 0
+
+
+def main(argv: list[str]) -> int:
+    """Parses the arguments and assembles."""
+    parser = argparse.ArgumentParser(prog="m3 assemble", description=__doc__)
+    parser.add_argument("dest", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--vision", required=True, help="folder or id of a vision encoder, or of a CLIP-like pair")
+    parser.add_argument("--decoder", required=True, help="folder or id of a causal language model")
+    parser.add_argument("--connector", default="mlp2x_gelu", choices=CONNECTOR_KINDS)
+    parser.add_argument("--nesting", default="grid_pool", choices=list(NESTINGS))
+    parser.add_argument("--queries", type=int, default=64, help="of the resampler")
+    parser.add_argument("--matryoshka_vis_token_scale", help="scales to be trained, such as 1,9,36,144,576")
+    parser.add_argument("--chat-template", type=Path, help="a Jinja file to use instead of the tokenizer's own format")
+    parser.add_argument("--seed", type=int, default=0, help="of the connector's weights")
+    given = parser.parse_args(argv)
+    scales = [int(scale) for scale in (given.matryoshka_vis_token_scale or "").split(",") if scale]
+    template = given.chat_template and given.chat_template.read_text()
+    choices = Choices(given.connector, given.nesting, given.queries, scales, template, given.seed)
+    assemble(find(given.vision), find(given.decoder), given.dest, choices)
+    logger.info("written: %s", given.dest)
+    return 0
+
+
+def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
+    """Writes the native checkpoint `dest`.
+
+    Raises:
+        ValueError: a folder that holds no such model, an encoder whose tokens do not form its grid, an unreachable scale.
+    """
+    refuse_existing(dest)
+    tower_config = empty_tower(AutoConfig.from_pretrained(vision)).config
+    text_config = AutoConfig.from_pretrained(decoder)
+    part, tokenizer, chat, new_ids = _decoder_part(decoder, text_config, choices.chat_template)
+    kind = tower_config.model_type
+    config = M3Config(
+        vision_config=tower_config,
+        text_config=text_config.to_dict() | {"vocab_size": max(text_config.vocab_size, len(tokenizer))},
+        connector={"kind": choices.connector, "num_queries": choices.queries},
+        nesting={"kind": choices.nesting, "trained_scales": list(choices.scales)},
+        image_token_id=tokenizer.get_vocab()[IMAGE_TOKEN],
+        vision_feature_layer=FEATURE_LAYERS.get(kind),
+        drop_class_token=has_class_token(tower_config),
+        tie_word_embeddings=text_config.tie_word_embeddings,
+        dtype=text_config.dtype,
+    )
+    native = Native(
+        config=config,
+        processor=make_processor(config, load_image_processor(vision), tokenizer, chat),
+        parts=(Part(vision, HubLayout(empty_tower(tower_config)), tower_keymap(tower_config)), part),
+        generation=_generation(text_config, decoder, tokenizer, chat),
+        new=new_connector(config, choices.seed),
+    )
+    logger.info("%d new rows in the embedding (ids %s), at the mean of the old", len(new_ids), new_ids)
+    write(native, dest, NATIVE, f"{vision} and {decoder}")
+
+
+def has_class_token(config: PreTrainedConfig) -> bool:
+    """Whether the encoder gives one token more than its grid has patches: seen on one layer of random weights."""
+    shallow = AutoConfig.for_model(**(config.to_dict() | {"num_hidden_layers": 1}))
+    rows, columns = vision_grid(shallow)
+    pixels = torch.zeros(1, 3, *vision_inputs(shallow).image_size(shallow))
+    with torch.no_grad():
+        tokens = AutoModel.from_config(shallow)(**vision_inputs(shallow).inputs(shallow, pixels)).last_hidden_state
+    surplus = tokens.shape[1] - rows * columns
+    if surplus not in (0, 1):
+        raise ValueError(
+            f"a vision encoder of type {config.model_type} gives {tokens.shape[1]} tokens for a grid of {rows}x{columns}; "
+            "expected as many, or one class token more"
+        )
+    return surplus == 1
+
+
+def new_connector(config: M3Config, seed: int) -> dict[str, Tensor]:
+    """The connector's weights as a new model would draw them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        connector = build_connector(config)
+        connector.apply(empty_model(config)._init_weights)
+    return {f"model.connector.{name}": tensor.to(config.dtype) for name, tensor in connector.state_dict().items()}
+
+
+def _decoder_part(
+    folder: Path, config: PreTrainedConfig, template: str | None
+) -> tuple[Part, PreTrainedTokenizerBase, str | None, list[int]]:
+    """The decoder's part of the weights, its tokenizer and chat template (None: ChatML), and the ids that are new."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{folder}: a model of type {config.model_type} is no causal decoder")
+    tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
+    chat = template or own_template(tokenizer)
+    before = len(tokenizer)
+    new_ids = add_tokens(tokenizer, (IMAGE_TOKEN,) if chat else (IMAGE_TOKEN, *CONTROL_TOKENS))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    keymap = Keymap(
+        (Row(f"{model.base_model_prefix}.*", "model.language_model.*"), Row("lm_head.weight", "lm_head.weight")),
+        (
+            Dropped("*.rotary_emb.inv_freq", "a buffer computed from the configuration"),
+            *((Dropped("lm_head.weight", "the embedding once more"),) if config.tie_word_embeddings else ()),
+        ),
+    )
+    rows = max(config.vocab_size, len(tokenizer))
+    return Part(folder, HubLayout(model), keymap, mean_rows(new_ids, before, rows)), tokenizer, chat, new_ids
+
+
+def _generation(
+    config: PreTrainedConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, chat: str | None
+) -> GenerationConfig:
+    """As the decoder's own; ChatML's end of a turn ends an answer too."""
+    generation = generation_config(config, folder)
+    end = tokenizer.get_vocab()[CONTROL_TOKENS[1]] if chat is None else None
+    known = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    generation.eos_token_id = sorted({one for one in (*known, end) if one is not None})
+    if generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id
+    return generation

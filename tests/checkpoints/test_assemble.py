@@ -1,0 +1,142 @@
+"""A SigLIP pair and a Qwen3-MoE become one model that trains and answers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_tools import make_tokenizer
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import DECODERS, make_config
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPImageProcessorPil,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
+
+from m3.checkpoints.assemble import Choices, assemble, has_class_token
+from m3.cli import main
+from m3.model import M3ForConditionalGeneration
+from m3.processing import M3Processor
+
+PIXELS = {"height": 48, "width": 48}
+RECIPE = """
+run: {folder}/run
+model: {folder}/model
+matryoshka_vis_token_scale: [1, 9, 144]
+parts: {{vision_tower: frozen, connector: 1e-2, decoder: 1e-2}}
+data: {{sources: [{{path: {folder}/data.json, image_folder: {folder}}}], pack_length: 512}}
+schedule: {{batch_size: 2, steps: 1, log_every: 1, save_every: 1}}
+optimiser: {{warmup: 0, schedule: constant}}
+hardware: {{threads: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole SigLIP: the vision encoder is taken out of it."""
+    folder = tmp_path_factory.mktemp("vision")
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {**sizes, "image_size": 48, "patch_size": 4}
+    SiglipModel(SiglipConfig(vision_config=vision, text_config={**sizes, "vocab_size": 50})).save_pretrained(folder)
+    SiglipImageProcessorPil(size=PIXELS).save_pretrained(folder)
+    return folder
+
+
+def make_decoder(folder: Path, kind: str, tied: bool = False) -> Path:
+    """A random decoder as the hub has them, of 96 words and no chat format."""
+    config = make_config(kind).text_config
+    config.tie_word_embeddings = tied
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    make_tokenizer(96).save_pretrained(folder)
+    return folder
+
+
+def test_an_assembled_model_trains_a_step_and_answers(vision: Path, tmp_path: Path) -> None:
+    decoder = make_decoder(tmp_path / "decoder", "qwen3_moe")
+    assert "model.layers.0.mlp.experts.3.up_proj.weight" in load_file(decoder / "model.safetensors")
+    arguments = ["--vision", str(vision), "--decoder", str(decoder), "--connector", "mlp2x_gelu"]
+    arguments += ["--nesting", "grid_pool", "--matryoshka_vis_token_scale", "1,9,36,144"]
+    assert main(["assemble", str(tmp_path / "model"), *arguments]) == 0
+    records = []
+    for n in range(2):
+        Image.fromarray(np.full((20, 30, 3), 100 * n, np.uint8)).save(tmp_path / f"{n}.png")
+        talk = [{"from": "human", "value": "<image>\nw4 w5"}, {"from": "gpt", "value": f"w{6 + n}"}]
+        records.append({"id": str(n), "image": f"{n}.png", "conversations": talk})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    final = tmp_path / "run" / "checkpoints" / "final"
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", final))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "model.language_model.layers.0.mlp.experts.gate_up_proj" in moved and "model.connector.0.weight" in moved
+    assert not any(name.startswith("model.vision_tower.") for name in moved)
+    model, processor = M3ForConditionalGeneration.from_pretrained(final), M3Processor.from_pretrained(final)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "w4"}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert prompt == "<|im_start|>user\n<image>\nw4<|im_end|>\n<|im_start|>assistant\n"
+    inputs = processor(images=tmp_path / "0.png", text=prompt, matryoshka_vis_token_scale=9)
+    answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert answer.shape[1] > inputs["input_ids"].shape[1]
+    assert model.generation_config.eos_token_id == [2, processor.tokenizer.get_vocab()["<|im_end|>"]]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("connector", ["linear", "resampler"])
+def test_every_part_is_where_it_came_from(connector: str, decoder: str, vision: Path, tmp_path: Path) -> None:
+    made = make_decoder(tmp_path / "decoder", decoder, tied=decoder == "qwen3")
+    nesting = "query_prefix" if connector == "resampler" else "grid_pool"
+    assemble(vision, made, tmp_path / "model", Choices(connector, nesting, queries=16))
+    model, info = M3ForConditionalGeneration.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tower = AutoModel.from_pretrained(vision).vision_model
+    for name, tensor in tower.state_dict().items():
+        assert torch.equal(model.model.vision_tower.state_dict()[name], tensor), name
+    causal = AutoModelForCausalLM.from_pretrained(made)
+    for name, tensor in causal.model.state_dict().items():
+        ours = model.model.language_model.state_dict()[name]
+        assert torch.equal(ours[: len(tensor)], tensor), name
+    for ours, theirs in (
+        (model.get_input_embeddings().weight, causal.get_input_embeddings().weight),
+        (model.lm_head.weight, causal.lm_head.weight),
+    ):
+        assert len(ours) == 99 and len(theirs) == 96
+        torch.testing.assert_close(ours[96:], theirs.mean(0).expand(3, -1))
+    assert model.config.image_token_id == 96 and not model.config.drop_class_token
+    assert all(
+        parameter.abs().sum() > 0 for name, parameter in model.model.connector.named_parameters() if "bias" not in name
+    )
+
+
+def test_the_same_seed_draws_the_same_connector(vision: Path, tmp_path: Path) -> None:
+    decoder = make_decoder(tmp_path / "decoder", "llama")
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        assemble(vision, decoder, tmp_path / name, Choices(seed=seed))
+    weights = {name: load_file(tmp_path / name / "model.safetensors") for name in ("one", "same", "other")}
+    drawn = "model.connector.2.weight"
+    assert torch.equal(weights["one"][drawn], weights["same"][drawn])
+    assert not torch.equal(weights["one"][drawn], weights["other"][drawn])
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("clip_vision_model", True), ("dinov2", True), ("siglip_vision_model", False), ("siglip2_vision_model", False)],
+)
+def test_class_tokens_are_found_out(kind: str, expected: bool) -> None:
+    assert has_class_token(make_config(vision=kind).vision_config) is expected
+
+
+def test_what_is_no_decoder_is_refused(vision: Path, tmp_path: Path) -> None:
+    decoder = make_decoder(tmp_path / "decoder", "llama")
+    CLIPImageProcessorPil(size={"shortest_edge": 48}).save_pretrained(decoder)
+    with pytest.raises(ValueError, match="no vision encoder"):
+        assemble(decoder, decoder, tmp_path / "model", Choices())
+    with pytest.raises(ValueError, match="no causal decoder"):
+        assemble(vision, vision, tmp_path / "model", Choices())
+    assert not (tmp_path / "model").exists()
