@@ -1,7 +1,17 @@
 """Small parts of checkpoints for tests."""
 
+from pathlib import Path
+
+import torch
+from tiny_models import make_config
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 
 def make_tokenizer(words: int, *tokens: str) -> PreTrainedTokenizerFast:
@@ -17,3 +27,42 @@ def make_tokenizer(words: int, *tokens: str) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         additional_special_tokens=list(tokens),
     )
+
+
+TEMPLATE = (  # as llava-hf writes it: lists of parts only
+    "{% for message in messages %}{{ message.role.upper() ~ ': ' }}{% for part in message.content %}"
+    "{% if part.type == 'image' %}{{ '<image>\n' }}{% else %}{{ part.text }}{% endif %}{% endfor %}{{ ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def make_llava(folder: Path, decoder: str, layer: int = -2, tied: bool = False) -> LlavaForConditionalGeneration:
+    """A random checkpoint written by transformers itself."""
+    ours = make_config(decoder, "clip_vision_model")
+    text = ours.text_config.to_dict() | {"tie_word_embeddings": tied}
+    config = LlavaConfig(
+        vision_config=ours.vision_config.to_dict(),
+        text_config=text,
+        image_token_index=3,
+        image_seq_length=144,
+        vision_feature_layer=layer,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.15)
+    tokenizer = make_tokenizer(96, "<image>")
+    tokenizer.chat_template = TEMPLATE
+    pixels = {"height": 48, "width": 48}
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=pixels),
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE,
+        num_additional_image_tokens=1,
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model

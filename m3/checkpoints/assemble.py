@@ -8,6 +8,7 @@ out: a native checkpoint, streamed like any conversion.
 import argparse
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -116,11 +117,14 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
 
 def has_class_token(config: PreTrainedConfig) -> bool:
     """Whether the encoder gives one token more than its grid has patches: seen on one layer of random weights."""
-    shallow = AutoConfig.for_model(**(config.to_dict() | {"num_hidden_layers": 1}))
+    shallow = deepcopy(config)
+    shallow.num_hidden_layers = 1
     rows, columns = vision_grid(shallow)
     pixels = torch.zeros(1, 3, *vision_inputs(shallow).image_size(shallow))
     with torch.no_grad():
-        tokens = AutoModel.from_config(shallow)(**vision_inputs(shallow).inputs(shallow, pixels)).last_hidden_state
+        tokens = AutoModel.from_config(shallow)(
+            **vision_inputs(shallow).inputs(shallow, pixels, None)
+        ).last_hidden_state
     surplus = tokens.shape[1] - rows * columns
     if surplus not in (0, 1):
         raise ValueError(

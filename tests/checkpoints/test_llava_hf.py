@@ -5,60 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_tools import make_tokenizer
+from checkpoint_tools import make_llava
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import DECODERS, make_config
+from tiny_models import DECODERS
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    CLIPImageProcessorPil,
-    LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
 from m3.checkpoints.convert import convert
 from m3.checkpoints.formats import recognise
 from m3.model import M3ForConditionalGeneration
-
-TEMPLATE = (  # as llava-hf writes it: lists of parts only
-    "{% for message in messages %}{{ message.role.upper() ~ ': ' }}{% for part in message.content %}"
-    "{% if part.type == 'image' %}{{ '<image>\n' }}{% else %}{{ part.text }}{% endif %}{% endfor %}{{ ' ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-
-
-def make_llava(folder: Path, decoder: str, layer: int = -2, tied: bool = False) -> LlavaForConditionalGeneration:
-    """A random checkpoint written by transformers itself."""
-    ours = make_config(decoder, "clip_vision_model")
-    text = ours.text_config.to_dict() | {"tie_word_embeddings": tied}
-    config = LlavaConfig(
-        vision_config=ours.vision_config.to_dict(),
-        text_config=text,
-        image_token_index=3,
-        image_seq_length=144,
-        vision_feature_layer=layer,
-    )
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.15)
-    tokenizer = make_tokenizer(96, "<image>")
-    tokenizer.chat_template = TEMPLATE
-    pixels = {"height": 48, "width": 48}
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=pixels),
-        tokenizer,
-        patch_size=4,
-        vision_feature_select_strategy="default",
-        chat_template=TEMPLATE,
-        num_additional_image_tokens=1,
-    )
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return model
 
 
 def inputs() -> dict[str, torch.Tensor]:

@@ -1,0 +1,215 @@
+"""Broken checkpoints: each has its message, and nothing is written."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_tools import make_llava
+from safetensors.torch import load_file, save_file
+
+from m3.checkpoints.aside import written_aside
+from m3.checkpoints.base import Options
+from m3.checkpoints.convert import convert
+from m3.checkpoints.places import find
+from m3.cli import main
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CopyOf = Callable[[], Path]
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def change_tensors(folder: Path, drop: str | None = None, **add: torch.Tensor) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    if drop is not None:
+        del tensors[drop]
+    save_file(tensors | add, folder / WEIGHTS)
+
+
+def only_pickled(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+
+
+def shard_missing(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
+    files = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+
+
+def shard_elsewhere(folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "../other/model.safetensors"}}))
+
+
+def cut_short(folder: Path) -> None:
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.truncate(100_000)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pickled weights only": (
+        only_pickled,
+        r"has pickled weights only \(pytorch_model.bin\).*torch.load\(file, weights_only=True\)",
+    ),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "has no weights: expected model.safetensors"),
+    "missing shard": (
+        shard_missing,
+        "1 of the 2 shards that model.safetensors.index.json names are missing: model-00002-of-00002.safetensors",
+    ),
+    "shard elsewhere": (shard_elsewhere, "shards must be files of the same folder, got ../other/model.safetensors"),
+    "cut short": (cut_short, r"model.safetensors: damaged or cut short .*100,000 bytes\). Copy or download it again"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json, so this is no checkpoint"),
+    "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
+    "unknown model": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
+        "config.json has model_type 'gpt2', which no known format has .*m3 assemble",
+    ),
+    "unknown tower": (
+        lambda folder: change_config(folder, mm_vision_tower="some/tower"),
+        "names the vision tower 'some/tower', which is neither .* Give its folder with --vision-tower",
+    ),
+    "other projector": (
+        lambda folder: change_config(folder, mm_projector_type="mlp3x_gelu"),
+        "mm_projector_type is 'mlp3x_gelu'; this format is read with 'mlp2x_gelu' or 'linear' only",
+    ),
+    "image marks": (
+        lambda folder: change_config(folder, mm_use_im_start_end=True),
+        "mm_use_im_start_end is True; this format is read with False only",
+    ),
+    "small vocabulary": (
+        lambda folder: change_config(folder, vocab_size=90),
+        "the tokenizer has ids up to 95, but the model has embeddings for 90 tokens",
+    ),
+    "unreachable scale": (
+        lambda folder: change_config(folder, matryoshka_vis_token_scale=[576, 100]),
+        "scale 100 cannot be reached exactly from a 24x24 grid",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_mistake_has_its_message(name: str, copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path) -> None:
+    source = copy_of_flat()
+    damage, message = BROKEN[name]
+    damage(source)
+    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
+        convert(source, tmp_path / "dest", options=Options(tokenizer=tokenizer_96))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+MISMATCHES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (
+        lambda folder: change_tensors(folder, drop="model.layers.1.mlp.up_proj.weight"),
+        "1 missing: model.language_model.layers.1.mlp.up_proj.weight",
+    ),
+    "unexpected": (
+        lambda folder: change_tensors(folder, **{"model.extra": torch.ones(2)}),
+        "1 unexpected: model.extra",
+    ),
+    "unexpected inside the decoder": (
+        lambda folder: change_tensors(folder, **{"model.layers.2.mlp.up_proj.weight": torch.ones(2)}),
+        "1 unexpected: model.language_model.layers.2.mlp.up_proj.weight",
+    ),
+    "other shape": (
+        lambda folder: change_config(folder, intermediate_size=60),
+        r"model.language_model.layers.0.mlp.down_proj.weight \[32, 64\], expected \[32, 60\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_tensors_that_do_not_fit_are_listed_and_the_code_is_1(
+    name: str, copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = copy_of_flat()
+    damage, message = MISMATCHES[name]
+    damage(source)
+    assert main(["convert", str(source), str(tmp_path / "dest"), "--tokenizer", str(tokenizer_96)]) == 1
+    shown = capsys.readouterr().err
+    assert re.search(message, shown) and "Nothing was written" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_without_a_tokenizer_one_is_asked_for(copy_of_flat: CopyOf, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no tokenizer \(.*\); name its folder with --tokenizer"):
+        convert(copy_of_flat(), tmp_path / "dest")
+
+
+def test_what_is_there_is_never_overwritten(flat: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exists already. Nothing is overwritten"):
+        convert(flat, tmp_path, to="m3")
+
+
+def test_a_source_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("/no/such/folder", "no-such-owner/no-such-model"):
+        with pytest.raises(ValueError, match="is neither a folder nor a repository that can be had"):
+            find(name)
+
+
+def test_what_a_format_cannot_hold_is_said(tmp_path: Path, tiny_checkpoint: Callable[[Path], Path]) -> None:
+    model = tiny_checkpoint(tmp_path / "model")  # SigLIP's last output and an Aria decoder
+    with pytest.raises(ValueError, match=r"format m3 cannot hold a decoder of type aria_text .* of type siglip_vision"):
+        convert(model, tmp_path / "dest", to="m3")
+    with pytest.raises(ValueError, match="format llava-hf cannot hold an encoder's last, normalised output"):
+        convert(model, tmp_path / "dest", to="llava-hf")
+    with pytest.raises(ValueError, match="is a native checkpoint and has its vision tower, tokenizer"):
+        convert(model, tmp_path / "dest", options=Options(tokenizer=model))
+
+
+def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
+    make_llava(tmp_path / "source", "qwen3_moe")
+    change_tensors(tmp_path / "source", drop="language_model.model.layers.1.mlp.experts.2.gate_proj.weight")
+    with pytest.raises(ValueError, match=r"cannot be put together.*experts have different numbers of tensors.*3.*4"):
+        convert(tmp_path / "source", tmp_path / "dest")
+
+
+def test_an_error_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "dest") as folder:  # noqa: PT012
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from m3.checkpoints import convert as module, streaming
+from m3.checkpoints.base import Options
+
+source, dest, tokenizer, mark = map(Path, sys.argv[1:])
+save = streaming.save_shard
+
+def slow(tensors, file):
+    save(tensors, file)
+    mark.touch()
+    time.sleep(600)
+
+streaming.save_shard = slow
+module.convert(source, dest, options=Options(tokenizer=tokenizer), shard_bytes=20_000)
+"""
+
+
+def test_killed_on_the_way_there_is_no_half_folder(copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path) -> None:
+    """kill -9 behind the first of several shards; the same command then does the whole."""
+    source, dest, mark = copy_of_flat(), tmp_path / "dest", tmp_path / "mark"
+    arguments = [str(path) for path in (source, dest, tokenizer_96, mark)]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stderr=subprocess.DEVNULL)
+    while not mark.exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not dest.exists()
+    assert [file.name for file in tmp_path.glob(".dest.unfinished/*.safetensors")] != []
+    convert(source, dest, options=Options(tokenizer=tokenizer_96), shard_bytes=20_000)
+    assert len(list(dest.glob("model-*.safetensors"))) > 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dest", "mark", "source"]
