@@ -37,13 +37,15 @@ from m3.checkpoints.processors import IMAGE_TOKEN, add_tokens, load_image_proces
 from m3.checkpoints.rows import mean_rows
 from m3.checkpoints.tower import empty_tower, tower_keymap
 from m3.model import M3Config
-from m3.model.configuration import CONNECTOR_KINDS
 from m3.model.connectors import build_connector
 from m3.model.vision import vision_grid, vision_inputs
 from m3.nesting import NESTINGS
 from m3.processing.chat_template import CONTROL_TOKENS
 
 logger = logging.getLogger(__name__)
+
+CONNECTORS = ("mlp2x_gelu", "linear", "resampler")
+"""Those that need no more than the widths of the two; the others belong to one family of checkpoints."""
 
 FEATURE_LAYERS = {"clip_vision_model": -2}
 """Hidden states that LLaVA reads, by encoder; of others the last, normalised output is read."""
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("dest", type=Path, help="folder to write; must not exist")
     parser.add_argument("--vision", required=True, help="folder or id of a vision encoder, or of a CLIP-like pair")
     parser.add_argument("--decoder", required=True, help="folder or id of a causal language model")
-    parser.add_argument("--connector", default="mlp2x_gelu", choices=CONNECTOR_KINDS)
+    parser.add_argument("--connector", default="mlp2x_gelu", choices=CONNECTORS)
     parser.add_argument("--nesting", default="grid_pool", choices=list(NESTINGS))
     parser.add_argument("--queries", type=int, default=64, help="of the resampler")
     parser.add_argument("--matryoshka_vis_token_scale", help="scales to be trained, such as 1,9,36,144,576")

@@ -127,7 +127,6 @@ class LlavaM3(Format):
                 f"a vision encoder of type {encoder} (clip_vision_model is)": encoder != "clip_vision_model",
                 f"the connector {config.connector.kind}": config.connector.kind not in CONNECTOR_ROWS,
                 f"the nesting {config.nesting.kind} (grid_pool is)": config.nesting.kind != "grid_pool",
-                f"the tiling {config.tiling.kind} (single is)": config.tiling.kind != "single",
                 "an encoder's last, normalised output": config.vision_feature_layer is None,
                 **problems(config.tiling, ROUNDING),
             },
