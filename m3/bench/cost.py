@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     batches = numbers("--batch-sizes", arguments.batch_sizes)
     formulas = CostModel.from_config(config, FORMATS[arguments.dtype])
     costs = [formulas.cost(scale, arguments.text_tokens, batch_size=batch) for batch in batches for scale in scales]
-    estimates = estimated(costs, arguments.accelerator, arguments.dtype)
+    estimates = estimated(costs, arguments.accelerator)
     found: list[Measured] = []
     if arguments.measure:
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     print(described(formulas, arguments.text_tokens, arguments.dtype))
     for batch in batches:
         print("\n" + table([c for c in costs if c.batch_size == batch], estimates, found))
-    for line in legend(arguments.accelerator, estimates, found):
+    for line in legend(arguments.accelerator, found):
         print(line)
     if arguments.out is not None:
         write(arguments.out, costs, estimates, found)
@@ -66,10 +66,8 @@ def numbers(option: str, text: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def estimated(costs: Sequence[Cost], name: str, dtype: str) -> dict[tuple[int, int], Roofline]:
-    """(batch size, scale) -> estimate; none for 32-bit numbers, of which the table of peaks knows nothing."""
-    if dtype == "float32":
-        return {}
+def estimated(costs: Sequence[Cost], name: str) -> dict[tuple[int, int], Roofline]:
+    """(batch size, scale) -> estimate."""
     return {(cost.batch_size, cost.scale): roofline(cost, accelerator(name)) for cost in costs}
 
 
@@ -106,7 +104,7 @@ def table(costs: Sequence[Cost], estimates: dict[tuple[int, int], Roofline], fou
         "read: prefill",
         "read: token",
     ]
-    header += ["est. first", "est. token", "est. tok/s"] if estimates else []
+    header += ["est. first", "est. token", "est. tok/s"]
     header += ["first token", "token", "tok/s", "peak memory"] if found else []
     rows = [header]
     for cost in costs:
@@ -114,10 +112,9 @@ def table(costs: Sequence[Cost], estimates: dict[tuple[int, int], Roofline], fou
         moved = [cost.kv_cache_bytes, cost.prefill_parameter_bytes, cost.token_parameter_bytes]
         row = [str(cost.scale), str(cost.visual_tokens)]
         row += [engineering(number, "FLOP") for number in flops] + [engineering(number, "B") for number in moved]
-        if estimates:
-            guess = estimates[cost.batch_size, cost.scale]
-            row += [f"{milliseconds(guess.first_token_s)} ms", f"{milliseconds(guess.token_s)} ms"]
-            row += [f"{cost.batch_size / guess.token_s:.4g}"]
+        guess = estimates[cost.batch_size, cost.scale]
+        row += [f"{milliseconds(guess.first_token_s)} ms", f"{milliseconds(guess.token_s)} ms"]
+        row += [f"{cost.batch_size / guess.token_s:.4g}"]
         for seen in (m for m in found if (m.batch_size, m.scale) == (cost.batch_size, cost.scale)):
             row += [f"{milliseconds(seen.first_token_s)}±{milliseconds(seen.first_token_spread_s)} ms"]
             row += [f"{milliseconds(seen.token_s)}±{milliseconds(seen.token_spread_s)} ms"]
@@ -128,19 +125,16 @@ def table(costs: Sequence[Cost], estimates: dict[tuple[int, int], Roofline], fou
     return "\n".join([f"batch of {costs[0].batch_size}", *lines])
 
 
-def legend(name: str, estimates: dict[tuple[int, int], Roofline], found: Sequence[Measured]) -> list[str]:
+def legend(name: str, found: Sequence[Measured]) -> list[str]:
+    device = accelerator(name)
     lines = [
         "",
         "Operations and bytes are those of the whole batch; experts read: those its tokens reach when balanced.",
     ]
-    if estimates:
-        device = accelerator(name)
-        lines.append(
-            f"est.: ESTIMATED lower bound for {device.name}, {device.flops / 1e12:g} TFLOP/s and {device.bandwidth / 1e12:g} "
-            f"TB/s ({device.source}); nothing was run on it"
-        )
-    else:
-        lines.append("no estimate: the table of accelerators has peaks for 16-bit formats alone (--dtype bfloat16)")
+    lines.append(
+        f"est.: ESTIMATED lower bound in 16 bit for {device.name}, {device.flops / 1e12:g} TFLOP/s and "
+        f"{device.bandwidth / 1e12:g} TB/s ({device.source}); nothing was run on it"
+    )
     if found:
         lines.append(f"MEASURED on {found[0].device}, {found[0].dtype}, median ± distance between the quartiles")
     return lines
@@ -155,8 +149,7 @@ def write(
     for cost in costs:
         key = (cost.batch_size, cost.scale)
         row = asdict(cost)
-        if estimates:
-            row |= {f"estimated_{name}": value for name, value in asdict(estimates[key]).items()}
+        row |= {f"estimated_{name}": value for name, value in asdict(estimates[key]).items()}
         if key in seen:
             row |= {
                 f"measured_{name}": v for name, v in asdict(seen[key]).items() if name not in ("scale", "batch_size")

@@ -1,11 +1,11 @@
-"""Accuracy against cost, drawn from a `Summary`: one PNG with all panels, or each panel as an SVG for the page."""
+"""Accuracy against cost, drawn from a `Summary` for print: the means and every task, with what papers report for it."""
 
-import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -17,6 +17,7 @@ from m3.evaluation.summary import Summary, gflops
 # Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", "-.", ":")
+PUBLISHED_MARKS = ("s", "^", "D", "v", "P", "X")
 INK, FAINT = "#222222", "#8a8a8a"
 
 
@@ -28,12 +29,15 @@ class Panel:
     x_label: str
     task: str | None
     x: Callable[[CostRow, LatencyRow | None], float | None]
+    is_by_tokens: bool = False
 
 
 def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
     """Panels of the mean, one per kind of cost that is known, and panels of the tasks against visual tokens."""
     means = [
-        Panel("Mean, by visual tokens", "visual tokens per image", None, lambda cost, _: float(cost.visual_tokens)),
+        Panel(
+            "Mean, by visual tokens", "visual tokens per image", None, lambda cost, _: float(cost.visual_tokens), True
+        ),
         Panel("Mean, by computation", "GFLOPs to the first token", None, lambda cost, _: gflops(cost)),
     ]
     if summary.latencies:
@@ -41,14 +45,14 @@ def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
     tokens = means[0]
     if len(summary.tasks) == 1:
         return means, []
-    return means, [Panel(summary.family(task), tokens.x_label, task, tokens.x) for task in summary.tasks]
+    return means, [Panel(summary.family(task), tokens.x_label, task, tokens.x, True) for task in summary.tasks]
 
 
 def _milliseconds(_: CostRow, latency: LatencyRow | None) -> float | None:
     return None if latency is None else latency.first_token_s * 1e3
 
 
-def draw_png(summary: Summary, path: Path) -> None:
+def accuracy_figure(summary: Summary) -> Figure:
     """All panels: the means above, the tasks below in rows of three."""
     means, tasks = panels(summary)
     rows = math.ceil(len(tasks) / 3)
@@ -60,8 +64,6 @@ def draw_png(summary: Summary, path: Path) -> None:
     bottom = figure.add_subfigure(parts[1]) if rows else None
     for axes, panel in zip(top.subplots(1, len(means), sharey=True), means, strict=True):
         draw(axes, panel, summary)
-    handles, labels = top.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False, fontsize=10)
     if bottom is not None:
         grid = bottom.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flatten()
         for index, axes in enumerate(grid):
@@ -74,20 +76,28 @@ def draw_png(summary: Summary, path: Path) -> None:
                 axes.set_visible(False)
     for index, axes in enumerate(top.axes):
         axes.set_ylabel("mean score" if index == 0 else "")
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=150, format="png", facecolor="white")
-    aside.replace(path)
+    legend = {}
+    for part in (top, bottom):
+        for axes in part.axes if part is not None else []:
+            legend |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = min(len(legend), 4)
+    figure.legend(
+        list(legend.values()), list(legend), loc="outside upper center", ncols=columns, frameon=False, fontsize=10
+    )
+    return figure
 
 
-def draw_svg(summary: Summary, panel: Panel) -> str:
-    """One panel as an <svg> element without any outside reference."""
-    figure = Figure(figsize=(4.6, 3.3), layout="constrained")
-    draw(figure.subplots(), panel, summary, is_small=panel.task is not None)
-    text = io.StringIO()
-    # Without a fixed salt and date two reports of one run would differ.
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
+    """Writes `path` in each format, aside first. Without a fixed salt and date two drawings of one run would differ."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    with rc_context({"svg.hashsalt": "m3", "pdf.fonttype": 42}):  # 42: letters stay letters, as publishers ask
+        for kind in formats:
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+            aside = path.with_name(f".{path.name}.{kind}")
+            figure.savefig(aside, dpi=150, format=kind, facecolor="white", metadata=metadata)
+            written.append(aside.replace(path.with_name(f"{path.name}.{kind}")))
+    return written
 
 
 def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> None:
@@ -106,12 +116,25 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
                 ticks.setdefault(x, scale)
         if points:
             _line(axes, points, index, model.name)
+    if panel.task is not None and panel.is_by_tokens:
+        _published(axes, summary, panel.task, ticks)
     for name, style in (("chance", ":"), ("majority", (0, (1, 3)))):
         value = summary.baseline(name, panel.task)
         if value is not None:
             label = "chance" if name == "chance" else "majority answer"
             axes.axhline(value, color=FAINT, linestyle=style, linewidth=1.2, label=label)
     _dress(axes, panel, sorted(ticks), is_small)
+
+
+def _published(axes: Axes, summary: Summary, task: str, ticks: dict[float, int]) -> None:
+    """Thin grey curves with a mark of their own per published model."""
+    found = summary.published(task)
+    for index, name in enumerate(dict.fromkeys(score.model for score in found)):
+        points = sorted((score.tokens, score.value) for score in found if score.model == name and score.tokens)
+        x, y = [float(tokens) for tokens, _ in points], [value for _, value in points]
+        mark = PUBLISHED_MARKS[index % len(PUBLISHED_MARKS)]
+        axes.plot(x, y, color=FAINT, linewidth=0.9, marker=mark, markersize=4, label=f"published: {name}", zorder=2)
+        ticks |= {at: round(at) for at in x if at not in ticks}
 
 
 def _line(axes: Axes, points: list[tuple[float, Mean, bool]], index: int, name: str) -> None:
@@ -128,12 +151,13 @@ def _line(axes: Axes, points: list[tuple[float, Mean, bool]], index: int, name: 
 
 def _dress(axes: Axes, panel: Panel, ticks: list[float], is_small: bool) -> None:
     axes.set_xscale("log")
-    spaced = _spaced(ticks)
-    axes.xaxis.set_major_locator(FixedLocator(spaced))
+    kept = spaced(ticks)
+    axes.xaxis.set_major_locator(FixedLocator(kept))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.set_ylim(0, 104)
-    axes.yaxis.set_major_locator(FixedLocator([0, 20, 40, 60, 80, 100]))
+    if axes.dataLim.ymax <= 100.0:
+        axes.set_ylim(0, 104)
+        axes.yaxis.set_major_locator(FixedLocator([0, 20, 40, 60, 80, 100]))
     axes.set_title(panel.title, fontsize=10 if is_small else 11, color=INK, loc="left", fontweight="bold")
     axes.set_xlabel(panel.x_label, fontsize=9)
     axes.set_ylabel("score", fontsize=9)
@@ -144,7 +168,7 @@ def _dress(axes: Axes, panel: Panel, ticks: list[float], is_small: bool) -> None
         axes.spines[side].set_visible(False)
 
 
-def _spaced(ticks: list[float]) -> list[float]:
+def spaced(ticks: list[float]) -> list[float]:
     """Ticks far enough apart on the log axis for their labels not to touch; the ends are kept."""
     if len(ticks) < 3:
         return ticks

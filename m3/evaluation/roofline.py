@@ -54,10 +54,10 @@ def accelerator(name: str) -> Accelerator:
 
 
 def roofline(cost: Cost, device: Accelerator) -> Roofline:
-    """The estimate of the module docstring. `cost` must count 16-bit weights: the table's peaks are of that format."""
+    """The estimate of the module docstring for 16-bit weights, whatever format `cost` counts: the table's peaks are of that."""
 
     def seconds(flops: int, moved: int) -> float:
-        return max(flops / device.flops, moved / device.bandwidth)
+        return max(flops / device.flops, moved * 2 / cost.itemsize / device.bandwidth)
 
     moved = cost.prefill_parameter_bytes + cost.kv_cache_bytes
     first = (
@@ -66,5 +66,5 @@ def roofline(cost: Cost, device: Accelerator) -> Roofline:
         + seconds(cost.prefill_flops, moved)
     )
     token = seconds(cost.token_flops, cost.token_parameter_bytes + cost.kv_cache_bytes)
-    is_compute_bound = cost.prefill_flops / device.flops > moved / device.bandwidth
+    is_compute_bound = seconds(cost.prefill_flops, 0) > seconds(0, moved)
     return Roofline(device.name, first, token, is_compute_bound)

@@ -1,17 +1,16 @@
-"""What a sweep found, from its folder alone: scores with errors, means, differences between models, cost.
+"""What a sweep found, from its folder alone: scores with errors, means, the oracle, retention, cost, what is published.
 
 In: a run folder (run_folder.py). Out: `Summary`, which the table, the charts and the page are made of.
 """
 
-import csv
-import io
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from m3.evaluation.oracle import Oracle, oracle
+from m3.evaluation.published import PublishedScore, beside
 from m3.evaluation.run_folder import (
     CellRow,
     CostRow,
@@ -20,9 +19,9 @@ from m3.evaluation.run_folder import (
     ModelRow,
     read_keys,
     read_rows,
-    write_text,
 )
-from m3.evaluation.statistics import Difference, Mean, mean_of_means, paired_bootstrap
+from m3.evaluation.samples import Samples, read_samples
+from m3.evaluation.statistics import Interval, Mean, mean_of_means, retention
 from m3.evaluation.store import Answer, Store
 
 
@@ -126,28 +125,47 @@ class Summary:
         asked = (model, scale, batch_size)
         return next((row for row in self.latencies if (row.model, row.scale, row.batch_size) == asked), None)
 
-    def difference(self, scale: int, other: str) -> Difference | None:
-        """Mean of the first model minus that of `other` at a scale: paired bootstrap over documents, by image.
+    @cached_property
+    def samples(self) -> dict[tuple[str, str], Samples]:
+        """(model, task) -> scores by document, at the scales that were scored; without tasks that have none of their own."""
+        found = {}
+        for model in self.models:
+            for task in self.tasks:
+                scales = [scale for scale in self.scales if self.score(model.name, task, scale) is not None]
+                if scales:
+                    metric = self._primary[model.name, task, scales[0]].metric
+                    read = read_samples(self.run, self._store, model.name, task, scales, metric)
+                    if read is not None:
+                        found[model.name, task] = read
+        return found
 
-        Every task weighs the same, whatever its number of documents. None where a cell is missing.
-        """
-        first = self.models[0].name
-        left, right, clusters = [], [], []
+    def curve(self, model: str, task: str | None = None) -> dict[int, Mean]:
+        """Scale -> score of a task, or the mean over the tasks, where there is one."""
+        scores = {scale: self.score(model, task, scale) if task else self.mean(model, scale) for scale in self.scales}
+        return {scale: score for scale, score in scores.items() if score is not None}
+
+    def oracle(self, model: str, task: str) -> Oracle | None:
+        """The oracle of a model on a task; None where documents have no scores of their own, or there is one scale alone."""
+        samples = self.samples.get((model, task))
+        if samples is None or len(samples.scales) < 2:
+            return None
+        row = self.baselines.get(task)
+        chance = None if row is None or not 0 <= row["chance"] < 1 else row["chance"]
+        return oracle(samples.scores, samples.tokens, samples.scales, chance)
+
+    def retention(self, model: str, scale: int) -> Interval | None:
+        """Mean over tasks of the score's share of that at the largest scale, in per cent."""
+        parts = []
         for task in self.tasks:
-            if self.score(first, task, scale) is None or self.score(other, task, scale) is None:
+            samples = self.samples.get((model, task))
+            if samples is None or scale not in samples.scales or self.scales[-1] not in samples.scales:
                 return None
-            mine, theirs = (read_keys(self.run, name, task, scale) for name in (first, other))
-            metric = self._primary[first, task, scale].metric
-            for doc_id in sorted(set(mine) & set(theirs)):
-                a, b = (self._store.scores(keys[doc_id]).get(metric) for keys in (mine, theirs))
-                if a is None or b is None:
-                    return None
-                weight = self.percent(task) / len(mine)
-                left.append(a * weight)
-                right.append(b * weight)
-                clusters.append(self._store.answer(mine[doc_id]).images)
-        weight = len(left) / len(self.tasks)
-        return paired_bootstrap([a * weight for a in left], [b * weight for b in right], clusters)
+            parts.append((samples.at(scale).tolist(), samples.at(self.scales[-1]).tolist(), samples.images))
+        return retention(parts)
+
+    def published(self, task: str) -> list[PublishedScore]:
+        """What papers report for the task at a stated number of tokens."""
+        return [score for score in beside(task) if score.tokens is not None]
 
     def reply(self, example: Example, model: str, scale: int) -> Reply | None:
         """What a model answered to an example at a scale."""
@@ -160,44 +178,6 @@ class Summary:
         if answer.log_likelihood is not None:
             text = f"log-likelihood {answer.log_likelihood[0]:.2f}"
         return Reply(text, score >= 0.5)
-
-    def write_csv(self) -> Path:
-        """summary.csv: a row per model and scale, with every task, the mean, and the difference to the first model."""
-        names = [name for task in self.tasks for name in (self.family(task), f"{self.family(task)}_stderr")]
-        header = ["model", "scale", "trained_at_scale", "visual_tokens", "first_token_gflops", "first_token_ms", *names]
-        header += ["mean", "mean_stderr", "behind_first", "behind_first_low", "behind_first_high"]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        for model in self.models:
-            for scale in self.scales:
-                writer.writerow(self._csv_row(model, scale))
-        path = self.run / "summary.csv"
-        write_text(path, text.getvalue())
-        return path
-
-    def _csv_row(self, model: ModelRow, scale: int) -> list[str]:
-        cost, mean, latency = (
-            self.cost(model.name, scale),
-            self.mean(model.name, scale),
-            self.latency(model.name, scale),
-        )
-        is_first = model == self.models[0]
-        behind = None if is_first else self.difference(scale, model.name)
-        scores: list[float | None] = []
-        for task in self.tasks:
-            score = self.score(model.name, task, scale)
-            scores += [None, None] if score is None else [score.value, score.stderr]
-        numbers: Sequence[int | float | None] = [
-            None if cost is None else cost.visual_tokens,
-            None if cost is None else gflops(cost),
-            None if latency is None else latency.first_token_s * 1e3,
-            *scores,
-            *((None, None) if mean is None else (mean.value, mean.stderr)),
-            *((None,) * 3 if behind is None else (behind.value, behind.low, behind.high)),
-        ]
-        shown = ["" if number is None else f"{number:.6g}" for number in numbers]
-        return [model.name, str(scale), str(model.is_trained(scale)), *shown]
 
 
 def gflops(cost: CostRow) -> float:

@@ -45,6 +45,7 @@ class Cost:
 
     scale: int
     batch_size: int
+    itemsize: int  # bytes of a number
     visual_tokens: int
     text_tokens: int
     vision_flops: int
@@ -131,6 +132,7 @@ class CostModel:
         return Cost(
             scale=scale,
             batch_size=batch,
+            itemsize=self.bytes,
             visual_tokens=visual_tokens,
             text_tokens=text_tokens,
             vision_flops=batch * seen_tiles * self.vision_flops(),

@@ -16,7 +16,7 @@ def test_configuration_without_weights(tmp_path: Path, capsys: pytest.CaptureFix
     arguments = [str(tmp_path / "config.json"), "--scales", "36,9", "--batch-sizes", "1,4", "--accelerator", "A100"]
     assert cost.main([*arguments, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "ESTIMATED lower bound for A100 SXM 80GB, 312 TFLOP/s and 2.039 TB/s" in printed
+    assert "ESTIMATED lower bound in 16 bit for A100 SXM 80GB, 312 TFLOP/s and 2.039 TB/s" in printed
     assert "MEASURED" not in printed
     with out.open() as file:
         rows = list(csv.DictReader(file))
@@ -40,10 +40,17 @@ def test_measured_stands_beside_the_estimate_and_says_so(tmp_path: Path, capsys:
     assert float(row["measured_first_token_s"]) > float(row["estimated_first_token_s"])
 
 
-def test_no_estimate_for_32_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_estimate_is_of_16_bit_whatever_is_counted(tmp_path: Path):
     make_config("llama").save_pretrained(tmp_path)
-    assert cost.main([str(tmp_path), "--scales", "9", "--dtype", "float32"]) == 0
-    assert "no estimate: the table of accelerators has peaks for 16-bit formats alone" in capsys.readouterr().out
+    rows = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / f"{dtype}.csv"
+        assert cost.main([str(tmp_path), "--scales", "9", "--dtype", dtype, "--out", str(out)]) == 0
+        with out.open() as file:
+            (rows[dtype],) = csv.DictReader(file)
+    full, half = rows["float32"], rows["bfloat16"]
+    assert int(full["kv_cache_bytes"]) == 2 * int(half["kv_cache_bytes"])
+    assert full["estimated_first_token_s"] == half["estimated_first_token_s"]
 
 
 def test_mistakes_are_named(tmp_path: Path):

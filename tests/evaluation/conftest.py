@@ -198,7 +198,7 @@ def make_run(run: Path, documents: int = 40) -> Path:
                 seconds = 0.004 + 0.0001 * scale
                 flops = 10_000_000 * (scale + 30)
                 costs.append(
-                    CostRow(scale, 1, scale, 30, 700_000_000, 20_000_000, flops, 12_000_000, 9_000 * scale,
+                    CostRow(scale, 1, 4, scale, 30, 700_000_000, 20_000_000, flops, 12_000_000, 9_000 * scale,
                             2_000_000, 500_000, 4_000_000, 1_200_000, model.name)
                 )  # fmt: skip
                 times += [

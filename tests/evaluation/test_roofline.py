@@ -8,7 +8,7 @@ from m3.evaluation.roofline import ACCELERATORS, Accelerator, accelerator, roofl
 from m3.model.cost import Cost
 
 COST = Cost(
-    scale=9, batch_size=1, visual_tokens=9, text_tokens=30,
+    scale=9, batch_size=1, itemsize=2, visual_tokens=9, text_tokens=30,
     vision_flops=400, connector_flops=10, prefill_flops=1000, token_flops=20,
     kv_cache_bytes=50, vision_parameter_bytes=30, connector_parameter_bytes=20,
     prefill_parameter_bytes=150, token_parameter_bytes=100,

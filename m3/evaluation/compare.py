@@ -1,0 +1,139 @@
+"""Two budgets, two models or two runs against each other, document by document.
+
+In: `Summary`s. Out: differences with intervals (paired bootstrap, images drawn with all their documents), and `Change`s between
+two runs, corrected for their number. `m3 report A B` shows them; `m3 sweep --baseline` fails on `regressions`.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from m3.evaluation.statistics import Difference, holm, paired_bootstrap, paired_p
+from m3.evaluation.summary import Summary
+
+LEVEL = 0.05
+"""A drop is beyond the noise where its corrected p is below this."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two things compared: a model of a run at a scale."""
+
+    summary: Summary
+    model: str
+    scale: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """From the second run (the older) to the first, in the unit of the table."""
+
+    model: str
+    other: str
+    task: str | None  # None: the mean over the tasks
+    scale: int
+    difference: Difference
+    p: float  # normal approximation, clustered by image
+    p_holm: float  # corrected for all changes of the same kind (means, or tasks)
+
+    @property
+    def is_significant(self) -> bool:
+        return self.p_holm < LEVEL
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    a: list[float]
+    b: list[float]
+    clusters: list[Hashable]
+
+    def difference(self) -> Difference:
+        return paired_bootstrap(self.a, self.b, self.clusters)
+
+    def p(self) -> float:
+        return paired_p(self.a, self.b, self.clusters)
+
+
+def difference(a: Side, b: Side, tasks: Sequence[str] | None = None) -> Difference | None:
+    """Mean of `a` minus mean of `b` over the documents that both have; every task weighs the same.
+
+    None where one of the tasks (default: all of a's) has no scores by document on one of the sides.
+    """
+    pairs = _pairs(a, b, a.summary.tasks if tasks is None else tasks)
+    return None if pairs is None else pairs.difference()
+
+
+def _pairs(a: Side, b: Side, tasks: Sequence[str]) -> _Pairs | None:
+    left, right, clusters = [], [], []
+    for task in tasks:
+        mine, theirs = a.summary.samples.get((a.model, task)), b.summary.samples.get((b.model, task))
+        if mine is None or theirs is None or a.scale not in mine.scales or b.scale not in theirs.scales:
+            return None
+        rows = {key: row for row, key in enumerate(zip(theirs.doc_ids, theirs.documents, strict=True))}
+        found = [
+            (row, rows[key]) for row, key in enumerate(zip(mine.doc_ids, mine.documents, strict=True)) if key in rows
+        ]
+        if not found:
+            raise ValueError(
+                f"{a.summary.run} and {b.summary.run} have no document of {task} in common: they were run on other data"
+            )
+        weight = a.summary.percent(task) / len(found)
+        left += [mine.at(a.scale)[row] * weight for row, _ in found]
+        right += [theirs.at(b.scale)[row] * weight for _, row in found]
+        clusters += [mine.images[row] for row, _ in found]
+    weight = len(left) / len(tasks)
+    return _Pairs([float(x * weight) for x in left], [float(x * weight) for x in right], clusters)
+
+
+def compare(new: Summary, old: Summary) -> list[Change]:
+    """Every model of `new` against its namesake of `old` (or, where none has one, the first against the first).
+
+    The means over the common tasks at each common scale, then each task, each kind corrected by Holm.
+
+    Raises:
+        ValueError: no task, scale or document in common.
+    """
+    tasks = [task for task in new.tasks if task in old.tasks]
+    scales = [scale for scale in new.scales if scale in old.scales]
+    if not tasks or not scales:
+        raise ValueError(
+            f"{new.run} and {old.run} have nothing to compare: tasks {', '.join(new.tasks)} at {list(new.scales)} against "
+            f"{', '.join(old.tasks)} at {list(old.scales)}"
+        )
+    names = [model.name for model in new.models]
+    namesakes = [(name, name) for name in names if name in {model.name for model in old.models}]
+    pairs = namesakes or [(names[0], old.models[0].name)]
+    changes: list[Change] = []
+    for kind in ([None], tasks if len(tasks) > 1 else []):
+        found = []
+        for mine, theirs in pairs:
+            for scale in scales:
+                for task in kind:
+                    paired = _pairs(Side(new, mine, scale), Side(old, theirs, scale), [task] if task else tasks)
+                    if paired is not None:
+                        p = paired.p()
+                        found.append(Change(mine, theirs, task, scale, paired.difference(), p, p))
+        adjusted = holm([change.p for change in found])
+        changes += [replace(change, p_holm=p) for change, p in zip(found, adjusted, strict=True)]
+    if not changes:
+        raise ValueError(f"{new.run} and {old.run}: no model has scores by document in both")
+    return changes
+
+
+def regressions(run: Path, baseline: Path) -> list[Change]:
+    """What fell, beyond the noise, from the run `baseline` to `run`: means and single tasks, at each scale."""
+    changes = compare(Summary.read(run), Summary.read(baseline))
+    return [change for change in changes if change.difference.value < 0 and change.is_significant]
+
+
+def described(change: Change) -> str:
+    """One line."""
+    found = change.difference
+    return (
+        f"{change.model} at {change.scale} tokens, {change.task or 'mean of the tasks'}: {found.value:+.1f} "
+        f"[{found.low:+.1f}, {found.high:+.1f}], p {shown_p(change.p_holm)} after Holm, {found.n} documents"
+    )
+
+
+def shown_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,152 @@
+"""report.html: one page that holds everything it shows and asks no network for anything.
+
+In: a `Summary` and its tables. Out: the page: report.html.jinja with report.css and report.js written into it, and the numbers
+of the charts and the samples as JSON.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from m3.evaluation.run_folder import Example, ModelRow
+from m3.evaluation.summary import Summary, gflops
+from m3.evaluation.tables import Table
+from m3.nesting.grid_pool import as_rectangle
+
+SIDE = 100
+"""Side of an example's drawing, in its own units."""
+
+
+def page(summary: Summary, tables: Sequence[Table]) -> str:
+    """The whole page. Everything that comes from data is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates = files("m3.evaluation").joinpath("templates")
+    css, js, html = (templates.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js", "html.jinja"))
+    return environment.from_string(html).render(
+        summary=summary,
+        tables=tables,
+        data=page_data(summary),
+        css=Markup(css),
+        js=Markup(js),
+        lead=headline(summary),
+        grid_note=grid_note(summary.models[0]),
+        failed=[cell for cell in summary.cells if cell.status == "failed"],
+    )
+
+
+def page_data(summary: Summary) -> dict[str, Any]:
+    """What report.js reads."""
+    published = [
+        {"model": s.model, "task": task, "tokens": s.tokens, "per": s.tokens_per, "value": s.value, "paper": s.paper,
+         "table": s.table}
+        for task in summary.tasks
+        for s in summary.published(task)
+    ]  # fmt: skip
+    return {
+        "scales": list(summary.scales),
+        "tasks": [
+            {"id": task, "name": summary.family(task)}
+            | {name: summary.baseline(name, task) for name in ("chance", "majority")}
+            for task in summary.tasks
+        ],
+        "models": [
+            {"name": model.name, "trained": [scale for scale in summary.scales if model.is_trained(scale)]}
+            for model in summary.models
+        ],
+        "scores": {
+            model.name: {task: _curve(summary, model, task) for task in summary.tasks} for model in summary.models
+        },
+        "costs": {model.name: _costs(summary, model) for model in summary.models},
+        "published": published,
+        "publishedModels": list(dict.fromkeys(row["model"] for row in published)),
+        "needs": _needs(summary),
+        "samples": [_sample(summary, example) for example in summary.examples],
+        "grids": {scale: grid_lines(summary.models[0], scale) for scale in summary.scales},
+    }
+
+
+def _curve(summary: Summary, model: ModelRow, task: str) -> dict[int, list[float | None]]:
+    curve = summary.curve(model.name, task)
+    return {scale: [mean.value, None if math.isnan(mean.stderr) else mean.stderr] for scale, mean in curve.items()}
+
+
+def _costs(summary: Summary, model: ModelRow) -> dict[int, dict[str, float | int | None]]:
+    found = {}
+    for scale in summary.scales:
+        cost, seen = summary.cost(model.name, scale), summary.latency(model.name, scale)
+        if cost is not None:
+            found[scale] = {
+                "tokens": cost.visual_tokens,
+                "gflops": gflops(cost),
+                "kv": cost.kv_cache_bytes / 1e3,
+                "ms": None if seen is None else seen.first_token_s * 1e3,
+                "spread": None if seen is None else seen.first_token_spread_s * 1e3,
+            }
+    return found
+
+
+def _needs(summary: Summary) -> dict[str, dict[str, list[tuple[int | str, int]]]]:
+    """model -> task -> (scale, samples), the never right at the end."""
+    found: dict[str, dict[str, list[tuple[int | str, int]]]] = {}
+    for model in summary.models:
+        for task in summary.tasks:
+            oracle = summary.oracle(model.name, task)
+            if oracle is not None:
+                found.setdefault(model.name, {})[task] = [*oracle.needs.items(), ("never", oracle.never)]
+    return found
+
+
+def _sample(summary: Summary, example: Example) -> dict[str, Any]:
+    content = base64.b64encode((summary.run / "examples" / example.image).read_bytes()).decode()
+    replies: dict[str, dict[int, dict[str, Any]]] = {}
+    for model in summary.models:
+        for scale in summary.scales:
+            reply = summary.reply(example, model.name, scale)
+            if reply is not None:
+                replies.setdefault(model.name, {})[scale] = {"text": reply.text, "right": reply.is_right}
+    return {
+        "task": example.task,
+        "question": example.question,
+        "target": example.target,
+        "image": f"data:image/png;base64,{content}",
+        "replies": replies,
+    }
+
+
+def headline(summary: Summary) -> str:
+    """The first model's best and cheapest scales in one sentence."""
+    model = summary.models[0].name
+    scores = summary.curve(model)
+    if len(scores) < 2:
+        return ""
+    low, high = min(scores), max(scores)
+    return (
+        f"{model} scores {scores[high].value:.1f} at {high} visual tokens per image and {scores[low].value:.1f} at {low}, "
+        f"as the mean of {len(summary.tasks)} task{'s' * (len(summary.tasks) > 1)}."
+    )
+
+
+def grid_note(model: ModelRow) -> str:
+    if model.nesting != "grid_pool":
+        return "Visual tokens are learned queries here, which have no place on the image."
+    return "Each visual token is the mean over one cell of the grid on the image, which is padded to a square."
+
+
+def grid_lines(model: ModelRow, scale: int) -> list[tuple[float, float, float, float]]:
+    """Lines (x1, y1, x2, y2) between the cells that pooling averages, on a square of `SIDE`; none for other nestings."""
+    if model.nesting != "grid_pool":
+        return []
+    rows, columns = (model.grid[0], model.grid[1]) if len(model.grid) == 2 else as_rectangle(model.grid[0])
+    if scale == 1:
+        return []
+    side = math.isqrt(rows * columns // scale)
+    across, down = columns // side, rows // side
+    upright = [(SIDE * i / across, 0.0, SIDE * i / across, float(SIDE)) for i in range(1, across)]
+    return upright + [(0.0, SIDE * i / down, float(SIDE), SIDE * i / down) for i in range(1, down)]

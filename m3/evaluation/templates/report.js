@@ -1,0 +1,270 @@
+"use strict";
+// The page's charts, filters and sample browser. All it reads is the JSON in #data; it asks no network for anything.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const AXES = {
+  tokens: "visual tokens in the prompt",
+  gflops: "GFLOP to the first token (computed)",
+  kv: "KV cache in kB (computed)",
+  ms: "ms to the first token (measured)",
+};
+const shown = {
+  tasks: new Set(data.tasks.map((task) => task.id)),
+  models: new Set(data.models.map((model) => model.name)),
+  published: new Set(data.publishedModels.slice(0, 4)),
+  axis: "tokens",
+  sample: 0,
+  scale: data.scales[data.scales.length - 1],
+};
+
+// --- small helpers -------------------------------------------------------------------------------------------------
+const byId = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+
+function make(tag, attributes = {}, ...children) {
+  const isSvg = ["svg", "g", "line", "path", "circle", "rect", "text", "image"].includes(tag);
+  const element = isSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const digits = (number) => String(Number(number.toPrecision(3)));
+const plain = (number) => (number >= 1e6 ? number.toPrecision(3) : digits(number));
+
+// --- the numbers of a chart ----------------------------------------------------------------------------------------
+// A point: x, y, error (or null), whether the weights were trained there, and what the tooltip says.
+function score(model, task, scale) {
+  const found = ((data.scores[model] || {})[task] || {})[scale];
+  return found ? { value: found[0], error: found[1] } : null;
+}
+
+function mean(model, tasks, scale) {
+  const found = tasks.map((task) => score(model, task, scale));
+  if (!found.length || found.includes(null)) return null;
+  const value = found.reduce((sum, one) => sum + one.value, 0) / found.length;
+  const squares = found.reduce((sum, one) => sum + (one.error || 0) ** 2, 0);
+  return { value, error: Math.sqrt(squares) / found.length };
+}
+
+function ourCurves(tasks) {
+  return data.models.filter((model) => shown.models.has(model.name)).map((model) => ({
+    name: model.name,
+    style: data.models.indexOf(model),
+    points: data.scales.flatMap((scale) => {
+      const found = mean(model.name, tasks, scale);
+      const cost = (data.costs[model.name] || {})[scale];
+      const x = cost ? cost[shown.axis] : shown.axis === "tokens" ? scale : null;
+      if (!found || x === null || x === undefined) return [];
+      const trained = model.trained.includes(scale);
+      const lines = [model.name + (trained ? "" : " (not trained at this scale)"), `${found.value.toFixed(1)} ± ${found.error.toFixed(1)}`];
+      if (cost) {
+        lines.push(`${cost.tokens} visual tokens, ${digits(cost.gflops)} GFLOP to the first token`);
+        if (cost.ms !== null) lines.push(`${digits(cost.ms)} ± ${digits(cost.spread)} ms to the first token (measured)`);
+      }
+      return [{ x, y: found.value, error: found.error, trained, lines, scale }];
+    }),
+  }));
+}
+
+function publishedCurves(tasks) {
+  if (shown.axis !== "tokens") return [];
+  return data.publishedModels.filter((name) => shown.published.has(name)).map((name) => {
+    const rows = data.published.filter((row) => row.model === name && tasks.includes(row.task));
+    const points = [...new Set(rows.map((row) => row.tokens))].sort((a, b) => a - b).flatMap((tokens) => {
+      const at = tasks.map((task) => rows.find((row) => row.task === task && row.tokens === tokens));
+      if (at.includes(undefined)) return [];
+      const y = at.reduce((sum, row) => sum + row.value, 0) / at.length;
+      const lines = [`${name} (published)`, y.toFixed(1), `${tokens} tokens per ${at[0].per}`, `${at[0].paper}, ${at[0].table}`];
+      return [{ x: tokens, y, error: null, trained: true, lines }];
+    });
+    return { name, style: -1, points };
+  });
+}
+
+// --- one chart -----------------------------------------------------------------------------------------------------
+function chart(title, tasks, isSmall) {
+  const curves = [...publishedCurves(tasks), ...ourCurves(tasks)].filter((curve) => curve.points.length);
+  const width = 460, height = isSmall ? 280 : 330, left = 46, right = 14, top = 30, bottom = 44;
+  const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${title}, by ${AXES[shown.axis]}` });
+  svg.append(make("text", { x: left, y: 18, class: "title" }, title));
+  const points = curves.flatMap((curve) => curve.points);
+  if (!points.length) {
+    svg.append(make("text", { x: width / 2, y: height / 2, class: "empty" }, "nothing to draw: choose a task and a model"));
+    return svg;
+  }
+  const xs = points.map((point) => Math.log(point.x));
+  const [low, high] = [Math.min(...xs), Math.max(...xs)];
+  const most = Math.max(100, ...points.map((point) => point.y + (point.error || 0)));
+  const x = (value) => left + 10 + (high > low ? (Math.log(value) - low) / (high - low) : 0.5) * (width - left - right - 20);
+  const y = (value) => height - bottom - (value / most) * (height - top - bottom);
+  const step = most > 100 ? 10 ** Math.floor(Math.log10(most)) / (most / 10 ** Math.floor(Math.log10(most)) < 4 ? 2 : 1) : 20;
+  for (let value = 0; value <= most; value += step) {
+    svg.append(make("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: "grid" }));
+    svg.append(make("text", { x: left - 7, y: y(value) + 4, class: "tick y" }, plain(value)));
+  }
+  let last = -Infinity;
+  for (const value of [...new Set(points.map((point) => point.x))].sort((a, b) => a - b)) {
+    svg.append(make("line", { x1: x(value), x2: x(value), y1: height - bottom, y2: height - bottom + 4, class: "axis" }));
+    if (x(value) - last < 34) continue;
+    svg.append(make("text", { x: x(value), y: height - bottom + 17, class: "tick x" }, plain(value)));
+    last = x(value);
+  }
+  svg.append(make("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" }));
+  svg.append(make("text", { x: (left + width - right) / 2, y: height - 8, class: "label" }, AXES[shown.axis]));
+  for (const [name, label] of [["chance", "chance"], ["majority", "majority answer"]]) {
+    const values = tasks.map((task) => data.tasks.find((one) => one.id === task)[name]);
+    if (values.includes(null)) continue;
+    const value = values.reduce((sum, one) => sum + one, 0) / values.length;
+    svg.append(make("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: `blind ${name}` }));
+    const below = name === "chance" ? 11 : -4;
+    svg.append(make("text", { x: width - right, y: y(value) + below, class: "blindlabel" }, label));
+  }
+  for (const curve of curves) svg.append(drawCurve(curve, x, y));
+  return svg;
+}
+
+function drawCurve(curve, x, y) {
+  const look = curve.style < 0 ? "published" : `c${curve.style % 6} d${Math.floor(curve.style / 6) % 3}`;
+  const group = make("g", { class: `curve ${look}`, "data-series": curve.name });
+  const path = curve.points.map((point, i) => `${i ? "L" : "M"}${x(point.x).toFixed(1)} ${y(point.y).toFixed(1)}`).join("");
+  group.append(make("path", { d: path, class: "line" }));
+  for (const point of curve.points) {
+    const at = { cx: x(point.x).toFixed(1), cy: y(point.y).toFixed(1) };
+    if (point.error) {
+      const ends = { x1: at.cx, x2: at.cx, y1: y(point.y - point.error), y2: y(point.y + point.error) };
+      group.append(make("line", { ...ends, class: "error" }));
+    }
+    const show = (event) => tell(event.target, point.lines);
+    const mark = { ...at, r: curve.style < 0 ? 3.5 : 5, class: point.trained ? "mark" : "mark hollow", tabindex: 0, role: "img" };
+    const events = { onmouseenter: show, onfocus: show, onmouseleave: hush, onblur: hush };
+    group.append(make("circle", { ...mark, ...events, "aria-label": point.lines.join("; ") }));
+  }
+  return group;
+}
+
+function tell(target, lines) {
+  const tip = byId("tip"), box = target.getBoundingClientRect();
+  tip.replaceChildren(...lines.map((line, i) => make(i ? "div" : "strong", {}, line)));
+  tip.hidden = false;
+  const wide = tip.offsetWidth, over = box.left + box.width / 2 - wide / 2;
+  tip.style.left = `${Math.max(8, Math.min(over, document.documentElement.clientWidth - wide - 8)) + scrollX}px`;
+  const above = box.top - tip.offsetHeight - 8;
+  tip.style.top = `${(above > 4 ? above : box.bottom + 8) + scrollY}px`;
+}
+
+const hush = () => { byId("tip").hidden = true; };
+
+// --- filters -------------------------------------------------------------------------------------------------------
+function choices(id, names, chosen, labels) {
+  const place = byId(id);
+  if (!place) return;
+  names.forEach((name, i) => {
+    const change = (event) => { event.target.checked ? chosen.add(name) : chosen.delete(name); draw(); };
+    const box = make("input", { type: "checkbox", value: name, checked: chosen.has(name), onchange: change });
+    const key = id === "models" ? [make("span", { class: `key c${i % 6}` })] : [];
+    place.append(make("label", {}, box, ...key, ` ${labels[i]}`));
+  });
+}
+
+function draw() {
+  hush();
+  const tasks = data.tasks.filter((task) => shown.tasks.has(task.id));
+  const title = tasks.length === 1 ? tasks[0].name : `Mean of ${tasks.length} tasks`;
+  byId("mean").replaceChildren(chart(title, tasks.map((task) => task.id), false));
+  byId("each").replaceChildren(...(tasks.length > 1 ? tasks : []).map((task) => chart(task.name, [task.id], true)));
+  for (const row of document.querySelectorAll("[data-task]")) row.hidden = !shown.tasks.has(row.dataset.task);
+  drawNeeds(tasks);
+  drawSample();
+}
+
+// --- which samples need which scale --------------------------------------------------------------------------------
+function drawNeeds(tasks) {
+  const place = byId("needs");
+  if (!place) return;
+  const model = data.models.find((one) => shown.models.has(one.name) && data.needs[one.name]);
+  place.replaceChildren(...(model ? tasks : []).filter((task) => data.needs[model.name][task.id]).map((task) => {
+    const parts = data.needs[model.name][task.id];
+    const total = parts.reduce((sum, part) => sum + part[1], 0);
+    const bars = parts.map(([scale, count], i) => {
+      const share = (100 * count) / total;
+      const says = scale === "never" ? `${count} of ${total} never right` : `${count} of ${total} first right at ${scale} tokens`;
+      const look = scale === "never" ? "bar never" : "bar";
+      const shade = scale === "never" ? "" : `--i:${i / Math.max(parts.length - 2, 1)}`;
+      return make("span", { class: look, style: `flex-basis:${share}%;${shade}`, title: says }, share >= 7 ? `${share.toFixed(0)}` : "");
+    });
+    return make("div", { class: "need" }, make("span", { class: "name" }, task.name), make("span", { class: "bars" }, ...bars));
+  }));
+  byId("needs-model").textContent = model ? model.name : "";
+}
+
+// --- the sample browser --------------------------------------------------------------------------------------------
+const visible = () => data.samples.filter((sample) => shown.tasks.has(sample.task));
+
+function drawSample() {
+  const place = byId("sample");
+  if (!place) return;
+  const samples = visible();
+  shown.sample = Math.max(0, Math.min(shown.sample, samples.length - 1));
+  byId("sample-place").textContent = samples.length ? `${shown.sample + 1} of ${samples.length}` : "none";
+  const sample = samples[shown.sample];
+  if (!sample) return place.replaceChildren("No sample of the chosen tasks.");
+  const task = data.tasks.find((one) => one.id === sample.task);
+  const image = make("svg", { viewBox: "0 0 100 100", role: "img", "aria-label": `the image, in ${shown.scale} cells` });
+  image.append(make("image", { href: sample.image, width: 100, height: 100, preserveAspectRatio: "xMidYMid meet" }));
+  for (const [x1, y1, x2, y2] of data.grids[shown.scale] || []) {
+    image.append(make("line", { x1, y1, x2, y2, class: "under" }), make("line", { x1, y1, x2, y2, class: "over" }));
+  }
+  const scales = make("div", { class: "scales", role: "group", "aria-label": "grid drawn on the image" }, ...data.scales.map((scale) =>
+    make("button", { type: "button", "aria-pressed": String(scale === shown.scale), onclick: () => { shown.scale = scale; drawSample(); } }, String(scale))));
+  const models = data.models.filter((model) => shown.models.has(model.name));
+  const head = make("tr", {}, make("th", {}, "tokens"), ...models.map((model) => make("th", {}, model.name)), make("th", {}, "GFLOP"));
+  const rows = data.scales.map((scale) => make("tr", { class: scale === shown.scale ? "chosen" : "" }, make("td", {}, String(scale)),
+    ...models.map((model) => answer((sample.replies[model.name] || {})[scale])), make("td", {}, costOf(models[0], scale))));
+  place.replaceChildren(
+    make("div", { class: "picture" }, image, scales),
+    make("div", { class: "answers" }, make("p", { class: "question" }, sample.question),
+      make("p", { class: "soft" }, `${task.name}; expected: ${sample.target}`),
+      make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)))));
+}
+
+function answer(reply) {
+  if (!reply) return make("td", {}, "");
+  const mark = make("span", { class: reply.right ? "right" : "wrong" }, reply.right ? "✓ " : "✗ ");
+  return make("td", { class: "reply" }, mark, reply.text || "(nothing)");
+}
+
+function costOf(model, scale) {
+  const cost = model && (data.costs[model.name] || {})[scale];
+  return cost ? digits(cost.gflops) : "";
+}
+
+function turn(step) { shown.sample += step; drawSample(); }
+
+// --- start ---------------------------------------------------------------------------------------------------------
+choices("tasks", data.tasks.map((task) => task.id), shown.tasks, data.tasks.map((task) => task.name));
+choices("models", data.models.map((model) => model.name), shown.models, data.models.map((model) => model.name));
+choices("published", data.publishedModels, shown.published, data.publishedModels);
+const known = Object.values(data.costs).flatMap((costs) => Object.values(costs));
+for (const [name, label] of Object.entries(AXES)) {
+  if (name === "tokens" || known.some((cost) => cost[name] !== null)) byId("axis").append(make("option", { value: name }, label));
+}
+byId("axis").addEventListener("change", (event) => { shown.axis = event.target.value; draw(); });
+byId("theme").addEventListener("click", () => {
+  const root = document.documentElement;
+  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = isDark ? "light" : "dark";
+});
+if (byId("sample")) {
+  byId("previous").addEventListener("click", () => turn(-1));
+  byId("next").addEventListener("click", () => turn(1));
+  byId("samples").addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") turn(-1);
+    if (event.key === "ArrowRight") turn(1);
+  });
+}
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") hush(); });
+draw();

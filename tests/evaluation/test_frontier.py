@@ -1,0 +1,70 @@
+"""Front, knee and sufficient scale of curves drawn by hand."""
+
+import pytest
+
+from m3.evaluation.calibration import calibration
+from m3.evaluation.frontier import knee, pareto_front, sufficient
+from m3.evaluation.statistics import chance_corrected, holm, paired_p, retention
+
+
+def test_front_keeps_what_nothing_beats():
+    points = [(1.0, 50.0), (4.0, 45.0), (4.0, 60.0), (9.0, 60.0), (9.0, 70.0), (36.0, 69.0)]
+    assert pareto_front(points) == [0, 2, 4]  # 3 costs more for the same; 5 costs more for less
+    assert pareto_front([(1.0, 5.0), (1.0, 5.0)]) == [0]
+    assert pareto_front([]) == []
+
+
+def test_knee_is_where_the_curve_bends():
+    assert knee({1: 0.0, 4: 40.0, 16: 80.0, 64: 90.0, 256: 100.0}) == 16  # log tokens 0, 1/4, 1/2, 3/4, 1
+    assert knee({1: 50.0, 16: 50.0, 256: 50.0}) is None
+    assert knee({1: 0.0, 16: 10.0, 256: 100.0}) is None  # it only gets steeper
+    assert knee({1: 0.0, 256: 1.0}) is None
+
+
+def test_sufficient_scale():
+    curve = {1: 50.0, 9: 94.0, 36: 96.0, 144: 100.0}
+    assert sufficient(curve) == 36
+    assert sufficient(curve, 0.9) == 9
+    assert sufficient({1: 10.0, 9: 12.0, 36: 8.0}) == 1
+    with pytest.raises(ValueError, match="share to keep must be above 0 and at most 1, got 95.0"):
+        sufficient(curve, 95.0)
+
+
+def test_retention_by_hand():
+    tasks = [([1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], "abcd"), ([1.0, 1.0], [1.0, 1.0], "ab")]
+    found = retention(tasks)
+    assert found is not None
+    assert found.value == pytest.approx(75.0)  # 50 and 100
+    assert 50 <= found.low < 75 < found.high <= 100
+    assert retention([([0.0], [0.0], "a")]) is None
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_paired_p_is_the_normal_test():
+    a, b = [1.0] * 8 + [0.0] * 2, [0.0] * 10  # mean 0.8, standard error 0.4 / 3
+    assert paired_p(a, b, range(10)) == pytest.approx(2e-9, rel=0.05)  # z = 6
+    assert paired_p(b, b, range(10)) == 1.0
+    assert paired_p(a, b, ["one"] * 10) == 1.0
+
+
+def test_chance_correction():
+    assert [chance_corrected(score, 0.25) for score in (0.25, 1.0, 0.625)] == [0.0, 1.0, 0.5]
+    with pytest.raises(ValueError, match="got 1"):
+        chance_corrected(0.5, 1.0)
+
+
+def test_calibration_by_hand():
+    found = calibration([0.9, 0.9, 0.6, 0.6], [1.0, 0.0, 1.0, 1.0], bins=2)
+    assert [(one.confidence, one.accuracy, one.n) for one in found.bins] == [
+        (pytest.approx(0.6), 1.0, 2),
+        (pytest.approx(0.9), 0.5, 2),
+    ]
+    assert found.error == pytest.approx(0.4)
+    assert found.brier == pytest.approx((0.01 + 0.81 + 0.16 + 0.16) / 4)
+    assert calibration([1.0, 0.0], [1.0, 0.0]).error == 0
+    with pytest.raises(ValueError, match="1 confidences for 2 scores"):
+        calibration([0.5], [1.0, 0.0])
