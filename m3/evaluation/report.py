@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
         write_text(summary.run / "tables" / f"{table.name}.tex", as_latex(table))
         write_text(summary.run / "tables" / f"{table.name}.md", as_markdown(table))
     write_text(written[2], page(summary, tables))
-    lines = [as_text(tables[0]), "", *(described_change(change) for change in changes), *([""] if changes else [])]
+    told = [change for change in changes if change.task is None or change.is_significant]
+    lines = [as_text(tables[0]), "", *(described_change(change) for change in told), *([""] if told else [])]
     print("\n".join([*lines, *map(str, [*written, folder, summary.run / "tables"])]))  # noqa: T201 (the table is the output)
     return 0

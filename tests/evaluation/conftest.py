@@ -2,6 +2,7 @@
 
 import io
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -158,11 +159,15 @@ def engine(model_folder: Path) -> Engine:
 
 
 FAMILIES = ("scene", "position", "digits", "document")
+SUITE = tuple(f"suite_{family}" for family in FAMILIES)
 SWEPT = (1, 4, 9, 36)
 
 
-def make_run(run: Path, documents: int = 40) -> Path:
-    """A run folder as a sweep leaves it: a trained model that climbs, a base that needs all 36 tokens, no harness run."""
+def make_run(run: Path, documents: int = 40, tasks: Sequence[str] = SUITE, lift: float = 0.0) -> Path:
+    """A run folder as a sweep leaves it: a trained model that climbs, a base that needs all 36 tokens, no harness run.
+
+    `lift` is added to every chance of a right answer.
+    """
     rng = random.Random(0)
     models = [
         ModelRow("m3-tiny", "playground/m3-tiny", "a" * 24, list(SWEPT), [6, 6], "grid_pool", 1_500_000),
@@ -171,24 +176,23 @@ def make_run(run: Path, documents: int = 40) -> Path:
     cells, costs, times, examples = [], [], [], []
     with Store(run / "store") as store:
         for model in models:
-            for task, family in enumerate(FAMILIES):
+            for task, name in enumerate(tasks):
                 for step, scale in enumerate(SWEPT):
-                    trained = (0.95 - 0.2 * task) + (0.05 + 0.2 * task) * step / 3
-                    p = trained if model is models[0] or scale == 36 else 0.25 + 0.12 * step
-                    keys, scores = {}, []
+                    hard = 0.2 * (task % 4)
+                    trained = (0.95 - hard) + (0.05 + hard) * step / 3
+                    p = lift + (trained if model is models[0] or scale == 36 else 0.25 + 0.12 * step)
+                    keys, scores, answers = {}, [], []
                     for doc_id in range(documents):
-                        cell = Cell(model.weights, family, "d", str(doc_id), "p", scale, "grid_pool")
+                        cell = Cell(model.weights, name, "d", str(doc_id), "p", scale, "grid_pool")
                         score = float(rng.random() < p)
                         scores.append(score)
-                        image = (f"{family}-{doc_id // 2}",)  # two questions about each image
+                        image = (f"{name}-{doc_id // 2}",)  # two questions about each image
                         text = "a right answer" if score else 'wrong <b>"answer"</b>'
-                        store.add_answers(
-                            [Answer(cell, f"suite_{family}", doc_id, text, None, scale, 30, 3, 0.1, image)]
-                        )
-                        store.add_scores({cell.key: {"exact_match": score}})
+                        answers.append(Answer(cell, name, doc_id, text, None, scale, 30, 3, 0.1, image))
                         keys[doc_id] = cell.key
+                    store.add_answers(answers)
+                    store.add_scores({keys[i]: {"exact_match": score} for i, score in enumerate(scores)})
                     mean = clustered_mean(scores, [doc_id // 2 for doc_id in range(documents)])
-                    name = f"suite_{family}"
                     write_json(run / "results" / model.name / f"{name}@{scale}.json", {"m3_keys": keys})
                     cells.append(
                         CellRow(model.name, name, scale, "ok", "exact_match", True, mean.value, mean.stderr, mean.n,
@@ -207,12 +211,12 @@ def make_run(run: Path, documents: int = 40) -> Path:
                     for batch in (1, 8)
                 ]  # fmt: skip
     (run / "examples").mkdir()
-    for index, family in enumerate(FAMILIES):
-        make_image(index).save(run / "examples" / f"{family}.png")
-        examples.append(vars(Example(f"suite_{family}", index, f"What <is> this {family}?", "red", f"{family}.png")))
+    for index, name in enumerate(tasks):
+        make_image(index).save(run / "examples" / f"{name}.png")
+        examples.append(vars(Example(name, index, f"What <is> this {name}?", "red", f"{name}.png")))
     write_json(run / "examples" / "examples.json", examples)
     write_json(run / "models.json", [vars(model) for model in models])
-    write_json(run / "baselines.json", {f"suite_{family}": {"chance": 0.1, "majority": 0.2} for family in FAMILIES})
+    write_json(run / "baselines.json", {name: {"chance": 0.1, "majority": 0.2} for name in tasks})
     write_json(run / "environment.json", {"command": ["m3", "sweep"], "python": "3.11", "cores": 2, "accelerators": []})
     write_rows(run / "cells.csv", CellRow, cells)
     write_rows(run / "cost.csv", CostRow, costs)

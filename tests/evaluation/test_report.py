@@ -1,6 +1,7 @@
-"""The report of a run folder: table, CSV, chart and a page that needs nothing else."""
+"""The report of a run folder: table, CSV, figures, LaTeX, and a page that needs nothing else."""
 
 import csv
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from m3.evaluation import report
-from m3.evaluation.run_folder import CellRow, LatencyRow, read_rows, write_rows
+from m3.evaluation import page, report, report_tables
+from m3.evaluation.run_folder import CellRow, LatencyRow, ModelRow, read_rows, write_rows
 from m3.evaluation.summary import Summary
-from tests.evaluation.conftest import FAMILIES, SWEPT, make_run
+from tests.evaluation.conftest import FAMILIES, SUITE, SWEPT, make_run
 
 
 @pytest.fixture(scope="module")
@@ -34,35 +35,54 @@ class Links(HTMLParser):
         self.open[tag] = self.open.get(tag, 0) + 1
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
     def handle_endtag(self, tag: str) -> None:
         self.open[tag] = self.open.get(tag, 0) - 1
 
 
+def page_json(html: str) -> dict:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    return json.loads(found.group(1))
+
+
 def test_page_is_self_contained(run: Path):
-    page = (run / "report.html").read_text()
+    html = (run / "report.html").read_text()
     parser = Links()
-    parser.feed(page)
-    assert len(parser.links) > 20
-    assert [link for link in parser.links if not link.startswith(("#", "data:image/png;base64,"))] == []
-    assert "url(http" not in page
-    assert "@import" not in page
-    unclosed = {tag: count for tag, count in parser.open.items() if count and tag not in ("meta", "br")}
+    parser.feed(html)
+    assert parser.links == []  # images are in the JSON
+    assert re.findall(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)[^\s\"<)]*\.(?:js|css|png)", html) == []
+    unclosed = {tag: count for tag, count in parser.open.items() if count and tag not in ("meta", "input")}
     assert unclosed == {}
 
 
-def test_page_shows_every_scale_family_and_answer(run: Path):
-    page = (run / "report.html").read_text()
-    for family in FAMILIES:
-        assert f"What &lt;is&gt; this {family}?" in page  # escaped: questions are data
-    assert page.count("<figure>") == len(FAMILIES) * len(SWEPT)
-    assert page.count('class="right"') + page.count('class="wrong"') == 2 * len(FAMILIES) * len(SWEPT)
-    assert 'wrong <b>"answer"</b>' not in page
-    assert "wrong &lt;b&gt;" in page
-    assert page.count("<svg") == len(FAMILIES) * len(SWEPT) + 3 + len(FAMILIES)
+def test_page_has_every_scale_family_and_answer(run: Path):
+    html = (run / "report.html").read_text()
+    data = page_json(html)
+    assert [task["name"] for task in data["tasks"]] == list(FAMILIES)
+    assert data["scales"] == list(SWEPT)
+    assert len(data["samples"]) == len(SUITE)
+    for sample in data["samples"]:
+        assert sample["question"].startswith("What <is> this suite_")
+        assert sample["image"].startswith("data:image/png;base64,")
+        assert {name: sorted(map(int, of_scale)) for name, of_scale in sample["replies"].items()} == {
+            "m3-tiny": list(SWEPT),
+            "m3-tiny-base": list(SWEPT),
+        }
+    assert "<is>" not in html  # data cannot become markup
+    assert 'wrong <b>"answer"</b>' not in html
+
+
+def test_page_agrees_with_the_summary(run: Path):
+    data, summary = page_json((run / "report.html").read_text()), Summary.read(run)
+    for model in summary.models:
+        for task in summary.tasks:
+            for scale in summary.scales:
+                score = summary.score(model.name, task, scale)
+                assert score is not None
+                assert data["scores"][model.name][task][str(scale)] == pytest.approx([score.value, score.stderr])
+            oracle = summary.oracle(model.name, task)
+            assert oracle is not None
+            assert sum(count for _, count in data["needs"][model.name][task]) == oracle.n == 40
 
 
 def test_table_and_csv_agree(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -87,17 +107,56 @@ def test_table_and_csv_agree(run: Path, capsys: pytest.CaptureFixture[str]):
     assert re.search(r"1\* ", printed)
 
 
-def test_chart_is_a_picture_of_some_size(run: Path):
+def test_figures_for_print(run: Path):
     with Image.open(run / "accuracy_vs_cost.png") as image:
         assert image.width >= 1200
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
     assert {(0, 114, 178), (213, 94, 0)} <= colours
+    names = {path.name for path in (run / "figures").iterdir()}
+    assert names == {
+        "accuracy_vs_cost.svg", "accuracy_vs_cost.pdf", "oracle.svg", "oracle.pdf", "oracle.png", "latency.svg", "latency.pdf",
+        "latency.png",
+    }  # fmt: skip
+    assert (run / "figures" / "oracle.pdf").read_bytes().startswith(b"%PDF")
+    assert "<svg" in (run / "figures" / "oracle.svg").read_text()
 
 
 def test_two_reports_of_one_run_are_equal(run: Path):
-    before = (run / "summary.csv").read_bytes()
+    files = ["summary.csv", "report.html", "figures/oracle.svg", "tables/oracle.tex"]
+    before = [(run / file).read_bytes() for file in files]
     report.main([str(run)])
-    assert (run / "summary.csv").read_bytes() == before
+    assert [(run / file).read_bytes() for file in files] == before
+
+
+def test_estimate_stands_beside_the_measurement_under_its_name(run: Path):
+    table = report_tables.latency_table(Summary.read(run), "A100")
+    assert table.header[-2:] == ["ESTIMATE first, ms", "ESTIMATE token, ms"]
+    assert "Estimate: roofline in 16 bit of A100 SXM 80GB" in table.note
+    assert "nothing was run on it" in table.note
+    assert len(table.rows) == 2 * 2 * len(SWEPT)
+    assert {tuple(row[-2:]) for row in table.rows[len(SWEPT) : 2 * len(SWEPT)]} == {
+        ("–", "–")
+    }  # of a batch of one alone
+    assert all("measured on CPU (x86_64), 2 threads, float32" in block for block in table.blocks.values())
+
+
+PUBLISHED_TASKS = ("gqa", "pope", "textvqa_val")
+
+
+def test_published_numbers_are_drawn(tmp_path: Path):
+    """M3's Tables 1 and 2 and MQT's figure, beside ours, per number of tokens."""
+    run = make_run(tmp_path / "run", documents=6, tasks=PUBLISHED_TASKS)
+    assert report.main([str(run)]) == 0
+    data = page_json((run / "report.html").read_text())
+    assert {"LLaVA-1.5-7B-M3", "LLaVA-NeXT-7B-M3", "LLaVA-NeXT-7B-SS", "MQT-LLaVA-7B"} <= set(data["publishedModels"])
+    found = {(row["model"], row["task"], row["tokens"]): row["value"] for row in data["published"]}
+    assert found["LLaVA-1.5-7B-M3", "gqa", 36] == 60.3
+    assert found["LLaVA-NeXT-7B-M3", "textvqa_val", 9] == 51.97
+    assert found["MQT-LLaVA-7B", "pope", 2] == 74.5
+    drawn = (run / "figures" / "accuracy_vs_cost.svg").read_text()
+    assert "published: LLaVA-1.5-7B-M3" in drawn
+    table = (run / "tables" / "published.md").read_text()
+    assert re.search(r"\| gqa, 36 \|.*\| 60\.3 \|", table)
 
 
 def test_failed_cells_are_shown(tmp_path: Path):
@@ -105,17 +164,20 @@ def test_failed_cells_are_shown(tmp_path: Path):
     cells = read_rows(run / "cells.csv", CellRow)
     cells[0] = replace(cells[0], status="failed", value=None, stderr=None, error="KeyError: no such metric")
     write_rows(run / "cells.csv", CellRow, cells)
+    assert report.main([str(run)]) == 0
     summary = Summary.read(run)
-    assert "failed" in report.table(summary)
-    assert "KeyError: no such metric" in report.page(summary)
+    assert report_tables.scores_table(summary).rows[0][1] == "failed"
+    assert "KeyError: no such metric" in (run / "report.html").read_text()
     assert summary.mean("m3-tiny", 1) is None
 
 
-def test_unmeasured_latency_leaves_its_panel_out(tmp_path: Path):
+def test_unmeasured_latency_leaves_its_panel_and_table_out(tmp_path: Path):
     run = make_run(tmp_path / "run", documents=4)
     write_rows(run / "latency.csv", LatencyRow, [])
     assert report.main([str(run)]) == 0
-    assert "by measured latency" not in (run / "report.html").read_text()
+    assert "by measured latency" not in (run / "figures" / "accuracy_vs_cost.svg").read_text()
+    assert not (run / "tables" / "latency.md").exists()
+    assert not (run / "figures" / "latency.svg").exists()
 
 
 def test_not_a_run_folder(tmp_path: Path):
@@ -126,14 +188,12 @@ def test_not_a_run_folder(tmp_path: Path):
 
 
 def test_grid_lines_part_the_image_into_the_scale():
-    from m3.evaluation.run_folder import ModelRow
-
     square = ModelRow("m", "m", "w", [144], [12, 12], "grid_pool", 1)
     for scale in (4, 9, 36, 144):
-        lines = report.grid_lines(square, scale)
+        lines = page.grid_lines(square, scale)
         upright = sum(x1 == x2 for x1, _, x2, _ in lines)
         assert (upright + 1) ** 2 == scale == (len(lines) - upright + 1) ** 2
-    assert report.grid_lines(square, 1) == []
+    assert page.grid_lines(square, 1) == []
     wide = ModelRow("m", "m", "w", [32], [4, 8], "grid_pool", 1)
-    assert len(report.grid_lines(wide, 8)) == 3 + 1
-    assert report.grid_lines(ModelRow("m", "m", "w", [4], [9], "query_prefix", 1), 4) == []
+    assert len(page.grid_lines(wide, 8)) == 3 + 1
+    assert page.grid_lines(ModelRow("m", "m", "w", [4], [9], "query_prefix", 1), 4) == []

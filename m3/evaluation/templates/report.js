@@ -115,16 +115,22 @@ function chart(title, tasks, isSmall) {
   }
   svg.append(make("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" }));
   svg.append(make("text", { x: (left + width - right) / 2, y: height - 8, class: "label" }, AXES[shown.axis]));
-  for (const [name, label] of [["chance", "chance"], ["majority", "majority answer"]]) {
-    const values = tasks.map((task) => data.tasks.find((one) => one.id === task)[name]);
-    if (values.includes(null)) continue;
-    const value = values.reduce((sum, one) => sum + one, 0) / values.length;
+  blindLines(tasks).forEach(([name, label, value], i, lines) => {
     svg.append(make("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: `blind ${name}` }));
-    const below = name === "chance" ? 11 : -4;
-    svg.append(make("text", { x: width - right, y: y(value) + below, class: "blindlabel" }, label));
-  }
+    const isClose = lines.length === 2 && Math.abs(lines[0][2] - lines[1][2]) < most / 15;
+    if (isClose && i === 0) return;
+    const top = isClose ? Math.max(lines[0][2], value) : value;
+    svg.append(make("text", { x: width - right, y: y(top) - 4, class: "blindlabel" }, isClose ? "chance, majority answer" : label));
+  });
   for (const curve of curves) svg.append(drawCurve(curve, x, y));
   return svg;
+}
+
+function blindLines(tasks) {
+  return [["chance", "chance"], ["majority", "majority answer"]].flatMap(([name, label]) => {
+    const values = tasks.map((task) => data.tasks.find((one) => one.id === task)[name]);
+    return values.includes(null) ? [] : [[name, label, values.reduce((sum, one) => sum + one, 0) / values.length]];
+  });
 }
 
 function drawCurve(curve, x, y) {
@@ -192,7 +198,7 @@ function drawNeeds(tasks) {
     const bars = parts.map(([scale, count], i) => {
       const share = (100 * count) / total;
       const says = scale === "never" ? `${count} of ${total} never right` : `${count} of ${total} first right at ${scale} tokens`;
-      const look = scale === "never" ? "bar never" : "bar";
+      const look = scale === "never" ? "bar never" : i / Math.max(parts.length - 2, 1) < 0.45 ? "bar light" : "bar";
       const shade = scale === "never" ? "" : `--i:${i / Math.max(parts.length - 2, 1)}`;
       return make("span", { class: look, style: `flex-basis:${share}%;${shade}`, title: says }, share >= 7 ? `${share.toFixed(0)}` : "");
     });

@@ -1,0 +1,110 @@
+"""The page in a real browser: from the disk, without a network, with mouse and keyboard. Skipped where there is none."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from m3.evaluation import report
+from tests.evaluation.conftest import SUITE, SWEPT, make_run
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+    """(page, what it complained about, what it asked the network for, folder)."""
+    run = make_run(tmp_path_factory.mktemp("page") / "run", documents=12, tasks=(*SUITE, "gqa"))
+    assert report.main([str(run)]) == 0
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        said, asked = [], []
+        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"file://{run / 'report.html'}")
+        page.wait_for_selector("#mean svg")
+        yield page, said, asked, run
+        browser.close()
+
+
+def test_opens_from_the_disk_without_a_word(opened: tuple):
+    page, said, asked, run = opened
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert page.locator("#each svg").count() == len(SUITE) + 1
+    assert page.locator("#mean .curve:not(.published) .mark").count() == 2 * len(SWEPT)
+    assert page.locator("#mean .mark.hollow").count() == 3  # the base was trained at 36 tokens alone
+    page.screenshot(path=run / "screenshot.png", full_page=True)
+    assert (run / "screenshot.png").stat().st_size > 50_000
+
+
+def test_filters_change_what_is_drawn(opened: tuple):
+    page, said, _, _ = opened
+    page.get_by_label("m3-tiny-base").uncheck()
+    assert page.locator("#mean .curve:not(.published) .mark").count() == len(SWEPT)
+    for task in SUITE:
+        page.locator(f'#tasks input[value="{task}"]').uncheck()
+    assert page.locator("#mean svg .title").text_content() == "gqa"
+    assert page.locator("#each svg").count() == 0
+    published = page.locator('#mean .curve.published[data-series="LLaVA-1.5-7B-M3"] .mark')
+    assert published.count() == 5  # Table 1 of M3 has five scales
+    assert "60.3; 36 tokens per image; Matryoshka Multimodal Models, Table 1" in published.nth(2).get_attribute(
+        "aria-label"
+    )
+    page.locator("#axis").select_option("ms")
+    assert "measured" in page.locator("#mean svg .label").text_content()
+    assert page.locator("#mean .curve.published").count() == 0
+    page.locator("#axis").select_option("tokens")
+    for task in SUITE:
+        page.locator(f'#tasks input[value="{task}"]').check()
+    page.get_by_label("m3-tiny-base").check()
+    assert said == []
+
+
+def test_marks_speak_to_mouse_and_keyboard(opened: tuple):
+    page, _, _, _ = opened
+    mark = page.locator("#mean .curve.c0 .mark").first
+    mark.hover()
+    assert page.locator("#tip").is_visible()
+    assert "GFLOP to the first token" in page.locator("#tip").text_content()
+    page.keyboard.press("Escape")
+    assert not page.locator("#tip").is_visible()
+    mark.focus()
+    assert page.locator("#tip").is_visible()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.classList.contains('mark')")
+
+
+def test_samples_are_browsed_with_buttons_and_arrows(opened: tuple):
+    page, _, _, _ = opened
+    question = page.locator("#sample .question")
+    assert question.text_content() == "What <is> this suite_scene?"
+    page.locator("#next").click()
+    assert question.text_content() == "What <is> this suite_position?"
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#sample-place").text_content() == f"3 of {len(SUITE) + 1}"
+    page.get_by_role("button", name="9", exact=True).click()
+    assert page.locator("#sample line.over").count() == 4  # three by three cells
+    assert page.locator("#sample tbody tr").count() == len(SWEPT)
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_runs_over_the_side(opened: tuple, width: int, theme: str):
+    page, said, _, run = opened
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=theme)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.screenshot(path=run / f"screenshot-{width}-{theme}.png")
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#theme").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+    page.locator("#theme").click()
+    assert said == []
