@@ -36,6 +36,7 @@ EXTRAS = {
     "dev": [
         "beartype>=0.21",
         "import-linter>=2.3",
+        "playwright>=1.50",
         "ipykernel>=6.29",
         "nbclient>=0.10",
         "pyright>=1.1.400",

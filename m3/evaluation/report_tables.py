@@ -215,7 +215,8 @@ def latency_table(summary: Summary, device: str) -> Table:
     rows: list[list[str]] = []
     blocks: dict[int, str] = {}
     chosen = accelerator(device)
-    for row in summary.latencies:
+    order = [model.name for model in summary.models]
+    for row in sorted(summary.latencies, key=lambda row: (order.index(row.model), row.batch_size, row.scale)):
         start = f"{row.model}, batch of {row.batch_size}; measured on {row.device}, {row.dtype}"
         if start not in blocks.values():
             blocks[len(rows)] = start

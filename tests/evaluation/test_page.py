@@ -47,7 +47,7 @@ def test_opens_from_the_disk_without_a_word(opened: tuple):
 
 def test_filters_change_what_is_drawn(opened: tuple):
     page, said, _, _ = opened
-    page.get_by_label("m3-tiny-base").uncheck()
+    page.locator('#models input[value="m3-tiny-base"]').uncheck()
     assert page.locator("#mean .curve:not(.published) .mark").count() == len(SWEPT)
     for task in SUITE:
         page.locator(f'#tasks input[value="{task}"]').uncheck()
@@ -64,7 +64,7 @@ def test_filters_change_what_is_drawn(opened: tuple):
     page.locator("#axis").select_option("tokens")
     for task in SUITE:
         page.locator(f'#tasks input[value="{task}"]').check()
-    page.get_by_label("m3-tiny-base").check()
+    page.locator('#models input[value="m3-tiny-base"]').check()
     assert said == []
 
 

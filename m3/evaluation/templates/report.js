@@ -62,7 +62,7 @@ function ourCurves(tasks) {
       const trained = model.trained.includes(scale);
       const lines = [model.name + (trained ? "" : " (not trained at this scale)"), `${found.value.toFixed(1)} ± ${found.error.toFixed(1)}`];
       if (cost) {
-        lines.push(`${cost.tokens} visual tokens, ${digits(cost.gflops)} GFLOP to the first token`);
+        lines.push(`${cost.tokens} visual token${cost.tokens === 1 ? "" : "s"}, ${digits(cost.gflops)} GFLOP to the first token`);
         if (cost.ms !== null) lines.push(`${digits(cost.ms)} ± ${digits(cost.spread)} ms to the first token (measured)`);
       }
       return [{ x, y: found.value, error: found.error, trained, lines, scale }];
