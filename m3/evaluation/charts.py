@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from m3.evaluation.methods import OWN
 from m3.evaluation.run_folder import CostRow, LatencyRow
 from m3.evaluation.statistics import Mean
 from m3.evaluation.summary import Summary, gflops
@@ -115,7 +116,8 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
                 points.append((x, score, model.is_trained(scale)))
                 ticks.setdefault(x, scale)
         if points:
-            _line(axes, points, index, model.name)
+            is_hollow = model.method == OWN and not all(trained for _, _, trained in points)
+            _line(axes, points, index, f"{model.name} (hollow: plain pooling)" if is_hollow else model.name)
     if panel.task is not None and panel.is_by_tokens:
         _published(axes, summary, panel.task, ticks)
     for name, style in (("chance", ":"), ("majority", (0, (1, 3)))):
@@ -142,11 +144,10 @@ def _line(axes: Axes, points: list[tuple[float, Mean, bool]], index: int, name: 
     x, y = [at for at, _, _ in points], [score.value for _, score, _ in points]
     errors = [0.0 if math.isnan(score.stderr) else score.stderr for _, score, _ in points]
     fills = [colour if trained else "white" for _, _, trained in points]
-    label = name if all(trained for _, _, trained in points) else f"{name} (hollow: plain pooling)"
     axes.errorbar(x, y, yerr=errors, color=colour, linestyle=style, linewidth=1.8, capsize=2.5, zorder=3)
     for at, value, fill in zip(x, y, fills, strict=True):
         axes.plot(at, value, "o", color=colour, markerfacecolor=fill, markersize=6, zorder=4)
-    axes.plot([], [], color=colour, linestyle=style, marker="o", markerfacecolor=fills[0], label=label)
+    axes.plot([], [], color=colour, linestyle=style, marker="o", markerfacecolor=fills[0], label=name)
 
 
 def _dress(axes: Axes, panel: Panel, ticks: list[float], is_small: bool) -> None:

@@ -1,12 +1,11 @@
 """Two budgets, two models or two runs against each other, document by document.
 
 In: `Summary`s. Out: differences with intervals (paired bootstrap, images drawn with all their documents), and `Change`s between
-two runs, corrected for their number. `m3 report A B` shows them; `m3 sweep --baseline` fails on `regressions`.
+two runs, corrected for their number. `m3 report A B` shows them; `m3 sweep --baseline` fails on the drops.
 """
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from m3.evaluation.statistics import Difference, holm, paired_bootstrap, paired_p
 from m3.evaluation.summary import Summary
@@ -39,6 +38,10 @@ class Change:
     @property
     def is_significant(self) -> bool:
         return self.p_holm < LEVEL
+
+    @property
+    def is_drop(self) -> bool:
+        return self.difference.value < 0 and self.is_significant
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ def compare(new: Summary, old: Summary) -> list[Change]:
         )
     names = [model.name for model in new.models]
     namesakes = [(name, name) for name in names if name in {model.name for model in old.models}]
-    pairs = namesakes or [(names[0], old.models[0].name)]
+    is_alone = len(new.models) == len(old.models) == 1
+    pairs = [(names[0], old.models[0].name)] if is_alone or not namesakes else namesakes
     changes: list[Change] = []
     for kind in ([None], tasks if len(tasks) > 1 else []):
         found = []
@@ -120,17 +124,12 @@ def compare(new: Summary, old: Summary) -> list[Change]:
     return changes
 
 
-def regressions(run: Path, baseline: Path) -> list[Change]:
-    """What fell, beyond the noise, from the run `baseline` to `run`: means and single tasks, at each scale."""
-    changes = compare(Summary.read(run), Summary.read(baseline))
-    return [change for change in changes if change.difference.value < 0 and change.is_significant]
-
-
 def described(change: Change) -> str:
     """One line."""
     found = change.difference
+    said = "FELL" if change.is_drop else "rose" if change.is_significant else "within the noise"
     return (
-        f"{change.model} at {change.scale} tokens, {change.task or 'mean of the tasks'}: {found.value:+.1f} "
+        f"{change.model} at {change.scale} tokens, {change.task or 'mean of the tasks'}: {said}, {found.value:+.1f} "
         f"[{found.low:+.1f}, {found.high:+.1f}], p {shown_p(change.p_holm)} after Holm, {found.n} documents"
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from m3.evaluation.charts import COLOURS, INK, LINES, spaced
@@ -45,7 +46,7 @@ def oracle_figure(summary: Summary) -> Figure:
                 )
             left += share
     labels = [*(f"{scale}" for scale in summary.scales), "never right"]
-    handles = [axes.barh(0, 0, color=colour) for colour in [*shades, NEVER]]
+    handles = [Patch(color=colour) for colour in [*shades, NEVER]]
     title = "smallest right scale, visual tokens per image:"
     figure.legend(
         handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9, title=title

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from m3.evaluation.compare import Change, Side, difference, shown_p
 from m3.evaluation.frontier import knee, pareto_front, sufficient
+from m3.evaluation.methods import OWN, get_method
 from m3.evaluation.oracle import Oracle
 from m3.evaluation.roofline import accelerator, roofline
 from m3.evaluation.run_folder import ModelRow, write_text
@@ -251,6 +252,8 @@ def shown(score: Mean | None) -> str:
 
 
 def described(model: ModelRow) -> str:
+    if model.method != OWN:
+        return f"{get_method(model.method).about}, a control without training"
     scales = ", ".join(str(scale) for scale in model.trained_scales)
     return f"trained at {scales} visual tokens; * marks scales it was not trained at (plain pooling)"
 
@@ -272,7 +275,8 @@ def write_csv(summary: Summary) -> Path:
 
 
 def _csv_row(summary: Summary, model: ModelRow, scale: int) -> list[str]:
-    cost, mean, latency = (read(model.name, scale) for read in (summary.cost, summary.mean, summary.latency))
+    cost, mean = summary.cost(model.name, scale), summary.mean(model.name, scale)
+    latency = summary.latency(model.name, scale)
     first = summary.models[0]
     behind = None if model == first else difference(Side(summary, first.name, scale), Side(summary, model.name, scale))
     scores: list[float | None] = []

@@ -20,6 +20,7 @@ from loguru import logger as harness_logger
 from transformers.utils import logging as transformers_logging
 
 from m3.evaluation.arguments import chosen_methods, labels, parse_arguments, reachable_scales, task_names
+from m3.evaluation.compare import Change, compare, described
 from m3.evaluation.engine import Engine
 from m3.evaluation.examples import write_examples
 from m3.evaluation.judge import price, set_judge
@@ -28,12 +29,12 @@ from m3.evaluation.lmms import default_device, local_device, sampling_of
 from m3.evaluation.method_cost import method_cost
 from m3.evaluation.methods import OWN, is_own
 from m3.evaluation.progress import Progress, check_disk
-from m3.evaluation.regression import Change, changes
 from m3.evaluation.run_folder import CellRow, CostRow, LatencyRow, ModelRow, environment, write_json, write_rows
 from m3.evaluation.scoring import failed_row, run_cell
 from m3.evaluation.store import Store
 from m3.evaluation.stored import Budget, StoredModel
 from m3.evaluation.suites import known_tasks
+from m3.evaluation.summary import Summary
 from m3.evaluation.tasks import BrokenTask, LoadedTask, load_tasks
 from m3.model import M3Config
 
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> int:
         sweep_model(sweep, name, path)
     if not sweep.is_writer:
         return 0
-    fell = compare(sweep) if arguments.baseline is not None else []
+    fell = fallen(sweep.run, arguments.baseline) if arguments.baseline is not None else []
     failed = [cell for cell in sweep.cells if cell.status == "failed"]
     for cell in failed:
         logger.error("FAILED %s, %s at %d tokens: %s", cell.model, cell.task, cell.scale, cell.error)
@@ -95,12 +96,14 @@ def main(argv: list[str]) -> int:
     return 1 if failed or fell else 0
 
 
-def compare(sweep: Sweep) -> list[Change]:
-    """Says how every scale stands against `--baseline`; the drops beyond the noise."""
-    found = changes(sweep.run, sweep.arguments.baseline)
-    for change in found:
-        logger.log(logging.ERROR if change.is_drop else logging.INFO, "%s", change)
-    return [change for change in found if change.is_drop]
+def fallen(run: Path, baseline: Path) -> list[Change]:
+    """Says how every scale stands against `--baseline`; what fell beyond the noise, means and single tasks."""
+    changes = compare(Summary.read(run), Summary.read(baseline))
+    drops = [change for change in changes if change.is_drop]
+    for change in changes:
+        if change.task is None or change.is_drop:
+            logger.log(logging.ERROR if change.is_drop else logging.INFO, "%s", described(change))
+    return drops
 
 
 def prepare(
