@@ -24,5 +24,6 @@ def require(package: str) -> None:
     extra, purpose = EXTRAS[package]
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(
-            f"{purpose} needs the package {package}, which is not installed: pip install -e '.[{extra}]'", name=package
+            f"{purpose}: this needs the package {package}, which is not installed: pip install -e '.[{extra}]'",
+            name=package,
         )

@@ -86,7 +86,7 @@ class Conversation:
         named = name or (str(source) if isinstance(source, str | Path) else "image")
         return self._show(
             self.processor.image_token,
-            see(self.model, self.processor, named, f"{picture.width} x {picture.height}", [picture]),
+            see(self.model, self.processor, named, f"{picture.width} x {picture.height} pixels", [picture]),
         )
 
     def show_video(self, source: VideoSource, sampling: Sampling | None = None, name: str | None = None) -> Seen:
@@ -94,7 +94,8 @@ class Conversation:
         video = load_video(source, sampling or Sampling())
         named = name or (str(source) if isinstance(source, str | Path) else "video")
         width, height = video.frames[0].size
-        about = f"{len(video.frames)} x {width} x {height}, {video.seconds:.1f} s"
+        frames = f"{len(video.frames)} frame{'s' * (len(video.frames) != 1)}"
+        about = f"{frames} of {width} x {height} pixels, {video.seconds:.1f} s"
         return self._show(VIDEO_MARK, see(self.model, self.processor, named, about, video.frames))
 
     def ask(

@@ -20,7 +20,7 @@ def explain(conversation: Conversation, question: str, scales: Sequence[Schedule
         for scale in scales:
             counts = processor.counts(frame_scales(scale, len(seen.tiles)), seen.tiles)
             tokens.append(f"{scale}: {sum(counts)}")
-        lines.append(f"{number}. {seen.name}  {seen.about} pixels, {_plural(seen.number_of_tiles, 'tile')}")
+        lines.append(f"{number}. {seen.name}  {seen.about}, {_plural(seen.number_of_tiles, 'tile')}")
         lines.append(f"   tokens at scale {', '.join(tokens)}")
     model = CostModel.from_config(conversation.model.config, conversation.model.dtype)
     tiles = sum(seen.number_of_tiles for seen in conversation.pictures())

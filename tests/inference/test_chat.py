@@ -50,7 +50,7 @@ def test_explain_counts_tiles_tokens_and_flops(
     assert chat(checkpoint, *visuals, "--explain") == 0
     shown = capsys.readouterr().out
     assert f"1. {files / 'red.png'}  60 x 40 pixels, 1 tile\n" in shown
-    assert f"2. {files / 'short.mp4'}  4 x 64 x 48, 3.0 s pixels, 4 tiles\n" in shown
+    assert f"2. {files / 'short.mp4'}  4 frames of 64 x 48 pixels, 3.0 s, 4 tiles\n" in shown
     assert "   tokens at scale 1: 4, 4: 16, 9: 36, 36: 144, 144: 576\n" in shown
     rows = [line.split() for line in shown.splitlines() if line.split()[:1] in (["1"], ["144"])]
     assert [row[1] for row in rows] == ["5", "720"]
