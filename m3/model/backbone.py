@@ -6,6 +6,7 @@ way: pixels -> vision tower -> connector -> `n` tokens per tile       (get_image
 out: `inputs_embeds [b, l, d]`, for `language_model`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -184,7 +185,10 @@ class M3Model(M3PreTrainedModel):
 
     def _every_part(self) -> Tensor:
         """0, by way of all that looks at images: under ZeRO-3 or FSDP every rank must run it, also without an image."""
-        size = vision_inputs(self.config.vision_config).image_size(self.config.vision_config)
+        vision = self.config.vision_config
+        size = vision_inputs(vision).image_size(vision)
+        if isinstance(self.connector, AriaProjector):  # its smallest tile does
+            size = (math.isqrt(min(self.connector.patch_queries)) * vision.patch_size,) * 2
         zero = 0.0 * self._tokens(torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device), None).sum()
         return zero if self.image_newline is None else zero + 0.0 * self.image_newline.sum()
 

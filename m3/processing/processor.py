@@ -9,30 +9,25 @@ number for all images, one per image, or None for the largest trained scale. Goe
 A scale is visual tokens per tile. `count_tokens` says what an image of a given size takes in all, before anything is loaded.
 """
 
-import functools
-import logging
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Unpack, cast
 
 import numpy as np
 from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs
 
-from m3.nesting import ImageReader, Tiles, TilingConfig, get_nesting
-from m3.processing.aria_tiles import AS_CONFIGURED, TileOptions
+from m3.nesting import TilingConfig
 from m3.processing.chat_template import CONTROL_TOKENS, chatml_template
-from m3.processing.images import MAX_PIXELS, ImageSource, image_size
-from m3.processing.keywords import M3ProcessorKwargs, per_image, refuse_unknown
-from m3.processing.tiles import TiledImages, outline_image, prepare_images, tile_options
-
-logger = logging.getLogger(__name__)
+from m3.processing.images import MAX_PIXELS, ImageSource
+from m3.processing.keywords import M3ProcessorKwargs, refuse_unknown
+from m3.processing.scales import ScaleArithmetic
+from m3.processing.tiles import tile_options
 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
 
 
-class M3Processor(ProcessorMixin):
+class M3Processor(ScaleArithmetic, ProcessorMixin):
     """Tokenizer, image processor and the arithmetic of scales, saved and loaded as one (`processor_config.json`)."""
 
     valid_processor_kwargs = M3ProcessorKwargs
@@ -76,86 +71,6 @@ class M3Processor(ProcessorMixin):
         self.image_token_id = cast(int, tokenizer.convert_tokens_to_ids(image_token))
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.check_scales(self.trained_scales)
-
-    # ------------------------------------------------------------------ scales
-    @property
-    def trained_scales(self) -> list[int]:
-        """Ascending."""
-        return self.nesting["trained_scales"]
-
-    @property
-    def reachable_scales(self) -> tuple[int, ...]:
-        """Every scale this grid and nesting give, trained or not."""
-        return get_nesting(self.nesting["kind"]).reachable(self.grid)
-
-    @property
-    def reader(self) -> ImageReader:
-        """The arithmetic of scales and tiles, the same as the model's."""
-        return ImageReader(get_nesting(self.nesting["kind"]), TilingConfig(**self.tiling), self.grid)
-
-    def check_scales(self, scales: Sequence[int]) -> None:
-        """An unreachable scale is a `ValueError` with the choices."""
-        for scale in scales:
-            self.reader.nesting.count(self.grid, scale)
-
-    def count_tokens(
-        self,
-        sizes: Sequence[tuple[int, int]],
-        matryoshka_vis_token_scale: int | Sequence[int] | None = None,
-        max_image_size: int | Sequence[int] | None = None,
-        split_image: bool | Sequence[bool] | None = None,
-    ) -> list[int]:
-        """Placeholders that images of these (height, width) in pixels take, before any of them is loaded."""
-        options = tile_options(max_image_size, split_image, len(sizes))
-        images = [self._outline(partial(tuple, size), option) for size, option in zip(sizes, options, strict=True)]
-        return self.counts(self.resolve_scales(matryoshka_vis_token_scale, len(sizes), images), images)
-
-    def counts(self, scales: Sequence[int], images: Sequence[Tiles]) -> list[int]:
-        """Placeholders that each image takes at its scale. An unreachable scale is a `ValueError` with the choices."""
-        reader = self.reader
-        return [reader.count(scale, tiles) for scale, tiles in zip(scales, images, strict=True)]
-
-    def outline(
-        self,
-        image: ImageSource,
-        max_pixels: int = MAX_PIXELS,
-        fetch_urls: bool = False,
-        options: TileOptions = AS_CONFIGURED,
-    ) -> Tiles:
-        """What becomes of an image, without decoding it; it is not even opened where its size does not matter."""
-        return self._outline(lambda: image_size(image, max_pixels, fetch_urls), options)
-
-    def _outline(self, size: Callable[[], tuple[int, int]], options: TileOptions) -> Tiles:
-        return outline_image(size, self.image_processor, self.reader.tiling, options)
-
-    def prepare_images(
-        self,
-        images: Sequence[ImageSource],
-        max_pixels: int = MAX_PIXELS,
-        fetch_urls: bool = False,
-        options: Sequence[TileOptions] | None = None,
-    ) -> TiledImages:
-        """The tiles of all images, as the encoder takes them, and what is known of each image."""
-        return prepare_images(images, self.image_processor, self.reader.tiling, max_pixels, fetch_urls, options)
-
-    def resolve_scales(
-        self, scales: int | Sequence[int] | None, num_images: int, images: Sequence[Tiles] | None = None
-    ) -> list[int]:
-        """One scale per image from what a user passed: None, one number, or one per image.
-
-        `images`, where their tiles have different numbers of tokens: None is then the largest trained scale that each reaches.
-        """
-        if scales is None:
-            return [self._largest_trained(tiles.tokens) for tiles in images or [Tiles()] * num_images]
-        resolved = per_image("matryoshka_vis_token_scale", scales, num_images)
-        for scale in resolved:
-            if scale not in self.trained_scales and scale in self.reachable_scales:
-                _warn_untrained(scale, tuple(self.trained_scales))
-        return resolved
-
-    def _largest_trained(self, tokens: int | None) -> int:
-        reachable = self.reachable_scales if tokens is None else self.reader.nesting.reachable(tokens)
-        return next((scale for scale in reversed(self.trained_scales) if scale in reachable), self.trained_scales[0])
 
     # ------------------------------------------------------------------ calling
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -280,8 +195,7 @@ class M3Processor(ProcessorMixin):
         if image_sizes is None:
             return MultiModalData()
         sizes = [(height, width) for height, width in image_sizes]
-        options = tile_options(max_image_size, split_image, len(sizes))
-        images = [self._outline(partial(tuple, size), option) for size, option in zip(sizes, options, strict=True)]
+        images = self.outlines(sizes, max_image_size, split_image)
         return MultiModalData(
             num_image_tokens=self.count_tokens(sizes, matryoshka_vis_token_scale, max_image_size, split_image),
             num_image_patches=[tiles.number for tiles in images],
@@ -388,13 +302,3 @@ def _require_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -
             "tokenizer.add_tokens([...], special_tokens=True) and resize the model's embeddings, or pass the "
             "image_token and chat_template that this tokenizer was made for"
         )
-
-
-@functools.cache
-def _warn_untrained(scale: int, trained: tuple[int, ...]) -> None:
-    """Once per scale and process."""
-    logger.warning(
-        "scale %d can be reached but was not trained (trained: %s); answers may be worse than at the trained scales",
-        scale,
-        ", ".join(map(str, trained)),
-    )

@@ -97,3 +97,15 @@ def test_a_tile_of_another_size_is_refused() -> None:
     pixels, mask = padded((20, 20))
     with pytest.raises(ValueError, match="reads tiles of 36, 144 patches, but got 25"):
         aria().get_image_features(pixels, mask)
+
+
+def test_a_batch_without_images_still_runs_every_part_on_the_smallest_tile() -> None:
+    model = aria().train()
+    sizes: list[torch.Size] = []
+    model.model.vision_tower.embeddings.register_forward_pre_hook(
+        lambda _module, _args, kwargs: sizes.append(kwargs["pixel_values"].shape), with_kwargs=True
+    )
+    ids = torch.tensor([[5, 6, 7]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert sizes == [(1, 3, 24, 24)]
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

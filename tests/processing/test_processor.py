@@ -188,7 +188,7 @@ def test_a_reachable_but_untrained_scale_warns_once(
     make_processor: MakeProcessor, caplog: pytest.LogCaptureFixture
 ) -> None:
     processor = make_processor(nesting={"kind": "grid_pool", "trained_scales": [1, 9, 144]})
-    with caplog.at_level(logging.WARNING, logger="m3.processing.processor"):
+    with caplog.at_level(logging.WARNING, logger="m3.processing.scales"):
         for _ in range(3):
             processor(images=picture(), text="<image>", matryoshka_vis_token_scale=16)
     said = [record.getMessage() for record in caplog.records if "was not trained" in record.getMessage()]
