@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from m3.evaluation.statistics import chance_corrected
+
 
 @dataclass(frozen=True)
 class Oracle:
@@ -49,8 +51,6 @@ def oracle(
     """The oracle of one model on one task. `chance`: the expected score of a guess, in [0, 1)."""
     if list(scales) != sorted(set(scales)) or scores.shape[1] != len(scales):
         raise ValueError(f"{scores.shape[1]} columns of scores for the scales {list(scales)}, which must ascend")
-    if chance is not None and not 0 <= chance < 1:
-        raise ValueError(f"the chance level must be at least 0 and below 1, got {chance}")
     smallest = smallest_right(scores)
     is_right = smallest < len(scales)
     rows = np.arange(len(scores))
@@ -67,8 +67,8 @@ def oracle(
         tokens_as_published=float(tokens[rows, np.where(is_right, smallest, 0)].mean()),
         largest_tokens=float(tokens[:, -1].mean()),
         floor=floor,
-        corrected=None if floor is None else (score - floor) / (1 - floor),
-        largest_corrected=None if chance is None else (largest - chance) / (1 - chance),
+        corrected=None if floor is None else chance_corrected(score, floor),
+        largest_corrected=None if chance is None else chance_corrected(largest, chance),
         steady_tokens=float(steady.mean()),
         needs={scale: int((smallest == column).sum()) for column, scale in enumerate(scales)},
         never=int((~is_right).sum()),

@@ -2,7 +2,6 @@
 
 import pytest
 
-from m3.evaluation.calibration import calibration
 from m3.evaluation.frontier import knee, pareto_front, sufficient
 from m3.evaluation.statistics import chance_corrected, holm, paired_p, retention
 
@@ -55,16 +54,3 @@ def test_chance_correction():
     assert [chance_corrected(score, 0.25) for score in (0.25, 1.0, 0.625)] == [0.0, 1.0, 0.5]
     with pytest.raises(ValueError, match="got 1"):
         chance_corrected(0.5, 1.0)
-
-
-def test_calibration_by_hand():
-    found = calibration([0.9, 0.9, 0.6, 0.6], [1.0, 0.0, 1.0, 1.0], bins=2)
-    assert [(one.confidence, one.accuracy, one.n) for one in found.bins] == [
-        (pytest.approx(0.6), 1.0, 2),
-        (pytest.approx(0.9), 0.5, 2),
-    ]
-    assert found.error == pytest.approx(0.4)
-    assert found.brier == pytest.approx((0.01 + 0.81 + 0.16 + 0.16) / 4)
-    assert calibration([1.0, 0.0], [1.0, 0.0]).error == 0
-    with pytest.raises(ValueError, match="1 confidences for 2 scores"):
-        calibration([0.5], [1.0, 0.0])
