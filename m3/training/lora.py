@@ -7,6 +7,7 @@ the decoder's weights. Routed experts are one parameter `[experts, ...]` per pro
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -88,7 +89,7 @@ def add_lora(
 
 def merge(base: str, scales: Sequence[int], adapter: Path, folder: Path) -> None:
     """Writes the base with the adapter added into its weights, a ready checkpoint; added in float32, rounded once."""
-    saved = M3Config.from_pretrained(base).dtype
+    saved = cast(torch.dtype | None, M3Config.from_pretrained(base).dtype)  # decoded on loading
     model, processor = load_checkpoint(base, scales)
     merged = add_adapter(model, adapter, merge=True)
     nn.Module.to(merged, dtype=saved or torch.float32)  # transformers' own has a signature that no checker reads
