@@ -59,6 +59,7 @@ setup(
         "m3": [
             "recipes/*.yaml",
             "recipes/architectures/*.yaml",
+            "data/templates/*",
             "evaluation/templates/*",
             "evaluation/suites/*.yaml",
             "evaluation/published/*.yaml",

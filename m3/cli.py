@@ -40,7 +40,10 @@ VERBS: Mapping[str, Verb] = {
     "assemble": Verb(
         "m3.checkpoints.assemble", "a new model of any vision encoder and any decoder: DEST --vision V --decoder D"
     ),
-    "data": Verb("m3.data.command", "make or inspect data; `m3 data tiny` draws the embedded suite"),
+    "data": Verb(
+        "m3.data.command",
+        "look at data before training: check RECIPE, show RECIPE; `m3 data tiny` draws the embedded suite",
+    ),
     "bench": Verb("m3.bench.command", "measure the training step and the sweep against the published way, as ratios"),
     "doctor": Verb("m3.doctor", "check this machine and what is installed, and say what to do"),
 }

@@ -111,9 +111,9 @@ class Collator:
             expanded = expand(
                 tokenize_sample(sample, self.processor), scales, self.processor, outlines, self.scale_weights
             )
-            excess = self._excess(sample, expanded)
-            if excess is not None:
-                self._refuse_or_leave_out(excess, left_out)
+            too_much = excess(sample, expanded, self.limit, self.max_images if self.pack_length is not None else None)
+            if too_much is not None:
+                self._refuse_or_leave_out(too_much, left_out)
                 continue
             try:
                 numbers = images.numbers(sample.images, self.max_pixels if self.broken == "skip" else None)
@@ -147,22 +147,15 @@ class Collator:
             )
         return draw_scales(self.scales, trained, self.seed, batch[0].position // self.step_samples)
 
-    def _excess(self, sample: AnySample, sequences: list[ScaledSequence]) -> str | None:
-        """What of the sample does not fit, in words."""
-        limit = self.pack_length if self.max_length is None else self.max_length
-        longest = max(sequences, key=lambda sequence: len(sequence.input_ids))
-        length = len(longest.input_ids)
-        if limit is not None and length > limit:
-            at = f" at {longest.scales[0]} tokens per image" if longest.scales else ""
-            return f"sample {sample.id!r} has {length} tokens{at}, the limit is {limit}"
-        if self.pack_length is not None and self.max_images is not None and len(set(sample.images)) > self.max_images:
-            return f"sample {sample.id!r} has {len(set(sample.images))} images, a row may show {self.max_images}"
-        return None
+    @property
+    def limit(self) -> int | None:
+        """Tokens a sequence may have."""
+        return self.pack_length if self.max_length is None else self.max_length
 
-    def _refuse_or_leave_out(self, excess: str, left_out: "_LeftOut") -> None:
+    def _refuse_or_leave_out(self, too_much: str, left_out: "_LeftOut") -> None:
         if self.overlong == "error":
-            raise ValueError(f"{excess}. Raise the limit, leave the sample out, or set overlong='drop'")
-        left_out.too_long(excess)
+            raise ValueError(f"{too_much}. Raise the limit, leave the sample out, or set overlong='drop'")
+        left_out.too_long(too_much)
 
     def _rows(self, sequences: list[ScaledSequence]) -> list[list[ScaledSequence]]:
         if self.pack_length is None:
@@ -174,6 +167,21 @@ class Collator:
             self.max_images,
         )
         return [[sequences[number] for number in row] for row in packed]
+
+
+def excess(
+    sample: AnySample, sequences: Sequence[ScaledSequence], max_length: int | None, max_images: int | None
+) -> str | None:
+    """What of the sample does not fit a row, in words; None if it fits."""
+    longest = max(sequences, key=lambda sequence: len(sequence.input_ids))
+    length = len(longest.input_ids)
+    if max_length is not None and length > max_length:
+        at = f" at {longest.scales[0]} tokens per image" if longest.scales else ""
+        return f"sample {sample.id!r} has {length} tokens{at}, the limit is {max_length}"
+    images = len(set(sample.images))
+    if max_images is not None and images > max_images:
+        return f"sample {sample.id!r} has {images} images, a row may show {max_images}"
+    return None
 
 
 class _LeftOut:

@@ -1,17 +1,25 @@
-"""`m3 data <verb>`: makes data."""
+"""`m3 data <verb>`: makes data, or looks at it.
+
+Two verbs read a whole recipe, so their modules stand with the recipes, a layer above; here they are only named.
+"""
 
 import argparse
 import importlib
 from collections.abc import Mapping
 
 VERBS: Mapping[str, tuple[str, str]] = {  # name -> module with `main(argv) -> int`, help
+    "check": ("m3.training.data_check", "read everything a recipe names, and say what is wrong: RECIPE"),
+    "show": (
+        "m3.training.data_show",
+        "samples with their masks, as they are trained, on a page: RECIPE --out page.html",
+    ),
     "tiny": ("m3.data.synthetic.command", "draw the embedded suite: training parquet and the test set of m3_tiny"),
 }
 
 
 def main(argv: list[str]) -> int:
     """Run the sub-verb that `argv` opens with on the rest of it."""
-    lines = "\n".join(f"  {name}  {text}" for name, (_, text) in VERBS.items())
+    lines = "\n".join(f"  {name:<5}  {text}" for name, (_, text) in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="m3 data", description=f"verbs:\n{lines}", formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -38,6 +38,18 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
     return model, processor
 
 
+def build_processor(recipe: Recipe) -> M3Processor:
+    """The processor alone, as `build` would give it; the decoder's weights are neither read nor drawn."""
+    if recipe.model is not None:
+        processor = M3Processor.from_pretrained(recipe.model)
+    else:
+        assert recipe.new_model is not None  # Recipe makes sure of one of them
+        processor = _new_processor(recipe.new_model, new_config(recipe.new_model))
+    processor.check_scales(recipe.matryoshka_vis_token_scale)
+    processor.nesting = processor.nesting | {"trained_scales": sorted(recipe.matryoshka_vis_token_scale)}
+    return processor
+
+
 def load_checkpoint(
     path: str,
     scales: Sequence[int],
@@ -104,10 +116,14 @@ def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
     if spec.vision_tower is not None:
         tower = AutoModel.from_pretrained(spec.vision_tower)
         model.model.vision_tower.load_state_dict(tower.state_dict())
+    return model, _new_processor(spec, config)
+
+
+def _new_processor(spec: NewModel, config: M3Config) -> M3Processor:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.tokenizer)
     image_processor = AutoImageProcessor.from_pretrained(spec.vision_tower or spec.tokenizer, backend="pil")
     nesting = {"kind": config.nesting.kind, "trained_scales": list(config.nesting.trained_scales)}
-    return model, M3Processor(
+    return M3Processor(
         image_processor,
         tokenizer,
         grid=config.grid,

@@ -5,13 +5,17 @@
  "images": ["a.jpg"]}                        or "video": {"path": "a.mp4", "num_frames": 8}, or neither
 """
 
+import io
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from m3.data.formats.files import JsonLines
 from m3.data.formats.messages import sample_from_messages
 from m3.data.formats.record import images_of, shown
 from m3.data.sample import Sample
+from m3.processing.video import Sampling, load_video
 
 
 class AriaJsonl:
@@ -49,11 +53,23 @@ class AriaJsonl:
             return sample_from_messages(record["messages"], images_of(record.get("images"), where, folder), where, id)
         if record.get("images"):
             raise ValueError(f"{where}: names images and a video; a record may show one or the other")
-        return _no_video(video, where)
+        frames = _frames(video, where, folder)
+        return sample_from_messages(record["messages"], frames, where, id, frames=len(frames))
 
 
-def _no_video(video: Any, where: str) -> Sample:
-    raise ValueError(
-        f"{where}: shows a video ({shown(video)}), which this version cannot read. Write its frames as images and list "
-        "them under 'images', with one part of type image for each"
-    )
+def _frames(video: Any, where: str, folder: Path) -> tuple[bytes, ...]:
+    """The frames of a video as PNG; as many as are asked for, or all that differ where it is too short for that."""
+    path, number = (video.get("path"), video.get("num_frames", 8)) if isinstance(video, dict) else (None, None)
+    if not isinstance(path, str) or not path or type(number) is not int:
+        raise ValueError(f"{where}: 'video' must be an object with 'path' and 'num_frames', got {shown(video)}")
+    try:
+        pictures = load_video(folder / path, Sampling(num_frames=number)).frames
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return tuple(_png(picture) for picture in pictures)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)  # these bytes are decoded again at once
+    return buffer.getvalue()

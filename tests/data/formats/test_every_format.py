@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import get_args
 
 import datasets
+import numpy as np
 import pytest
-from format_files import COUNT, WRITERS, picture
+from format_files import COUNT, WRITERS, picture, write_lines
 from tiny_models import make_config
 from transformers import SiglipImageProcessorPil
 
 from m3.config import load
 from m3.data.formats import FORMATS, OPTIONS, open_source
 from m3.data.recipe import FormatName, Source
+from m3.data.sample import Sample
 from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.model import M3ForConditionalGeneration
-from m3.processing import M3Processor
+from m3.processing import M3Processor, load_image
 from m3.training.recipe import Recipe
 from m3.training.run_folder import RunFolder
 from m3.training.tune import train_model
@@ -120,3 +122,23 @@ def test_numbers_of_a_source_are_checked(options: dict[str, float], message: str
 
 def test_pictures_differ() -> None:
     assert len({picture(n) for n in range(COUNT)}) == COUNT
+
+
+def test_a_video_of_aria_becomes_its_frames(folder: Path) -> None:
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    with av.open(folder / "a.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width = stream.height = 32
+        for shade in range(0, 240, 30):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), shade, dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    parts = [{"type": "video"}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "grey"}]
+    write_lines(folder / "train.jsonl", [{"messages": messages, "video": {"path": "a.mp4", "num_frames": 4}}])
+    sample = open_source(Source(path=str(folder), format="aria_jsonl"))[0]
+    assert isinstance(sample, Sample)
+    assert sample.turns[0].text == "<image>\n<image>\n<image>\n<image>\nWhat?"
+    shades = [load_image(image).getpixel((16, 16))[0] for image in sample.images]
+    assert shades == sorted(shades)
+    assert len(set(shades)) == 4

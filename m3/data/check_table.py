@@ -1,0 +1,84 @@
+"""The findings of a check as text: what there is, how long it is, what is wrong."""
+
+from collections import Counter
+
+from m3.data.check import Findings
+from m3.data.fact import KINDS, NOTICES
+
+PERCENTILES = (50, 90, 99)
+
+
+def table(findings: Findings) -> str:
+    """Lines for a terminal."""
+    return "\n".join([*_sources(findings), "", *_lengths(findings), "", *_problems(findings)])
+
+
+def _sources(findings: Findings) -> list[str]:
+    rows = [("source", "samples", "images", "per pass", "problems")]
+    for source in findings.sources:
+        problems = sum(count for kind, count in source.counts.items() if kind not in NOTICES)
+        rows.append((source.name, f"{source.samples:,}", f"{source.images:,}", f"{source.per_pass:,}", f"{problems:,}"))
+    if len(findings.sources) > 1:
+        columns = zip(*([int(cell.replace(",", "")) for cell in row[1:]] for row in rows[1:]), strict=True)
+        rows.append(("all", *(f"{sum(column):,}" for column in columns)))
+    return _aligned(rows)
+
+
+def _lengths(findings: Findings) -> list[str]:
+    """Percentiles of the tokens of a sequence, images and all."""
+    head = ("tokens of a sample", "scale", "mean", *(f"{percentile} %" for percentile in PERCENTILES), "longest")
+    rows: list[tuple[str, ...]] = [head]
+    for source in findings.sources:
+        # a source that was not opened has no lengths, and texts alone are as long at every scale
+        counters = dict(zip(map(str, findings.scales), source.lengths, strict=False))
+        if not source.images:
+            counters = dict(zip(("any",), source.lengths, strict=False))
+        for scale, counter in counters.items():
+            if counter:
+                mean = sum(length * count for length, count in counter.items()) / counter.total()
+                marks = [f"{percentile(counter, mark):,}" for mark in PERCENTILES]
+                rows.append((source.name, scale, f"{mean:,.1f}", *marks, f"{max(counter):,}"))
+    return _aligned(rows)
+
+
+def percentile(lengths: Counter[int], mark: float) -> int:
+    """The smallest length that at least `mark` per cent of the samples do not exceed."""
+    needed = lengths.total() * mark / 100
+    seen = 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen >= needed:
+            return length
+    raise AssertionError("an empty counter has no percentiles")
+
+
+def _problems(findings: Findings) -> list[str]:
+    lines: list[str] = []
+    for kind, meaning in KINDS.items():
+        count = findings.count(kind)
+        if not count:
+            continue
+        state = " (a notice)" if kind in NOTICES else " (allowed)" if kind in findings.allowed else ""
+        lines.append(f"{kind}: {count:,} x {meaning}{state}")
+        messages = [message for source in findings.sources for message in source.messages.get(kind, [])]
+        lines += [f"    {message}" for message in messages]
+        if count > len(messages):
+            lines.append(f"    ... and {count - len(messages):,} more")
+    if not findings.wrong:
+        return [*lines, "all is well"]
+    total = sum(findings.wrong.values())
+    return [
+        *lines,
+        f"{total:,} problem{'s' * (total > 1)}: {', '.join(f'{n:,} {kind}' for kind, n in findings.wrong.items())}",
+    ]
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]

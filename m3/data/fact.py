@@ -1,0 +1,105 @@
+"""One sample looked at as training would: what it costs at every scale, or what is wrong with it.
+
+in: a source and a record number; out: `Fact`. Nothing is kept, so any number of processes may look at once.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from m3.data.collate import excess
+from m3.data.multiscale import ScaledSequence, expand
+from m3.data.sample import AnySample, Document, ImageMarksError, SampleSource
+from m3.data.tokenized import tokenize_sample
+from m3.processing.images import MAX_PIXELS, load_image
+from m3.processing.processor import M3Processor
+
+KINDS: dict[str, str] = {
+    "source": "the source cannot be opened",
+    "record": "the record cannot be read",
+    "marks": "images and the places for them differ in number",
+    "missing": "an image file is missing",
+    "image": "an image cannot be decoded",
+    "too_long": "does not fit a row",
+    "duplicate_id": "an id stands twice in its source",
+    "duplicate": "the same sample stands twice",
+}
+"""What can be wrong with data."""
+
+NOTICES = ("duplicate",)
+"""Kinds that are shown, but do not make a check fail."""
+
+BROKEN = frozenset({"record", "marks", "missing", "image"})
+"""Kinds that a recipe with `broken: skip` leaves out."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a recipe allows: tokens of a sequence, images of a row, and the scales it trains over."""
+
+    scales: tuple[int, ...]
+    max_length: int | None
+    max_images: int | None
+    decode: bool = True
+    """Whether images are decoded, rather than their files looked for."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of one record. `lengths`: tokens at each scale (the same at all without images); none if broken."""
+
+    record: int
+    lengths: tuple[int, ...] = ()
+    images: int = 0
+    id_hash: int = 0
+    content_hash: int = 0
+    cost: int = -1
+    """Tokens of all its sequences, in the steps that train every scale; -1 if broken."""
+    kind: str | None = None
+    """A key of `KINDS`, or None if all is well."""
+    message: str = ""
+
+
+def look_at(source: SampleSource, record: int, processor: M3Processor, limits: Limits) -> Fact:
+    """Reads, decodes and tokenises record number `record`."""
+    try:
+        sample = source[record]
+    except ImageMarksError as error:
+        return Fact(record, kind="marks", message=str(error))
+    except ValueError as error:
+        return Fact(record, kind="record", message=str(error))
+    fact = Fact(record, images=len(sample.images), id_hash=_hash(sample.id), content_hash=_content_hash(sample))
+    for image in sample.images:
+        if isinstance(image, str | Path) and not str(image).startswith("data:") and not Path(image).is_file():
+            return replace(fact, kind="missing", message=f"sample {sample.id!r}: {image}: no such image file")
+    try:
+        outlines = [processor.outline(image) for image in sample.images]
+        for image in sample.images if limits.decode else ():
+            load_image(image, MAX_PIXELS)
+    except ValueError as error:
+        return replace(fact, kind="image", message=f"sample {sample.id!r}: {error}")
+    sequences = expand(tokenize_sample(sample, processor), limits.scales, processor, outlines)
+    cost = sum(len(sequence.input_ids) for sequence in sequences)
+    fact = replace(fact, lengths=_lengths(sequences, limits.scales), cost=cost)
+    too_much = excess(sample, sequences, limits.max_length, limits.max_images)
+    return fact if too_much is None else replace(fact, kind="too_long", message=too_much)
+
+
+def _lengths(sequences: Sequence[ScaledSequence], scales: Sequence[int]) -> tuple[int, ...]:
+    found = tuple(len(sequence.input_ids) for sequence in sequences)
+    return found if len(found) == len(scales) else found * len(scales)  # text alone makes one sequence
+
+
+def _hash(*parts: str | bytes) -> int:
+    """64 bits: two of a hundred million differ by one chance in 3,700."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def _content_hash(sample: AnySample) -> int:
+    texts = sample.texts if isinstance(sample, Document) else [turn.text for turn in sample.turns]
+    return _hash(*texts, *(image if isinstance(image, bytes) else str(image) for image in sample.images))

@@ -1,0 +1,45 @@
+"""`m3 data check RECIPE [key=value ...]`: reads everything that the recipe would, and says what is wrong."""
+
+import argparse
+from pathlib import Path
+
+from m3.config import load
+from m3.data.balance import write_lengths
+from m3.data.check import check
+from m3.data.check_table import table
+from m3.data.fact import KINDS
+from m3.data.read import lengths_names
+from m3.training.build import build_processor
+from m3.training.command import find_recipe
+from m3.training.recipe import Recipe
+
+
+def main(argv: list[str]) -> int:
+    """Prints the table; 0 if all is well, 1 if anything is wrong."""
+    kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+    parser = argparse.ArgumentParser(prog="m3 data check", description=__doc__, epilog=f"Kinds of problems: {kinds}.")
+    parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.pack_length=2048")
+    parser.add_argument("--workers", type=int, help="processes that read (default: the recipe's data.workers)")
+    parser.add_argument("--headers", action="store_true", help="only look whether image files are there: much faster")
+    parser.add_argument("--allow", action="append", default=[], metavar="KIND", help="a kind of problem that is fine")
+    parser.add_argument("--messages", type=int, default=5, help="messages shown of each kind and source (default: 5)")
+    parser.add_argument("--lengths", metavar="FILE.npz", help="keep the lengths, for the recipe's data.lengths")
+    arguments = parser.parse_args(argv)
+    recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
+    findings = check(
+        recipe.data,
+        build_processor(recipe),
+        recipe.matryoshka_vis_token_scale,
+        workers=recipe.data.workers if arguments.workers is None else arguments.workers,
+        decode=not arguments.headers,
+        most=arguments.messages,
+        allowed=frozenset(arguments.allow),
+    )
+    print(table(findings))
+    if arguments.lengths is not None:
+        read = [number for number, source in enumerate(recipe.data.listed) if source.weight > 0]
+        names = lengths_names([recipe.data.listed[number] for number in read])
+        write_lengths(Path(arguments.lengths), [findings.sources[number].costs for number in read], names)
+        print(f"lengths: {arguments.lengths}")
+    return 1 if findings.wrong else 0
