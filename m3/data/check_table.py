@@ -14,7 +14,7 @@ def table(findings: Findings) -> str:
 
 
 def _sources(findings: Findings) -> list[str]:
-    rows = [("source", "samples", "images", "per pass", "problems")]
+    rows: list[tuple[str, ...]] = [("source", "samples", "images", "per pass", "problems")]
     for source in findings.sources:
         problems = sum(count for kind, count in source.counts.items() if kind not in NOTICES)
         rows.append((source.name, f"{source.samples:,}", f"{source.images:,}", f"{source.per_pass:,}", f"{problems:,}"))
@@ -41,7 +41,7 @@ def _lengths(findings: Findings) -> list[str]:
     return _aligned(rows)
 
 
-def percentile(lengths: Counter[int], mark: float) -> int:
+def percentile(lengths: Counter[int], mark: int) -> int:
     """The smallest length that at least `mark` per cent of the samples do not exceed."""
     needed = lengths.total() * mark / 100
     seen = 0

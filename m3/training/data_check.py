@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--allow", action="append", default=[], metavar="KIND", help="a kind of problem that is fine")
     parser.add_argument("--messages", type=int, default=5, help="messages shown of each kind and source (default: 5)")
     parser.add_argument("--lengths", metavar="FILE.npz", help="keep the lengths, for the recipe's data.lengths")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
     recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
     findings = check(
         recipe.data,

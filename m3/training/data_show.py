@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--from", type=int, default=0, dest="first", metavar="POSITION", help="of the first (default: 0)"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
     recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
     data, schedule = replace(recipe.data, broken="skip", lengths=None), recipe.schedule
     mixture = read_mixture(

@@ -240,7 +240,7 @@ class RunTrainer(Trainer):
             aside.replace(self.run.final)
         wait_for_everyone()
 
-    def _collect(self) -> dict[str, float]:
+    def _collect(self) -> dict[str, float | int]:
         names = union_over_processes(self._sums)  # a rank whose batches had no image lacks the scales
         values = [[self._sums[n], self._counts[n]] for n in names] + [[float(self._tokens), self._flops]]
         table = sum_over_processes(torch.tensor(values, device=self.args.device)).cpu()
@@ -253,15 +253,12 @@ class RunTrainer(Trainer):
         speed = {"tokens_per_second": round(tokens / elapsed, 1)} if tokens else {}
         if self._meter is not None:
             speed["mfu"] = round(float(table[-1, 1]) / (elapsed * self._meter.peak * self.args.world_size), 4)
-        return means | speed | self._collect_left_out()
+        return {**means, **speed, **self._collect_left_out()}
 
-    def _collect_left_out(self) -> dict[str, float]:
+    def _collect_left_out(self) -> dict[str, int]:
         """Samples of all devices since the last line, where the recipe allows any to be left out."""
         if self._left_out is None:
             return {}
-        counts = self._left_out
-        if self.args.world_size > 1:
-            added = self.accelerator.reduce(counts.to(self.args.device), reduction="sum")
-            counts = cast(Tensor, added).cpu()  # of a tensor, a tensor
+        counts = sum_over_processes(self._left_out.to(self.args.device)).cpu()
         self._left_out = torch.zeros_like(counts)
         return dict(zip(LEFT_OUT, counts.tolist(), strict=True))

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from m3.data.collate import Collator
-from m3.data.mixture import Mixture, Positioned
+from m3.data.mixture import Broken, Mixture, Positioned
 from m3.data.multiscale import draw_scales, expand
-from m3.data.sample import Sample, Turn
+from m3.data.sample import Document, Sample, Turn
 from m3.data.tokenized import tokenize_sample
 from m3.nesting import Tiles
 from m3.processing import M3Processor
@@ -200,6 +200,40 @@ def test_too_long_is_dropped_whole_and_counted(
     assert "dropped: sample 'big' has" in caplog.text
     assert batch["pixel_values"].shape[0] == 1  # nor are its images loaded
     assert sorted(batch["image_scales"].tolist()) == list(TRAINED)
+
+
+def test_broken_samples_are_skipped_whole_and_counted(
+    processor: M3Processor, make_sample: MakeSample, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two images the second cannot be read: the first is not shown either."""
+    torn = Sample("torn", (make_sample("x", (9,)).images[0], b"no image"), make_sample("x", (1, 2)).turns)
+    batch = [
+        Positioned(0, torn),
+        Positioned(1, Broken("d.json, record 3: not JSON")),
+        Positioned(2, make_sample("ok", (3,))),
+    ]
+    with caplog.at_level(logging.WARNING, logger="m3.data.collate"):
+        found = Collator(processor, pack_length=400, broken="skip")(batch)
+    assert found["left_out"].tolist() == [2, 0]
+    assert "skipped: sample 'torn': image of 8 bytes: not an image" in caplog.text
+    assert "skipped: d.json, record 3: not JSON" in caplog.text
+    alone = Collator(processor, pack_length=400)([make_sample("ok", (3,))])
+    assert alone.keys() == found.keys() - {"left_out"}
+    assert all(torch.equal(found[name], alone[name]) for name in alone)
+    with pytest.raises(ValueError, match="image of 8 bytes: not an image"):
+        Collator(processor, pack_length=400)(batch[:1])
+
+
+def test_documents_and_conversations_of_all_sources_share_rows(processor: M3Processor, make_sample: MakeSample) -> None:
+    document = Document("d", make_sample("x", (7,)).images, ("", "the red one"))
+    batch = Collator(processor, scales=(1, 4), pack_length=400)([make_sample("a", (5,)), document, make_sample("t")])
+    assert batch["input_ids"].shape[0] == 1
+    assert batch["image_index"].tolist() == [0, 0, 1, 1]
+    found = sequences_of(batch, processor.tokenizer.pad_token_id)
+    assert len(found) == 5
+    for ids, labels, _ in found:
+        assert labels[0] == -100, "nothing is predicted from the end of another sample"
+        assert all(label == -100 for token, label in zip(ids, labels, strict=True) if token == processor.image_token_id)
 
 
 def test_a_batch_without_survivors_trains_nothing(processor: M3Processor, make_sample: MakeSample) -> None:

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from m3.data.sample import Sample, Turn
+from m3.data.sample import Document, Sample, Turn
+from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.data.tokenized import Tokenized, tokenize_sample
 from m3.processing import M3Processor
 
@@ -139,3 +141,44 @@ def test_images_marks_and_answers_are_checked() -> None:
         conversation("a", "<image>", images=(b"1",))
     with pytest.raises(ValueError, match="the answer in turn 3 is empty"):
         conversation("a", "b", "c", "  ")
+
+
+def test_a_document_is_learned_from_its_second_token_to_its_end(processor: M3Processor) -> None:
+    tokenized = tokenize_sample(Document("d", (), ("the red one",)), processor)
+    assert processor.tokenizer.decode(tokenized.input_ids) == "the red one<|im_end|>"
+    assert tokenized.labels_mask == [False] + [True] * (len(tokenized.input_ids) - 1)
+    assert tokenized.input_ids[-1] == processor.tokenizer.eos_token_id
+
+
+def test_an_interleaved_document_learns_its_text_and_no_image(
+    processor: M3Processor, png: Callable[[int], bytes]
+) -> None:
+    tokenized = tokenize_sample(Document("d", (png(1), png(2)), ("", "red <image>", "")), processor)
+    assert processor.tokenizer.decode(tokenized.input_ids) == "<image>red <image><image><|im_end|>"
+    images = [token == processor.image_token_id for token in tokenized.input_ids]
+    assert sum(images) == tokenized.num_images == 2, "the text's own <image> is ordinary text"
+    assert tokenized.labels_mask == [not image for image in images]
+    assert learned(tokenized, processor) == "red <image><|im_end|>"
+
+
+def test_a_tokenizer_that_starts_texts_starts_documents(make_processor: Callable[..., M3Processor]) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.bos_token = "<|im_start|>"
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
+    )
+    starting = M3Processor(make_processor().image_processor, tokenizer)
+    ids = tokenize_sample(Document("d", (), ("red",)), starting).input_ids
+    assert ids[0] == start
+    assert ids.count(start) == 1
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match=r"no token that ends a document; set tokenizer\.eos_token"):
+        tokenize_sample(Document("d", (), ("red",)), starting)
+
+
+def test_documents_are_checked() -> None:
+    with pytest.raises(ValueError, match="document 'd': 1 texts around 1 images; expected one more than images"):
+        Document("d", (b"1",), ("a",))
+    with pytest.raises(ValueError, match="document 'd': has no text"):
+        Document("d", (b"1",), ("", "\n"))

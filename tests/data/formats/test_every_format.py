@@ -8,16 +8,13 @@ import datasets
 import numpy as np
 import pytest
 from format_files import COUNT, WRITERS, picture, write_lines
-from tiny_models import make_config
-from transformers import SiglipImageProcessorPil
+from small_checkpoint import save_small
 
 from m3.config import load
 from m3.data.formats import FORMATS, OPTIONS, open_source
 from m3.data.recipe import FormatName, Source
 from m3.data.sample import Sample
-from m3.data.synthetic.tokenizer import build_tokenizer
-from m3.model import M3ForConditionalGeneration
-from m3.processing import M3Processor, load_image
+from m3.processing import load_image
 from m3.training.recipe import Recipe
 from m3.training.run_folder import RunFolder
 from m3.training.tune import train_model
@@ -55,20 +52,7 @@ def test_it_is_read_as_it_was_written(name: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of 36 tokens per image."""
-    tokenizer = build_tokenizer()
-    vision = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-              "num_attention_heads": 2, "image_size": 24, "patch_size": 4, "vision_use_head": False}  # fmt: skip
-    text = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "vocab_size": len(tokenizer)}  # fmt: skip
-    nesting = {"kind": "grid_pool", "trained_scales": [1, 9]}
-    config = make_config(vision_config=vision, text_config=text, nesting=nesting,
-                         image_token_id=tokenizer.convert_tokens_to_ids("<image>"))  # fmt: skip
-    processor = M3Processor(SiglipImageProcessorPil(size={"height": 24, "width": 24}), tokenizer, (6, 6), nesting)
-    path = tmp_path_factory.mktemp("tiny") / "model"
-    M3ForConditionalGeneration(config).save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
+    return save_small(tmp_path_factory.mktemp("tiny") / "model")
 
 
 RECIPE = """
