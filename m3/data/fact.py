@@ -4,7 +4,7 @@ in: a source and a record number; out: `Fact`. Nothing is kept, so any number of
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class Limits:
     max_images: int | None
     decode: bool = True
     """Whether images are decoded, rather than their files looked for."""
+    scale_weights: Mapping[int, float] | None = None
+    """How the scales share the weight of a sample; None: alike."""
 
 
 @dataclass(frozen=True)

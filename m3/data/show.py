@@ -120,7 +120,8 @@ def spans_of(tokenized: Tokenized, processor: M3Processor) -> tuple[Span, ...]:
 def _rows(
     sample: AnySample, tokenized: Tokenized, processor: M3Processor, limits: Limits
 ) -> tuple[tuple[Row, ...], str | None]:
-    sequences = expand(tokenized, limits.scales, processor, [processor.outline(image) for image in sample.images])
+    outlines = [processor.outline(image) for image in sample.images]
+    sequences = expand(tokenized, limits.scales, processor, outlines, limits.scale_weights)
     rows = tuple(
         Row(
             scale=sequence.scales[0] if sequence.scales else None,

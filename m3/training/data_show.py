@@ -31,7 +31,10 @@ def main(argv: list[str]) -> int:
     )
     limit = data.pack_length if data.max_length is None else data.max_length
     limits = Limits(
-        recipe.matryoshka_vis_token_scale, limit, None if data.pack_length is None else data.max_images_per_row
+        scales=recipe.matryoshka_vis_token_scale,
+        max_length=limit,
+        max_images=None if data.pack_length is None else data.max_images_per_row,
+        scale_weights=recipe.scale_weights,
     )
     names = lengths_names([source for source in data.listed if source.weight > 0])
     positions = range(arguments.first, min(arguments.first + arguments.n, len(mixture)))
