@@ -54,6 +54,11 @@ def doc_to_visual(doc):
 def process_results(doc, results):
     return {"exact_match": float(results[0] == doc["answer"])}
 
+def lost_visual(doc):
+    if doc["question"] == "Question 4?":
+        raise OSError("the picture of document 4 is lost")
+    return [doc["image"].convert("RGB")]
+
 def broken_results(doc, results):
     raise KeyError("the metric of this task is broken")
 """
@@ -116,7 +121,7 @@ def make_image(index: int) -> PilImage.Image:
 
 
 def write_tasks(folder: Path, documents: int = 6) -> Path:
-    """Group `tiny` of `tiny_one` and `tiny_two` (every image asked twice), `tiny_choice`, and `tiny_broken`."""
+    """Group `tiny` of `tiny_one` and `tiny_two` (every image asked twice), `tiny_choice`, and three that fail."""
     folder.mkdir(parents=True)
     (folder / "utils.py").write_text(UTILS)
     features = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
@@ -138,6 +143,11 @@ def write_tasks(folder: Path, documents: int = 6) -> Path:
         (folder / f"tiny_{file}.yaml").write_text(task)
     broken = TASK.format(folder=folder, file="one") + GENERATE.format(name="tiny_broken", process="broken_results")
     (folder / "tiny_broken.yaml").write_text(broken)
+    lost = TASK.replace("utils.doc_to_visual", "utils.lost_visual").format(folder=folder, file="two")
+    lost += GENERATE.format(name="tiny_unreadable", process="process_results")
+    (folder / "tiny_unreadable.yaml").write_text(lost)
+    absent = TASK.format(folder=folder, file="nothing") + GENERATE.format(name="tiny_absent", process="process_results")
+    (folder / "tiny_absent.yaml").write_text(absent)
     (folder / "tiny_choice.yaml").write_text(TASK.format(folder=folder, file="one") + CHOICE)
     (folder / "tiny.yaml").write_text("group: tiny\ntask: [tiny_one, tiny_two]\n")
     return folder

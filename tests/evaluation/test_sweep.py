@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -132,6 +133,68 @@ def test_failing_task_is_shown_failed_and_the_others_are_scored(tmp_path: Path, 
     assert by_task["tiny_one"]["n"] == "1"
 
 
+def test_methods_are_rows_of_the_same_tables(tmp_path: Path, model_folder: Path, base_folder: Path, task_folder: Path):
+    """One command: two models, their own nesting and four controls; a method that a model cannot do fails alone."""
+    run = tmp_path / "run"
+    extra = "--methods nesting,pooling,random,divprune,fastv"
+    assert run_sweep(run, task_folder, model_folder, base_folder, tasks="tiny_one", scales="1,9", extra=extra) == 1
+    names = [row["name"] for row in json.loads((run / "models.json").read_text())]
+    assert names == [
+        *(f"tiny{method}" for method in ("", "+random", "+divprune", "+fastv")),  # it nests by pooling: no row apart
+        *(f"base{method}" for method in ("", "+random", "+divprune", "+fastv")),
+    ]
+    cells = {(cell["model"], cell["scale"]): cell for cell in rows(run)}
+    assert len(cells) == 2 * 4 * 2
+    for (model, _), cell in cells.items():
+        assert cell["status"] == ("failed" if model.endswith("fastv") else "ok"), cell
+    assert "fastv leaves 2 layers whole" in cells["tiny+fastv", "9"]["error"]
+    store = Store(run / "store")
+    methods = {store.answer(key).cell.method for key in keys_of(run, "tiny+random", "tiny_one@1").values()}
+    assert methods == {"random"}
+    assert {row["model"] for row in rows(run, "cost.csv")} == set(names)
+    assert report.main([str(run)]) == 0
+
+
+def keys_of(run: Path, model: str, cell: str) -> dict[str, str]:
+    return json.loads((run / "results" / model / f"{cell}.json").read_text())["m3_keys"]
+
+
+def test_a_document_that_cannot_be_asked_fails_every_scale_with_its_own_words(
+    tmp_path: Path, model_folder: Path, task_folder: Path
+):
+    assert run_sweep(tmp_path / "run", task_folder, model_folder, tasks="tiny_unreadable,tiny_one") == 1
+    cells = rows(tmp_path / "run")
+    failed = [cell for cell in cells if cell["task"] == "tiny_unreadable"]
+    assert [cell["scale"] for cell in failed] == ["1", "9", "36"]
+    assert all("the picture of document 4 is lost" in cell["error"] for cell in failed)
+    assert [cell["status"] for cell in cells if cell["task"] == "tiny_one"] == ["ok"] * 3
+
+
+def test_task_that_cannot_be_loaded_fails_alone(tmp_path: Path, model_folder: Path, task_folder: Path):
+    assert run_sweep(tmp_path / "run", task_folder, model_folder, tasks="tiny_absent,tiny_one", scales="9") == 1
+    by_task = {cell["task"]: cell for cell in rows(tmp_path / "run")}
+    assert (by_task["tiny_absent"]["status"], by_task["tiny_one"]["status"]) == ("failed", "ok")
+    assert "nothing.parquet" in by_task["tiny_absent"]["error"]
+
+
+def test_baseline_is_kept_or_missed(swept: Path, tmp_path: Path, model_folder: Path, task_folder: Path, caplog):
+    """Against itself nothing fell; against a run that answered everything right, it did, at the scale where it did."""
+    assert run_sweep(tmp_path / "same", task_folder, model_folder, extra=f"--baseline {swept}") == 0
+    better = tmp_path / "better"
+    tasks = write_tasks(tmp_path / "more", documents=40)
+    assert run_sweep(better, tasks, model_folder, scales="9,36") == 0
+    with Store(better / "store") as store:
+        for task in ("tiny_one", "tiny_two"):
+            store.add_scores({key: {"exact_match": 1.0} for key in keys_of(better, "tiny", f"{task}@9").values()})
+    caplog.clear()
+    caplog.set_level("INFO")
+    assert run_sweep(tmp_path / "worse", tasks, model_folder, scales="9,36", extra=f"--baseline {better}") == 1
+    said = [record.getMessage() for record in caplog.records if "tokens: FELL" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith("tiny at 9 tokens: FELL")
+    with pytest.raises(ValueError, match=r"tiny_one at 9 tokens has 6 documents in .* and 40 in"):
+        run_sweep(tmp_path / "same", task_folder, model_folder, scales="9", extra=f"--baseline {better}")
+
+
 def test_mistakes_are_named(tmp_path: Path, model_folder: Path, task_folder: Path):
     with pytest.raises(ValueError, match=r"model tiny: scale 100 cannot be reached .* choose one of 1, 4, 9, 36"):
         run_sweep(tmp_path, task_folder, model_folder, scales="9,100")
@@ -149,29 +212,65 @@ def test_labels_tell_models_apart():
     assert list(arguments.labels(["runs/mine/checkpoints/final", "playground/m3-tiny"])) == ["mine", "m3-tiny"]
 
 
+MOMENTS = int(os.environ.get("M3_TEST_KILLS", "2"))
+
+
 @pytest.mark.slow
-def test_killed_sweep_resumes_to_the_same_tables(tmp_path: Path, model_folder: Path):
+def test_a_sweep_killed_again_and_again_ends_with_the_same_tables(tmp_path: Path, model_folder: Path):
+    """kill -9 at random moments, always resumed; in the end every file that counts is as without a kill."""
     tasks = write_tasks(tmp_path / "tasks", documents=40)
-    assert run_sweep(tmp_path / "whole", tasks, model_folder) == 0
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_sweep(whole, tasks, model_folder, extra="--methods nesting,random") == 0
     command = [sys.executable, "-m", "m3.cli", "sweep", str(model_folder), "--tasks", "tiny", "--scales", "1,9,36"]
-    command += ["--include-path", str(tasks), "--out", str(tmp_path / "killed"), "--batch-size", "2", "--no-latency"]
-    victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    store = tmp_path / "killed" / "store"
-    deadline = time.monotonic() + 300
-    while victim.poll() is None and sum(len(p.read_bytes().splitlines()) for p in store.glob("*.jsonl")) < 40:
-        assert time.monotonic() < deadline, "the sweep stored nothing"
-        time.sleep(0.002)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
-    kept = len(Store(store))
-    assert 0 < kept < 240, "the kill came too late to be a test"
-    assert run_sweep(tmp_path / "killed", tasks, model_folder) == 0
-    assert (tmp_path / "killed" / "cells.csv").read_bytes() == (tmp_path / "whole" / "cells.csv").read_bytes()
-    whole, resumed = Store(tmp_path / "whole" / "store"), Store(store)
-    files = sorted((tmp_path / "whole" / "results").rglob("*.json"))
-    assert len(files) == 6
-    for file in files:
-        keys = json.loads(file.read_text())["m3_keys"]
-        again = json.loads((tmp_path / "killed" / file.relative_to(tmp_path / "whole")).read_text())["m3_keys"]
-        assert keys == again
-        assert [whole.answer(key).text for key in keys.values()] == [resumed.answer(key).text for key in keys.values()]
+    command += ["--methods", "nesting,random", "--include-path", str(tasks), "--out", str(killed), "--batch-size", "2"]
+    command += ["--no-latency", "--device", "cpu"]
+    chance, kept = random.Random(0), 0
+    for _ in range(MOMENTS):
+        victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        moment = min(kept + chance.randrange(1, 2 * 480 // (MOMENTS + 1)), 479)
+        deadline = time.monotonic() + 300
+        while victim.poll() is None and lines(killed / "store") < moment:
+            assert time.monotonic() < deadline, "the sweep stored nothing"
+            time.sleep(0.002)
+        victim.send_signal(signal.SIGKILL)
+        assert victim.wait() == -signal.SIGKILL
+        assert kept <= lines(killed / "store")
+        kept = lines(killed / "store")
+    assert len(Store(killed / "store")) > 0, "the kills came too early to be a test"
+    assert run_sweep(killed, tasks, model_folder, extra="--methods nesting,random") == 0
+    assert (killed / "cells.csv").read_bytes() == (whole / "cells.csv").read_bytes()
+    assert samples(whole) == samples(killed)
+    assert len(samples(whole)) == 2 * 3 * 80
+
+
+def lines(store: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in store.glob("*.jsonl"))
+
+
+def samples(run: Path) -> dict[tuple[str, str], tuple]:
+    """(cell, document) -> answer and scores, of every cell."""
+    store, found = Store(run / "store"), {}
+    for file in sorted((run / "results").rglob("*.json")):
+        for doc_id, key in json.loads(file.read_text())["m3_keys"].items():
+            answer = store.answer(key)
+            found[f"{file.parent.name}/{file.stem}", doc_id] = (answer.text, answer.visual_tokens, store.scores(key))
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_answer_what_one_does(tmp_path: Path, model_folder: Path):
+    """torchrun, gloo: each answers half of the documents, once; the table is the same, sample by sample."""
+    tasks = write_tasks(tmp_path / "tasks", documents=9)  # odd: the shares differ
+    assert run_sweep(tmp_path / "one", tasks, model_folder, tasks="tiny,tiny_choice,tiny_broken") == 1
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", "-m"]
+    command += ["m3.cli", "sweep", str(model_folder), "--tasks", "tiny,tiny_choice,tiny_broken", "--scales", "1,9,36"]
+    command += ["--include-path", str(tasks), "--out", str(tmp_path / "two"), "--batch-size", "2", "--no-latency"]
+    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 1, done.stderr[-3000:]  # tiny_broken
+    assert (tmp_path / "two" / "cells.csv").read_bytes() == (tmp_path / "one" / "cells.csv").read_bytes()
+    assert samples(tmp_path / "two") == samples(tmp_path / "one")
+    files = list((tmp_path / "two" / "store").glob("*.jsonl"))
+    records = [json.loads(line) for path in files for line in path.open()]
+    answered = [record["key"] for record in records if record["kind"] == "answer"]
+    assert len(answered) == len(set(answered)) == 3 * (9 + 9 + 9 * 6 + 9)  # nothing twice
+    assert sum('"answer"' in path.read_text() for path in files) == 2

@@ -1,0 +1,128 @@
+"""What stands around the sweep: suites on the command line, judges, copies of data, disk."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from m3.evaluation import fetch, judge
+from m3.evaluation.arguments import chosen_methods, parse_arguments, task_names
+from m3.evaluation.mirrors import Data, local_copy, read_task, write_overlay
+from m3.evaluation.progress import check_disk, duration
+from m3.evaluation.tasks import find_tasks
+
+
+def test_suites_leave_judged_tasks_out_and_named_ones_ask_for_a_judge():
+    names, left_out = task_names("llava15,m3_tiny", "tiny_one", has_judge=False)
+    assert names[:2] == ["tiny_one", "vqav2_val"] and "m3_tiny_chart" in names
+    assert left_out == ["mmbench_cn_dev", "llava_in_the_wild", "mmvet"]
+    assert "mmvet" in task_names("llava15", "", has_judge=True)[0]
+    with pytest.raises(
+        ValueError, match="mmvet asks a language model to score the answers, which costs money: .* --judge MODEL"
+    ):
+        task_names("", "mmvet", has_judge=False)
+    with pytest.raises(ValueError, match="name what to evaluate: --tasks, or --suite with one of aria, llava15"):
+        task_names("", "", has_judge=False)
+
+
+def test_methods_and_frames_are_read_strictly():
+    assert chosen_methods("random, nesting,random") == ["random", "nesting"]
+    with pytest.raises(ValueError, match="no method 'randm'. Did you mean 'random'"):
+        chosen_methods("randm")
+    with pytest.raises(ValueError, match="frames of a video are a number, or collage .* got 'many'"):
+        parse_arguments(["model", "--tasks", "t", "--frames", "many"])
+
+
+def test_a_judge_says_what_it_costs_and_needs_a_key(monkeypatch: pytest.MonkeyPatch):
+    assert str(judge.price("mmvet", 218, 10)) == "mmvet: up to 2180 calls, about 1.5 million tokens"
+    for name in ("API_TYPE", "MODEL_VERSION", "OPENAI_API_URL", "OPENAI_BASE_URL", "OPENAI_API_MODEL", judge.KEY):
+        monkeypatch.setenv(name, "")  # so that what is set below does not stay
+        monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match="--judge j needs a key in the environment variable OPENAI_API_KEY"):
+        judge.set_judge("j", None)
+    monkeypatch.setenv(judge.KEY, "word")
+    judge.set_judge("j", "http://localhost:8000/v1")
+    assert os.environ["OPENAI_API_URL"] == "http://localhost:8000/v1/chat/completions"
+    assert (os.environ["MODEL_VERSION"], os.environ["OPENAI_BASE_URL"]) == ("j", "http://localhost:8000/v1")
+
+
+def hub_task(folder: Path) -> Path:
+    """A task as the harness has them: data on the hub, videos under HF_HOME."""
+    folder.mkdir(parents=True)
+    (folder / "_template").write_text("dataset_path: somebody/Clips\ntest_split: test\n")
+    path = folder / "clips.yaml"
+    path.write_text(
+        "include: _template\ntask: clips\ndoc_to_visual: !function utils.visual\n"
+        "dataset_kwargs: {token: true, video: true, cache_dir: clips/files, revision: v1}\n"
+    )
+    return path
+
+
+def test_an_overlay_changes_where_the_data_are_and_nothing_else(tmp_path: Path):
+    path, root = hub_task(tmp_path / "tasks"), tmp_path / "data"
+    root.mkdir()
+    with pytest.raises(
+        ValueError, match=r"no copy of somebody/Clips in --data-root .*Clips. `m3 fetch-eval` makes one"
+    ):
+        write_overlay(tmp_path / "overlays", "clips", path, root)
+    (root / "Clips").mkdir()
+    with pytest.raises(ValueError, match=r"no videos of somebody/Clips in .*clips/files: unpack"):
+        write_overlay(tmp_path / "overlays", "clips", path, root)
+    (root / "clips" / "files").mkdir(parents=True)
+    overlay = read_task(write_overlay(tmp_path / "overlays", "clips", path, root))
+    changed = {"dataset_path": str(root / "Clips"), "dataset_kwargs": {"revision": "v1"}}
+    assert overlay == read_task(path) | changed
+    (root / "somebody" / "Clips").mkdir(parents=True)
+    assert local_copy(Data.of(read_task(path)), root) == root / "somebody" / "Clips"
+    assert not Data.of({"dataset_path": "parquet"}).is_remote
+
+
+def test_fetching_copies_each_data_set_once_and_unpacks_videos(tmp_path: Path):
+    hub_task(tmp_path / "tasks")
+    asked: list[str] = []
+
+    def download(dataset: str, folder: Path) -> None:
+        asked.append(dataset)
+        folder.mkdir(parents=True)
+        import tarfile
+        import zipfile
+
+        with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+            archive.writestr("one.mp4", b"1")
+        (folder / "two.mp4").write_bytes(b"22")
+        with tarfile.open(folder / "b.tar", "w") as archive:
+            archive.add(folder / "two.mp4", "two.mp4")
+        whole = (folder / "b.tar").read_bytes()
+        (folder / "b.tar.partaa").write_bytes(whole[:700])
+        (folder / "b.tar.partab").write_bytes(whole[700:])
+        (folder / "b.tar").unlink()
+        (folder / "two.mp4").unlink()
+
+    for _ in range(2):
+        assert fetch.fetch(["clips"], tmp_path / "data", tmp_path / "tasks", download) == [tmp_path / "data" / "Clips"]
+    assert asked == ["somebody/Clips"]
+    videos = {path.name: path.read_bytes() for path in (tmp_path / "data" / "clips" / "files").iterdir()}
+    assert videos == {"one.mp4": b"1", "two.mp4": b"22"}
+
+
+def test_fetching_without_a_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match=r"somebody/Clips cannot be fetched from the hub \(.*fetch on a machine that has one"
+    ):
+        fetch.from_hub("somebody/Clips", tmp_path / "Clips")
+
+
+def test_groups_are_their_tasks_in_order(task_folder: Path):
+    assert [file.name for file in find_tasks(["tiny", "tiny_one"], task_folder)] == ["tiny_one", "tiny_two"]
+    with pytest.raises(ValueError, match="no task 'tiny_oen' in .*Did you mean 'tiny_one'"):
+        find_tasks(["tiny_oen"], task_folder)
+
+
+def test_a_full_disk_is_foreseen(tmp_path: Path):
+    check_disk(tmp_path, 1)
+    with pytest.raises(
+        ValueError, match=r"free on this disk, but 1000000000000 answers may need 3000000.2 GB. Free some"
+    ):
+        check_disk(tmp_path, 10**12)
+    assert [duration(seconds) for seconds in (5.0, 95.0, 7380.0)] == ["5 s", "1 min 35 s", "2 h 3 min"]
