@@ -35,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     folder = tmp_path_factory.mktemp("benchmarks") / "run"
     arguments = [
-        str(model_folder),
+        str(MODEL),
         "--tasks",
         ",".join(TASKS),
         "--scales",
@@ -62,26 +62,34 @@ def test_five_benchmarks_run_on_local_copies(run: Path):
 @pytest.mark.slow
 def test_scores_are_those_of_the_harness_own_command_line(run: Path, root: Path, tmp_path: Path):
     """One process of lmms-eval at one scale, the same overlays; every number it reports is ours, to the last bit."""
+    copies = tmp_path / "tasks"  # under other names: its command line prefers its own tasks to included ones
+    copies.mkdir()
+    for task in TASKS:
+        overlay = (run / "tasks" / f"{task}.yaml").read_text()
+        (copies / f"{task}.yaml").write_text(overlay.replace(f"task: {task}\n", f"task: {task}_copy\n"))
+    names = ",".join(f"{task}_copy" for task in TASKS)
     command = [sys.executable, "-m", "lmms_eval", "--model", "m3", "--model_args"]
-    command += [f"pretrained={MODEL},matryoshka_vis_token_scale=9,frames=3", "--tasks", ",".join(TASKS)]
-    command += ["--include_path", str(run / "tasks"), "--batch_size", "4", "--device", "cpu", "--log_samples"]
+    command += [f"pretrained={MODEL},matryoshka_vis_token_scale=9,frames=3", "--tasks", names]
+    command += ["--include_path", str(copies), "--batch_size", "4", "--device", "cpu", "--log_samples"]
     command += ["--process_docs_parallel", "1", "--output_path", str(tmp_path)]
     environment = {**os.environ, "HF_HOME": str(root), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    files = list(tmp_path.rglob("*_results.json"))
+    files = list(tmp_path.rglob("2*_results.json"))
     assert len(files) == 1, done.stderr[-3000:]
     theirs = json.loads(files[0].read_text())["results"]
     compared = 0
     for task in TASKS:
         ours = json.loads((run / "results" / "m3-tiny" / f"{task}@9.json").read_text())["results"][task]
         numbers = {
-            name: value for name, value in theirs[task].items() if isinstance(value, float) and "stderr" not in name
+            name: value
+            for name, value in theirs[f"{task}_copy"].items()
+            if isinstance(value, int | float) and "," in name and "stderr" not in name
         }
         assert numbers
         for name, value in numbers.items():
             assert ours[name] == value, (task, name)
             compared += 1
-    assert compared >= 10
+    assert compared >= 8
 
 
 @pytest.mark.slow
