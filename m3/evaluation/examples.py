@@ -10,7 +10,7 @@ from m3.evaluation.tasks import LoadedTask
 from m3.processing.video import Sampling
 
 EXAMPLE_PIXELS = 448
-EXAMPLES_PER_TASK = 2
+EXAMPLES_PER_TASK = 6
 
 
 def write_examples(

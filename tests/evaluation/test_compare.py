@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from m3.evaluation import report
+from m3.evaluation import report, sweep
 from m3.evaluation.compare import Change, Side, compare, described, difference
 from m3.evaluation.summary import Summary
 from tests.evaluation.conftest import SUITE, SWEPT, make_run
@@ -44,6 +44,15 @@ def test_a_drop_is_found_and_a_rise_is_none(runs: dict[str, Path]):
         assert change.difference.n == 40 * len(SUITE)
     assert drops(runs["as it was"], runs["worse"]) == []
     assert "m3-tiny at 1 tokens, mean of the tasks: FELL, -" in described(means[0])
+
+
+def test_a_sweep_fails_on_what_fell_against_its_baseline(runs: dict[str, Path], caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    found = sweep.fallen(runs["worse"], runs["as it was"])
+    assert found == drops(runs["worse"], runs["as it was"])
+    assert "m3-tiny at 9 tokens, mean of the tasks: FELL" in caplog.text
+    assert sweep.fallen(runs["as it was"], runs["as it was"]) == []
+    assert "mean of the tasks: within the noise, +0.0" in caplog.text
 
 
 def test_mean_differences_equal_the_table(runs: dict[str, Path]):

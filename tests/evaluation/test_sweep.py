@@ -116,7 +116,7 @@ def test_more_scales_leave_the_others_as_they_are(swept: Path, tmp_path: Path, m
 def test_report_of_a_real_sweep(swept: Path):
     assert report.main([str(swept)]) == 0
     page = (swept / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 * 2  # tasks, examples of each
+    assert page.count("data:image/png;base64,") == 3 * 6  # tasks, examples of each: all six documents
 
 
 def test_failing_task_is_shown_failed_and_the_others_are_scored(tmp_path: Path, model_folder: Path, task_folder: Path):
