@@ -87,7 +87,8 @@ def harness(model: str, tasks: str, scales: Sequence[int], limit: int, include: 
                 task = path.stem.split("_samples_")[1]
                 for line in path.read_text(encoding="utf-8").splitlines():
                     sample = json.loads(line)
-                    answers[task, scale, int(sample["doc_id"])] = sample["filtered_resps"][0]
+                    said = sample["filtered_resps"]  # the harness writes a list of one answer as the answer
+                    answers[task, scale, int(sample["doc_id"])] = said if isinstance(said, str) else said[0]
     return seconds, answers
 
 
