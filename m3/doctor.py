@@ -255,7 +255,7 @@ def _extra(facts: Facts, name: str) -> Check:
     extra, purpose = EXTRAS[name]
     if name in facts.versions:
         return Check(name, "OK", facts.versions[name])
-    state: State = "warning" if extra == "train" or (extra == "cuda" and accelerator(facts) == "CUDA") else "OK"
+    state: State = "warning" if extra == "train" or (extra == "deepspeed" and accelerator(facts) == "CUDA") else "OK"
     return Check(name, state, "not installed", f"for {purpose}: pip install -e '.[{extra}]'")
 
 
