@@ -72,7 +72,8 @@ def dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str]) -> i
     if name not in verbs:
         print(f"{program}: unknown verb {name!r}. {near_match(name, verbs)}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("m3").setLevel(logging.INFO)  # ours alone: other libraries tell of every font they embed
     return _run(f"{program} {name}", verbs[name], rest, full)
 
 

@@ -22,7 +22,8 @@ def main(argv: list[str]) -> int:
         "--resume", choices=["auto", "never"], default="auto", help="auto: go on where it stopped; never: refuse to"
     )
     arguments = parser.parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("m3").setLevel(logging.INFO)
     overrides = list(arguments.overrides)
     if arguments.matryoshka_vis_token_scale:
         overrides.append(f"matryoshka_vis_token_scale=[{arguments.matryoshka_vis_token_scale}]")
