@@ -27,6 +27,8 @@ EXTRAS = {
     ],
     # the version is exact because the plug-in follows interfaces that lmms-eval does not promise to keep
     "eval": ["lmms-eval==0.7.3", "datasets>=4.0", "matplotlib>=3.9", "openpyxl>=3.1", "psutil>=6.0", "pyarrow>=18.0"],
+    # sentencepiece 0.2.3 is made for protobuf 7.36, the tested protobuf is older
+    "convert": ["protobuf>=5.0", "sentencepiece>=0.2,<=0.2.1"],
     # below 16, as lmms-eval asks
     "video": ["av>=14.2,<16"],
     "quantise": ["accelerate>=1.10", "bitsandbytes>=0.49", "torchao>=0.14"],

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 EXTRAS: Mapping[str, tuple[str, str]] = {  # package -> extra of setup.py, what it is for
     "accelerate": ("train", "training, and loading onto several devices"),
+    "sentencepiece": ("convert", "checkpoints whose tokenizer is a tokenizer.model"),
     "datasets": ("train", "training data and benchmarks"),
     "matplotlib": ("train", "charts"),
     "scikit-learn": ("train", "the handwritten digits of the embedded suite"),

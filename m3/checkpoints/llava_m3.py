@@ -26,11 +26,11 @@ from m3.checkpoints.processors import (
     load_image_processor,
     load_tokenizer,
     make_processor,
+    vicuna,
 )
 from m3.checkpoints.tower import empty_tower, tower_keymap
 from m3.checkpoints.weights import Weights
 from m3.model import M3Config
-from m3.processing.chat_template import vicuna_template
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 """Where the tower's tensors lie when the checkpoint has them."""
@@ -113,7 +113,7 @@ class LlavaM3(Format):
         parts = [Part(folder, ModuleLayout(), keymap)]
         if not any(name.startswith(TOWER) for name in Weights(folder).meta):
             parts.append(_tower_part(folder, vision_config, options))
-        template = options.chat_template or vicuna_template(IMAGE_TOKEN)
+        template = options.chat_template or vicuna(tokenizer)
         processor = make_processor(native, image_processor, tokenizer, template, IMAGE_TOKEN)
         return Native(native, processor, tuple(parts), generation_config(text_config, folder))
 

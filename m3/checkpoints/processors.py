@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from m3.checkpoints.sentencepiece_tokenizer import begins_anew, is_sentencepiece, load_sentencepiece
 from m3.model import M3Config
 from m3.processing import M3Processor
 from m3.processing.chat_template import CONTROL_TOKENS, vicuna_template
@@ -33,7 +34,7 @@ def load_tokenizer(folder: Path, given: Path | None, vocabulary: int) -> PreTrai
     place = given or folder
     if not any((place / name).is_file() for name in _TOKENIZER_FILES):
         raise ValueError(f"{place} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name its folder with --tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokenizer = load_sentencepiece(place) if is_sentencepiece(place) else AutoTokenizer.from_pretrained(place)
     if not tokenizer.is_fast:
         raise ValueError(f"{place}: {type(tokenizer).__name__} has no fast form; give one with --tokenizer")
     ids = [i for token, i in tokenizer.get_vocab().items() if token != IMAGE_TOKEN]
@@ -136,11 +137,16 @@ def choose_template(
     if all(token in tokenizer.get_vocab() for token in CONTROL_TOKENS):
         return None
     if own is None and config.text_config.model_type == "llama":
-        return vicuna_template(image_token)
+        return vicuna(tokenizer, image_token)
     raise ValueError(
         f"{folder} has no chat template that keeps the images of a message, and its tokenizer has no ChatML tokens. "
         "Give one with --chat-template FILE"
     )
+
+
+def vicuna(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> str:
+    """Vicuna's chat template, with the space behind images where the tokenizer does not put it there itself."""
+    return vicuna_template(image_token, "" if begins_anew(tokenizer, image_token) else " ")
 
 
 _AS_PARTS = (

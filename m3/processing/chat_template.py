@@ -13,6 +13,10 @@ that a stray newline around an answer cannot make training text that no generati
 Vicuna v1.1, the format of LLaVA-1.5, LLaVA-NeXT and M3 (`conv_vicuna_v1` in llava/conversation.py), on one line:
 
     <s>A chat between ... questions. USER: <image>\\nQUESTION ASSISTANT: ANSWER</s>USER: QUESTION ASSISTANT:
+
+The originals tokenise the text before and behind each image by itself, and Llama's tokenizer puts a space before each
+of them. With a tokenizer that does so only at the start of all, the template writes these spaces: behind `<s>`, and
+behind an image that text follows.
 """
 
 _RENDER = r"""
@@ -66,15 +70,21 @@ _VICUNA_SYSTEM = (
     "and polite answers to the user's questions."
 )
 _VICUNA = r"""
-{{- bos_token -}}
+{%- macro spaced(text) -%}
+    {%- for piece in text.split('@IMAGE@') -%}
+        {%- if not loop.first -%}{{- '@IMAGE@' ~ ('@SPACE@' if piece else '') -}}{%- endif -%}
+        {{- piece -}}
+    {%- endfor -%}
+{%- endmacro -%}
+{{- bos_token ~ '@SPACE@' -}}
 {%- if messages[0].role == 'system' -%}
-    {{- render(messages[0].content) ~ ' ' -}}
+    {{- spaced(render(messages[0].content) ~ ' ') -}}
 {%- else -%}
     {{- "@SYSTEM@ " -}}
 {%- endif -%}
 {%- for message in messages -%}
     {%- if message.role == 'user' -%}
-        {{- 'USER: ' ~ render(message.content) ~ ' ' -}}
+        {{- spaced('USER: ' ~ render(message.content) ~ ' ') -}}
     {%- elif message.role == 'assistant' -%}
         {{- 'ASSISTANT: ' -}}
         {%- generation -%}
@@ -90,7 +100,11 @@ _VICUNA = r"""
 """
 
 
-def vicuna_template(image_token: str) -> str:
-    """Vicuna v1.1's Jinja template; it needs a tokenizer with a beginning- and an end-of-sequence token."""
+def vicuna_template(image_token: str, space: str = "") -> str:
+    """Vicuna v1.1's Jinja template; it needs a tokenizer with a beginning- and an end-of-sequence token.
+
+    Args:
+        space: what begins a text behind `<s>` and behind images: " " where the tokenizer leaves that out, else nothing.
+    """
     text = _RENDER.strip() + _VICUNA.strip()
-    return text.replace("@SYSTEM@", _VICUNA_SYSTEM).replace("@IMAGE@", image_token)
+    return text.replace("@SYSTEM@", _VICUNA_SYSTEM).replace("@IMAGE@", image_token).replace("@SPACE@", space)
