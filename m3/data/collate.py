@@ -13,6 +13,8 @@ showing `i` different images in `s` placeholder spans:
     image_tiles   int64 [i]      tiles of each image, where images are cut into tiles
     image_sizes   int64 [i, 2]   (height, width) of each image, where the tiling needs it
     attention_mask int64 [r, l]  only unpacked
+    teacher_index int64 [r, l]   of each label token of a coarser scale the position, rows one after the other, of the same one
+                                 at the largest scale, else -1; only where asked for (m3/data/multiscale.py:teacher_index)
     left_out      int64 [2]      broken samples and samples too long that the batch lacks; only where such may be left out
 
 Without images all that speaks of them is absent. Packed (`pack_length`), sequences share rows and no attention mask
@@ -27,7 +29,7 @@ positions, and with gradient accumulation (each micro-step draws its own). `step
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +38,7 @@ import torch
 from torch import Tensor
 
 from m3.data.mixture import Broken, Positioned
-from m3.data.multiscale import IGNORED, ScaledSequence, ScaleMode, draw_scales, expand
+from m3.data.multiscale import IGNORED, ScaledSequence, ScaleMode, draw_scales, expand, teacher_index
 from m3.data.packing import pack
 from m3.data.sample import AnySample
 from m3.data.tokenized import tokenize_sample
@@ -78,6 +80,8 @@ class Collator:
     """Of the scales in the loss; 1 for those that it does not name. Together they weigh as much as without."""
     broken: Literal["refuse", "skip"] = "refuse"
     """What to do with a sample whose image cannot be read, and with `Broken` ones. Skipped ones are counted and logged."""
+    teacher_index: bool = False
+    """Whether the batch says where the largest scale of each sample stands, for self-distillation."""
 
     def __post_init__(self) -> None:
         if self.scales in ("sandwich", "random") and self.step_samples is None:
@@ -96,7 +100,7 @@ class Collator:
         left_out = _LeftOut()
         images = _ImageTable()
         sequences: list[ScaledSequence] = []
-        for item in batch:
+        for position, item in enumerate(batch):
             sample = item.sample if isinstance(item, Positioned) else item
             if isinstance(sample, Broken):
                 left_out.broken(sample.why)
@@ -120,9 +124,11 @@ class Collator:
             except ValueError as error:
                 left_out.broken(f"sample {sample.id!r}: {error}")
                 continue
-            sequences += [_renumber(sequence, numbers) for sequence in expanded]
+            sequences += [_renumber(sequence, numbers, position) for sequence in expanded]
         rows = self._rows(sequences)
         tensors = _tensors(rows, _pad_id(self.processor), self.pad_to_multiple_of, masked=self.pack_length is None)
+        if self.teacher_index:
+            tensors["teacher_index"] = torch.from_numpy(teacher_index(rows, tensors["input_ids"].shape[1]))
         if images.sources:
             spans = [sequence for row in rows for sequence in row]
             # Spans are listed in the order of the rows, not of the samples: the model meets them in this order.
@@ -216,9 +222,8 @@ class _ImageTable:
         return [self._numbers[image] for image in images]
 
 
-def _renumber(sequence: ScaledSequence, numbers: list[int]) -> ScaledSequence:
-    images = tuple(numbers[image] for image in sequence.images)
-    return ScaledSequence(sequence.input_ids, sequence.labels, sequence.scales, images, sequence.weight)
+def _renumber(sequence: ScaledSequence, numbers: list[int], sample: int) -> ScaledSequence:
+    return replace(sequence, images=tuple(numbers[image] for image in sequence.images), sample=sample)
 
 
 def _pad_id(processor: M3Processor) -> int:

@@ -6,6 +6,7 @@ tokens of a packed batch is then M3's average, without the model knowing about i
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,9 @@ from m3.processing.processor import M3Processor, repeats
 
 IGNORED = -100
 """The label that no loss looks at."""
+
+NO_TEACHER = -1
+"""In `teacher_index`: a token that learns from no other scale."""
 
 ScaleMode = Literal["all", "sandwich", "random"]
 
@@ -35,6 +39,8 @@ class ScaledSequence:
     """Which image of the sample each span shows; the collator renumbers them for the batch."""
     weight: float
     """Of each label token."""
+    sample: int = 0
+    """Which sample of the batch this is; the collator numbers them."""
 
 
 def expand(
@@ -70,6 +76,30 @@ def expand(
             )
         )
     return sequences
+
+
+def teacher_index(rows: Sequence[Sequence[ScaledSequence]], length: int) -> np.ndarray:
+    """int64 [r, length]: of each label token where in the rows, read one after the other, the same label token stands at
+    the largest scale of its sample; -1 at the largest scale itself, in text-only samples and at all other tokens.
+
+    A sample's label tokens are the same in the same order at every scale, wherever its sequences were packed.
+    """
+    copies: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)  # sample -> scale, where its label tokens stand
+    for number, row in enumerate(rows):
+        start = number * length
+        for sequence in row:
+            if sequence.scales:
+                places = start + np.flatnonzero(sequence.labels != IGNORED)
+                copies[sequence.sample].append((sequence.scales[0], places))
+            start += len(sequence.input_ids)
+    found = np.full(max(len(rows), 1) * length, NO_TEACHER, dtype=np.int64)
+    for of_sample in copies.values():
+        largest, teacher = max(of_sample, key=lambda copy: copy[0])
+        for scale, places in of_sample:
+            assert len(places) == len(teacher), "the scales of a sample have different numbers of label tokens"
+            if scale < largest:
+                found[places] = teacher
+    return found.reshape(-1, length)
 
 
 def draw_scales(

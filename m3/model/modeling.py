@@ -31,6 +31,7 @@ from transformers.utils.generic import ModelOutput
 
 from m3.model.backbone import M3Model, M3PreTrainedModel
 from m3.model.configuration import M3Config
+from m3.model.distillation import Distillation, divergences, teachers
 from m3.model.image_inputs import IMAGE_INPUTS, ImageInputs
 from m3.model.router_losses import RouterLosses, RouterStep, is_real, router_losses
 from m3.model.splice import token_scales
@@ -40,12 +41,15 @@ from m3.model.splice import token_scales
 class M3Output(ModelOutput):
     """Output of `M3ForConditionalGeneration.forward`.
 
-    loss, language_loss: scalars; `loss` is `language_loss` (the weighted mean over label tokens) plus the weighted router losses.
+    loss, language_loss: scalars; `loss` is `language_loss` (the weighted mean over label tokens) plus the weighted router
+        losses and the weighted `distil_loss`.
     logits `[b, l, vocab]`: None when skipped.
     scales `[k]`, scale_loss_sums `[k]`, scale_loss_counts `[k]`: unweighted loss summed over label tokens, and their
         number, per scale read (0: text without an image); ascending.
     balance_losses `[layers]`, z_losses `[layers]`, expert_load `[layers, experts]`: of a mixture-of-experts decoder.
     router_logits: one `[b * l, experts]` per layer.
+    distil_loss, distil_loss_sum, distil_loss_count: scalars; divergence of the coarser scales' label tokens from the largest
+        scale's, weighted and divided as `language_loss`; the unweighted sum, and over how many tokens. Where asked for.
     """
 
     loss: Tensor | None = None
@@ -59,6 +63,9 @@ class M3Output(ModelOutput):
     z_losses: Tensor | None = None
     expert_load: Tensor | None = None
     router_logits: tuple[Tensor, ...] | None = None
+    distil_loss: Tensor | None = None
+    distil_loss_sum: Tensor | None = None
+    distil_loss_count: Tensor | None = None
 
 
 class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
@@ -104,6 +111,9 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | float | None = None,
         router_load: Float[Tensor, "layers experts"] | None = None,
         router_tokens: Float[Tensor, ""] | None = None,
+        teacher_index: Int[Tensor, "b l"] | None = None,
+        distil_weight: float | None = None,
+        distil_temperature: float = 1.0,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         skip_logits: bool | None = None,
@@ -119,13 +129,17 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             num_items_in_batch: what to divide the weighted loss by; default the sum of the weights.
             router_load, router_tokens: of the whole step that this is a micro-batch of (m3/model/router_losses.py); by
                 default this batch is the whole step.
+            teacher_index, distil_weight, distil_temperature: self-distillation over scales (m3/model/distillation.py);
+                both of the first two, or none.
             use_cache: off unless asked for. A cache made during training would let packed sequences see each other.
             logits_to_keep: only the last so many positions get logits; 0 is all.
             skip_logits: with labels, compute logits at label positions alone and return none; default in training.
 
         Raises:
-            ValueError: images and placeholders that do not match, or a scale that cannot be reached.
+            ValueError: images and placeholders that do not match, a scale that cannot be reached, or one of
+                teacher_index and distil_weight without the other.
         """
+        distil = _distillation(teacher_index, distil_weight, distil_temperature)
         is_continuation = past_key_values is not None and past_key_values.get_seq_length() > 0
         images = ImageInputs(
             pixel_values, image_features, image_scales, image_index, image_tiles, image_sizes, tile_tokens, pixel_mask
@@ -152,7 +166,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             return output
         reads = token_scales(input_ids, spans, self.config.image_token_id, position_ids)
         weights = torch.ones_like(labels, dtype=torch.float32) if loss_weights is None else loss_weights
-        self._add_language_loss(output, hidden_states, labels, weights, reads, position_ids, num_items_in_batch)
+        self._add_language_loss(output, hidden_states, labels, weights, reads, position_ids, num_items_in_batch, distil)
         if top_k is not None:
             step = None
             if router_load is not None and router_tokens is not None:
@@ -170,6 +184,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         reads: Int[Tensor, "b l"],
         position_ids: Int[Tensor, "b l"] | None,
         num_items_in_batch: Tensor | float | None,
+        distil: Distillation | None,
     ) -> None:
         """Cross entropy at the label tokens: the weighted mean is the loss, the plain sums are kept per scale."""
         is_target = labels[:, 1:] != -100
@@ -187,6 +202,12 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         output.scales = scales
         output.scale_loss_sums = losses.detach().new_zeros(len(scales)).index_add(0, which, losses.detach())
         output.scale_loss_counts = torch.bincount(which, minlength=len(scales))
+        if distil is not None:
+            is_student, teacher = teachers(is_target, distil.teacher_index)
+            found = divergences(logits, is_student, teacher, distil.temperature)
+            output.distil_loss = (found * weights[is_student]).sum() / total
+            output.distil_loss_sum, output.distil_loss_count = found.detach().sum(), is_student.sum()
+            output.loss = output.language_loss + distil.weight * output.distil_loss
 
     def _add_router_losses(
         self,
@@ -224,3 +245,18 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         assert rows is not None  # spans stand in input_ids
         return input_ids, kwargs | images.repeated(rows, expand_size, self.config.image_token_id, self.config.reader)
+
+
+def _distillation(teacher_index: Tensor | None, weight: float | None, temperature: float) -> Distillation | None:
+    """None where neither is given."""
+    if teacher_index is None and weight is None:
+        return None
+    if teacher_index is None or weight is None:
+        given, lacking = (
+            ("distil_weight", "teacher_index") if teacher_index is None else ("teacher_index", "distil_weight")
+        )
+        raise ValueError(
+            f"self-distillation takes teacher_index and distil_weight together, and got {given} without {lacking}; "
+            "Collator(teacher_index=True) makes the first, the recipe's `distil` gives the second"
+        )
+    return Distillation(teacher_index, weight, temperature)

@@ -1,5 +1,6 @@
 """A training run as typed data: what a recipe's YAML may say (m3/recipes/*.yaml). Unknown keys are refused."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -150,15 +151,33 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distil:
+    """Self-distillation over scales (m3/model/distillation.py): `weight` of the divergence in the loss, its `temperature`.
+
+    Weight 0 trains as without, and logs the divergence.
+    """
+
+    weight: float = 0.1
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.weight < math.inf and 0 < self.temperature < math.inf):
+            raise ValueError(
+                f"distil: weight {self.weight} must be at least 0 and temperature {self.temperature} above 0, both finite; "
+                "leave `distil` out to train without"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Training of a vision-language model over scales.
 
     `model` is a checkpoint folder to continue from; `new_model` draws one instead. `matryoshka_vis_token_scale`: the
     scales trained over (they become the checkpoint's trained scales). `scales`: all of them every step, or a seeded draw.
-    `scale_weights`: of the scales in the loss, 1 where none is given. `memory`: `low` reads rows one at a time
-    (m3/training/low_memory.py). `reset_connector`: of `model`, drawn anew; a chain does so in its first stage. `report_to`:
-    beside the run's own metrics. `architecture`: what `--dry-run` lays out where `model` is not on the machine
-    (m3/recipes/architectures).
+    `scale_weights`: of the scales in the loss, 1 where none is given. `distil`: coarser scales learn from the largest too.
+    `memory`: `low` reads rows one at a time (m3/training/low_memory.py). `reset_connector`: of `model`, drawn anew; a chain does
+    so in its first stage. `report_to`: beside the run's own metrics. `architecture`: what `--dry-run` lays out where `model` is
+    not on the machine (m3/recipes/architectures).
     """
 
     run: str
@@ -173,6 +192,7 @@ class Recipe:
     reset_connector: bool = False
     memory: Literal["packed", "low"] = "packed"
     scale_weights: dict[int, float] | None = None
+    distil: Distil | None = None
     held_out: HeldOut | None = None
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     adapter: Adapter | None = None
@@ -188,6 +208,11 @@ class Recipe:
             raise ValueError(
                 "recipe: memory: low goes backward several times a step, which DeepSpeed does not take; with it, set "
                 "hardware.activation_checkpointing: true, or launch with torchrun"
+            )
+        if self.memory == "low" and self.distil is not None:
+            raise ValueError(
+                "recipe: memory: low reads one row at a time, and distil compares tokens of several rows; set memory: packed "
+                "(hardware.activation_checkpointing: true saves memory too), or leave distil out"
             )
         strange = sorted(set(self.scale_weights or {}) - set(self.matryoshka_vis_token_scale))
         if strange or any(weight <= 0 for weight in (self.scale_weights or {}).values()):

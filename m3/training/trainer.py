@@ -16,6 +16,7 @@ from m3.model import M3ForConditionalGeneration, M3Output
 from m3.model.router_losses import is_real
 from m3.training.distributed import sum_over_processes, union_over_processes, wait_for_everyone
 from m3.training.low_memory import average_gradients, row_by_row
+from m3.training.recipe import Distil
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import WHOLE, RunFolder
 from m3.training.throughput import Meter
@@ -50,6 +51,7 @@ class RunTrainer(Trainer):
     """Trainer that knows its run folder. `measure` says what to log of every output; `rates` the rate of each parameter.
 
     `low_memory`: the model (within PEFT's) whose rows are read one at a time. `held_out`: batches that are evaluated.
+    `distil`: self-distillation over scales; the batches then name the teachers (`teacher_index`).
 
     The loss of a step is divided by the sum of `loss_weights` over all its micro-batches and devices, and router losses
     are taken over the whole step (`router`), so that neither accumulation nor the number of devices changes the gradient.
@@ -64,6 +66,7 @@ class RunTrainer(Trainer):
         router: RouterLoad | None = None,
         pad_token_id: int | None = None,
         low_memory: M3ForConditionalGeneration | None = None,
+        distil: Distil | None = None,
         meter: Meter | None = None,
         held_out: Sequence[dict[str, Tensor]] = (),
         **kwargs,
@@ -80,6 +83,7 @@ class RunTrainer(Trainer):
                 "hardware.activation_checkpointing: true"
             )
         self._low_memory = low_memory
+        self._distil = distil
         self._meter = meter
         self._held_out = held_out
         self._flops = 0.0
@@ -178,7 +182,7 @@ class RunTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Tensor | Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, ModelOutput]:
@@ -186,6 +190,8 @@ class RunTrainer(Trainer):
         if self._router is not None:
             step = self._router.step
             inputs = inputs | {"router_load": step.load, "router_tokens": step.tokens}
+        if self._distil is not None:
+            inputs = inputs | {"distil_weight": self._distil.weight, "distil_temperature": self._distil.temperature}
         both = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         loss, outputs = cast(tuple[Tensor, ModelOutput], both)  # since return_outputs is set
         if model.training:

@@ -83,6 +83,7 @@ def train_model(recipe: Recipe) -> RunFolder:
         args=arguments,
         train_dataset=mixture,
         data_collator=collator,
+        distil=recipe.distil,
         low_memory=model if recipe.memory == "low" else None,
         meter=meter(model.config),
         held_out=held_out,
@@ -128,7 +129,7 @@ def _held_out(recipe: Recipe, collator: Collator) -> list[dict[str, Tensor]]:
         return []
     samples = open_source(spec.source)
     number, size = min(spec.samples, len(samples)), recipe.schedule.batch_size
-    every_scale = replace(collator, scales=tuple(recipe.matryoshka_vis_token_scale))
+    every_scale = replace(collator, scales=tuple(recipe.matryoshka_vis_token_scale), teacher_index=False)
     batches = [every_scale([samples[n] for n in range(at, min(at + size, number))]) for at in range(0, number, size)]
     return [{name: value for name, value in batch.items() if name != "left_out"} for batch in batches]
 
@@ -146,4 +147,5 @@ def _collator(recipe: Recipe, processor: M3Processor, step_samples: int) -> Coll
         seed=recipe.schedule.seed,
         step_samples=step_samples,
         scale_weights=recipe.scale_weights,
+        teacher_index=recipe.distil is not None,
     )
