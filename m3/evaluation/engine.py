@@ -4,7 +4,7 @@ In:  `Question`s: the text after the chat template with one image token per imag
      to decode or a continuation to score.
 Way: each distinct image -> processor -> tower -> connector, once (kept in a bounded cache by content);
      each text -> ids -> one placeholder per visual token -> rows padded on the left -> generate or forward.
-Out: `Reply`s: the text, or the log-likelihood, and how many tokens and seconds it took.
+Out: `Reply`s: the text and how sure of it, or the log-likelihood, and how many tokens and seconds it took.
 
 A batch may mix scales. Nothing is caught here: what goes wrong in one question is raised, never answered with "".
 """
@@ -21,8 +21,10 @@ import torch
 from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import LogitsProcessorList
 from transformers.utils.chat_template_utils import mark_control_tokens
 
+from m3.evaluation.confidence import ChosenTokens
 from m3.evaluation.decoding import Decoding
 from m3.evaluation.fastv import Pruned, mean_visual_tokens, pruning
 from m3.evaluation.low_resolution import low_resolution_tokens
@@ -183,18 +185,18 @@ class Engine:
         is_pruned = questions[0].method == FASTV and "image_features" in inputs
         with self._pruning(inputs, rows) if is_pruned else nullcontext():
             if questions[0].continuation is None:
-                texts, lengths = self._generate(inputs, questions[0].decoding)
+                texts, lengths, sure = self._generate(inputs, questions[0].decoding)
                 scores: list[tuple[float, bool] | None] = [None] * len(rows)
             else:
                 scores = self._score(inputs, rows)
-                texts, lengths = [""] * len(rows), [row.continuation for row in rows]
+                texts, lengths, sure = [""] * len(rows), [row.continuation for row in rows], [None] * len(rows)
         seconds = (time.perf_counter() - started) / len(rows)
         replies = []
-        for row, text, score, length in zip(rows, texts, scores, lengths, strict=True):
+        for row, text, score, length, confidence in zip(rows, texts, scores, lengths, sure, strict=True):
             in_words = len(row.ids) - row.continuation - row.visual
             layers = self.model.config.text_config.num_hidden_layers
             visual = mean_visual_tokens(row.visual, row.kept, layers) if is_pruned else row.visual
-            replies.append(Reply(text, score, visual, in_words, length, seconds))
+            replies.append(Reply(text, score, visual, in_words, length, seconds, confidence))
         return replies
 
     def _inputs(self, questions: Sequence[Question], rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -249,18 +251,27 @@ class Engine:
         last = torch.tensor([ids.shape[1] - row.continuation - 1 for row in rows])
         return pruning(self.model, ids == self.model.config.image_token_id, keep, last)
 
-    def _generate(self, inputs: dict[str, Tensor], decoding: Decoding) -> tuple[list[str], list[int]]:
-        tokenizer = self.processor.tokenizer
+    def _generate(
+        self, inputs: dict[str, Tensor], decoding: Decoding
+    ) -> tuple[list[str], list[int], Sequence[float | None]]:
+        """Texts, numbers of tokens, and confidences: None by beams, whose rows change places on their way."""
+        tokenizer, chosen = self.processor.tokenizer, ChosenTokens()
         stops = decoding.stop_ids(tokenizer, self.model.generation_config.eos_token_id)
+        recorded = LogitsProcessorList([chosen] if decoding.num_beams == 1 else [])
         output = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
-            **inputs, **decoding.arguments(), eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+            **inputs,
+            **decoding.arguments(),
+            eos_token_id=stops,
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=recorded,
         )
+        generated = output[:, inputs["input_ids"].shape[1] :]
         texts, lengths = [], []
-        for row in output[:, inputs["input_ids"].shape[1] :].tolist():
+        for row in generated.tolist():
             end = next((i for i, token in enumerate(row) if token in stops), len(row))
             texts.append(decoding.cut(tokenizer.decode(row[:end], skip_special_tokens=True)))
             lengths.append(min(end + 1, len(row)))
-        return texts, lengths
+        return texts, lengths, chosen.confidences(generated, lengths) if recorded else [None] * len(texts)
 
     def _score(self, inputs: dict[str, Tensor], rows: Sequence[Row]) -> list[tuple[float, bool] | None]:
         """Log-likelihood of the last `row.continuation` ids of each row, given all before them."""

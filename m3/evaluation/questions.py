@@ -64,3 +64,4 @@ class Reply:
     text_tokens: int
     answer_tokens: int
     seconds: float  # wall clock time of the batch / its rows, without seeing the images
+    confidence: float | None = None  # of a generated answer, in [0, 1] (confidence.py); None: scored, or by beams

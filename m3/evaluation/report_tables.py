@@ -1,4 +1,4 @@
-"""The tables of a report, from a `Summary`: scores, oracle, retention, differences, what papers report, cost, latency."""
+"""The tables of a report, from a `Summary`: scores, retention, oracle, calibration, differences, published, cost, latency."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from m3.evaluation.calibration_table import calibration_table
 from m3.evaluation.compare import Change, Side, difference, shown_p
 from m3.evaluation.frontier import knee, pareto_front, sufficient
 from m3.evaluation.methods import OWN, get_method
@@ -22,7 +23,8 @@ NOTHING = "–"
 
 def report_tables(summary: Summary, device: str, changes: Sequence[Change] = ()) -> list[Table]:
     """Every table that the run has numbers for."""
-    tables = [scores_table(summary), kept_table(summary), oracle_table(summary), differences_table(summary)]
+    tables = [scores_table(summary), kept_table(summary), oracle_table(summary), calibration_table(summary)]
+    tables += [differences_table(summary)]
     tables += [changes_table(changes)] if changes else []
     tables += [published_table(summary), cost_table(summary), latency_table(summary, device)]
     return [table for table in tables if table.rows]

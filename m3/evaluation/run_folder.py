@@ -23,7 +23,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
@@ -56,6 +56,7 @@ class CellRow:
     text_tokens: float | None
     answer_tokens: float | None
     error: str
+    confidence: float | None = None  # mean over the documents; None where an answer has none
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """What `write_rows` wrote.
+    """What `write_rows` wrote. A column with a default may be missing: older runs did not have it.
 
     Raises:
         ValueError: the file is missing or its columns are others: it comes from another version.
@@ -147,9 +148,12 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         expected = [field.name for field in fields(kind)]
-        if reader.fieldnames != expected:
+        found = reader.fieldnames or []
+        needed = [field.name for field in fields(kind) if field.name in found or field.default is MISSING]
+        if found != needed:
             raise ValueError(f"{path} has columns {reader.fieldnames}, expected {expected}; run the sweep again")
-        return [kind(**{field.name: _parse(row[field.name], field.type) for field in fields(kind)}) for row in reader]
+        known = [field for field in fields(kind) if field.name in found]
+        return [kind(**{field.name: _parse(row[field.name], field.type) for field in known}) for row in reader]
 
 
 def _parse(text: str, kind: Any) -> Any:

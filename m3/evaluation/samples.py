@@ -24,6 +24,7 @@ class Samples:
     images: tuple[tuple[str, ...], ...]  # digests: the clusters
     scores: Float[np.ndarray, "n k"]
     tokens: Float[np.ndarray, "n k"]  # visual tokens of the prompt, as counted
+    confidences: Float[np.ndarray, "n k"]  # nan where none was recorded
 
     def at(self, scale: int) -> Float[np.ndarray, " n"]:
         return self.scores[:, self.scales.index(scale)]
@@ -44,4 +45,5 @@ def read_samples(run: Path, store: Store, model: str, task: str, scales: Sequenc
         images=tuple(row[0].images for row in answers),
         scores=np.asarray(scores, dtype=np.float64),
         tokens=np.asarray([[answer.visual_tokens for answer in row] for row in answers], dtype=np.float64),
+        confidences=np.asarray([[answer.confidence for answer in row] for row in answers], dtype=np.float64),
     )

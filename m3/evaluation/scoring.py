@@ -132,6 +132,7 @@ def _row(
     ours = _mean(documents, metric, scores, answers)
     is_mean = ours is not None and math.isclose(ours.value, value, abs_tol=1e-6)
     first = [answers[doc_id][0] for doc_id in documents]
+    sure = [answer.confidence for answer in first if answer.confidence is not None]
     return CellRow(
         model=name,
         task=loaded.name,
@@ -147,6 +148,7 @@ def _row(
         text_tokens=sum(answer.text_tokens for answer in first) / len(first),
         answer_tokens=sum(answer.answer_tokens for answer in first) / len(first),
         error="",
+        confidence=sum(sure) / len(sure) if len(sure) == len(first) else None,
     )
 
 

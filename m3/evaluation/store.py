@@ -73,6 +73,7 @@ class Answer:
     answer_tokens: int  # generated or scored tokens
     seconds: float  # the batch's wall clock time divided by its number of answers
     images: tuple[str, ...]  # digests of the images: the clusters of the standard errors
+    confidence: float | None = None  # of a generated answer (confidence.py); None: scored, by beams, or an older store
 
 
 class Store:
@@ -146,6 +147,8 @@ class Store:
 
 
 def _decode_answer(record: dict) -> Answer:
+    """Stores written before answers had a confidence are read as they are: nothing is computed again for it."""
+    record = {"confidence": None, **record}
     values = {field.name: record[field.name] for field in fields(Answer)}
     values["cell"] = Cell(**values["cell"])
     values["images"] = tuple(values["images"])

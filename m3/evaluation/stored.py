@@ -75,7 +75,8 @@ class StoredModel(EngineModel):
             raise self._failures[self.budget]
         answers = [self.store.answer(self.key(request)) for request in requests]
         return [
-            Reply(a.text, a.log_likelihood, a.visual_tokens, a.text_tokens, a.answer_tokens, a.seconds) for a in answers
+            Reply(a.text, a.log_likelihood, a.visual_tokens, a.text_tokens, a.answer_tokens, a.seconds, a.confidence)
+            for a in answers
         ]
 
     def key(self, request: Instance) -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from m3.evaluation.calibration import Calibration, calibration
 from m3.evaluation.oracle import Oracle, oracle
 from m3.evaluation.published import PublishedScore, beside
 from m3.evaluation.run_folder import (
@@ -152,6 +155,14 @@ class Summary:
         row = self.baselines.get(task)
         chance = None if row is None or not 0 <= row["chance"] < 1 else row["chance"]
         return oracle(samples.scores, samples.tokens, samples.scales, chance)
+
+    def calibration(self, model: str, task: str, scale: int) -> Calibration | None:
+        """Of the generated answers; None where one has no confidence, or a score that is no share."""
+        samples = self.samples.get((model, task))
+        if samples is None or scale not in samples.scales or not ((samples.scores >= 0) & (samples.scores <= 1)).all():
+            return None
+        sure, scores = samples.confidences[:, samples.scales.index(scale)], samples.at(scale)
+        return None if np.isnan(sure).any() else calibration(sure.tolist(), scores.tolist())
 
     def retention(self, model: str, scale: int) -> Interval | None:
         """Mean over tasks of the score's share of that at the largest scale, in per cent."""

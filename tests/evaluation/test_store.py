@@ -8,7 +8,7 @@ import pytest
 from m3.evaluation.store import Answer, Cell, Store, digest, digest_files
 
 CELL = Cell("weights", "task", "dataset", "document", "prompt", 9, "grid_pool")
-ANSWER = Answer(CELL, "tiny", 3, "red\n“é”", None, 9, 21, 2, 0.25, ("image",))
+ANSWER = Answer(CELL, "tiny", 3, "red\n“é”", None, 9, 21, 2, 0.25, ("image",), 0.5)
 
 
 def test_round_trip(tmp_path: Path):
