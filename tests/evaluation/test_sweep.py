@@ -291,7 +291,7 @@ def test_two_processes_answer_what_one_does(tmp_path: Path, model_folder: Path):
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
     sure = [[cell.pop("confidence") for cell in found] for found in (two, one)]
     assert two == one
-    for mine, theirs in zip(*sure, strict=True):  # batches are others, which moves the last bits; measured: below 1e-7
+    for mine, theirs in zip(*sure, strict=True):  # batches are others, which moves the last bits; measured: below 4e-7
         assert (mine == theirs == "") or float(mine) == pytest.approx(float(theirs), rel=1e-5)
     assert samples(tmp_path / "two") == samples(tmp_path / "one")
     files = list((tmp_path / "two" / "store").glob("*.jsonl"))
