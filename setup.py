@@ -33,6 +33,7 @@ EXTRAS = {
     "video": ["av>=14.2,<16"],
     "quantise": ["accelerate>=1.10", "bitsandbytes>=0.49", "torchao>=0.14"],
     "serve": ["fastapi>=0.115", "gradio>=5.0", "ray[serve]>=2.40", "uvicorn>=0.32"],
+    "tensorboard": ["tensorboard>=2.18"],
     "deepspeed": ["accelerate>=1.10", "deepspeed>=0.17"],
     "cuda": ["bitsandbytes>=0.46", "deepspeed>=0.17", "torchvision>=0.23"],
     "dev": [
@@ -45,6 +46,7 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "ruff>=0.12",
+        "tensorboard>=2.18",
     ],
 }
 

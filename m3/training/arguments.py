@@ -1,5 +1,6 @@
 """Typed recipe -> transformers' TrainingArguments, in one place."""
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,16 @@ def training_arguments(
     """Everything that Trainer decides, from the recipe; data come in the order of the data set, which is shuffled.
 
     To be made before the model is loaded: under ZeRO-3 `from_pretrained` shards what it loads, and learns of it here.
+
+    Raises:
+        ValueError: a package of `report_to` is not installed.
     """
+    for package in report_to:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"report_to: {package} needs the package {package}, which is not installed; run `pip install {package}`, "
+                "or leave it out (metrics.jsonl in the run's folder has everything anyway)"
+            )
     is_configured = hardware.deepspeed is not None and start_deepspeed(hardware.deepspeed)
     return TrainingArguments(
         output_dir=str(run.checkpoints),

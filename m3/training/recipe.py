@@ -148,6 +148,11 @@ class Adapter:
             )
         if "routed_experts" in self.targets and self.dora:
             raise ValueError("adapter.dora does not go with routed_experts (PEFT has it for linear layers alone)")
+        if "routed_experts" in self.targets and self.quantise == "bnb-4bit":
+            raise ValueError(
+                "adapter.quantise: bnb-4bit packs the routed experts, and PEFT's adapters of them do not work on packed "
+                "ones; leave routed_experts out of targets, or take quantise: bnb-8bit, which does not pack them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

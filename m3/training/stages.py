@@ -57,8 +57,10 @@ def apply_parts(model: M3ForConditionalGeneration, parts: Parts) -> dict[str, fl
     found: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name, routers)
-        rate = "frozen" if name in left_out and part != "router" else rates[part]
-        parameter.requires_grad_(rate != "frozen")
+        is_packed = not parameter.is_floating_point()  # quantised: it has no gradient; adapters train in its place
+        rate = "frozen" if is_packed or (name in left_out and part != "router") else rates[part]
+        if not is_packed:
+            parameter.requires_grad_(rate != "frozen")
         if rate != "frozen":
             found[name] = float(rate)
     model.model.freeze_unread()

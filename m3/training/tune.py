@@ -41,6 +41,11 @@ def train_model(recipe: Recipe) -> RunFolder:
     run.start(dump(recipe))
     if run.is_finished:
         return run
+    if recipe.model is not None and not (Path(recipe.model) / "config.json").is_file():
+        raise ValueError(
+            f"model: {recipe.model} is no checkpoint folder (it has no config.json); run the stage that makes it, or "
+            "make one with `m3 convert` or `m3 assemble`, and give model=FOLDER"
+        )
     if world().is_first:
         logger.info("\n%s", plan(recipe, world().size))
     if recipe.hardware.threads is not None:
