@@ -41,11 +41,7 @@ def train_model(recipe: Recipe) -> RunFolder:
     run.start(dump(recipe))
     if run.is_finished:
         return run
-    if recipe.model is not None and not (Path(recipe.model) / "config.json").is_file():
-        raise ValueError(
-            f"model: {recipe.model} is no checkpoint folder (it has no config.json); run the stage that makes it, or "
-            "make one with `m3 convert` or `m3 assemble`, and give model=FOLDER"
-        )
+    _check_machine(recipe)
     if world().is_first:
         logger.info("\n%s", plan(recipe, world().size))
     if recipe.hardware.threads is not None:
@@ -97,6 +93,23 @@ def train_model(recipe: Recipe) -> RunFolder:
     )
     trainer.run_to_end(None if adapted is None else lambda folder: _save_adapted(trainer, recipe, folder))
     return run
+
+
+def _check_machine(recipe: Recipe) -> None:
+    """What a recipe alone cannot know; a `ValueError` says what to do."""
+    if recipe.model is not None and not (Path(recipe.model) / "config.json").is_file():
+        raise ValueError(
+            f"model: {recipe.model} is no checkpoint folder (it has no config.json); run the stage that makes it, or "
+            "make one with `m3 convert` or `m3 assemble`, and give model=FOLDER"
+        )
+    is_packed = recipe.adapter is not None and recipe.adapter.quantise == "bnb-4bit"
+    if is_packed and recipe.held_out is not None and not torch.accelerator.is_available():
+        # bitsandbytes lays 4-bit weights out anew at the first evaluation on a CPU with AVX512-BF16; from then on their
+        # product has no backward, and what lies below gets wrong gradients without a word
+        raise ValueError(
+            "held_out does not go with adapter.quantise: bnb-4bit on a CPU, where evaluating changes how bitsandbytes "
+            "stores the weights; leave held_out out, or take quantise: bnb-8bit"
+        )
 
 
 def _save_adapted(trainer: RunTrainer, recipe: Recipe, folder: str) -> None:

@@ -101,6 +101,16 @@ def test_the_packed_base_stays_to_the_bit(base: Path) -> None:
     assert sum("lora_B" in name for name in moved) == 7
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="it is refused on CPUs alone")
+def test_held_out_samples_are_refused_where_they_would_spoil_the_gradients(base: Path) -> None:
+    held_out = (
+        f"held_out={{every: 2, samples: 4, source: {{path: {base.parent}/data.json, image_folder: {base.parent}}}}}"
+    )
+    wanted = overrides(base, "held", "bnb-4bit", "attention, shared_experts")
+    with pytest.raises(ValueError, match="held_out does not go with adapter.quantise: bnb-4bit on a CPU"):
+        main([str(base), *wanted, held_out])
+
+
 def test_packed_experts_take_no_adapter() -> None:
     wanted = "adapter={targets: [attention, routed_experts], quantise: bnb-4bit}"
     with pytest.raises(ValueError, match="leave routed_experts out of targets, or take quantise: bnb-8bit"):
