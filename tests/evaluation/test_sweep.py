@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from m3.evaluation import arguments, report, sweep
 from m3.evaluation.engine import Engine
@@ -246,8 +247,10 @@ def test_a_sweep_killed_again_and_again_ends_with_the_same_tables(tmp_path: Path
     command += ["--methods", "nesting,random", "--include-path", str(tasks), "--out", str(killed), "--batch-size", "2"]
     command += ["--no-latency", "--device", "cpu"]
     chance, kept = random.Random(0), 0
+    # as many threads as this process has (another test may have set them): the last bits of a sum depend on their number
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     for _ in range(MOMENTS):
-        victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
         moment = min(kept + chance.randrange(1, 2 * 480 // (MOMENTS + 1)), 479)
         deadline = time.monotonic() + 300
         while victim.poll() is None and lines(killed / "store") < moment:
