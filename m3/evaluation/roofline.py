@@ -31,7 +31,8 @@ ACCELERATORS: Mapping[str, Accelerator] = {
     "H100": Accelerator("H100 SXM 80GB", 989.4e12, 3.35e12, 80e9, "NVIDIA H100 datasheet, without its factor 2 of sparsity"),
     "H200": Accelerator("H200 SXM 141GB", 989.4e12, 4.8e12, 141e9, "NVIDIA H200 datasheet, without its factor 2 of sparsity"),
     "910B": Accelerator(
-        "Ascend 910B 64GB", 376e12, 1.6e12, 64e9, "half of a 910C in https://arxiv.org/abs/2506.12708; slower bins exist"
+        "Ascend 910B 64GB", 376e12, 1.6e12, 64e9,
+        "approximate: half of what a 910C is said to have (cf. https://arxiv.org/abs/2506.12708); public figures differ",
     ),
 }  # fmt: skip
 
