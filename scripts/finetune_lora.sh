@@ -3,4 +3,4 @@
 #   bash scripts/finetune_lora.sh [RECIPE] [key=value ...]        (default: llava_1_5_7b_m3_lora; see scripts/launch.sh)
 ZERO="${ZERO:-zero3}"
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-launch "${1:-llava_1_5_7b_m3_lora}" "${@:2}"
+launch llava_1_5_7b_m3_lora "$@"

@@ -3,4 +3,4 @@
 #   bash scripts/finetune_task.sh [RECIPE] [key=value ...]        (default: llava_1_5_7b_m3_task; see scripts/launch.sh)
 ZERO="${ZERO:-zero3}"
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-launch "${1:-llava_1_5_7b_m3_task}" "${@:2}"
+launch llava_1_5_7b_m3_task "$@"

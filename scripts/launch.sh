@@ -1,12 +1,17 @@
 # Sourced by the launchers beside it: `m3 train RECIPE ...` on every accelerator of this machine, or on $GPUS of them.
-# Further arguments pass through: key=value, --matryoshka_vis_token_scale 1,9,36,144,576, --dry-run. No logic but the choice
-# of launcher: LAUNCHER=deepspeed (with ZERO=zero2, zero3 or zero3_offload), torchrun, or accelerate (with ACCELERATE=FILE).
+# The first argument is the recipe unless it is key=value or an option; then the launcher's own recipe is meant. The others
+# pass through: key=value, --matryoshka_vis_token_scale 1,9,36,144,576, --dry-run. No further logic but the choice of
+# LAUNCHER: deepspeed (with ZERO=zero2, zero3 or zero3_offload), torchrun, or accelerate (with ACCELERATE=FILE).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 GPUS="${GPUS:-$(python -c 'import torch; print(max(1, torch.accelerator.device_count()))')}"
 PORT="${MASTER_PORT:-29500}"
 
-launch() {  # launch RECIPE ARGUMENTS...
+launch() {  # launch DEFAULT_RECIPE ARGUMENTS...
+    case "${2:-}" in
+        "" | -* | *=*) ;;
+        *) shift ;;
+    esac
     case "${LAUNCHER:-deepspeed}" in
         deepspeed)
             deepspeed --num_accelerators "$GPUS" --master_port "$PORT" --no_local_rank --module m3.cli train "$1" \

@@ -3,4 +3,4 @@
 #   bash scripts/pretrain_align.sh [RECIPE] [key=value ...]        (default: align; see scripts/launch.sh)
 ZERO="${ZERO:-zero2}"
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-launch "${1:-align}" "${@:2}"
+launch align "$@"

@@ -3,4 +3,4 @@
 #   bash scripts/pretrain_interleaved.sh [RECIPE] [key=value ...]        (default: pretrain_interleaved; see scripts/launch.sh)
 ZERO="${ZERO:-zero3}"
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-launch "${1:-pretrain_interleaved}" "${@:2}"
+launch pretrain_interleaved "$@"

@@ -3,4 +3,4 @@
 #   bash scripts/sft.sh [RECIPE] [key=value ...]        (default: sft; see scripts/launch.sh)
 ZERO="${ZERO:-zero3}"
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-launch "${1:-sft}" "${@:2}"
+launch sft "$@"

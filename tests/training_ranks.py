@@ -15,9 +15,9 @@ from m3.training.arguments import training_arguments
 from m3.training.build import load_checkpoint
 from m3.training.distributed import gather_experts_at_once
 from m3.training.objective import measure
-from m3.training.recipe import Hardware, Optimiser, Parts, Schedule
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import RunFolder
+from m3.training.sections import Hardware, Optimiser, Parts, Schedule
 from m3.training.stages import apply_parts
 from m3.training.trainer import RunTrainer
 

@@ -99,8 +99,7 @@ def check(
     unknown = allowed - set(KINDS)
     if unknown:
         raise ValueError(f"no such kind of problem: {', '.join(sorted(unknown))}. Known: {', '.join(KINDS)}")
-    limit = data.pack_length if data.max_length is None else data.max_length
-    limits = Limits(scales, limit, None if data.pack_length is None else data.max_images_per_row, decode)
+    limits = Limits(scales, data.longest, None if data.pack_length is None else data.max_images_per_row, decode)
     found: list[SourceFindings] = []
     for source in data.listed:
         findings = SourceFindings(f"{source.format}:{source.path}")

@@ -18,6 +18,9 @@ FormatName = Literal[
 ]
 """The rows of m3/data/formats."""
 
+TEXT_FORMATS: tuple[FormatName, ...] = ("text_jsonl", "text_files")
+"""Those that hold no images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -43,9 +46,7 @@ class Source:
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight of {self.path}: expected a number from 0, got {self.weight}")
-        for name, value in (("chunk_bytes", self.chunk_bytes), ("take", self.take)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} of {self.path}: expected at least 1, got {value}")
+        check_positive(f"source {self.path}", chunk_bytes=self.chunk_bytes, take=self.take)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,44 @@ class Data:
             raise ValueError("data.sources is empty; name at least one source")
         if not any(source.weight for source in self.listed):
             raise ValueError("data.sources: every weight is 0, so nothing would be read")
+        check_positive(
+            "data",
+            pack_length=self.pack_length,
+            max_length=self.max_length,
+            max_images_per_row=self.max_images_per_row,
+        )
+        if self.workers < 0:
+            raise ValueError(f"data.workers must be at least 0, got {self.workers}")
+        if self.pack_length is None and self.max_images_per_row is not None:
+            raise ValueError(
+                "data.max_images_per_row is of packed rows, and data.pack_length null packs none; give pack_length, or leave "
+                "max_images_per_row out"
+            )
+        if self.pack_length is not None and self.max_length is not None and self.max_length > self.pack_length:
+            raise ValueError(
+                f"data.max_length {self.max_length} is more than a row of data.pack_length {self.pack_length} tokens holds; "
+                "lower the one or raise the other"
+            )
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a sequence may have; None without a limit."""
+        return self.pack_length if self.max_length is None else self.max_length
+
+    @property
+    def may_show_images(self) -> bool:
+        """Whether any source that is read may hold images."""
+        return any(source.weight and source.format not in TEXT_FORMATS for source in self.listed)
 
     @property
     def listed(self) -> tuple[Source, ...]:
         """The sources, however they were written."""
         assert not isinstance(self.sources, dict)  # __post_init__ made a tuple of it
         return self.sources
+
+
+def check_positive(section: str, **numbers: int | None) -> None:
+    """A `ValueError` that names the key of `section` which is given and below 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{section}: {name} must be at least 1, got {number}")

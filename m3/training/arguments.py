@@ -7,8 +7,8 @@ import torch
 from transformers import TrainingArguments
 
 from m3.training.distributed import start_deepspeed, world
-from m3.training.recipe import Hardware, Optimiser, Schedule
 from m3.training.run_folder import RunFolder
+from m3.training.sections import Hardware, Optimiser, Schedule
 
 
 def training_arguments(

@@ -10,7 +10,8 @@ from m3.inference.quantisation import get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
 from m3.model.connectors import build_connector
 from m3.processing import M3Processor
-from m3.training.recipe import NewModel, Recipe
+from m3.training.recipe import Recipe
+from m3.training.sections import NewModel
 
 IMAGE_TOKEN = "<image>"
 

@@ -60,8 +60,14 @@ def find_recipe(name: str) -> Path:
     for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
         if path.is_file():
             return path
+    if "=" in name:
+        raise ValueError(
+            f"expected a recipe first (a file, or the name of a shipped one) and then key=value, got {name!r}"
+        )
     known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise ValueError(f"no recipe {name!r}: neither a file nor one of the shipped recipes ({known})")
+    raise ValueError(
+        f"no recipe {name!r}: neither a file (looked from {Path.cwd()}) nor one of the shipped recipes ({known})"
+    )
 
 
 def _say(chosen: list[Recipe] | list[TowerRecipe], devices: int) -> int:

@@ -29,10 +29,9 @@ def main(argv: list[str]) -> int:
     mixture = read_mixture(
         data, seed=schedule.seed, step_samples=schedule.step_samples(1), steps=schedule.steps, epochs=schedule.epochs
     )
-    limit = data.pack_length if data.max_length is None else data.max_length
     limits = Limits(
         scales=recipe.matryoshka_vis_token_scale,
-        max_length=limit,
+        max_length=data.longest,
         max_images=None if data.pack_length is None else data.max_images_per_row,
         scale_weights=recipe.scale_weights,
     )

@@ -18,7 +18,7 @@ from m3.inference.adapters import add_adapter
 from m3.inference.quantisation import fused_experts
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.training.build import load_checkpoint
-from m3.training.recipe import Adapter, Parts
+from m3.training.sections import Adapter, Parts
 from m3.training.stages import part_of, router_names
 
 

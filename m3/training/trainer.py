@@ -16,9 +16,9 @@ from m3.model import M3ForConditionalGeneration, M3Output
 from m3.model.router_losses import is_real
 from m3.training.distributed import sum_over_processes, union_over_processes, wait_for_everyone
 from m3.training.low_memory import average_gradients, row_by_row
-from m3.training.recipe import Distil
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import WHOLE, RunFolder
+from m3.training.sections import Distil
 from m3.training.throughput import Meter
 
 logger = logging.getLogger(__name__)

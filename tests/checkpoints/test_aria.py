@@ -26,7 +26,7 @@ from m3.data.sample import Sample, Turn
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.processing.aria_tiles import AriaTileProcessor
-from m3.training.recipe import Parts
+from m3.training.sections import Parts
 from m3.training.stages import apply_parts
 
 SAME = 1e-4  # measured: 5e-7, of logits up to 4

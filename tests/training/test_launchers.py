@@ -79,9 +79,27 @@ def test_a_launcher_starts_a_run_that_can_be_planned(
     monkeypatch.chdir(ROOT)
     assert main([*arguments[1:], "--devices", "8"]) == 0
     assert "= 8 devices x" in capsys.readouterr().out
-    (tmp_path / "arguments").unlink()
-    subprocess.run(["bash", str(SCRIPTS / f"{script}.sh")], env=environment, cwd=tmp_path, check=True)
-    assert recipe in (tmp_path / "arguments").read_text().splitlines(), "the default"
+
+
+@pytest.mark.parametrize(("script", "recipe"), DEFAULTS.items())
+def test_without_a_recipe_a_launcher_takes_its_own(tmp_path: Path, script: str, recipe: str) -> None:
+    """A word with `=` is an override and one with `-` an option, never the recipe."""
+    environment = record(tmp_path, "torchrun") | {"LAUNCHER": "torchrun"}
+    for more in ([], ["schedule.steps=3", "run=a=b"], ["--dry-run"]):
+        subprocess.run(["bash", str(SCRIPTS / f"{script}.sh"), *more], env=environment, cwd=tmp_path, check=True)
+        given = (tmp_path / "arguments").read_text().splitlines()
+        assert given[given.index("m3.cli") + 1 :] == ["train", recipe, *more]
+        (tmp_path / "arguments").unlink()
+
+
+@pytest.mark.parametrize("first", [[], ["run=here"]])
+def test_slurm_needs_a_recipe(tmp_path: Path, first: list[str]) -> None:
+    script = str(SCRIPTS / "slurm" / "train.sbatch")
+    done = subprocess.run(["bash", script, *first], env=record(tmp_path), capture_output=True, text=True, check=False)
+    got = "".join(first)
+    assert (done.returncode, done.stderr) == (
+        2, f"expected a recipe first, got '{got}': train.sbatch RECIPE [key=value ...]\n"
+    )  # fmt: skip
 
 
 def test_an_unknown_launcher_is_refused(tmp_path: Path) -> None:

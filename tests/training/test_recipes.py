@@ -8,7 +8,8 @@ import yaml
 import m3.training
 from m3.config import dump, load
 from m3.training.command import find_recipe, main
-from m3.training.recipe import Recipe, Schedule, TowerRecipe
+from m3.training.recipe import Recipe, TowerRecipe
+from m3.training.sections import Schedule
 
 RECIPES = sorted((Path(m3.training.__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -47,11 +48,47 @@ def test_a_variant_is_its_base_and_the_lines_that_differ() -> None:
         (["schedule.epochs=1"], "give exactly one of steps and epochs"),
         (["matryoshka_vis_token_scale=[]"], "at least one scale"),
         (["model=null"], "exactly one of model"),
+        (["data.max_length=513"], "data.max_length 513 is more than a row of data.pack_length 512 tokens holds"),
+        (["data.pack_length=0"], "data: pack_length must be at least 1, got 0"),
+        (["data.workers=-1"], "data.workers must be at least 0, got -1"),
+        (["data.max_images_per_row=2", "data.pack_length=null"], "max_images_per_row is of packed rows"),
+        (["data.pack_length=144"], "no sample with an image fits 144 tokens .* at scale 144; raise the limit"),
+        (["data.max_length=100"], "no sample with an image fits 100 tokens"),
+        (["matryoshka_vis_token_scale=[9, 9]"], r"takes numbers of tokens from 1, each once, got \[9, 9\]"),
+        (["matryoshka_vis_token_scale=[0, 9]"], "takes numbers of tokens from 1"),
+        (["scales=random", "distil={}"], "distil compares scales of one step, and a step of this recipe trains one"),
+        (["matryoshka_vis_token_scale=[9]", "distil={}"], "distil compares scales of one step"),
+        (
+            ["reset_connector=true", "parts.connector=frozen"],
+            "so it would stay random; give parts.connector a learning",
+        ),
+        (["optimiser.warmup=600"], "optimiser.warmup is 600 steps, and the run ends after schedule.steps 600"),
+        (["optimiser.warmup=-1"], "optimiser.warmup must be a share of the steps"),
+        (["schedule.steps=0"], "schedule: steps must be at least 1, got 0"),
+        (["schedule.save_every=0"], "schedule: save_every must be at least 1, got 0"),
+        (["schedule.steps=null", "schedule.epochs=0"], "schedule.epochs must be a number above 0"),
+        (["held_out={every: 0, source: {path: a}}"], "held_out: every must be at least 1, got 0"),
     ],
 )
 def test_bad_recipes_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(find_recipe("tiny_all_scales"), Recipe, overrides)
+
+
+def test_what_contradicts_itself_is_refused_before_the_data_is_touched() -> None:
+    """A row of 512 tokens does hold the largest scale of texts alone; the files need not exist."""
+    text = "data.sources=[{path: nowhere.jsonl, format: text_jsonl}]"
+    assert load(find_recipe("tiny_all_scales"), Recipe, [text, "data.pack_length=64"]).data.longest == 64
+    with pytest.raises(ValueError, match="data: data.max_length 600 is more than a row of data.pack_length 512"):
+        main(["tiny_all_scales", "data.max_length=600", "data.sources.0.path=nowhere"])
+
+
+def test_a_word_with_an_equals_sign_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="expected a recipe first .* got 'schedule.steps=3'"):
+        main(["schedule.steps=3"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no recipe 'mine.yaml': neither a file .looked from {tmp_path}. nor one of"):
+        main(["mine.yaml"])
 
 
 def test_unknown_recipe_lists_the_shipped() -> None:

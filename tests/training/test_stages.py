@@ -8,7 +8,7 @@ from tiny_models import make_model
 from training_runs import weights
 
 from m3.training.command import main
-from m3.training.recipe import Parts
+from m3.training.sections import Parts
 from m3.training.stages import apply_parts
 
 LAYER = "model.language_model.layers"

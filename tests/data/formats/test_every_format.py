@@ -95,8 +95,8 @@ def test_an_option_that_a_format_does_not_read_is_refused(folder: Path) -> None:
     ("options", "message"),
     [
         ({"weight": -1.0}, "weight of a: expected a number from 0, got -1.0"),
-        ({"take": 0}, "take of a: expected at least 1, got 0"),
-        ({"chunk_bytes": 0}, "chunk_bytes of a: expected at least 1, got 0"),
+        ({"take": 0}, "source a: take must be at least 1, got 0"),
+        ({"chunk_bytes": 0}, "source a: chunk_bytes must be at least 1, got 0"),
     ],
 )
 def test_numbers_of_a_source_are_checked(options: dict[str, float], message: str) -> None:

@@ -1,0 +1,194 @@
+"""The sections of a recipe as typed data; m3/training/recipe.py puts them together. Unknown keys are refused."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from m3.data.recipe import Source, check_positive
+
+Rate = float | Literal["frozen"]
+Scales = Literal["all", "sandwich", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Learning rate of each part of the model, or `frozen`.
+
+    `router`: of the decoder's routers, null for the decoder's own rate. `*_last_layers`: only so many of the part's last
+    layers train, and nothing of it outside them.
+    """
+
+    vision_tower: Rate
+    connector: Rate
+    decoder: Rate
+    router: Rate | None = None
+    vision_last_layers: int | None = None
+    decoder_last_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if {self.vision_tower, self.connector, self.decoder, self.router or self.decoder} == {"frozen"}:
+            raise ValueError("parts: every part is frozen; give at least one of them a learning rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewModel:
+    """A model of new weights. `vision_tower`: a folder to take the encoder from, else `config.vision_config` is drawn anew."""
+
+    config: dict
+    tokenizer: str
+    vision_tower: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """AdamW. `warmup`: a share of the steps below 1, a number of steps from 1."""
+
+    weight_decay: float = 0.0
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    warmup: float = 0.03
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < math.inf:
+            raise ValueError(
+                f"optimiser.warmup must be a share of the steps (below 1) or a number of steps, got {self.warmup}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how much at a time. `batch_size`: samples per device and micro-step; one of `steps` and `epochs`.
+
+    `global_batch`: samples of an optimiser step over all devices; the accumulation then follows from their number.
+    """
+
+    batch_size: int
+    accumulation: int | None = None
+    global_batch: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    log_every: int = 10
+    save_every: int = 500
+    keep_checkpoints: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("schedule: give exactly one of steps and epochs")
+        if self.accumulation is not None and self.global_batch is not None:
+            raise ValueError("schedule: give accumulation or global_batch, not both: the one follows from the other")
+        check_positive(
+            "schedule",
+            batch_size=self.batch_size,
+            accumulation=self.accumulation,
+            global_batch=self.global_batch,
+            steps=self.steps,
+            log_every=self.log_every,
+            save_every=self.save_every,
+            keep_checkpoints=self.keep_checkpoints,
+        )
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(f"schedule.epochs must be a number above 0, got {self.epochs}")
+
+    def accumulate(self, devices: int) -> int:
+        """Micro-steps of an optimiser step on so many devices.
+
+        Raises:
+            ValueError: they cannot make up the global batch.
+        """
+        if self.global_batch is None:
+            return self.accumulation or 1
+        at_once = self.batch_size * devices
+        if self.global_batch % at_once:
+            fitting = [n for n in range(1, self.global_batch // devices + 1) if self.global_batch % (n * devices) == 0]
+            raise ValueError(
+                f"schedule: a global batch of {self.global_batch} is no multiple of {devices} devices x batch_size "
+                f"{self.batch_size} = {at_once}; "
+                + (f"batch sizes that fit: {fitting}" if fitting else "take a number of devices that divides it")
+            )
+        return self.global_batch // at_once
+
+    def step_samples(self, devices: int) -> int:
+        """Samples of an optimiser step."""
+        return self.batch_size * devices * self.accumulate(devices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Precision and launching. `deepspeed`: its JSON (scripts/deepspeed). `threads`: of torch on a CPU, null for its default.
+
+    `attention`: transformers' implementation (sdpa, flash_attention_2, ...), null for its choice.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    deepspeed: str | None = None
+    activation_checkpointing: bool = False
+    experts_implementation: str = "grouped_mm"
+    attention: str | None = None
+    compile: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Samples whose loss at each scale is measured every `every` steps: a small sweep by likelihood, `eval_*` in the metrics."""
+
+    every: int
+    source: Source
+    samples: int = 64
+
+    def __post_init__(self) -> None:
+        check_positive("held_out", every=self.every, samples=self.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """LoRA (https://arxiv.org/abs/2106.09685) on the decoder, at the rate `parts.decoder`; other parts train whole or not.
+
+    `targets`: layers that get adapters. `dora`: with a learned magnitude (https://arxiv.org/abs/2402.09353). `quantise`: a
+    row of m3/inference/quantisation.py for the frozen base (QLoRA, https://arxiv.org/abs/2305.14314).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[Literal["attention", "mlp", "shared_experts", "routed_experts"], ...] = ("attention",)
+    dora: bool = False
+    quantise: Literal["bnb-4bit", "bnb-8bit"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError(
+                "adapter.targets is empty; name at least one of attention, mlp, shared_experts, routed_experts"
+            )
+        if "routed_experts" in self.targets and self.dropout:
+            raise ValueError(
+                f"adapter.dropout is {self.dropout}, but adapters of routed experts allow none (the change is added to the "
+                "weights, not to the activations); set dropout: 0, or leave routed_experts out of targets"
+            )
+        if "routed_experts" in self.targets and self.dora:
+            raise ValueError("adapter.dora does not go with routed_experts (PEFT has it for linear layers alone)")
+        if "routed_experts" in self.targets and self.quantise == "bnb-4bit":
+            raise ValueError(
+                "adapter.quantise: bnb-4bit packs the routed experts, and PEFT's adapters of them do not work on packed "
+                "ones; leave routed_experts out of targets, or take quantise: bnb-8bit, which does not pack them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distil:
+    """Self-distillation over scales (m3/model/distillation.py): `weight` of the divergence in the loss, its `temperature`.
+
+    Weight 0 trains as without, and logs the divergence.
+    """
+
+    weight: float = 0.1
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.weight < math.inf and 0 < self.temperature < math.inf):
+            raise ValueError(
+                f"distil: weight {self.weight} must be at least 0 and temperature {self.temperature} above 0, both finite; "
+                "leave `distil` out to train without"
+            )
