@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from m3.evaluation.direction import ARROW, LESS
 from m3.evaluation.methods import OWN
 from m3.evaluation.run_folder import CostRow, LatencyRow
 from m3.evaluation.statistics import Mean
@@ -35,18 +36,23 @@ class Panel:
 
 def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
     """Panels of the mean, one per kind of cost that is known, and panels of the tasks against visual tokens."""
+    name = "Mean" if summary.kind(None).higher_is_better else f"Mean{ARROW}"
     means = [
         Panel(
-            "Mean, by visual tokens", "visual tokens per image", None, lambda cost, _: float(cost.visual_tokens), True
+            f"{name}, by visual tokens",
+            "visual tokens per image",
+            None,
+            lambda cost, _: float(cost.visual_tokens),
+            True,
         ),
-        Panel("Mean, by computation", "GFLOPs to the first token", None, lambda cost, _: gflops(cost)),
+        Panel(f"{name}, by computation", "GFLOPs to the first token", None, lambda cost, _: gflops(cost)),
     ]
     if summary.latencies:
-        means.append(Panel("Mean, by measured latency", "ms to the first token", None, _milliseconds))
+        means.append(Panel(f"{name}, by measured latency", "ms to the first token", None, _milliseconds))
     tokens = means[0]
     if len(summary.tasks) == 1:
         return means, []
-    return means, [Panel(summary.family(task), tokens.x_label, task, tokens.x, True) for task in summary.tasks]
+    return means, [Panel(summary.label(task), tokens.x_label, task, tokens.x, True) for task in summary.tasks]
 
 
 def _milliseconds(_: CostRow, latency: LatencyRow | None) -> float | None:
@@ -66,17 +72,20 @@ def accuracy_figure(summary: Summary) -> Figure:
     for axes, panel in zip(top.subplots(1, len(means), sharey=True), means, strict=True):
         draw(axes, panel, summary)
     if bottom is not None:
-        grid = bottom.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flatten()
+        alike = all(kind.is_share for kind in summary.kinds.values())  # points would press the shares flat
+        grid = bottom.subplots(rows, 3, sharex=True, sharey=alike, squeeze=False).flatten()
         for index, axes in enumerate(grid):
             if index < len(tasks):
                 draw(axes, tasks[index], summary, is_small=True)
                 axes.set_xlabel(tasks[index].x_label if index >= len(tasks) - 3 else "")
-                axes.set_ylabel("score" if index % 3 == 0 else "")
+                lower = not summary.kind(tasks[index].task).higher_is_better
+                axes.set_ylabel(f"score ({LESS})" if lower else "score" if index % 3 == 0 else "")
                 axes.xaxis.set_tick_params(labelbottom=index >= len(tasks) - 3)
             else:
                 axes.set_visible(False)
     for index, axes in enumerate(top.axes):
-        axes.set_ylabel("mean score" if index == 0 else "")
+        unit = "mean score" if summary.kind(None).higher_is_better else f"mean score ({LESS})"
+        axes.set_ylabel(unit if index == 0 else "")
     legend = {}
     for part in (top, bottom):
         for axes in part.axes if part is not None else []:

@@ -7,6 +7,7 @@ two runs, corrected for their number. `m3 report A B` shows them; `m3 sweep --ba
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
+from m3.evaluation.direction import LESS
 from m3.evaluation.statistics import Difference, holm, paired_bootstrap, paired_p
 from m3.evaluation.summary import Summary
 
@@ -34,14 +35,20 @@ class Change:
     difference: Difference
     p: float  # normal approximation, clustered by image
     p_holm: float  # corrected for all changes of the same kind (means, or tasks)
+    higher_is_better: bool
 
     @property
     def is_significant(self) -> bool:
         return self.p_holm < LEVEL
 
     @property
+    def is_for_better(self) -> bool:
+        return (self.difference.value > 0) == self.higher_is_better
+
+    @property
     def is_drop(self) -> bool:
-        return self.difference.value < 0 and self.is_significant
+        """For the worse beyond the noise: a score that fell, or an error that rose."""
+        return self.is_significant and not self.is_for_better
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,16 @@ class _Pairs:
 def difference(a: Side, b: Side, tasks: Sequence[str] | None = None) -> Difference | None:
     """Mean of `a` minus mean of `b` over the documents that both have; every task weighs the same.
 
-    None where one of the tasks (default: all of a's) has no scores by document on one of the sides.
+    In the metric's own sign. None where one of the tasks (default: those of a's mean) has no scores by document on one of the
+    sides.
     """
-    pairs = _pairs(a, b, a.summary.tasks if tasks is None else tasks)
+    pairs = _pairs(a, b, a.summary.averaged if tasks is None else tasks)
     return None if pairs is None else pairs.difference()
 
 
 def _pairs(a: Side, b: Side, tasks: Sequence[str]) -> _Pairs | None:
+    if not tasks:
+        return None
     left, right, clusters = [], [], []
     for task in tasks:
         mine, theirs = a.summary.samples.get((a.model, task)), b.summary.samples.get((b.model, task))
@@ -94,7 +104,7 @@ def compare(new: Summary, old: Summary) -> list[Change]:
     The means over the common tasks at each common scale, then each task, each kind corrected by Holm.
 
     Raises:
-        ValueError: no task, scale or document in common.
+        ValueError: no task, scale or document in common; a task scored by another metric, or another way round.
     """
     tasks = [task for task in new.tasks if task in old.tasks]
     scales = [scale for scale in new.scales if scale in old.scales]
@@ -103,20 +113,23 @@ def compare(new: Summary, old: Summary) -> list[Change]:
             f"{new.run} and {old.run} have nothing to compare: tasks {', '.join(new.tasks)} at {list(new.scales)} against "
             f"{', '.join(old.tasks)} at {list(old.scales)}"
         )
+    for task in tasks:
+        _check_alike(new, old, task)
+    averaged = [task for task in new.averaged if task in tasks]
     names = [model.name for model in new.models]
     namesakes = [(name, name) for name in names if name in {model.name for model in old.models}]
     is_alone = len(new.models) == len(old.models) == 1
     pairs = [(names[0], old.models[0].name)] if is_alone or not namesakes else namesakes
     changes: list[Change] = []
-    for kind in ([None], tasks if len(tasks) > 1 else []):
+    for kind in ([None], tasks if len(tasks) > 1 or not averaged else []):
         found = []
         for mine, theirs in pairs:
             for scale in scales:
                 for task in kind:
-                    paired = _pairs(Side(new, mine, scale), Side(old, theirs, scale), [task] if task else tasks)
+                    paired = _pairs(Side(new, mine, scale), Side(old, theirs, scale), [task] if task else averaged)
                     if paired is not None:
-                        p = paired.p()
-                        found.append(Change(mine, theirs, task, scale, paired.difference(), p, p))
+                        p, is_higher = paired.p(), new.kind(task).higher_is_better
+                        found.append(Change(mine, theirs, task, scale, paired.difference(), p, p, is_higher))
         adjusted = holm([change.p for change in found])
         changes += [replace(change, p_holm=p) for change, p in zip(found, adjusted, strict=True)]
     if not changes:
@@ -124,10 +137,25 @@ def compare(new: Summary, old: Summary) -> list[Change]:
     return changes
 
 
+def _check_alike(new: Summary, old: Summary, task: str) -> None:
+    mine, theirs = new.metric(task), old.metric(task)
+    if mine is None or theirs is None:
+        return  # it failed there, and no number of it is compared
+    if mine != theirs or new.kinds[task].higher_is_better != old.kinds[task].higher_is_better:
+        sides = [
+            f"{side.run} has {side.metric(task)} ({'more' if side.kinds[task].higher_is_better else 'less'} is better)"
+            for side in (new, old)
+        ]
+        raise ValueError(f"{task} cannot be compared: {', '.join(sides)}. Run both sweeps with one version of the task")
+
+
 def described(change: Change) -> str:
-    """One line."""
+    """One line; what went for the worse in capitals."""
     found = change.difference
-    said = "FELL" if change.is_drop else "rose" if change.is_significant else "within the noise"
+    said = "fell" if found.value < 0 else "rose"
+    said = said.upper() if change.is_drop else said
+    said += "" if change.higher_is_better else f" ({LESS})"
+    said = said if change.is_significant else "within the noise"
     return (
         f"{change.model} at {change.scale} tokens, {change.task or 'mean of the tasks'}: {said}, {found.value:+.1f} "
         f"[{found.low:+.1f}, {found.high:+.1f}], p {shown_p(change.p_holm)} after Holm, {found.n} documents"

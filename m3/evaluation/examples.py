@@ -29,9 +29,10 @@ def write_examples(
             if not of_task or any(cell.status == "failed" for cell in of_task):
                 continue
             keys = [read_keys(run, model, loaded.name, scale) for scale in scales]
+            sign = -1 if loaded.higher_is_better(loaded.metric) is False else 1
             gain = {
-                doc_id: store.scores(keys[-1][doc_id]).get(loaded.metric, 0.0)
-                - store.scores(keys[0][doc_id]).get(loaded.metric, 0.0)
+                doc_id: sign * store.scores(keys[-1][doc_id]).get(loaded.metric, 0.0)
+                - sign * store.scores(keys[0][doc_id]).get(loaded.metric, 0.0)
                 for doc_id in keys[-1]
             }
             for doc_id in sorted(gain, key=lambda doc_id: (-gain[doc_id], doc_id))[:EXAMPLES_PER_TASK]:

@@ -12,7 +12,8 @@ flatter that number, and are undone here:
   not independent, so the floor is the most that luck can give. `steady` needs no assumption: it takes the smallest scale from
   which on every larger one is right as well, hence scores as the largest scale does; what it saves is saved without luck.
 
-A score need not be 0 or 1: the smallest scale with the sample's best score is taken, and a best score of 0 is wrong.
+A score need not be 0 or 1: the smallest scale with the sample's best score is taken, and a best score of 0 is wrong. More is
+better here: of a share of errors, 1 - error comes in (direction.py).
 """
 
 from collections.abc import Mapping, Sequence

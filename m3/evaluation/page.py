@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from m3.evaluation.direction import ACCURACY, LESS
 from m3.evaluation.run_folder import Example, ModelRow
 from m3.evaluation.summary import Summary, gflops
 from m3.evaluation.tables import Table
@@ -51,8 +52,9 @@ def page_data(summary: Summary) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "scales": list(summary.scales),
+        "averaged": str(ACCURACY),
         "tasks": [
-            {"id": task, "name": summary.family(task)}
+            {"id": task, "name": summary.label(task), "kind": str(summary.kinds[task])}
             | {name: summary.baseline(name, task) for name in ("chance", "majority")}
             for task in summary.tasks
         ],
@@ -127,9 +129,10 @@ def headline(summary: Summary) -> str:
     if len(scores) < 2:
         return ""
     low, high = min(scores), max(scores)
+    number, less = len(summary.averaged), "" if summary.kind(None).higher_is_better else f" ({LESS})"
     return (
         f"{model} scores {scores[high].value:.1f} at {high} visual tokens per image and {scores[low].value:.1f} at {low}, "
-        f"as the mean of {len(summary.tasks)} task{'s' * (len(summary.tasks) > 1)}."
+        f"as the mean of {number} task{'s' * (number > 1)}{less}."
     )
 
 

@@ -8,17 +8,15 @@ from pathlib import Path
 
 from m3.evaluation.calibration_table import calibration_table
 from m3.evaluation.compare import Change, Side, difference, shown_p
+from m3.evaluation.cost_tables import cost_table, latency_table
+from m3.evaluation.direction import ARROW, LESS
 from m3.evaluation.frontier import knee, pareto_front, sufficient
 from m3.evaluation.methods import OWN, get_method
 from m3.evaluation.oracle import Oracle
-from m3.evaluation.roofline import accelerator, roofline
 from m3.evaluation.run_folder import ModelRow, write_text
 from m3.evaluation.statistics import DRAWS, Difference, Mean
 from m3.evaluation.summary import Summary, gflops
-from m3.evaluation.tables import Table
-from m3.evaluation.units import engineering, milliseconds
-
-NOTHING = "–"
+from m3.evaluation.tables import NOTHING, Table
 
 
 def report_tables(summary: Summary, device: str, changes: Sequence[Change] = ()) -> list[Table]:
@@ -32,8 +30,8 @@ def report_tables(summary: Summary, device: str, changes: Sequence[Change] = ())
 
 def scores_table(summary: Summary) -> Table:
     """Scale x task in per cent with standard errors, a block per model, then the blind baselines."""
-    names = [summary.family(task) for task in summary.tasks]
-    has_mean = len(names) > 1
+    names = [summary.label(task) for task in summary.tasks]
+    has_mean = len(names) > 1 and bool(summary.averaged)
     rows: list[list[str]] = []
     blocks: dict[int, str] = {}
     for model in summary.models:
@@ -51,7 +49,7 @@ def scores_table(summary: Summary) -> Table:
     if blind:
         blocks[len(rows)] = "without looking"
     caption = "Scores by visual tokens per image, in per cent, with one standard error, clustered by image"
-    note = "The mean weighs every task the same." if has_mean else ""
+    note = " ".join(filter(None, ["The mean weighs every task the same." if has_mean else "", summary.direction_note]))
     return Table("scores", caption, ["tokens", *names, *(["mean"] if has_mean else [])], rows + blind, blocks, note)
 
 
@@ -63,7 +61,9 @@ def kept_table(summary: Summary) -> Table:
         for scale, mean in summary.curve(model.name).items()
         if (cost := summary.cost(model.name, scale)) is not None
     ]
-    front = {points[i][:2] for i in pareto_front([(float(tokens), value) for _, _, tokens, value in points])}
+    kind = summary.kind(None)
+    sign = 1.0 if kind.higher_is_better else -1.0
+    front = {points[i][:2] for i in pareto_front([(float(tokens), sign * value) for _, _, tokens, value in points])}
     rows: list[list[str]] = []
     blocks: dict[int, str] = {}
     for model in summary.models:
@@ -71,11 +71,14 @@ def kept_table(summary: Summary) -> Table:
         if len(curve) < 2:
             continue
         blocks[len(rows)] = model.name
+        # a share of errors e keeps what 100 - e keeps; of an error in points there is no share to keep
+        good = {scale: sign * value + (0.0 if sign > 0 else 100.0) for scale, value in curve.items()}
+        enough = sufficient(good) if kind.higher_is_better or kind.is_share else None
         for scale, value in curve.items():
             kept = summary.retention(model.name, scale)
             notes = ["on the Pareto front"] if (model.name, scale) in front else []
-            notes += ["knee"] if scale == knee(curve) else []
-            notes += ["smallest that keeps 95 %"] if scale == sufficient(curve) else []
+            notes += ["knee"] if scale == knee(good) else []
+            notes += ["smallest that keeps 95 %"] if scale == enough else []
             interval = NOTHING if kept is None else f"{kept.value:.1f} [{kept.low:.1f}, {kept.high:.1f}]"
             rows.append([str(scale), f"{value:.1f}", interval, "; ".join(notes)])
     caption = "What each scale keeps of the largest: mean over tasks of the ratio of scores, in per cent"
@@ -83,6 +86,8 @@ def kept_table(summary: Summary) -> Table:
         f"95 % interval by bootstrap over images, {DRAWS:,} draws. Pareto front over all rows, by visual tokens and mean score; "
         "knee: farthest above the line between the curve's ends, tokens on a logarithmic axis."
     )
+    if not kind.higher_is_better:
+        note += f" The score counts errors ({LESS}): front and knee are of the falling curve, kept is the share of 100 - error."
     return Table("retention", caption, ["tokens", "mean score", "kept", ""], rows, blocks, note)
 
 
@@ -96,7 +101,9 @@ def oracle_table(summary: Summary) -> Table:
         if not known:
             continue
         blocks[len(rows)] = model.name
-        rows += [_oracle_row(summary.family(task), [one], summary.percent(task)) for task, one in known.items()]
+        rows += [
+            _oracle_row(_accuracy_name(summary, task), [one], summary.percent(task)) for task, one in known.items()
+        ]
         if len(known) > 1 and all(summary.percent(task) == 100 for task in known):
             rows.append(_oracle_row("mean", list(known.values()), 100.0))
     header = ["task", "samples", "largest", "tokens", "oracle", "tokens", "tokens as M3", "steady tokens"]
@@ -108,6 +115,10 @@ def oracle_table(summary: Summary) -> Table:
         "(score - c) / (1 - c), where c is the chance level, and 1 - (1 - chance)^scales for the oracle's many tries."
     )
     return Table("oracle", caption, header, rows, blocks, note)
+
+
+def _accuracy_name(summary: Summary, task: str) -> str:
+    return summary.family(task) + ("" if summary.kinds[task].higher_is_better else " (1 - error)")
 
 
 def _oracle_row(name: str, parts: Sequence[Oracle], factor: float) -> list[str]:
@@ -147,6 +158,8 @@ def differences_table(summary: Summary) -> Table:
         rows += [[str(scale), *_shown_difference(found)]] if found else []
     caption = "Differences of the mean score on the same documents"
     note = f"Points; paired bootstrap over images, {DRAWS:,} draws; p not corrected for the number of rows."
+    if not summary.kind(None).higher_is_better:
+        note += f" The score counts errors ({LESS}): below zero the first is better."
     return Table("differences", caption, ["tokens", "difference", "95 % interval", "p"], rows, blocks, note)
 
 
@@ -159,17 +172,18 @@ def changes_table(changes: Sequence[Change]) -> Table:
     rows = [
         [
             change.model if change.model == change.other else f"{change.model} − {change.other}",
-            change.task or "mean",
+            (change.task or "mean") + ("" if change.higher_is_better else ARROW),
             str(change.scale),
             *_shown_difference(change.difference)[:2],
             shown_p(change.p),
             shown_p(change.p_holm),
-            ("better" if change.difference.value > 0 else "worse") if change.is_significant else "",
+            ("better" if change.is_for_better else "worse") if change.is_significant else "",
         ]
         for change in changes
     ]
     header = ["model", "task", "tokens", "change", "95 % interval", "p", "p after Holm", ""]
-    note = "Paired by document, images drawn with all their documents; Holm's correction among means, and among single tasks."
+    note = f"{ARROW.strip()}: {LESS}. " if not all(change.higher_is_better for change in changes) else ""
+    note += "Paired by document, images drawn with all their documents; Holm's correction among means, and among single tasks."
     return Table("comparison", "This run minus the other, on the same documents", header, rows, note=note)
 
 
@@ -186,64 +200,10 @@ def published_table(summary: Summary) -> Table:
             values = [[s.value for s in found if s.model == name and s.tokens == scale] for name in theirs]
             shown_theirs = [" / ".join(f"{value:.1f}" for value in of_model) for of_model in values]
             shown_mine = ["" if score is None else shown(score) for score in mine]
-            rows.append([f"{summary.family(task)}, {scale}", *shown_mine, *shown_theirs])
+            rows.append([f"{summary.label(task)}, {scale}", *shown_mine, *shown_theirs])
     papers = dict.fromkeys(f"{s.model}: {s.paper}, {s.table}" for found in known.values() for s in found)
     note = "Papers count tokens per image, per tile of an image (LLaVA-NeXT) or per video. " + "; ".join(papers)
     return Table("published", "Published scores beside ours", ["task, tokens", *ours, *theirs], rows, note=note)
-
-
-def cost_table(summary: Summary) -> Table:
-    """What the formulas say: one prompt."""
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
-    for model in summary.models:
-        costs = [row for row in summary.costs if row.model == model.name]
-        if costs:
-            blocks[len(rows)] = (
-                f"{model.name}: {engineering(model.parameters)} parameters; one image and {costs[0].text_tokens} text tokens"
-            )
-        for row in costs:
-            flops = [row.vision_flops, row.connector_flops, row.prefill_flops, row.token_flops]
-            moved = [row.kv_cache_bytes, row.prefill_parameter_bytes, row.token_parameter_bytes]
-            cells = [engineering(n, "FLOP") for n in flops] + [engineering(n, "B") for n in moved]
-            rows.append([str(row.scale), str(row.visual_tokens), *cells])
-    header = ["tokens", "in the prompt", "tower", "connector", "prefill", "per token", "KV cache"]
-    header += ["read, prefill", "read, token"]
-    note = "Matrix products alone, two operations per multiply-add; of a mixture the active experts (m3/model/cost.py)."
-    return Table("cost", "Computed cost of a prompt", header, rows, blocks, note)
-
-
-def latency_table(summary: Summary, device: str) -> Table:
-    """What was measured here, and beside it what the roofline of a named accelerator allows."""
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
-    chosen = accelerator(device)
-    order = [model.name for model in summary.models]
-    for row in sorted(summary.latencies, key=lambda row: (order.index(row.model), row.batch_size, row.scale)):
-        start = f"{row.model}, batch of {row.batch_size}; measured on {row.device}, {row.dtype}"
-        if start not in blocks.values():
-            blocks[len(rows)] = start
-        cost = summary.cost(row.model, row.scale)
-        estimate = None if cost is None or row.batch_size != 1 else roofline(cost, chosen)
-        guesses = [NOTHING] * 2 if estimate is None else [estimate.first_token_s, estimate.token_s]
-        rows.append(
-            [
-                str(row.scale),
-                f"{milliseconds(row.first_token_s)}±{milliseconds(row.first_token_spread_s)}",
-                f"{milliseconds(row.token_s)}±{milliseconds(row.token_spread_s)}",
-                f"{row.tokens_per_s:.3g}",
-                f"{row.images_per_s:.3g}",
-                engineering(row.peak_bytes, "B"),
-                *(guess if isinstance(guess, str) else milliseconds(guess) for guess in guesses),
-            ]
-        )
-    header = ["tokens", "first token, ms", "token, ms", "tokens/s", "images/s", "peak memory"]
-    header += ["ESTIMATE first, ms", "ESTIMATE token, ms"]
-    note = (
-        "Measured: median ± distance between the quartiles. Peak memory: allocated on a GPU, resident set of the process on a "
-        f"CPU. Estimate: roofline in 16 bit of {chosen.name} ({chosen.source}), a lower bound; nothing was run on it."
-    )
-    return Table("latency", "Measured time and memory, and an estimate", header, rows, blocks, note)
 
 
 def shown(score: Mean | None) -> str:
@@ -261,7 +221,8 @@ def described(model: ModelRow) -> str:
 
 
 def write_csv(summary: Summary) -> Path:
-    """summary.csv: a row per model and scale, with every task, the mean, and the difference to the first model."""
+    """summary.csv: a row per model and scale, with every task, the mean, and how far it is behind the first model (above zero:
+    the first is better)."""
     names = [name for task in summary.tasks for name in (summary.family(task), f"{summary.family(task)}_stderr")]
     header = ["model", "scale", "trained_at_scale", "visual_tokens", "first_token_gflops", "first_token_ms", *names]
     header += ["mean", "mean_stderr", "behind_first", "behind_first_low", "behind_first_high"]
@@ -274,6 +235,12 @@ def write_csv(summary: Summary) -> Path:
     path = summary.run / "summary.csv"
     write_text(path, text.getvalue())
     return path
+
+
+def _behind(found: Difference | None, higher_is_better: bool) -> Sequence[float | None]:
+    if found is None:
+        return (None, None, None)
+    return (found.value, found.low, found.high) if higher_is_better else (-found.value, -found.high, -found.low)
 
 
 def _csv_row(summary: Summary, model: ModelRow, scale: int) -> list[str]:
@@ -291,7 +258,7 @@ def _csv_row(summary: Summary, model: ModelRow, scale: int) -> list[str]:
         None if latency is None else latency.first_token_s * 1e3,
         *scores,
         *((None, None) if mean is None else (mean.value, mean.stderr)),
-        *((None,) * 3 if behind is None else (behind.value, behind.low, behind.high)),
+        *_behind(behind, summary.kind(None).higher_is_better),
     ]
     shown_numbers = ["" if number is None else f"{number:.6g}" for number in numbers]
     return [model.name, str(scale), str(model.is_trained(scale)), *shown_numbers]

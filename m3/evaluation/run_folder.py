@@ -57,6 +57,7 @@ class CellRow:
     answer_tokens: float | None
     error: str
     confidence: float | None = None  # mean over the documents; None where an answer has none
+    higher_is_better: bool | None = None  # as the task says; None: it does not, or an older run (Summary.kinds)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 def _parse(text: str, kind: Any) -> Any:
     if isinstance(kind, UnionType):
-        return None if text == "" else get_args(kind)[0](text)
+        return None if text == "" else _parse(text, get_args(kind)[0])
     return text == "True" if kind is bool else kind(text)
 
 

@@ -149,6 +149,7 @@ def _row(
         answer_tokens=sum(answer.answer_tokens for answer in first) / len(first),
         error="",
         confidence=sum(sure) / len(sure) if len(sure) == len(first) else None,
+        higher_is_better=loaded.higher_is_better(metric),
     )
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 LATEX: Mapping[str, str] = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "≥": r"$\geq$", "–": "--",
+    "±": r"$\pm$", "↓": r"$\downarrow$", "−": r"$-$", "×": r"$\times$", "≥": r"$\geq$", "–": "--",
 }  # fmt: skip
 """What LaTeX reads as more than a character."""
+NOTHING = "–"
+"""In the place of a number that does not exist."""
 
 
 @dataclass(frozen=True)

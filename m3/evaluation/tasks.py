@@ -37,6 +37,10 @@ class LoadedTask:
     metric: str  # the one that tables show: as the suite says, or else the first
     baselines: dict[str, float]  # "chance" and "majority", if the suite ships them
 
+    def higher_is_better(self, metric: str) -> bool | None:
+        """As the task's YAML or the harness's registry says; None where neither does."""
+        return self.task.higher_is_better().get(metric)
+
     @property
     def requests(self) -> list[Instance]:
         """What the last evaluation asked, in the order of the documents."""

@@ -173,10 +173,12 @@ SUITE = tuple(f"suite_{family}" for family in FAMILIES)
 SWEPT = (1, 4, 9, 36)
 
 
-def make_run(run: Path, documents: int = 40, tasks: Sequence[str] = SUITE, lift: float = 0.0) -> Path:
+def make_run(
+    run: Path, documents: int = 40, tasks: Sequence[str] = SUITE, lift: float = 0.0, errors: Sequence[str] = ()
+) -> Path:
     """A run folder as a sweep leaves it: a trained model that climbs, a base that needs all 36 tokens, no harness run.
 
-    `lift` is added to every chance of a right answer.
+    `lift` is added to every chance of a right answer. `errors`: the tasks that count wrong answers, not right ones.
     """
     rng = random.Random(0)
     models = [
@@ -192,21 +194,22 @@ def make_run(run: Path, documents: int = 40, tasks: Sequence[str] = SUITE, lift:
                     trained = (0.95 - hard) + (0.05 + hard) * step / 3
                     p = lift + (trained if model is models[0] or scale == 36 else 0.25 + 0.12 * step)
                     keys, scores, answers = {}, [], []
+                    metric = "error_rate" if name in errors else "exact_match"
                     for doc_id in range(documents):
                         cell = Cell(model.weights, name, "d", str(doc_id), "p", scale, "grid_pool")
                         score = float(rng.random() < p)
-                        scores.append(score)
+                        scores.append(1.0 - score if name in errors else score)
                         image = (f"{name}-{doc_id // 2}",)  # two questions about each image
                         text = "a right answer" if score else 'wrong <b>"answer"</b>'
                         answers.append(Answer(cell, name, doc_id, text, None, scale, 30, 3, 0.1, image))
                         keys[doc_id] = cell.key
                     store.add_answers(answers)
-                    store.add_scores({keys[i]: {"exact_match": score} for i, score in enumerate(scores)})
+                    store.add_scores({keys[i]: {metric: score} for i, score in enumerate(scores)})
                     mean = clustered_mean(scores, [doc_id // 2 for doc_id in range(documents)])
                     write_json(run / "results" / model.name / f"{name}@{scale}.json", {"m3_keys": keys})
                     cells.append(
-                        CellRow(model.name, name, scale, "ok", "exact_match", True, mean.value, mean.stderr, mean.n,
-                                mean.clusters, float(scale), 30.0, 3.0, "")
+                        CellRow(model.name, name, scale, "ok", metric, True, mean.value, mean.stderr, mean.n,
+                                mean.clusters, float(scale), 30.0, 3.0, "", None, name not in errors)
                     )  # fmt: skip
             for scale in SWEPT:
                 seconds = 0.004 + 0.0001 * scale

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from m3.evaluation import page, report, report_tables
+from m3.evaluation import cost_tables, page, report, report_tables
 from m3.evaluation.run_folder import CellRow, LatencyRow, ModelRow, read_rows, write_rows
 from m3.evaluation.summary import Summary
 from tests.evaluation.conftest import FAMILIES, SUITE, SWEPT, make_run
@@ -129,7 +129,7 @@ def test_two_reports_of_one_run_are_equal(run: Path):
 
 
 def test_estimate_stands_beside_the_measurement_under_its_name(run: Path):
-    table = report_tables.latency_table(Summary.read(run), "A100")
+    table = cost_tables.latency_table(Summary.read(run), "A100")
     assert table.header[-2:] == ["ESTIMATE first, ms", "ESTIMATE token, ms"]
     assert "Estimate: roofline in 16 bit of A100 SXM 80GB" in table.note
     assert "nothing was run on it" in table.note

@@ -42,6 +42,13 @@ function score(model, task, scale) {
   return found ? { value: found[0], error: found[1] } : null;
 }
 
+// The tasks of a mean: all where they are of one kind, else the accuracies among them, or none.
+function averaged(tasks) {
+  const kind = new Map(data.tasks.map((task) => [task.id, task.kind]));
+  const kinds = new Set(tasks.map((task) => kind.get(task)));
+  return kinds.size < 2 ? tasks : tasks.filter((task) => kind.get(task) === data.averaged);
+}
+
 function mean(model, tasks, scale) {
   const found = tasks.map((task) => score(model, task, scale));
   if (!found.length || found.includes(null)) return null;
@@ -179,8 +186,10 @@ function choices(id, names, chosen, labels) {
 function draw() {
   hush();
   const tasks = data.tasks.filter((task) => shown.tasks.has(task.id));
-  const title = tasks.length === 1 ? tasks[0].name : `Mean of ${tasks.length} tasks`;
-  byId("mean").replaceChildren(chart(title, tasks.map((task) => task.id), false));
+  const ids = averaged(tasks.map((task) => task.id));
+  const arrow = ids.length && data.tasks.find((task) => task.id === ids[0]).kind.startsWith("less") ? " ↓" : "";
+  const title = tasks.length === 1 ? tasks[0].name : `Mean of ${ids.length} tasks${arrow}`;
+  byId("mean").replaceChildren(chart(title, ids, false));
   byId("each").replaceChildren(...(tasks.length > 1 ? tasks : []).map((task) => chart(task.name, [task.id], true)));
   for (const row of document.querySelectorAll("[data-task]")) row.hidden = !shown.tasks.has(row.dataset.task);
   drawNeeds(tasks);
@@ -240,7 +249,7 @@ function drawSample() {
 function answer(reply) {
   if (!reply) return make("td", {}, "");
   const mark = make("span", { class: reply.right ? "right" : "wrong" }, reply.right ? "✓ " : "✗ ");
-  return make("td", { class: "reply" }, mark, reply.text || "(nothing)");
+  return make("td", { class: "reply" }, ...(reply.right === null ? [] : [mark]), reply.text || "(nothing)");
 }
 
 function costOf(model, scale) {
