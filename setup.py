@@ -32,7 +32,7 @@ EXTRAS = {
     # below 16, as lmms-eval asks
     "video": ["av>=14.2,<16"],
     "quantise": ["accelerate>=1.10", "bitsandbytes>=0.49", "torchao>=0.14"],
-    "serve": ["fastapi>=0.115", "gradio>=5.0", "ray[serve]>=2.40", "uvicorn>=0.32"],
+    "serve": ["fastapi>=0.115", "gradio>=6.0", "prometheus-client>=0.21", "ray[serve]>=2.40", "uvicorn>=0.32"],
     "tensorboard": ["tensorboard>=2.18"],
     "deepspeed": ["accelerate>=1.10", "deepspeed>=0.17"],
     "cuda": ["bitsandbytes>=0.46", "deepspeed>=0.17", "torchvision>=0.23"],
@@ -42,10 +42,12 @@ EXTRAS = {
         "playwright>=1.50",
         "ipykernel>=6.29",
         "nbclient>=0.10",
+        "openai>=2.0",
         "pyright>=1.1.400",
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "ruff>=0.12",
+        "schemathesis>=4.0",
         "tensorboard>=2.18",
     ],
 }

@@ -59,15 +59,15 @@ for _tag, _pattern, _first in _SCALARS:
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _characters)
 
 
-def load(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
-    """Read `path` (and its bases), apply `overrides` such as `optim.lr=1e-4`, decode into `cls`."""
-    tree, origins = _read(Path(path), ())
+def load(path: str | Path | None, cls: type[T], overrides: Sequence[str] = ()) -> T:
+    """Read `path` (and its bases; None: nothing), apply `overrides` such as `optim.lr=1e-4`, decode into `cls`."""
+    tree, origins = ({}, {}) if path is None else _read(Path(path), ())
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
             raise ValueError(f"override {override!r}: expected key=value, such as optim.lr=1e-4")
         _set(tree, tuple(key.split(".")), _parse(text, f"override {override!r}"), override, origins)
-    return _Decoder(str(path), origins).decode(tree, cls, ())
+    return _Decoder("settings" if path is None else str(path), origins).decode(tree, cls, ())
 
 
 def decode(value: Any, cls: type[T], source: str = "config") -> T:

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Makes the environment (.venv, or $M3_VENV) with the tested versions and puts it first on PATH. To be sourced or run;
-# where everything is up to date it does nothing. $PYTHON names the interpreter to make it with.
+# where everything is up to date it does nothing. $PYTHON names the interpreter to make it with. M3_WITH=serve installs what the
+# server needs as well.
 set -euo pipefail
 
 M3_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 M3_VENV="${M3_VENV:-$M3_ROOT/.venv}"
 PINS="$M3_ROOT/scripts/constraints.txt"
+SERVE_PINS="$M3_ROOT/scripts/constraints-serve.txt"
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
@@ -41,7 +45,7 @@ if [ "$(cat "$M3_VENV/.m3_installed" 2>/dev/null)" != "$wanted" ]; then
             exit 1
         }
     fi
-    export PATH="$M3_VENV/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
+    export PATH="$M3_VENV/bin:$PATH"
     if has_nvidia_gpu; then
         say "Installing for this machine's NVIDIA GPU"
         python -m pip install -c "$PINS" torch torchvision setuptools
@@ -57,3 +61,12 @@ if [ "$(cat "$M3_VENV/.m3_installed" 2>/dev/null)" != "$wanted" ]; then
     echo "$wanted" >"$M3_VENV/.m3_installed"
 fi
 export PATH="$M3_VENV/bin:$PATH"
+
+if [ "${M3_WITH:-}" = serve ]; then
+    wanted="$(cksum <"$SERVE_PINS")"
+    if [ "$(cat "$M3_VENV/.m3_installed_serve" 2>/dev/null)" != "$wanted" ]; then
+        say "Installing what the server needs"
+        python -m pip install --no-deps -r "$SERVE_PINS"
+        echo "$wanted" >"$M3_VENV/.m3_installed_serve"
+    fi
+fi

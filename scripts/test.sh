@@ -4,6 +4,7 @@
 #   bash scripts/test.sh --fast    without the tests marked slow
 #   bash scripts/test.sh [--fast] tests/nesting -k count     the rest of the line goes to pytest
 set -euo pipefail
+M3_WITH=serve
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 cd "$M3_ROOT"
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_DATASETS_OFFLINE="${HF_DATASETS_OFFLINE:-1}"

@@ -1,5 +1,6 @@
 """What a user's installation holds besides code, and that versions agree."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,8 +15,11 @@ from m3.doctor import EXTRAS, LMMS_EVAL, TRANSFORMERS
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "scripts" / "constraints.txt").read_text().splitlines()
+FILES = ("constraints.txt", "constraints-serve.txt")
+
+
+def pins(*files: str) -> dict[str, str]:
+    lines = [line for name in files or FILES for line in (ROOT / "scripts" / name).read_text().splitlines()]
     return dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
 
 
@@ -32,10 +36,18 @@ def test_the_pins_are_whole() -> None:
         found
     )
     assert "torchvision" not in found
-    required = [one for one in metadata.requires("m3") or [] if "extra ==" not in one or "train" in one or "dev" in one]
-    names = {one.split(";")[0].split(">")[0].split("=")[0].strip().lower() for one in required}
-    assert len(names) > 15
+    wanted = ("train", "dev", "serve")
+    required = [one for one in metadata.requires("m3") or [] if "extra ==" not in one or any(e in one for e in wanted)]
+    names = {re.split(r"[;>=<\[ ]", one)[0].lower() for one in required}
+    assert len(names) > 20
     assert names <= set(found)
+
+
+def test_the_servers_pins_leave_the_others_alone() -> None:
+    """They are installed on top, and only where they are asked for."""
+    core, serve = (set(pins(name)) for name in FILES)
+    assert {"fastapi", "gradio", "openai", "prometheus-client", "ray", "uvicorn"} <= serve
+    assert not core & serve
 
 
 def test_the_doctor_agrees_with_the_metadata() -> None:

@@ -9,7 +9,6 @@ Out: `Reply`s: the text and how sure of it, or the log-likelihood, and how many 
 A batch may mix scales. Nothing is caught here: what goes wrong in one question is raised, never answered with "".
 """
 
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList
-from transformers.utils.chat_template_utils import mark_control_tokens
 
 from m3.evaluation.confidence import ChosenTokens
 from m3.evaluation.decoding import Decoding
@@ -31,14 +29,13 @@ from m3.evaluation.low_resolution import low_resolution_tokens
 from m3.evaluation.methods import FASTV, RESOLUTION, shown
 from m3.evaluation.questions import Picture, Question, Reply, View
 from m3.evaluation.store import digest, digest_files
+from m3.inference.control_tokens import FENCED, control_tokens, plain
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
 from m3.processing.processor import M3Processor, expand_image_tokens
 from m3.processing.tiles import tile_entries
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
-FENCED = re.compile("\U000f0000.*?\U000f0001", re.DOTALL)
-"""What transformers' `mark_control_tokens` puts around a control token that is text."""
 ROOM_FOR_TEXT = 32
 """Text tokens per row in the token budget of a batch."""
 
@@ -87,7 +84,7 @@ class Engine:
         """Text of a benchmark, fenced so that control tokens in it (`<|im_end|>`, `<image>`) are read as the characters they
         are: they can neither end a turn nor claim an image. Training data are read the same way (m3/data/tokenized.py).
         """
-        return mark_control_tokens(text, self._control_tokens)
+        return plain(text, self._control_tokens)
 
     def question(
         self,
@@ -284,15 +281,6 @@ class Engine:
             (float(chosen[i, -row.continuation :].sum()), bool(greedy[i, -row.continuation :].all()))
             for i, row in enumerate(rows)
         ]
-
-
-def control_tokens(processor: M3Processor) -> re.Pattern[str]:
-    """The image token, and what the tokenizer or the chat template treats as more than text."""
-    added = processor.tokenizer.added_tokens_decoder.values()
-    template = str(processor.chat_template)
-    known = {token.content for token in added if token.content.strip() and (token.special or token.content in template)}
-    longest_first = sorted({*known, processor.image_token}, key=len, reverse=True)
-    return re.compile("|".join(re.escape(token) for token in longest_first))
 
 
 def batches_of_tiles(pictures: Sequence[Picture], tiles: Sequence[int], size: int) -> Iterator[list[Picture]]:

@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
-from m3.processing import M3Processor
+from m3.processing import ImageSource, M3Processor, TiledImages
+from m3.processing.images import MAX_PIXELS
 from m3.processing.tiles import tile_entries
 
 BATCH = 16
@@ -35,21 +36,33 @@ class Seen:
         return sum(tiles.number for tiles in self.tiles)
 
 
+def prepare(
+    processor: M3Processor, pictures: Sequence[ImageSource], max_pixels: int = MAX_PIXELS
+) -> Iterator[TiledImages]:
+    """What the tower takes, `BATCH` pictures at a time."""
+    for start in range(0, len(pictures), BATCH):
+        yield processor.prepare_images(pictures[start : start + BATCH], max_pixels)
+
+
 @torch.no_grad()
+def look(model: M3ForConditionalGeneration, prepared: TiledImages) -> list[Float[Tensor, "t n d"]]:
+    """Tower and connector, once. The tokens of each picture, before nesting."""
+    mask = None if prepared.pixel_mask is None else prepared.pixel_mask.to(model.device)
+    tokens = model.get_image_features(prepared.pixel_values.to(model.device), mask).pooler_output
+    assert tokens is not None  # get_image_features always gives it
+    parts = tokens.split([one.number for one in prepared.images])
+    return [part[:, : one.tokens] for part, one in zip(parts, prepared.images, strict=True)]
+
+
 def see(
     model: M3ForConditionalGeneration, processor: M3Processor, name: str, about: str, pictures: Sequence[Image.Image]
 ) -> Seen:
     """Tower and connector, each picture once, `BATCH` at a time."""
     tiles: list[Tiles] = []
     features: list[Tensor] = []
-    for start in range(0, len(pictures), BATCH):
-        prepared = processor.prepare_images(pictures[start : start + BATCH])
-        mask = None if prepared.pixel_mask is None else prepared.pixel_mask.to(model.device)
-        tokens = model.get_image_features(prepared.pixel_values.to(model.device), mask).pooler_output
-        assert tokens is not None  # get_image_features always gives it
-        parts = tokens.split([one.number for one in prepared.images])
+    for prepared in prepare(processor, pictures):
         tiles += prepared.images
-        features += [part[:, : one.tokens] for part, one in zip(parts, prepared.images, strict=True)]
+        features += look(model, prepared)
     return Seen(name, about, tuple(tiles), tuple(features))
 
 

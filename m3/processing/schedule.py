@@ -40,7 +40,7 @@ def frame_scales(schedule: Schedule, frames: int) -> list[int]:
             )
         scale, count = int(step[1]), step[2]
         rest = max(frames - len(scales), 0)
-        scales += [scale] * (int(count) if count else rest if position == len(steps) - 1 else 1)
+        scales += [scale] * (min(int(count), rest) if count else rest if position == len(steps) - 1 else 1)
     if len(scales) < frames:
         raise ValueError(
             f"the scale {schedule!r} says {len(scales)} frames, but there are {frames}: let the last step go without a count, "

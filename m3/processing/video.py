@@ -53,16 +53,18 @@ class Sampling:
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"fps is {self.fps}; expected more than 0")
 
-    def times(self, seconds: float) -> list[float]:
+    def times(self, seconds: float, max_frames: int = MAX_FRAMES) -> list[float]:
         """The moments to look at, in seconds. 8 of them where nothing is said."""
         number = COLLAGE[0] * COLLAGE[1] if self.collage else self.num_frames or 8
         if self.fps is not None:
             number = max(round(seconds * self.fps), 1)
-            if number > MAX_FRAMES:
+            if number > max_frames:
                 raise ValueError(
                     f"{self.fps:g} frames per second over {seconds:.1f} s are {number} frames, more than the limit of "
-                    f"{MAX_FRAMES}: lower fps, or ask for num_frames"
+                    f"{max_frames}: lower fps, or ask for num_frames"
                 )
+        if number > max_frames:
+            raise ValueError(f"{number} frames of a video were asked for, more than the limit of {max_frames}")
         return [(k + 0.5) * seconds / number for k in range(number)]
 
 
@@ -75,13 +77,23 @@ class Video:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Limits:
+    pixels: int
+    seconds: float
+    frames: int
+    pixels_in_all: int | None
+
+
 def load_video(
     source: VideoSource,
     sampling: Sampling = Sampling(),
     max_pixels: int = MAX_PIXELS,
     max_seconds: float = MAX_SECONDS,
+    max_frames: int = MAX_FRAMES,
+    max_pixels_in_all: int | None = None,
 ) -> Video:
-    """Decode the frames that `sampling` asks for.
+    """Decode the frames that `sampling` asks for. `max_pixels` is of one frame, `max_pixels_in_all` of all that are read.
 
     Raises:
         ValueError: no such file, an empty one, no video in it, damaged data, or a limit is passed; the text says which.
@@ -91,9 +103,10 @@ def load_video(
     from av.error import FFmpegError
 
     name = f"video of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
+    limits = _Limits(max_pixels, max_seconds, max_frames, max_pixels_in_all)
     with _file(source, name) as file:
         try:
-            shown, seconds = _read(file, name, sampling, max_pixels, max_seconds)
+            shown, seconds = _read(file, name, sampling, limits)
         except FFmpegError as error:
             raise ValueError(
                 f"{name}: not a video that can be read, or damaged ({error.strerror}). Copy or download it again"
@@ -134,20 +147,27 @@ def _file(source: VideoSource, name: str) -> io.BufferedIOBase:
 
 
 def _read(
-    file: io.BufferedIOBase, name: str, sampling: Sampling, max_pixels: int, max_seconds: float
+    file: io.BufferedIOBase, name: str, sampling: Sampling, limits: _Limits
 ) -> tuple[list[tuple["VideoFrame", float]], float]:
     """The frames with their times, and the length of the video."""
     import av
 
     container = av.open(file, "r", options={"format_whitelist": ",".join(CONTAINERS)})
     try:
-        stream = _stream(container, name, max_pixels)
+        stream = _stream(container, name, limits.pixels)
         seconds = _seconds(container, stream)
-        if seconds > max_seconds:
+        if seconds > limits.seconds:
             raise ValueError(
-                f"{name}: the video is {seconds:.0f} s long, more than the limit of {max_seconds:.0f} s: cut it first"
+                f"{name}: the video is {seconds:.0f} s long, more than the limit of {limits.seconds:.0f} s: cut it first"
             )
-        return list(_shown_at(container, stream, sampling.times(seconds), name)), seconds
+        times = sampling.times(seconds, limits.frames)
+        pixels = stream.codec_context.width * stream.codec_context.height * len(times)
+        if limits.pixels_in_all is not None and pixels > limits.pixels_in_all:
+            raise ValueError(
+                f"{name}: {len(times)} of its frames have {pixels:,} pixels, more than the limit of "
+                f"{limits.pixels_in_all:,}: ask for fewer frames, or shrink the video"
+            )
+        return list(_shown_at(container, stream, times, name)), seconds
     finally:
         container.close()
 

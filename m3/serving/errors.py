@@ -1,0 +1,81 @@
+"""Every error in OpenAI's format, with a message that says what to do and no trace.
+
+In: what routes and validation raise. Out: JSON `{"error": {"message", "type", "param", "code"}}` with HTTP's status.
+"""
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from m3.serving.requests import Busy, Refused
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+SHOWN = 5
+"""Mistakes of one body that are told."""
+
+
+def error_response(
+    status: int, message: str, code: str | None = None, param: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse(error_body(status, message, code, param), status, headers)
+
+
+def error_body(
+    status: int, message: str, code: str | None = None, param: str | None = None
+) -> dict[str, dict[str, str | None]]:
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def refused_response(refused: Refused) -> JSONResponse:
+    headers = {"Retry-After": str(refused.retry_after_seconds)} if isinstance(refused, Busy) else None
+    return error_response(refused.status, str(refused), refused.code, refused.param, headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """For whatever a route may raise."""
+    app.add_exception_handler(Refused, _on_refused)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+async def _on_refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return refused_response(error)
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    """Pydantic's findings: the place and the reason, never the value, which may be an image."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    places = [".".join(str(step) for step in one["loc"] if step != "body") for one in found]
+    told = [
+        f"{place}: {_reason(one['type'], one['msg'])}" if place else _reason(one["type"], one["msg"])
+        for place, one in zip(places, found, strict=True)
+    ]
+    more = f" (and {len(told) - SHOWN} more)" if len(told) > SHOWN else ""
+    return error_response(400, "; ".join(told[:SHOWN]) + more, "invalid_request", places[0] or None)
+
+
+def _reason(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "this server does not know this field, or cannot do what it asks"
+    return message
+
+
+async def _on_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_response(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _on_bug(_: Request, error: Exception) -> Response:
+    """Starlette logs the trace; the client is told nothing of it."""
+    return error_response(500, "the server failed on its own account; its log says why", "internal_error")

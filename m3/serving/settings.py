@@ -1,0 +1,94 @@
+"""Everything about a server that can be set, with its defaults. All limits are on unless they are raised.
+
+In: a YAML file and `key=value` overrides (m3/config.py), or the dataclasses themselves. Out: `Settings`.
+"""
+
+from dataclasses import dataclass, field, fields
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may ask for. Beyond it the request is refused with what it asked, and the limit."""
+
+    body_bytes: int = 48 * MIB
+    """Of the whole request as it comes over the network."""
+    body_seconds: float = 30.0
+    """In which it must have arrived."""
+    image_bytes: int = 16 * MIB
+    """Of one image file."""
+    video_bytes: int = 32 * MIB
+    """Of one video file."""
+    images: int = 16
+    """Stills of a request, of all its turns."""
+    videos: int = 2
+    frames: int = 64
+    """Frames read of one video."""
+    pixels: int = 32_000_000
+    """Width x height of a still. Read from the header, before anything is decoded."""
+    video_pixels: int = 64_000_000
+    """Width x height x frames read of a video, which are held at once."""
+    video_seconds: float = 600.0
+    turns: int = 128
+    characters: int = 200_000
+    """Of all text."""
+    prompt_tokens: int = 16_384
+    """Text and visual tokens; what the model itself can read is a second limit."""
+    new_tokens: int = 1024
+    """Of an answer; also the default where a request does not say."""
+    seconds: float = 120.0
+    """From acceptance to the last token. An answer under way ends there; a request that still waits is refused."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """How many requests are in the house at a time."""
+
+    running: int = 32
+    """Answered side by side, in one batch."""
+    waiting: int = 96
+    """Accepted beyond those. The next one is refused with 429."""
+    retry_after_seconds: int = 2
+    """What a refused client is told to wait."""
+    prefill_tokens: int = 8192
+    """Prompts that join the batch in one go have at most so many tokens (padding included); one prompt may have more."""
+    batch_tokens: int = 49_152
+    """Rows x the longest row, prompt and answer, of the whole batch: the memory of its keys and values. One row may have more."""
+    preparers: int = 2
+    """Threads that decode images and videos."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, zero=("waiting",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str | None = None
+    """The model's name in the API; None: the name of its folder."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that images and videos may be fetched from; empty: none. Private addresses are never fetched from."""
+    fetch_seconds: float = 10.0
+    cache_bytes: int = 256 * MIB
+    """Features of images that are kept for the next request."""
+    shutdown_seconds: int = 150
+    """How long accepted requests may take to finish once the server is told to end."""
+    limits: Limits = field(default_factory=Limits)
+    queue: Queue = field(default_factory=Queue)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, zero=("cache_bytes", "port"))
+
+
+def _check_positive(settings: Limits | Queue | Settings, zero: tuple[str, ...] = ()) -> None:
+    for one in fields(settings):
+        value = vars(settings)[one.name]
+        if isinstance(value, int | float) and (value < 0 or (value == 0 and one.name not in zero)):
+            raise ValueError(f"{one.name} is {value}; expected {'0 or more' if one.name in zero else 'more than 0'}")
