@@ -8,6 +8,7 @@ CORE = [
     "torch>=2.8",
     "transformers>=5.18",
     "einops>=0.8",
+    "filelock>=3.16",
     "jaxtyping>=0.3",
     "jinja2>=3.1",
     "numpy>=2.0",

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 def refuse_existing(dest: Path) -> None:
     """A `ValueError` when something stands at `dest`."""
@@ -16,14 +18,35 @@ def refuse_existing(dest: Path) -> None:
 def written_aside(dest: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `dest` at the end of the block; an error on the way leaves nothing.
 
-    What a killed process left behind (`.NAME.unfinished`) is cleared away by the next that writes to the same place.
+    What a killed process left behind (`.NAME.unfinished`) is cleared away by the next that writes to the same place. Only one
+    at a time may: it holds a lock on `.NAME.lock`, which the system lets go when its process ends, however it does.
+
+    Raises:
+        ValueError: something stands at `dest`, or another process is writing it.
     """
-    refuse_existing(dest)
     aside = dest.parent / f".{dest.name}.unfinished"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        aside.rename(dest)
-    finally:
+    with _only_one(dest):
+        refuse_existing(dest)
         shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            aside.rename(dest)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _only_one(dest: Path) -> Iterator[None]:
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    path = dest.parent / f".{dest.name}.lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"{dest} is being written by another process; wait for it, or give another folder") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: one who waits for it sees that, and takes the next
+        lock.release()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 
@@ -59,11 +60,17 @@ def start_deepspeed(config: str) -> bool:
     on a CPU for one process unless it is told the backend.
 
     Raises:
-        ValueError: no such file, or no launcher.
+        ValueError: no such file, no launcher, or a setting under which the run would end without its weights.
     """
     if not Path(config).is_file():
         raise ValueError(
             f"hardware.deepspeed: no such file {config!r}; scripts/deepspeed has zero2, zero3, zero3_offload"
+        )
+    zero = yaml.safe_load(Path(config).read_text())["zero_optimization"]
+    if zero["stage"] == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save", False):
+        raise ValueError(
+            f"hardware.deepspeed: {config} leaves the weights in shards; set zero_optimization."
+            "stage3_gather_16bit_weights_on_model_save to true, so that checkpoints hold whole ones"
         )
     if "LOCAL_RANK" not in os.environ:
         raise ValueError(

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
+from m3.config import dump, load
 from m3.training.distributed import world
+from m3.training.recipe import Recipe, TowerRecipe
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "datasets", "tokenizers", "pillow", "numpy")
 
@@ -40,23 +42,40 @@ class RunFolder:
         aside.write_text(text)
         aside.replace(self.path / name)
 
-    def start(self, recipe: str) -> None:
-        """Writes `recipe.yaml` and `environment.json` (versions, hardware, command line).
+    def check(self, recipe: Recipe | TowerRecipe) -> None:
+        """Looks whether the folder is free for `recipe`. A key that the stored recipe lacks counts as its default.
 
         Raises:
             ValueError: the folder holds a run of another recipe; nothing is overwritten.
         """
-        earlier = self.path / "recipe.yaml"
-        if earlier.exists() and earlier.read_text() != recipe and (self.is_finished or self.newest_checkpoint()):
-            difference = difflib.unified_diff(earlier.read_text().split("\n"), recipe.split("\n"), n=0, lineterm="")
+        path = self.path / "recipe.yaml"
+        if not path.exists() or not (self.is_finished or self.newest_checkpoint()):
+            return
+        try:
+            earlier = load(path, type(recipe))
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path} holds a run of another kind or version ({error}); give another `run=FOLDER`, or delete that one"
+            ) from error
+        if earlier != recipe:
+            difference = difflib.unified_diff(dump(earlier).split("\n"), dump(recipe).split("\n"), n=0, lineterm="")
             changed = [line for line in difference if line[:1] in "+-"]
             raise ValueError(
                 f"{self.path} holds a run of another recipe ({'; '.join(changed[2:8])}); "
                 "give another `run=FOLDER`, or delete that one"
             )
+
+    def start(self, recipe: Recipe | TowerRecipe) -> None:
+        """Writes `recipe.yaml` and `environment.json` (versions, hardware, command line)."""
         if world().is_first:
-            self.write_text("recipe.yaml", recipe)
+            self.write_text("recipe.yaml", dump(recipe))
             self.write_text("environment.json", json.dumps(environment(), indent=2) + "\n")
+
+    @property
+    def processes(self) -> int | None:
+        """How many processes trained last; None before the first did."""
+        path = self.path / "environment.json"
+        return int(json.loads(path.read_text())["processes"]) if path.exists() else None
 
     @property
     def is_finished(self) -> bool:

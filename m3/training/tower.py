@@ -9,11 +9,11 @@ import torch
 from datasets import Dataset, Image, load_dataset
 from transformers import AutoConfig, SiglipImageProcessorPil
 
-from m3.config import dump
 from m3.training.arguments import training_arguments
 from m3.training.distributed import world
 from m3.training.patch_labels import PatchLabelCollator, PatchLabeller, PatchLabellerOutput
 from m3.training.recipe import TowerRecipe
+from m3.training.resume import check_resume
 from m3.training.run_folder import RunFolder
 from m3.training.trainer import RunTrainer
 
@@ -21,9 +21,11 @@ from m3.training.trainer import RunTrainer
 def train_tower(recipe: TowerRecipe) -> RunFolder:
     """Trains (or resumes) the encoder; returns its run folder. `recipe.data` is a folder that `m3 data tiny` wrote."""
     run = RunFolder(recipe.run)
-    run.start(dump(recipe))
+    run.check(recipe)
     if run.is_finished:
         return run
+    check_resume(run, recipe.schedule, world().size)
+    run.start(recipe)
     if recipe.hardware.threads is not None:
         torch.set_num_threads(recipe.hardware.threads)
     suite = _suite(recipe)

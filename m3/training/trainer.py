@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils.generic import ModelOutput
 
 from m3.model import M3ForConditionalGeneration, M3Output
@@ -245,6 +246,12 @@ class RunTrainer(Trainer):
         if self.is_world_process_zero():
             aside.replace(self.run.final)
         wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's own; what is saved for use, not to resume from, holds no pickle of the arguments."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and output_dir is not None and self.is_world_process_zero():
+            (Path(output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _collect(self) -> dict[str, float | int]:
         names = union_over_processes(self._sums)  # a rank whose batches had no image lacks the scales

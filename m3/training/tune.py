@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
-from m3.config import dump
 from m3.data.collate import Collator
 from m3.data.formats import open_source
 from m3.data.mixture import Mixture
@@ -26,6 +25,7 @@ from m3.training.lora import add_lora, lora_config, merge
 from m3.training.objective import measure
 from m3.training.plan import plan
 from m3.training.recipe import Recipe
+from m3.training.resume import check_resume
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import RunFolder
 from m3.training.stages import apply_parts, chosen_rates
@@ -38,9 +38,11 @@ logger = logging.getLogger(__name__)
 def train_model(recipe: Recipe) -> RunFolder:
     """Trains, or resumes what was interrupted, or returns at once when the run is finished."""
     run = RunFolder(recipe.run)
-    run.start(dump(recipe))
+    run.check(recipe)
     if run.is_finished:
         return run
+    check_resume(run, recipe.schedule, world().size)
+    run.start(recipe)
     _check_machine(recipe)
     if world().is_first:
         logger.info("\n%s", plan(recipe, world().size))

@@ -206,6 +206,8 @@ def test_killed_on_the_way_there_is_no_half_folder(copy_of_flat: CopyOf, tokeniz
     process = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stderr=subprocess.DEVNULL)
     while not mark.exists() and process.poll() is None:
         time.sleep(0.05)
+    with pytest.raises(ValueError, match=f"{dest} is being written by another process; wait for it, or give another"):
+        convert(source, dest, options=Options(tokenizer=tokenizer_96))
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not dest.exists()

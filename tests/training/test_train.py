@@ -42,6 +42,8 @@ def test_a_run_explains_itself_and_its_checkpoint_is_ready(recipe: Path, capsys:
     assert wanted <= rows[0].keys()
     assert "loss_text" in set().union(*rows)
     assert sum(rows[0][f"router/load_0_{expert}"] for expert in range(4)) == pytest.approx(1, abs=1e-5)
+    left = {path.suffix for path in (run / "checkpoints" / "final").iterdir()}
+    assert left == {".json", ".jinja", ".safetensors"}, "no pickle"
     model = M3ForConditionalGeneration.from_pretrained(run / "checkpoints" / "final")
     processor = M3Processor.from_pretrained(run / "checkpoints" / "final")
     assert list(model.config.nesting.trained_scales) == processor.trained_scales == [1, 4, 36]
