@@ -18,7 +18,9 @@ from starlette.responses import Response
 from m3.serving.content import Fetch, chat_request, generate_request
 from m3.serving.engine import Engine
 from m3.serving.errors import add_error_handlers
-from m3.serving.requests import Refused
+from m3.serving.fetch import Fetcher
+from m3.serving.guard import Guard
+from m3.serving.requests import Refused, Request
 from m3.serving.responses import CLIENT_LEFT, ClientLeft, chat_stream, completion, npu_answer, whole
 from m3.serving.schema import ChatCompletion, ChatRequest, ErrorReport, GenerateRequest, Health, ModelCard, ModelList
 from m3.serving.settings import Settings
@@ -50,20 +52,24 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app = FastAPI(title="M3", summary="A vision-language model at any number of visual tokens", lifespan=lifespan)
     add_error_handlers(app)
     app.add_exception_handler(ClientLeft, _on_left)
-    app.include_router(answers(engine, settings, _fetch_nothing))
+    app.include_router(answers(engine, settings))
     app.include_router(facts(engine, settings))
+    app.add_middleware(Guard, settings=settings, metrics=engine.metrics)
+    for operations in app.openapi()["paths"].values():  # FastAPI's own word for an invalid body; ours is 400
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
     return app
 
 
-def answers(engine: Engine, settings: Settings, fetch: Fetch) -> APIRouter:
+def answers(engine: Engine, settings: Settings) -> APIRouter:
     """The routes that ask the model."""
     router = APIRouter(responses=ERRORS)
-    card = model_card(engine, settings)
+    card, fetch = model_card(engine, settings), Fetcher(settings.allowed_hosts)
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(body: ChatRequest, http: HttpRequest) -> ChatCompletion | Response:
         _check_model(body.model, card)
-        request = await chat_request(body, settings.limits, fetch)
+        request = await read_chat(body, settings, fetch)
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage is True
             return await chat_stream(http, engine, request, card.id, with_usage)
@@ -77,6 +83,19 @@ def answers(engine: Engine, settings: Settings, fetch: Fetch) -> APIRouter:
         return npu_answer((await whole(http, engine, generate_request(body, settings.limits))).text)
 
     return router
+
+
+async def read_chat(body: ChatRequest, settings: Settings, fetch: Fetch) -> Request:
+    """What the messages name is fetched here, within the time that there is for it."""
+    try:
+        async with asyncio.timeout(settings.fetch_seconds):
+            return await chat_request(body, settings.limits, fetch)
+    except TimeoutError:
+        raise Refused(
+            f"what the messages name could not be fetched within {settings.fetch_seconds:g} s: send it as data: addresses",
+            code="fetch_timeout",
+            param="messages",
+        ) from None
 
 
 def facts(engine: Engine, settings: Settings) -> APIRouter:
@@ -129,7 +148,3 @@ def _check_model(asked: str, card: ModelCard) -> None:
 
 async def _on_left(_: HttpRequest, __: Exception) -> Response:
     return Response(status_code=CLIENT_LEFT)
-
-
-async def _fetch_nothing(address: str, _: int) -> bytes:
-    raise Refused(f"{address[:100]!r}: this server fetches nothing")

@@ -30,6 +30,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self._real)
 
+    @property
+    def columns(self) -> int:
+        """Tokens of the longest row, which all rows take in memory."""
+        return self._real.shape[1]
+
     @torch.no_grad()
     def join(self, prompts: Sequence[list[int]], images: Mapping[str, Tensor]) -> Float[Tensor, "rows vocab"]:
         """Reads prompts that are new; `images` as `m3.inference.seeing.image_inputs` gives them for all of these rows."""
@@ -54,7 +59,7 @@ class Batch:
         if len(rows) == len(self):
             return
         if not rows:
-            self._cache, self._real = None, self._real[:0, :0]
+            self._cache, self._real = None, self._real[:0, :0].clone()
             return
         assert self._cache is not None
         index = torch.tensor(rows, device=self._real.device)

@@ -10,6 +10,7 @@ m3 serve --model-path playground/m3-tiny limits.images=4 queue.running=8 allowed
 import argparse
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from m3.packages import require
 from m3.serving.settings import Settings
 
 logger = logging.getLogger(__name__)
+KEY_VARIABLE = "M3_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -30,6 +32,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model-path", required=True, help="folder (or hub id) of an M3 checkpoint")
     parser.add_argument("--host", help="address to listen at; default 127.0.0.1: this machine alone")
     parser.add_argument("--port", type=int, help="default 8000; 0 for a free one")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help=f"clients must send what it holds; or set {KEY_VARIABLE}"
+    )
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, over those of the file")
     weights = parser.add_argument_group("weights")
@@ -52,6 +57,7 @@ def main(argv: list[str]) -> int:
 
     from m3.serving.api import create_app
     from m3.serving.engine import Engine
+    from m3.serving.protocol import Http
 
     warn(settings)
     model, processor = load(
@@ -64,13 +70,15 @@ def main(argv: list[str]) -> int:
         merge=arguments.merge,
         attention=arguments.attention,
     )
-    app = create_app(Engine(model, processor, settings), settings)
     uvicorn.run(
-        app,
+        create_app(Engine(model, processor, settings), settings),
         host=settings.host,
         port=settings.port,
+        http=Http,
+        ws="none",
         timeout_graceful_shutdown=settings.shutdown_seconds,
         server_header=False,
+        proxy_headers=False,
     )
     return 0
 
@@ -83,10 +91,26 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     if arguments.port is not None:
         overrides.append(f"port={arguments.port}")
     settings = config.load(arguments.config, Settings, overrides)
-    return dataclasses.replace(settings, name=settings.name or Path(arguments.model_path).name)
+    name = settings.name or Path(arguments.model_path).resolve().name
+    return dataclasses.replace(settings, name=name, api_key=read_key(arguments.api_key_file) or settings.api_key)
+
+
+def read_key(file: Path | None) -> str | None:
+    """From the file, else from the environment. Never from the command line, which every user of the machine can read."""
+    if file is None:
+        return os.environ.get(KEY_VARIABLE)
+    key = file.read_text(encoding="utf-8").strip()
+    if not key:
+        raise ValueError(f"{file}: the file is empty; expected the API key")
+    return key
 
 
 def warn(settings: Settings) -> None:
     """Where others than this machine may ask."""
-    if settings.host not in LOOPBACK:
-        logger.warning("listening at %s: every machine that reaches this one may ask the model", settings.host)
+    if settings.host not in LOOPBACK and settings.api_key is None:
+        logger.warning(
+            "warning: listening at %s without an API key: whoever reaches this machine may use the model. Give --api-key-file or "
+            "%s, or listen at 127.0.0.1",
+            settings.host,
+            KEY_VARIABLE,
+        )

@@ -125,6 +125,7 @@ class Engine:
         try:
             prepared = self._preparation.prepare(job.request)
             job.begin(prepared, self.processor.tokenizer)
+            self.metrics.count_cache(sight.seen is not None for sight in prepared.sights)
             with self._change:
                 self._waiting.append(job)
                 self._change.notify_all()

@@ -35,7 +35,9 @@ def error_body(
 
 
 def refused_response(refused: Refused) -> JSONResponse:
-    headers = {"Retry-After": str(refused.retry_after_seconds)} if isinstance(refused, Busy) else None
+    headers = {"Retry-After": str(refused.retry_after_seconds)} if isinstance(refused, Busy) else {}
+    if refused.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return error_response(refused.status, str(refused), refused.code, refused.param, headers)
 
 

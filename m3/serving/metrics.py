@@ -1,6 +1,6 @@
 """What a server counts, in Prometheus' words. One registry per engine, so that several live in one process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -41,6 +41,11 @@ class Metrics:
         self.cache_misses = Counter("m3_cache_misses", "Images whose features were not", registry=registry)
         self.cache_bytes = Gauge("m3_cache_bytes", "Bytes of features kept", registry=registry)
         self.cache_entries = Gauge("m3_cache_entries", "Images and videos kept", registry=registry)
+
+    def count_cache(self, hits: Iterable[bool]) -> None:
+        """For each image or video of a request: was it kept?"""
+        for hit in hits:
+            (self.cache_hits if hit else self.cache_misses).inc()
 
     def count(self, finished: Finished, scales: Sequence[int]) -> None:
         """An answer that was given; `scales`: of each still or frame."""

@@ -58,6 +58,8 @@ class Queue:
     """Prompts that join the batch in one go have at most so many tokens (padding included); one prompt may have more."""
     batch_tokens: int = 49_152
     """Rows x the longest row, prompt and answer, of the whole batch: the memory of its keys and values. One row may have more."""
+    held_bytes: int = 512 * MIB
+    """Of the bodies of all requests in the house."""
     preparers: int = 2
     """Threads that decode images and videos."""
 
@@ -76,6 +78,9 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     """Hosts that images and videos may be fetched from; empty: none. Private addresses are never fetched from."""
     fetch_seconds: float = 10.0
+    """For all that one request names."""
+    api_key: str | None = field(default=None, repr=False)
+    """Clients must send it; `m3 serve` takes it from a file or from the environment (M3_API_KEY)."""
     cache_bytes: int = 256 * MIB
     """Features of images that are kept for the next request."""
     shutdown_seconds: int = 150
@@ -85,6 +90,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_positive(self, zero=("cache_bytes", "port"))
+        if self.api_key is not None and not (
+            self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
+        ):
+            raise ValueError("the API key must be one line of printable ASCII characters, and not empty")
 
 
 def _check_positive(settings: Limits | Queue | Settings, zero: tuple[str, ...] = ()) -> None:

@@ -1,0 +1,121 @@
+"""What stands before every route: the API key, the size of bodies and the time they take, and the count of responses.
+
+In: HTTP requests as they come. Out: those that may pass, with their whole body at hand; the others are answered here.
+"""
+
+import asyncio
+import hmac
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from m3.serving.errors import refused_response
+from m3.serving.metrics import Metrics
+from m3.serving.requests import Busy, Refused
+from m3.serving.settings import Settings
+
+OPEN = ("/health",)
+"""Paths that need no key."""
+JSON_ALONE = ("/v1/chat/completions", "/generate")
+COUNTED = (*JSON_ALONE, "/v1/models", "/health", "/metrics")
+"""Paths by which responses are counted; all others are one."""
+
+
+@dataclass
+class _Held:
+    bytes: int = 0
+
+
+class Guard:
+    """An ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+        self._key = None if settings.api_key is None else settings.api_key.encode()
+        self._in_all = _Held()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, headers, own = scope["path"], Headers(scope=scope), _Held()
+        send = self._counting(path, send)
+        try:
+            self._check_key(path, headers)
+            self._check_kind(scope["method"], path, headers)
+            body = await self._body(headers, receive, own)
+            if body is not None:
+                await self._app(scope, _replay(body, receive), send)
+        except Refused as refused:
+            await refused_response(refused)(scope, receive, send)
+        finally:
+            self._in_all.bytes -= own.bytes
+
+    def _check_key(self, path: str, headers: Headers) -> None:
+        if self._key is None or path in OPEN:
+            return
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+            raise Refused("this server wants its API key: 'Authorization: Bearer KEY'", 401, "invalid_api_key")
+
+    def _check_kind(self, method: str, path: str, headers: Headers) -> None:
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if method == "POST" and path in JSON_ALONE and kind != "application/json":
+            raise Refused(
+                f"expected content of type application/json, got {kind[:60]!r}", 415, "unsupported_media_type"
+            )
+
+    async def _body(self, headers: Headers, receive: Receive, own: _Held) -> bytes | None:
+        """None where the client leaves before it has sent it."""
+        limits = self._settings.limits
+        length = headers.get("content-length", "0")
+        if length.isascii() and length.isdigit() and int(length[:20]) > limits.body_bytes:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(limits.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    chunks.append(message.get("body", b""))
+                    self._hold(own, len(chunks[-1]))
+                    if not message.get("more_body", False):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise Refused(f"the body did not arrive within {limits.body_seconds:g} s", 408, "request_timeout") from None
+
+    def _hold(self, own: _Held, number: int) -> None:
+        own.bytes += number
+        self._in_all.bytes += number
+        if own.bytes > self._settings.limits.body_bytes:
+            raise self._too_large()
+        if self._in_all.bytes > self._settings.queue.held_bytes:
+            raise Busy(
+                "the server holds as many requests as it can; try again later", self._settings.queue.retry_after_seconds
+            )
+
+    def _too_large(self) -> Refused:
+        limit = self._settings.limits.body_bytes
+        return Refused(f"the body is larger than this server's limit of {limit:,} bytes", 413, "request_too_large")
+
+    def _counting(self, path: str, send: Send) -> Send:
+        label = path if path in COUNTED else "other"
+
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.responses.labels(label, message["status"]).inc()
+            await send(message)
+
+        return count
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body in one message, then whatever comes (the client's leaving)."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
