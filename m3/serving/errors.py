@@ -17,6 +17,12 @@ TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+HTTP_MESSAGES = {
+    400: "the body is not JSON that can be read",
+    404: "there is nothing at this path; /docs shows what there is",
+    405: "this path takes another method; /docs shows which",
+}
+"""In place of HTTP's own words."""
 SHOWN = 5
 """Mistakes of one body that are told."""
 
@@ -75,7 +81,8 @@ def _reason(kind: str, message: str) -> str:
 
 async def _on_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_response(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    message = HTTP_MESSAGES.get(error.status_code, str(error.detail))
+    return error_response(error.status_code, message, headers=dict(error.headers or {}))
 
 
 async def _on_bug(_: Request, error: Exception) -> Response:

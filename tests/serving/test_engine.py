@@ -72,7 +72,7 @@ def test_many_at_once_answer_as_each_alone(loaded, made) -> None:
         *visuals, text = request.turns[0].parts
         for visual in visuals:
             conversation.show_image(visual.content)
-        expected = conversation.ask(text, [visual.scale for visual in visuals][0] if visuals else None)
+        expected = conversation.ask(text, next((visual.scale for visual in visuals), None))
         assert answer.text == expected.text
         assert answer.usage.visual_tokens == expected.visual_tokens
     assert value(engine, "m3_decode_steps_total") < sum(answer.usage.new_tokens for answer in answers) / 2
