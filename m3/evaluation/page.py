@@ -17,7 +17,9 @@ from m3.evaluation.direction import ACCURACY, LESS
 from m3.evaluation.run_folder import Example, ModelRow
 from m3.evaluation.summary import Summary, gflops
 from m3.evaluation.tables import Table
-from m3.nesting.grid_pool import as_rectangle
+from m3.nesting import get_nesting
+from m3.processing import overlay
+from m3.processing.overlay import Line
 
 SIDE = 100
 """Side of an example's drawing, in its own units."""
@@ -142,14 +144,11 @@ def grid_note(model: ModelRow) -> str:
     return "Each visual token is the mean over one cell of the grid on the image, which is padded to a square."
 
 
-def grid_lines(model: ModelRow, scale: int) -> list[tuple[float, float, float, float]]:
+def grid_lines(model: ModelRow, scale: int) -> list[Line]:
     """Lines (x1, y1, x2, y2) between the cells that pooling averages, on a square of `SIDE`; none for other nestings."""
-    if model.nesting != "grid_pool":
+    grid = (model.grid[0], model.grid[1]) if len(model.grid) == 2 else model.grid[0]
+    nesting = get_nesting(model.nesting)
+    if scale not in nesting.reachable(grid):  # of another model of the run
         return []
-    rows, columns = (model.grid[0], model.grid[1]) if len(model.grid) == 2 else as_rectangle(model.grid[0])
-    if scale == 1:
-        return []
-    side = math.isqrt(rows * columns // scale)
-    across, down = columns // side, rows // side
-    upright = [(SIDE * i / across, 0.0, SIDE * i / across, float(SIDE)) for i in range(1, across)]
-    return upright + [(0.0, SIDE * i / down, float(SIDE), SIDE * i / down) for i in range(1, down)]
+    lines = overlay.grid_lines(nesting.shape(grid, scale))
+    return [(SIDE * x1, SIDE * y1, SIDE * x2, SIDE * y2) for x1, y1, x2, y2 in lines]

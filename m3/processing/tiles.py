@@ -130,13 +130,19 @@ def cut(image: Image.Image, tiling: TilingConfig) -> list[Image.Image]:
     """The whole image as a square, then the tiles of its best pinpoint, row by row."""
     side = tiling.tile_size
     assert side is not None  # TilingConfig wants it where there are pinpoints
+    picture = enlarged(image, tiling)
+    corners = [(x, y) for y in range(0, picture.height, side) for x in range(0, picture.width, side)]
+    whole = image.resize((side, side), Image.Resampling.BICUBIC)
+    return [whole, *(picture.crop((x, y, x + side, y + side)) for x, y in corners)]
+
+
+def enlarged(image: Image.Image, tiling: TilingConfig) -> Image.Image:
+    """What is cut: the image as large as its best pinpoint allows, centred on black."""
     height, width = tiling.resolution((image.height, image.width))
     picture = Image.new("RGB", (width, height))
     shown = image.resize(_inside(image.size, (width, height)), Image.Resampling.BICUBIC)
     picture.paste(shown, ((width - shown.width) // 2, (height - shown.height) // 2))
-    corners = [(x, y) for y in range(0, height, side) for x in range(0, width, side)]
-    whole = image.resize((side, side), Image.Resampling.BICUBIC)
-    return [whole, *(picture.crop((x, y, x + side, y + side)) for x, y in corners)]
+    return picture
 
 
 def _inside(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:

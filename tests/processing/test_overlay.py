@@ -1,0 +1,49 @@
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import SiglipImageProcessorPil
+
+from m3.nesting import TilingConfig
+from m3.processing.aria_tiles import AriaTileProcessor
+from m3.processing.overlay import canvas, token_lines
+from m3.processing.scales import ScaleArithmetic
+
+PLAIN = SiglipImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5, 0.5, 0.5])
+
+
+class Known(ScaleArithmetic):
+    """What the overlay asks a processor."""
+
+    def __init__(self, nesting: str, grid: Any, image_processor: Any = PLAIN, **tiling: Any) -> None:
+        self.grid, self.image_processor = grid, image_processor
+        self.nesting, self.tiling = {"kind": nesting, "trained_scales": [1]}, TilingConfig(**tiling).to_dict()
+
+
+@pytest.mark.parametrize("scale", [1, 4, 9, 36, 144])
+def test_lines_part_a_padded_picture_into_the_scale(scale: int):
+    processor = Known("grid_pool", (12, 12))
+    seen = canvas(Image.new("RGB", (30, 20)), processor)
+    assert seen.picture.size == (30, 30) and seen.tiles == (1, 1)
+    assert seen.picture.getpixel((15, 2)) == (127, 127, 127) and seen.picture.getpixel((15, 15)) == (0, 0, 0)
+    lines = token_lines(seen, processor, scale)
+    upright = [x1 for x1, y1, x2, y2 in lines if x1 == x2 and (y1, y2) == (0, 1)]
+    level = [y1 for x1, y1, x2, y2 in lines if y1 == y2 and (x1, x2) == (0, 1)]
+    assert (len(upright) + 1) * (len(level) + 1) == scale and len(lines) == len(upright) + len(level)
+    assert all(0 < place < 1 for place in upright + level)
+
+
+def test_the_grid_goes_over_all_tiles():
+    processor = Known("grid_pool", (4, 4), kind="anyres", tile_size=8, grid_pinpoints=[[8, 16]])
+    seen = canvas(Image.new("RGB", (40, 20), "red"), processor)
+    assert seen.picture.size == (16, 8) and seen.tiles == (1, 2)
+    assert len(token_lines(seen, processor, 4)) == 3 + 1  # 2 x 4 cells
+    assert len(token_lines(seen, processor, 1)) == 1  # the border between the tiles
+
+
+def test_learned_queries_have_no_place():
+    processor = Known("query_prefix", 128, AriaTileProcessor(), kind="tiles")
+    picture = Image.new("RGB", (30, 20))
+    seen = canvas(picture, processor)
+    assert seen.picture is picture
+    assert token_lines(seen, processor, 9) == []
