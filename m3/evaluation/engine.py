@@ -2,7 +2,7 @@
 
 In:  `Question`s: the text after the chat template with one image token per image, the images, the scale, and either how
      to decode or a continuation to score.
-Way: each distinct image -> processor -> tower -> connector, once (kept in a bounded cache by content);
+Way: each distinct image -> processor -> tower -> connector, once (picture_cache.py);
      each text -> ids -> one placeholder per visual token -> rows padded on the left -> generate or forward.
 Out: `Reply`s: the text and how sure of it, or the log-likelihood, and how many tokens and seconds it took.
 
@@ -10,7 +10,6 @@ A batch may mix scales. Nothing is caught here: what goes wrong in one question 
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,22 +17,21 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import LogitsProcessorList
 
 from m3.evaluation.confidence import ChosenTokens
 from m3.evaluation.decoding import Decoding
 from m3.evaluation.fastv import Pruned, mean_visual_tokens, pruning
-from m3.evaluation.low_resolution import low_resolution_tokens
-from m3.evaluation.methods import FASTV, RESOLUTION, shown
-from m3.evaluation.questions import Picture, Question, Reply, View
+from m3.evaluation.methods import FASTV
+from m3.evaluation.picture_cache import PictureCache
+from m3.evaluation.questions import Picture, Question, Reply
+from m3.evaluation.routing import Recorded, recording
 from m3.evaluation.store import digest, digest_files
 from m3.inference.control_tokens import FENCED, control_tokens, plain
 from m3.model import M3ForConditionalGeneration
-from m3.nesting import Tiles
 from m3.processing.processor import M3Processor, expand_image_tokens
-from m3.processing.tiles import tile_entries
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 ROOM_FOR_TEXT = 32
@@ -59,9 +57,7 @@ class Engine:
         self.model = model.eval()
         self.processor = processor
         self.weights = weights
-        self.cache_bytes = cache_bytes
-        self._features: OrderedDict[str, Float[Tensor, "t n d"]] = OrderedDict()
-        self.images_seen = 0
+        self.pictures = PictureCache(model, processor, cache_bytes)
         self._control_tokens = control_tokens(processor)
 
     @classmethod
@@ -115,34 +111,17 @@ class Engine:
         the rest, a question runs in the same batch as it would have, and gets the same answer to the last bit.
         """
         rows = [self._row(question) for question in questions]
-        self.see([picture for question in questions for picture in question.pictures], batch_size)
+        self.pictures.see([picture for question in questions for picture in question.pictures], batch_size)
         for batch in self._plan(questions, rows, batch_size):
             if wanted is not None and not any(wanted[i] for i in batch):
                 continue
             replies = self._run([questions[i] for i in batch], [rows[i] for i in batch])
             yield list(zip(batch, replies, strict=True))
 
-    @torch.no_grad()
-    def see(self, pictures: Sequence[Picture], batch_size: int) -> None:
-        """Runs tower and connector on the pictures that are not in the cache, about `batch_size` tiles at a time."""
-        unseen = [p for p in {p.digest: p for p in pictures}.values() if p.digest not in self._features]
-        for batch in batches_of_tiles(unseen, [self._tiles(picture).number for picture in unseen], batch_size):
-            prepared = self.processor.prepare_images([picture.image for picture in batch])
-            mask = None if prepared.pixel_mask is None else prepared.pixel_mask.to(self.model.device)
-            features = self.model.get_image_features(prepared.pixel_values.to(self.model.device), mask).pooler_output
-            assert features is not None
-            parts = features.split([tiles.number for tiles in prepared.images])
-            for picture, tiles, part in zip(batch, prepared.images, parts, strict=True):
-                self._features[picture.digest] = part[:, : tiles.tokens].clone()
-            self.images_seen += len(batch)
-
-    def _tiles(self, picture: Picture) -> Tiles:
-        return self.processor.outline(picture.image)
-
     def _row(self, question: Question) -> Row:
         tokenizer, config = self.processor.tokenizer, self.model.config
         ids = tokenizer(question.text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
-        tiles = [self._tiles(picture) for picture in question.pictures]
+        tiles = [self.pictures.tiles(picture) for picture in question.pictures]
         counts = self.processor.counts([self._read_scale(question)] * len(tiles), tiles)
         kept = sum(self.processor.counts([question.scale] * len(tiles), tiles))
         ids = expand_image_tokens(ids, config.image_token_id, counts)
@@ -180,7 +159,11 @@ class Engine:
         started = time.perf_counter()
         inputs = self._inputs(questions, rows)
         is_pruned = questions[0].method == FASTV and "image_features" in inputs
-        with self._pruning(inputs, rows) if is_pruned else nullcontext():
+        is_routed = (
+            any(question.is_routed for question in questions) and not is_pruned
+        )  # it routes tokens it has dropped
+        recorder = recording(self.model, len(rows)) if is_routed else nullcontext()
+        with self._pruning(inputs, rows) if is_pruned else nullcontext(), recorder as recorded:
             if questions[0].continuation is None:
                 texts, lengths, sure = self._generate(inputs, questions[0].decoding)
                 scores: list[tuple[float, bool] | None] = [None] * len(rows)
@@ -188,12 +171,15 @@ class Engine:
                 scores = self._score(inputs, rows)
                 texts, lengths, sure = [""] * len(rows), [row.continuation for row in rows], [None] * len(rows)
         seconds = (time.perf_counter() - started) / len(rows)
+        routings = self._routings(recorded, inputs, questions, rows)
         replies = []
-        for row, text, score, length, confidence in zip(rows, texts, scores, lengths, sure, strict=True):
+        for row, text, score, length, confidence, routing in zip(
+            rows, texts, scores, lengths, sure, routings, strict=True
+        ):
             in_words = len(row.ids) - row.continuation - row.visual
             layers = self.model.config.text_config.num_hidden_layers
             visual = mean_visual_tokens(row.visual, row.kept, layers) if is_pruned else row.visual
-            replies.append(Reply(text, score, visual, in_words, length, seconds, confidence))
+            replies.append(Reply(text, score, visual, in_words, length, seconds, confidence, routing))
         return replies
 
     def _inputs(self, questions: Sequence[Question], rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -209,37 +195,24 @@ class Engine:
         place = {key: index for index, key in enumerate(views)}
         spans = [(self._read_scale(question), place[v.key]) for question in questions for v in question.views]
         scales, index = zip(*spans, strict=True)
-        inputs |= self._seen(list(views.values()))
+        inputs |= self.pictures.inputs(list(views.values()))
         inputs["image_scales"] = torch.tensor(scales, device=device)
         inputs["image_index"] = torch.tensor(index, device=device)
         return inputs
 
-    def _seen(self, views: Sequence[View]) -> dict[str, Tensor]:
-        """Features of distinct views and their tiles; those that the bounded cache has dropped are made again."""
-        self.see([view.picture for view in views if view.method != RESOLUTION], len(views))
-        parts = [self._shown(view) for view in views]
-        longest = max(part.shape[1] for part in parts)
-        features = torch.cat([torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
-        kept = sum(part.numel() * part.element_size() for part in self._features.values())
-        while kept > self.cache_bytes and len(self._features) > len(views):
-            _, dropped = self._features.popitem(last=False)
-            kept -= dropped.numel() * dropped.element_size()
-        known = tile_entries([self._tiles(view.picture) for view in views], self.processor.reader.tiling)
-        return {"image_features": features} | {name: entry.to(self.model.device) for name, entry in known.items()}
-
-    def _shown(self, view: View) -> Float[Tensor, "t n d"]:
-        """The tokens of a view, from the cache or made from the picture's."""
-        if view.key not in self._features:
-            config, picture = self.model.config, view.picture
-            if view.method == RESOLUTION:
-                pixels = self.processor.prepare_images([picture.image]).pixel_values.to(self.model.device)
-                made = low_resolution_tokens(self.model, pixels, view.scale)
-            else:
-                tiles, kind = self._features[picture.digest], config.nesting.kind
-                made = shown(tiles, view.method, view.scale, kind, config.grid, picture.digest)
-            self._features[view.key] = made
-        self._features.move_to_end(view.key)
-        return self._features[view.key]
+    def _routings(
+        self, recorded: Recorded | None, inputs: dict[str, Tensor], questions: Sequence[Question], rows: Sequence[Row]
+    ) -> list[str | None]:
+        """Of the questions that ask for it; none of a dense decoder. Continuations are no part of a prompt."""
+        top_k = self.model.model.router_top_k
+        if recorded is None or top_k is None:
+            return [None] * len(rows)
+        ids = inputs["input_ids"]
+        ends = torch.tensor([ids.shape[1] - row.continuation for row in rows], device=ids.device)
+        is_prompt = inputs["attention_mask"].bool() & (torch.arange(ids.shape[1], device=ids.device) < ends[:, None])
+        is_visual = ids == self.model.config.image_token_id
+        found = recorded.routings(torch.stack([is_prompt & is_visual, is_prompt & ~is_visual]), top_k)
+        return [one.encoded() if question.is_routed else None for one, question in zip(found, questions, strict=True)]
 
     def _pruning(self, inputs: dict[str, Tensor], rows: Sequence[Row]) -> AbstractContextManager[Pruned]:
         """The decoder drops visual tokens while the block runs (m3/evaluation/fastv.py)."""
@@ -281,17 +254,3 @@ class Engine:
             (float(chosen[i, -row.continuation :].sum()), bool(greedy[i, -row.continuation :].all()))
             for i, row in enumerate(rows)
         ]
-
-
-def batches_of_tiles(pictures: Sequence[Picture], tiles: Sequence[int], size: int) -> Iterator[list[Picture]]:
-    """Pictures in order, in groups of at most `size` tiles (or of one picture)."""
-    batch: list[Picture] = []
-    filled = 0
-    for picture, number in zip(pictures, tiles, strict=True):
-        if batch and filled + number > size:
-            yield batch
-            batch, filled = [], 0
-        batch.append(picture)
-        filled += number
-    if batch:
-        yield batch

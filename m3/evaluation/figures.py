@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from m3.evaluation.charts import COLOURS, INK, LINES, spaced
 from m3.evaluation.roofline import accelerator, roofline
+from m3.evaluation.routing_report import routing_figure
 from m3.evaluation.summary import Summary
 
 NEVER = "#d9d9d9"
@@ -21,6 +22,9 @@ def figures(summary: Summary, device: str) -> dict[str, Figure]:
         found["oracle"] = oracle_figure(summary)
     if summary.latencies:
         found["latency"] = latency_figure(summary, device)
+    experts = routing_figure(summary)
+    if experts is not None:
+        found["experts"] = experts
     return found
 
 

@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from m3.evaluation.direction import ACCURACY, LESS
+from m3.evaluation.routing_report import routing_data
 from m3.evaluation.run_folder import Example, ModelRow
 from m3.evaluation.summary import Summary, gflops
 from m3.evaluation.tables import Table
@@ -38,6 +39,7 @@ def page(summary: Summary, tables: Sequence[Table]) -> str:
         data=page_data(summary),
         css=Markup(css),
         js=Markup(js),
+        experts_js=Markup(templates.joinpath("experts.js").read_text("utf-8")),
         lead=headline(summary),
         grid_note=grid_note(summary.models[0]),
         failed=[cell for cell in summary.cells if cell.status == "failed"],
@@ -71,6 +73,7 @@ def page_data(summary: Summary) -> dict[str, Any]:
         "published": published,
         "publishedModels": list(dict.fromkeys(row["model"] for row in published)),
         "needs": _needs(summary),
+        "experts": routing_data(summary),
         "samples": [_sample(summary, example) for example in summary.examples],
         "grids": {scale: grid_lines(summary.models[0], scale) for scale in summary.scales},
     }

@@ -32,9 +32,10 @@ class Question:
     decoding: Decoding
     continuation: str | None = None  # score this instead of generating
     method: str = OWN  # how the visual tokens are chosen: a row of m3.evaluation.methods
+    is_routed: bool = False  # whether to record the experts that its tokens choose (routing.py)
 
-    def at(self, scale: int, method: str = OWN) -> "Question":
-        return replace(self, scale=scale, method=method)
+    def at(self, scale: int, method: str = OWN, is_routed: bool = False) -> "Question":
+        return replace(self, scale=scale, method=method, is_routed=is_routed)
 
     @property
     def views(self) -> list["View"]:
@@ -65,3 +66,4 @@ class Reply:
     answer_tokens: int
     seconds: float  # wall clock time of the batch / its rows, without seeing the images
     confidence: float | None = None  # of a generated answer, in [0, 1] (confidence.py); None: scored, or by beams
+    routing: str | None = None  # of a recorded prompt (routing.py); None: not asked for, or a dense decoder

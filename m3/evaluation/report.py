@@ -1,6 +1,7 @@
 """`m3 report RUN [OLDER]`: tables, figures and one page of a sweep, from what is on the disk alone.
 
 In: a run folder that `m3 sweep --out` wrote; with a second one, what changed since it. Out, in the run folder: summary.csv,
+expert_load.csv (of a mixture of experts),
 accuracy_vs_cost.png, report.html, figures/*.{svg,pdf,png}, tables/*.{tex,md}; the table of scores on the screen.
 """
 
@@ -14,6 +15,7 @@ from m3.evaluation.figures import figures
 from m3.evaluation.page import page
 from m3.evaluation.report_tables import report_tables, write_csv
 from m3.evaluation.roofline import ACCELERATORS
+from m3.evaluation.routing_report import write_loads
 from m3.evaluation.run_folder import write_text
 from m3.evaluation.summary import Summary
 from m3.evaluation.tables import as_latex, as_markdown, as_text
@@ -33,6 +35,7 @@ def main(argv: list[str]) -> int:
     summary = Summary.read(arguments.run)
     changes = compare(summary, Summary.read(arguments.older)) if arguments.older else []
     tables = report_tables(summary, arguments.accelerator, changes)
+    loads = write_loads(summary)
     written = [write_csv(summary), summary.run / "accuracy_vs_cost.png", summary.run / "report.html"]
     folder = summary.run / "figures"
     drawn = accuracy_figure(summary)
@@ -46,5 +49,5 @@ def main(argv: list[str]) -> int:
     write_text(written[2], page(summary, tables))
     told = [change for change in changes if change.task is None or change.is_significant]
     lines = [as_text(tables[0]), "", *(described_change(change) for change in told), *([""] if told else [])]
-    print("\n".join([*lines, *map(str, [*written, folder, summary.run / "tables"])]))  # noqa: T201 (the table is the output)
+    print("\n".join([*lines, *map(str, [*written, *([loads] if loads else []), folder, summary.run / "tables"])]))  # noqa: T201 (the table is the output)
     return 0

@@ -13,6 +13,7 @@ from m3.evaluation.direction import ARROW, LESS
 from m3.evaluation.frontier import knee, pareto_front, sufficient
 from m3.evaluation.methods import OWN, get_method
 from m3.evaluation.oracle import Oracle
+from m3.evaluation.routing_report import routing_table
 from m3.evaluation.run_folder import ModelRow, write_text
 from m3.evaluation.statistics import DRAWS, Difference, Mean
 from m3.evaluation.summary import Summary, gflops
@@ -24,7 +25,7 @@ def report_tables(summary: Summary, device: str, changes: Sequence[Change] = ())
     tables = [scores_table(summary), kept_table(summary), oracle_table(summary), calibration_table(summary)]
     tables += [differences_table(summary)]
     tables += [changes_table(changes)] if changes else []
-    tables += [published_table(summary), cost_table(summary), latency_table(summary, device)]
+    tables += [published_table(summary), routing_table(summary), cost_table(summary), latency_table(summary, device)]
     return [table for table in tables if table.rows]
 
 

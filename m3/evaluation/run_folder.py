@@ -95,6 +95,7 @@ class ModelRow:
     parameters: int
     method: str = OWN  # how visual tokens are chosen: a row of m3.evaluation.methods
     base: str = ""  # for a control, the name of the model it belongs to
+    routers: int | None = None  # layers with experts; 0: a dense decoder; None: an older run
 
     def is_trained(self, scale: int) -> bool:
         """Whether the weights saw such tokens at this scale in training; else they are plain pooling, or a control."""

@@ -74,6 +74,7 @@ class Answer:
     seconds: float  # the batch's wall clock time divided by its number of answers
     images: tuple[str, ...]  # digests of the images: the clusters of the standard errors
     confidence: float | None = None  # of a generated answer (confidence.py); None: scored, by beams, or an older store
+    routing: str | None = None  # experts that the prompt's tokens chose, of some documents (routing.py)
 
 
 class Store:
@@ -147,8 +148,8 @@ class Store:
 
 
 def _decode_answer(record: dict) -> Answer:
-    """Stores written before answers had a confidence are read as they are: nothing is computed again for it."""
-    record = {"confidence": None, **record}
+    """Stores written before answers had a confidence or a routing are read as they are: nothing is computed again for it."""
+    record = {"confidence": None, "routing": None, **record}
     values = {field.name: record[field.name] for field in fields(Answer)}
     values["cell"] = Cell(**values["cell"])
     values["images"] = tuple(values["images"])

@@ -20,6 +20,7 @@ from m3.evaluation.engine import Engine
 from m3.evaluation.lmms import CHUNK, FRAMES, EngineModel
 from m3.evaluation.methods import OWN, stored_name
 from m3.evaluation.questions import Picture, Question, Reply
+from m3.evaluation.routing import is_recorded
 from m3.evaluation.store import Answer, Cell, Json, Store, digest
 from m3.evaluation.tasks import LoadedTask
 
@@ -48,12 +49,15 @@ class StoredModel(EngineModel):
         store: Store,
         label: str,
         frames: str | int = FRAMES,
+        limit: int | None = None,
     ) -> None:
+        """`limit`: only the first so many documents of the task will be asked for."""
         super().__init__(engine, budgets[0].scale, batch_size, loaded.is_simple, frames)
         self.budgets = tuple(budgets)
         self.budget = budgets[0]
         self.loaded = loaded
         self.store = store
+        self.limit = limit
         self._label = label
         self._screen = sys.stderr  # the sweep sends what the harness prints elsewhere
         self._keys: dict[RequestId, dict[Budget, str]] = {}
@@ -83,11 +87,11 @@ class StoredModel(EngineModel):
         """Key of the answer to a request at `self.budget`."""
         return self._keys[identity(request)][self.budget]
 
-    def answer_share(self, limit: int | None) -> None:
+    def answer_share(self) -> None:
         """Answers the documents of this process, of the several that torchrun started; the harness shares them out."""
         task = self.loaded.task
         self.task_dict[self.loaded.name] = task.dataset
-        task.build_all_requests(limit=limit, rank=self._rank, world_size=self._world_size)
+        task.build_all_requests(limit=self.limit, rank=self._rank, world_size=self._world_size)
         self.fill(self.loaded.requests)
 
     def fill(self, requests: Sequence[Instance]) -> None:
@@ -145,7 +149,9 @@ class StoredModel(EngineModel):
         bar.update(missing.count(False))
         if not any(missing):
             return
-        at_budget = [questions[i].at(budget.scale, budget.method) for budget, i in asked]
+        documents = min(len(self.loaded.task.eval_docs), self.limit or sys.maxsize)
+        is_routed = [is_recorded(int(request.doc_id), documents) for request in requests]
+        at_budget = [questions[i].at(budget.scale, budget.method, is_routed[i]) for budget, i in asked]
         for batch in self.engine.answer(at_budget, self.batch_size, missing):
             new = [(position, reply) for position, reply in batch if missing[position]]
             answers = []

@@ -15,6 +15,7 @@ from m3.evaluation.calibration import Calibration, calibration
 from m3.evaluation.direction import ACCURACY, ARROW, LESS, Kind, said_by_results, towards_better
 from m3.evaluation.oracle import Oracle, oracle
 from m3.evaluation.published import PublishedScore, beside
+from m3.evaluation.routing import Routing
 from m3.evaluation.run_folder import (
     CellRow,
     CostRow,
@@ -254,6 +255,20 @@ class Summary:
                 return None
             parts.append((mine.tolist(), whole.tolist(), samples.images))
         return retention(parts) if parts else None
+
+    @cached_property
+    def routings(self) -> dict[tuple[str, int], Routing]:
+        """(model, scale) -> the experts that the recorded prompts chose, added up over the tasks; without what has none."""
+        found: dict[tuple[str, int], Routing] = {}
+        for cell in self._primary.values():
+            for key in (
+                read_keys(self.run, cell.model, cell.task, cell.scale).values() if cell.value is not None else ()
+            ):
+                text = self._store.answer(key).routing
+                if text is not None:
+                    one, at = Routing.decoded(text), (cell.model, cell.scale)
+                    found[at] = found[at] + one if at in found else one
+        return found
 
     def published(self, task: str) -> list[PublishedScore]:
         """What papers report for the task at a stated number of tokens."""

@@ -169,10 +169,10 @@ def run_task(
     """One model on one task. Several processes answer first, each its share; then the first one scores."""
     arguments = sweep.arguments
     label = f"{name}, {loaded.name}"
-    model = StoredModel(engine, budgets, arguments.batch_size, loaded, store, label, arguments.frames)
+    model = StoredModel(engine, budgets, arguments.batch_size, loaded, store, label, arguments.frames, arguments.limit)
     if sweep.accelerator.num_processes > 1:
         with quiet(sweep.run):
-            model.answer_share(arguments.limit)
+            model.answer_share()
         sweep.accelerator.wait_for_everyone()
         store.refresh()
     if not sweep.is_writer:
@@ -212,7 +212,8 @@ def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
     scales, kind = list(config.nesting.trained_scales), config.nesting.kind
     parameters = sum(parameter.numel() for parameter in engine.model.parameters())
     base = "" if method == OWN else name
-    return ModelRow(label_of(name, method), path, engine.weights, scales, grid, kind, parameters, method, base)
+    routers = len(engine.model.model.routers)
+    return ModelRow(label_of(name, method), path, engine.weights, scales, grid, kind, parameters, method, base, routers)
 
 
 def add_costs(sweep: Sweep, name: str, engine: Engine, methods: Sequence[str]) -> None:

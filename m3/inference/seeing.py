@@ -66,6 +66,12 @@ def see(
     return Seen(name, about, tuple(tiles), tuple(features))
 
 
+def together(parts: Sequence[Float[Tensor, "_ n d"]]) -> Float[Tensor, "t m d"]:
+    """The tiles of several pictures as the model takes them: padded at the end to the most tokens."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
+
+
 def image_inputs(
     model: M3ForConditionalGeneration, processor: M3Processor, shown: Sequence[Seen], scales: Sequence[int]
 ) -> dict[str, Tensor]:
@@ -73,11 +79,9 @@ def image_inputs(
     if not shown:
         return {}
     features = [part for one in shown for part in one.features]
-    longest = max(part.shape[1] for part in features)
     known = tile_entries([tiles for one in shown for tiles in one.tiles], processor.reader.tiling)
     inputs = known | {"image_scales": torch.tensor(list(scales), dtype=torch.int64)}
-    padded = torch.cat([pad(part, (0, 0, 0, longest - part.shape[1])) for part in features])
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()} | {"image_features": padded}
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()} | {"image_features": together(features)}
 
 
 def reading_order(text: str, marks: Sequence[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 from m3.evaluation.engine import Engine
+from m3.evaluation.routing import Routing
 from m3.evaluation.run_folder import CellRow, CostRow, Example, LatencyRow, ModelRow, write_json, write_rows
 from m3.evaluation.statistics import clustered_mean
 from m3.evaluation.store import Answer, Cell, Store
@@ -81,19 +83,25 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_model(
-    folder: Path, seed: int = 0, scales: list[int] = SCALES, layers: int = 2, tiling: dict | None = None
+    folder: Path,
+    seed: int = 0,
+    scales: list[int] = SCALES,
+    layers: int = 2,
+    tiling: dict | None = None,
+    decoder: str = "aria_text",
 ) -> Path:
     """24x24 pixels, 6x6 patches, two layers each (or `layers` in the decoder); weights large enough that answers differ."""
     torch.manual_seed(seed)
     nesting = {"kind": "grid_pool", "trained_scales": scales}
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {"vocab_size": 260, "pad_token_id": 0, "eos_token_id": 3, "moe_num_experts": 4, "moe_topk": 2}
+    text = {"vocab_size": 260, "pad_token_id": 0, "eos_token_id": 3}
+    text |= {"moe_num_experts": 4, "moe_topk": 2} if decoder == "aria_text" else {}
     config = M3Config(
         vision_config=AutoConfig.for_model(
             "siglip_vision_model", **small, image_size=24, patch_size=4, vision_use_head=False
         ),
         text_config=AutoConfig.for_model(
-            "aria_text", **small | {"num_hidden_layers": layers}, **text, num_key_value_heads=2, initializer_range=0.3
+            decoder, **small | {"num_hidden_layers": layers}, **text, num_key_value_heads=2, initializer_range=0.3
         ),
         nesting=nesting,
         tiling=tiling,
@@ -173,17 +181,26 @@ SUITE = tuple(f"suite_{family}" for family in FAMILIES)
 SWEPT = (1, 4, 9, 36)
 
 
+def routing_of(scale: int, doc_id: int) -> str:
+    """Two layers of four experts, two of them per token: visual tokens go to the first half, text everywhere."""
+    visual = [[scale, scale, 0, 0], [scale, 0, scale, 0]]
+    text = [[15, 15, 15, 15], [30 - doc_id % 3, 30, doc_id % 3, 0]]
+    entropy = np.array([[scale * 0.5, scale * 1.0], [30 * 1.2, 30 * 0.3]])
+    return Routing(np.array([visual, text]), entropy, np.array([scale, 30])).encoded()
+
+
 def make_run(
     run: Path, documents: int = 40, tasks: Sequence[str] = SUITE, lift: float = 0.0, errors: Sequence[str] = ()
 ) -> Path:
     """A run folder as a sweep leaves it: a trained model that climbs, a base that needs all 36 tokens, no harness run.
 
+    The trained model's decoder has two layers of four experts, the base's is dense.
     `lift` is added to every chance of a right answer. `errors`: the tasks that count wrong answers, not right ones.
     """
     rng = random.Random(0)
     models = [
-        ModelRow("m3-tiny", "playground/m3-tiny", "a" * 24, list(SWEPT), [6, 6], "grid_pool", 1_500_000),
-        ModelRow("m3-tiny-base", "playground/m3-tiny-base", "b" * 24, [36], [6, 6], "grid_pool", 1_500_000),
+        ModelRow("m3-tiny", "playground/m3-tiny", "a" * 24, list(SWEPT), [6, 6], "grid_pool", 1_500_000, routers=2),
+        ModelRow("m3-tiny-base", "playground/m3-tiny-base", "b" * 24, [36], [6, 6], "grid_pool", 1_500_000, routers=0),
     ]
     cells, costs, times, examples = [], [], [], []
     with Store(run / "store") as store:
@@ -201,7 +218,21 @@ def make_run(
                         scores.append(1.0 - score if name in errors else score)
                         image = (f"{name}-{doc_id // 2}",)  # two questions about each image
                         text = "a right answer" if score else 'wrong <b>"answer"</b>'
-                        answers.append(Answer(cell, name, doc_id, text, None, scale, 30, 3, 0.1, image))
+                        answers.append(
+                            Answer(
+                                cell,
+                                name,
+                                doc_id,
+                                text,
+                                None,
+                                scale,
+                                30,
+                                3,
+                                0.1,
+                                image,
+                                routing=routing_of(scale, doc_id) if model is models[0] else None,
+                            )
+                        )
                         keys[doc_id] = cell.key
                     store.add_answers(answers)
                     store.add_scores({keys[i]: {metric: score} for i, score in enumerate(scores)})

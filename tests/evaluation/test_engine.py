@@ -93,18 +93,18 @@ def test_each_image_is_seen_once_for_all_scales(model_folder: Path):
     engine = Engine.load(str(model_folder))
     questions = [ask(engine, index, scale) for scale in SCALES for index in range(3)]
     list(engine.answer(questions, batch_size=2))
-    assert engine.images_seen == 3
+    assert engine.pictures.images_seen == 3
 
 
 def test_bounded_cache_sees_again_and_answers_alike(model_folder: Path):
     roomy, tight = Engine.load(str(model_folder)), Engine.load(str(model_folder))
-    tight.cache_bytes = 1
+    tight.pictures.limit = 1
     texts = []
     for engine in (roomy, tight, roomy, tight):
         questions = [ask(engine, index % 4, 4) for index in range(8)]
         texts.append([reply.text for reply in answers(engine, questions, 2)])
     assert texts[0] == texts[1] == texts[2] == texts[3]
-    assert roomy.images_seen == 4 < tight.images_seen
+    assert roomy.pictures.images_seen == 4 < tight.pictures.images_seen
 
 
 def test_weights_digest_follows_the_weights(model_folder: Path, engine: Engine, tmp_path: Path):

@@ -95,6 +95,20 @@ def test_samples_are_browsed_with_buttons_and_arrows(opened: tuple):
     assert page.locator("#sample tbody tr").count() == len(SWEPT)
 
 
+def test_maps_of_experts_follow_the_scale_and_the_model(opened: tuple):
+    page, said, _, _ = opened
+    assert page.locator("#experts rect.load").count() == 2 * 2 * 4  # visual and text, two layers of four experts
+    assert page.locator("#experts-maps .title").first.text_content() == "visual tokens, 0 to 2 fair shares"
+    page.locator("#experts-scales button").first.click()
+    assert page.locator('#experts-scales [aria-pressed="true"]').text_content() == "1"
+    page.locator("#experts rect.load").first.hover()
+    assert "layer 0, expert 0" in page.locator("#tip").text_content()
+    page.locator('#models input[value="m3-tiny"]').uncheck()
+    assert page.locator("#experts-model").text_content() == "No model with experts is chosen"
+    page.locator('#models input[value="m3-tiny"]').check()
+    assert said == []
+
+
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_nothing_runs_over_the_side(opened: tuple, width: int, theme: str):

@@ -115,7 +115,7 @@ def test_figures_for_print(run: Path):
     names = {path.name for path in (run / "figures").iterdir()}
     assert names == {
         "accuracy_vs_cost.svg", "accuracy_vs_cost.pdf", "oracle.svg", "oracle.pdf", "oracle.png", "latency.svg", "latency.pdf",
-        "latency.png",
+        "latency.png", "experts.svg", "experts.pdf", "experts.png",
     }  # fmt: skip
     assert (run / "figures" / "oracle.pdf").read_bytes().startswith(b"%PDF")
     assert "<svg" in (run / "figures" / "oracle.svg").read_text()

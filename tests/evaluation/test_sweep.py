@@ -15,6 +15,7 @@ import torch
 
 from m3.evaluation import arguments, report, sweep
 from m3.evaluation.engine import Engine
+from m3.evaluation.picture_cache import PictureCache
 from m3.evaluation.store import Store
 from tests.evaluation.conftest import save_model, write_tasks
 
@@ -80,14 +81,14 @@ def test_each_image_is_encoded_once_for_all_scales(
     tmp_path: Path, model_folder: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[int] = []
-    see = Engine.see
+    see = PictureCache.see
 
-    def counted(self: Engine, pictures: list, batch_size: int) -> None:
+    def counted(self: PictureCache, pictures: list, batch_size: int) -> None:
         before = self.images_seen
         see(self, pictures, batch_size)
         seen.append(self.images_seen - before)
 
-    monkeypatch.setattr(Engine, "see", counted)
+    monkeypatch.setattr(PictureCache, "see", counted)
     assert run_sweep(tmp_path / "run", task_folder, model_folder) == 0
     assert sum(seen) == 6  # tiny_two shows three of tiny_one's six images again
 
@@ -101,7 +102,7 @@ def test_second_sweep_computes_nothing_and_says_the_same(
         raise AssertionError("an answer that is in the store was computed again")
 
     monkeypatch.setattr(Engine, "_run", refuse)
-    monkeypatch.setattr(Engine, "see", refuse)
+    monkeypatch.setattr(PictureCache, "see", refuse)
     assert run_sweep(swept, task_folder, model_folder, base_folder, tasks="tiny,tiny_choice") == 0
     assert (swept / "cells.csv").read_bytes() == before
 

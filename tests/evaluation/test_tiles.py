@@ -53,11 +53,11 @@ def test_batches_equal_single_questions_and_count_real_tokens(engine: Engine, co
 def test_a_cache_of_one_image_gives_the_same_answers(engine: Engine) -> None:
     questions = [ask(engine, index, 4) for index in range(3)]
     expected = [reply.text for reply in answers(engine, questions, 2)]
-    seen = engine.images_seen
+    seen = engine.pictures.images_seen
     small = Engine(engine.model, engine.processor, engine.weights, cache_bytes=1)
     for _ in range(2):
         assert [reply.text for reply in answers(small, questions, 1)] == expected
-    assert seen == 3 < small.images_seen
+    assert seen == 3 < small.pictures.images_seen
 
 
 def test_cost_and_latency_are_those_of_all_tiles(engine: Engine, tmp_path: Path) -> None:

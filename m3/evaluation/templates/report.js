@@ -193,6 +193,7 @@ function draw() {
   byId("each").replaceChildren(...(tasks.length > 1 ? tasks : []).map((task) => chart(task.name, [task.id], true)));
   for (const row of document.querySelectorAll("[data-task]")) row.hidden = !shown.tasks.has(row.dataset.task);
   drawNeeds(tasks);
+  drawExperts();
   drawSample();
 }
 
