@@ -90,7 +90,7 @@ def test_samples_are_browsed_with_buttons_and_arrows(opened: tuple):
     assert question.text_content() == "What <is> this suite_position?"
     page.keyboard.press("ArrowRight")
     assert page.locator("#sample-place").text_content() == f"3 of {len(SUITE) + 1}"
-    page.get_by_role("button", name="9", exact=True).click()
+    page.locator("#sample .scales").get_by_role("button", name="9", exact=True).click()
     assert page.locator("#sample line.over").count() == 4  # three by three cells
     assert page.locator("#sample tbody tr").count() == len(SWEPT)
 
