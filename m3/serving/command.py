@@ -53,11 +53,9 @@ def main(argv: list[str]) -> int:
     arguments = parse(argv)
     settings = read_settings(arguments)
     require("fastapi")
-    import uvicorn
-
     from m3.serving.api import create_app
     from m3.serving.engine import Engine
-    from m3.serving.protocol import Http
+    from m3.serving.server import make_server
 
     warn(settings)
     model, processor = load(
@@ -70,16 +68,7 @@ def main(argv: list[str]) -> int:
         merge=arguments.merge,
         attention=arguments.attention,
     )
-    uvicorn.run(
-        create_app(Engine(model, processor, settings), settings),
-        host=settings.host,
-        port=settings.port,
-        http=Http,
-        ws="none",
-        timeout_graceful_shutdown=settings.shutdown_seconds,
-        server_header=False,
-        proxy_headers=False,
-    )
+    make_server(create_app(Engine(model, processor, settings), settings), settings).run()
     return 0
 
 

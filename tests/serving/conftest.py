@@ -4,16 +4,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from m3.inference import load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.serving.api import create_app
 from m3.serving.engine import Engine
+from m3.serving.server import make_server
 from m3.serving.settings import Settings
 
 Loaded = tuple[M3ForConditionalGeneration, M3Processor]
@@ -34,7 +35,7 @@ def engine(loaded: Loaded) -> Iterator[Engine]:
 @contextmanager
 def serving(engine: Engine, settings: Settings) -> Iterator[str]:
     """The address of a server; ends it, and the engine with it."""
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, settings), port=0, log_level="warning"))
+    server = make_server(create_app(engine, settings), replace(settings, port=0), "warning")
 
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -1,14 +1,37 @@
-"""HTTP/1.1 for clients that take their time: uvicorn's own, but a connection whose request does not come is closed.
+"""The server of an app: uvicorn, which ends when it is told to and everything accepted is answered.
 
-uvicorn waits for ever for the first line and the headers of a request. In: a connection. Out: requests, or its end.
+In: an app and its settings. Out: `uvicorn.Server`. uvicorn alone waits for ever for the first line and the headers of a request;
+`Http` closes such a connection.
 """
 
 import asyncio
+from typing import Any
 
+import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from m3.serving.settings import Settings
 
 HEADER_SECONDS = 15.0
 """From the opening of a connection, or the first byte after a response, to the end of the headers."""
+
+
+def make_server(app: FastAPI, settings: Settings, log_level: str = "info") -> uvicorn.Server:
+    """`run` of it serves until SIGTERM or SIGINT; what was accepted by then is finished."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=Http,
+            ws="none",
+            log_level=log_level,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+            server_header=False,
+            proxy_headers=False,
+        )
+    )
 
 
 class Http(H11Protocol):
@@ -16,7 +39,7 @@ class Http(H11Protocol):
 
     _timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def connection_made(self, transport: Any) -> None:  # uvloop's transports are none of asyncio's
         super().connection_made(transport)
         self._watch()
 
