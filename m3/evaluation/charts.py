@@ -140,8 +140,8 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
 def _published(axes: Axes, summary: Summary, task: str, ticks: dict[float, int]) -> None:
     """Thin grey curves with a mark of their own per published model."""
     found = summary.published(task)
-    for index, name in enumerate(dict.fromkeys(score.model for score in found)):
-        points = sorted((score.tokens, score.value) for score in found if score.model == name and score.tokens)
+    for index, name in enumerate(dict.fromkeys(score.label for score in found)):
+        points = sorted((score.tokens, score.value) for score in found if score.label == name and score.tokens)
         x, y = [float(tokens) for tokens, _ in points], [value for _, value in points]
         mark = PUBLISHED_MARKS[index % len(PUBLISHED_MARKS)]
         axes.plot(x, y, color=FAINT, linewidth=0.9, marker=mark, markersize=4, label=f"published: {name}", zorder=2)

@@ -49,7 +49,7 @@ def page(summary: Summary, tables: Sequence[Table]) -> str:
 def page_data(summary: Summary) -> dict[str, Any]:
     """What report.js reads."""
     published = [
-        {"model": s.model, "task": task, "tokens": s.tokens, "per": s.tokens_per, "value": s.value, "paper": s.paper,
+        {"model": s.label, "task": task, "tokens": s.tokens, "per": s.tokens_per, "value": s.value, "paper": s.paper,
          "table": s.table}
         for task in summary.tasks
         for s in summary.published(task)

@@ -7,14 +7,14 @@ cent, or points where the benchmark counts points (MME).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from m3.config import load
-from m3.evaluation.suites import benchmark_of
+from m3.evaluation.suites import known_tasks
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class PublishedScore:
     url: str
     table: str
     note: str
+    differs: str = ""  # beside a task: in which way the paper scores it otherwise
+
+    @property
+    def label(self) -> str:
+        """The model, and how its score is another one than the task's."""
+        return f"{self.model} ({self.differs})" if self.differs else self.model
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,16 @@ def read_paper(path: Path) -> list[PublishedScore]:
 
 
 def beside(task: str, models: Sequence[str] | None = None) -> list[PublishedScore]:
-    """What is published for a task of the harness (`pope`), of `models` or of all; empty where nothing is."""
-    benchmark = benchmark_of(task)
+    """What is published for a task of the harness (`pope`), of `models` or of all; empty where nothing is.
+
+    Scores of the same data by another metric come last and say so (`differs`).
+    """
+    known = known_tasks().get(task)
+    if known is None:
+        return []
     return [
-        score
+        replace(score, differs=differs)
+        for benchmark, differs in {known.benchmark: "", **known.near}.items()
         for score in published_scores()
         if score.benchmark == benchmark and (models is None or score.model in models)
     ]

@@ -190,19 +190,20 @@ def changes_table(changes: Sequence[Change]) -> Table:
 
 def published_table(summary: Summary) -> Table:
     """What papers report for the run's tasks, a row per task and number of tokens, ours in front."""
-    known = {task: found for task in summary.tasks if (found := summary.published(task))}
-    theirs = list(dict.fromkeys(score.model for found in known.values() for score in found))
+    known = {task: found for task in (*summary.tasks, *summary.submitted) if (found := summary.published(task))}
+    theirs = list(dict.fromkeys(score.label for found in known.values() for score in found))
     ours = [model.name for model in summary.models]
     rows = []
     for task, found in known.items():
         tokens = sorted({score.tokens for score in found if score.tokens is not None} | set(summary.scales))
         for scale in tokens:
             mine = [summary.score(name, task, scale) for name in ours]
-            values = [[s.value for s in found if s.model == name and s.tokens == scale] for name in theirs]
+            values = [[s.value for s in found if s.label == name and s.tokens == scale] for name in theirs]
             shown_theirs = [" / ".join(f"{value:.1f}" for value in of_model) for of_model in values]
             shown_mine = ["" if score is None else shown(score) for score in mine]
-            rows.append([f"{summary.label(task)}, {scale}", *shown_mine, *shown_theirs])
-    papers = dict.fromkeys(f"{s.model}: {s.paper}, {s.table}" for found in known.values() for s in found)
+            name = summary.label(task) if task in summary.tasks else f"{task} (at its server)"
+            rows.append([f"{name}, {scale}", *shown_mine, *shown_theirs])
+    papers = dict.fromkeys(f"{s.label}: {s.paper}, {s.table}" for found in known.values() for s in found)
     note = "Papers count tokens per image, per tile of an image (LLaVA-NeXT) or per video. " + "; ".join(papers)
     return Table("published", "Published scores beside ours", ["task, tokens", *ours, *theirs], rows, note=note)
 

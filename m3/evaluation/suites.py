@@ -23,6 +23,7 @@ class SuiteTask:
     benchmark: str  # as papers name it, split included; what published/*.yaml calls its columns
     metric: str  # the harness's metric that tables and charts show
     needs: list[Need] = field(default_factory=list)
+    near: dict[str, str] = field(default_factory=dict)  # benchmarks of the same data, scored otherwise -> in which way
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,6 @@ def known_tasks() -> dict[str, SuiteTask]:
             if known.setdefault(task.task, task) != task:
                 raise ValueError(f"suite {name} describes {task.task} otherwise than another suite does")
     return known
-
-
-def benchmark_of(task: str) -> str | None:
-    """What papers call a task of the harness; None where no suite has it."""
-    known = known_tasks().get(task)
-    return None if known is None else known.benchmark
 
 
 def metric_of(task: str) -> str | None:

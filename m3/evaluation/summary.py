@@ -77,6 +77,14 @@ class Summary:
         return tuple(dict.fromkeys(cell.task for cell in self.cells))
 
     @cached_property
+    def submitted(self) -> tuple[str, ...]:
+        """Tasks without a score of ours, which a server has: their files are there (m3 submit)."""
+        found = sorted(
+            {path.name.rpartition("@")[0] for path in self.run.glob("submissions/*/*@*") if any(path.iterdir())}
+        )
+        return tuple(task for task in found if task not in self.tasks)
+
+    @cached_property
     def scales(self) -> tuple[int, ...]:
         return tuple(sorted({cell.scale for cell in self.cells}))
 

@@ -257,7 +257,7 @@ def make_run(
     (run / "examples").mkdir()
     for index, name in enumerate(tasks):
         make_image(index).save(run / "examples" / f"{name}.png")
-        examples.append(vars(Example(name, index, f"What <is> this {name}?", "red", f"{name}.png")))
+        examples.append(vars(Example(name, index % documents, f"What <is> this {name}?", "red", f"{name}.png")))
     write_json(run / "examples" / "examples.json", examples)
     write_json(run / "models.json", [vars(model) for model in models])
     write_json(run / "baselines.json", {name: {"chance": 0.1, "majority": 0.2} for name in tasks})

@@ -7,7 +7,7 @@ import pytest
 from lmms_eval.tasks import TaskManager
 
 from m3.evaluation.mirrors import read_task
-from m3.evaluation.suites import benchmark_of, get_suite, known_tasks, metric_of, suites
+from m3.evaluation.suites import get_suite, known_tasks, metric_of, suites
 
 OWN = Path(__file__).parents[2] / "lmms_eval_tasks"
 
@@ -42,7 +42,6 @@ def test_every_task_of_every_suite_exists_with_its_metric():
 def test_names_are_looked_up_with_the_near_match():
     with pytest.raises(ValueError, match="no suite 'lava15'. Did you mean 'llava15'?"):
         get_suite("lava15")
-    assert benchmark_of("pope") == "POPE"
     assert metric_of("pope") == "pope_f1_score"
     assert metric_of("tiny_one") is None
     assert len(known_tasks()) == len({task.task for suite in suites().values() for task in suite.tasks})
