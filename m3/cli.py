@@ -21,9 +21,7 @@ class Verb:
 
 
 VERBS: Mapping[str, Verb] = {
-    "train": Verb(
-        "m3.training.command", "train a model over all its scales, or pre-train a vision tower: RECIPE [key=value ...]"
-    ),
+    "train": Verb("m3.train", "train a model over all its scales, or pre-train a vision tower: RECIPE [key=value ...]"),
     "chat": Verb("m3.inference.command", "ask a model about images and videos: --model-path MODEL --image-file FILE"),
     "serve": Verb("m3.serving.command", "a model behind OpenAI's API: --model-path MODEL --port 8000"),
     "sweep": Verb(

@@ -41,6 +41,8 @@ from m3.model import M3Config
 logger = logging.getLogger(__name__)
 
 LATENCY_BATCHES = (1, 8)
+FoundTasks = tuple[TaskManager, list[LoadedTask], list[BrokenTask]]
+"""What `load_tasks` gives."""
 PATIENCE = timedelta(days=30)
 """How long processes wait for each other: one may have far longer answers than the others, or a judge to ask."""
 
@@ -83,7 +85,10 @@ def main(argv: list[str]) -> int:
     if arguments.judge is not None:
         set_judge(arguments.judge, arguments.judge_url)
     scales, methods = reachable_scales(arguments.scales, configs), chosen_methods(arguments.methods)
-    sweep = prepare(arguments, argv, names, scales, methods)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    found = find(arguments, names)
+    sweep = prepare(arguments, argv, found, scales, methods)
     for name, path in paths.items():
         sweep_model(sweep, name, path)
     if not sweep.is_writer:
@@ -106,22 +111,27 @@ def fallen(run: Path, baseline: Path) -> list[Change]:
     return drops
 
 
-def prepare(
-    arguments: argparse.Namespace, argv: Sequence[str], names: Sequence[str], scales: list[int], methods: list[str]
-) -> Sweep:
-    """Loads the tasks and sets the run folder up."""
+def find(arguments: argparse.Namespace, names: Sequence[str]) -> FoundTasks:
+    """Loads the tasks. What the harness says of them goes to the log of the run folder."""
     run: Path = arguments.out
     run.mkdir(parents=True, exist_ok=True)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     disable_progress_bars()
     harness_logger.remove()
     harness_logger.add(run / "lmms_eval.log")
-    is_cpu = default_device(arguments.device) == "cpu"  # joins what torchrun launched
-    accelerator = Accelerator(cpu=is_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     include = arguments.include_path if arguments.include_path.exists() else None
     with quiet(run):
-        manager, tasks, broken = load_tasks(names, include, run / "tasks", arguments.data_root)
+        return load_tasks(names, include, run / "tasks", arguments.data_root)
+
+
+def prepare(
+    arguments: argparse.Namespace, argv: Sequence[str], found: FoundTasks, scales: list[int], methods: list[str]
+) -> Sweep:
+    """Sets the run folder up, `arguments.out`."""
+    run: Path = arguments.out
+    run.mkdir(parents=True, exist_ok=True)
+    manager, tasks, broken = found
+    is_cpu = default_device(arguments.device) == "cpu"  # joins what torchrun launched
+    accelerator = Accelerator(cpu=is_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     documents = sum(min(len(loaded.task.eval_docs), arguments.limit or 10**12) for loaded in tasks)
     budgets = len(arguments.models) * len(scales) * len(methods)
     for loaded in tasks:
@@ -137,9 +147,13 @@ def prepare(
 
 
 def sweep_model(sweep: Sweep, name: str, path: str) -> None:
-    """One model on every task, by every method and at every scale."""
+    """One model, loaded for it, on every task, by every method and at every scale."""
+    sweep_engine(sweep, name, path, Engine.load(path, local_device(sweep.arguments.device), sweep.arguments.dtype))
+
+
+def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
+    """As `sweep_model`, with the model at hand."""
     arguments = sweep.arguments
-    engine = Engine.load(path, local_device(arguments.device), arguments.dtype)
     kind = engine.model.config.nesting.kind
     methods = [method for method in sweep.methods if method == OWN or not is_own(method, kind)]
     for method in sorted(set(sweep.methods) - set(methods)):

@@ -20,7 +20,6 @@ def training_arguments(
     workers: int,
     steps: int,
     report_to: Sequence[str] = (),
-    evaluate_every: int | None = None,
 ) -> TrainingArguments:
     """Everything that Trainer decides, from the recipe; data come in the order of the data set, which is shuffled.
 
@@ -65,6 +64,4 @@ def training_arguments(
         torch_compile=hardware.compile,
         activation_checkpointing=hardware.activation_checkpointing,
         report_to=list(report_to) or "none",
-        eval_strategy="no" if evaluate_every is None else "steps",
-        eval_steps=evaluate_every,
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 from m3.config import load
 from m3.training.chain import Chain, recipes
 from m3.training.distributed import world
+from m3.training.evaluations import OpenBenchmarks
 from m3.training.recipe import Recipe, TowerRecipe
 
 
-def main(argv: list[str]) -> int:
-    """Parses the arguments and trains; returns the exit code."""
+def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
+    """Parses the arguments and trains; returns the exit code. `open_benchmarks`: see m3/training/evaluations.py."""
     parser = argparse.ArgumentParser(prog="m3 train", description=__doc__)
     parser.add_argument("recipe", help="a YAML file (see m3/recipes), or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example schedule.steps=100")
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
 
     for recipe in chosen:
         _check_resume(recipe.run, arguments.resume)
-        run = train_tower(recipe) if isinstance(recipe, TowerRecipe) else train_model(recipe)
+        run = train_tower(recipe) if isinstance(recipe, TowerRecipe) else train_model(recipe, open_benchmarks)
         if world().is_first:
             print(f"trained: {run.final}\nmetrics: {run.metrics}")
     return 0

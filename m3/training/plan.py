@@ -18,6 +18,7 @@ from m3.model.cost import CostModel
 from m3.training.build import new_config
 from m3.training.lora import lora_config
 from m3.training.recipe import Recipe
+from m3.training.sections import Evaluation
 from m3.training.stages import PARTS, apply_parts, part_of, router_names
 from m3.training.throughput import peak_flops
 
@@ -41,12 +42,25 @@ def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
     Raises:
         ValueError: the global batch cannot be made up on so many devices, or nothing says what the model is.
     """
+    check_evaluation(recipe)
     config = before or planned_config(recipe)
     parameters = count_parameters(recipe, config)
     lines = [f"{'part':<14}{'parameters':>14}{'trained':>14}"]
     for part, number in parameters.items():
         lines.append(f"{part:<14}{number.total / 1e6:>13.3f}M{number.trained / 1e6:>13.3f}M")
-    return "\n".join([*lines, *_batch_lines(recipe, devices), *_size_lines(recipe, config, parameters, devices)])
+    lines += [*_batch_lines(recipe, devices), *_size_lines(recipe, config, parameters, devices)]
+    if recipe.evaluation is not None:
+        lines.append(_evaluation_line(recipe, recipe.evaluation, config))
+    return "\n".join(lines)
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """A `ValueError` where benchmarks are asked for and no process has the whole model to run them with."""
+    if recipe.evaluation is not None and zero_stage(recipe) == 3:
+        raise ValueError(
+            "evaluation runs the whole model in every process, and ZeRO-3 leaves each a part of it; take scripts/deepspeed/"
+            "zero2.json (ZERO=zero2), or leave evaluation out and `m3 sweep` the run's checkpoints"
+        )
 
 
 def planned_config(recipe: Recipe) -> M3Config:
@@ -93,6 +107,15 @@ def _batch_lines(recipe: Recipe, devices: int) -> list[str]:
     return [
         f"global batch    {samples} samples = {devices} devices x {schedule.batch_size} x {accumulation} micro-steps; {length}"
     ]
+
+
+def _evaluation_line(recipe: Recipe, wanted: Evaluation, config: M3Config) -> str:
+    """A `ValueError` if a scale is out of reach."""
+    scales = recipe.matryoshka_vis_token_scale if wanted.scales is None else wanted.scales
+    for scale in scales:
+        config.reader.count(scale, config.tiling.largest())
+    documents = "all documents" if wanted.limit is None else f"{wanted.limit} documents each"
+    return f"evaluation      {', '.join(wanted.tasks)} at {', '.join(map(str, scales))}, every {wanted.every} steps, {documents}"
 
 
 def _size_lines(recipe: Recipe, config: M3Config, parameters: dict[str, Parameters], devices: int) -> list[str]:

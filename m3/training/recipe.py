@@ -4,7 +4,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from m3.data.recipe import Data
-from m3.training.sections import Adapter, Distil, Hardware, HeldOut, NewModel, Optimiser, Parts, Scales, Schedule
+from m3.training.sections import (
+    Adapter,
+    Distil,
+    Evaluation,
+    Hardware,
+    HeldOut,
+    NewModel,
+    Optimiser,
+    Parts,
+    Scales,
+    Schedule,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +44,7 @@ class Recipe:
     scale_weights: dict[int, float] | None = None
     distil: Distil | None = None
     held_out: HeldOut | None = None
+    evaluation: Evaluation | None = None
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     adapter: Adapter | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)

@@ -143,6 +143,28 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A small sweep of benchmarks with the live model every `every` steps; a folder of the run holds each for `m3 report`.
+
+    `tasks`: as `m3 sweep --tasks`. `scales`: null for those trained. `limit`: documents of each task, null for all of them.
+    `include_path`, `data_root`: as the sweep's options.
+    """
+
+    every: int
+    tasks: tuple[str, ...]
+    scales: tuple[int, ...] | None = None
+    limit: int | None = 64
+    batch_size: int = 16
+    include_path: str = "lmms_eval_tasks"
+    data_root: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("evaluation", every=self.every, limit=self.limit, batch_size=self.batch_size)
+        if not self.tasks or self.scales == ():
+            raise ValueError("evaluation: name at least one of tasks, and of scales unless they are null")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """LoRA (https://arxiv.org/abs/2106.09685) on the decoder, at the rate `parts.decoder`; other parts train whole or not.
 

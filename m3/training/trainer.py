@@ -16,6 +16,7 @@ from transformers.utils.generic import ModelOutput
 from m3.model import M3ForConditionalGeneration, M3Output
 from m3.model.router_losses import is_real
 from m3.training.distributed import sum_over_processes, union_over_processes, wait_for_everyone
+from m3.training.evaluations import AskWhenDue, Evaluation, kept_random_state
 from m3.training.low_memory import average_gradients, row_by_row
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import WHOLE, RunFolder
@@ -51,7 +52,8 @@ class MarkWhole(TrainerCallback):
 class RunTrainer(Trainer):
     """Trainer that knows its run folder. `measure` says what to log of every output; `rates` the rate of each parameter.
 
-    `low_memory`: the model (within PEFT's) whose rows are read one at a time. `held_out`: batches that are evaluated.
+    `low_memory`: the model (within PEFT's) whose rows are read one at a time. `held_out`: how often the loss of which batches is
+    measured. `benchmarks`: what is evaluated beside it, and how often.
     `distil`: self-distillation over scales; the batches then name the teachers (`teacher_index`).
 
     The loss of a step is divided by the sum of `loss_weights` over all its micro-batches and devices, and router losses
@@ -69,10 +71,15 @@ class RunTrainer(Trainer):
         low_memory: M3ForConditionalGeneration | None = None,
         distil: Distil | None = None,
         meter: Meter | None = None,
-        held_out: Sequence[dict[str, Tensor]] = (),
+        held_out: tuple[int, Sequence[dict[str, Tensor]]] | None = None,
+        benchmarks: Evaluation | None = None,
         **kwargs,
     ) -> None:
-        super().__init__(callbacks=[*([router] if router else []), MarkWhole()], **kwargs)
+        self._held_out = [] if held_out is None else held_out[1]
+        own = None if held_out is None else Evaluation(held_out[0], self._measure_held_out)
+        self._evaluations = [one for one in (own, benchmarks) if one is not None]
+        callbacks = [*([router] if router else []), AskWhenDue(self._evaluations), MarkWhole()]
+        super().__init__(callbacks=callbacks, **kwargs)
         self.run = run
         self._measure = measure
         self._rates = dict(rates or {})
@@ -86,7 +93,10 @@ class RunTrainer(Trainer):
         self._low_memory = low_memory
         self._distil = distil
         self._meter = meter
-        self._held_out = held_out
+        if benchmarks is not None and self.is_fsdp_enabled:
+            raise ValueError(
+                "evaluation runs the whole model in every process, which FSDP shards; leave it out, and sweep the checkpoints"
+            )
         self._flops = 0.0
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._sums: dict[str, float] = defaultdict(float)
@@ -159,9 +169,24 @@ class RunTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs) -> dict[str, float]:
-        """The loss of each scale on the held-out batches, into the run's metrics. Every process reads all of them."""
-        if self._evaluated[0] == self.state.global_step:  # Trainer asks again at the end of the last pass
+        """What is due at this step, into the run's metrics. It changes no random state, and its time is not training's."""
+        step, began = self.state.global_step, time.perf_counter()
+        if self._evaluated[0] == step:  # Trainer asks again at the end of the last pass
             return self._evaluated[1]
+        found: dict[str, float] = {}
+        with kept_random_state():
+            for evaluation in self._evaluations:
+                if step % evaluation.every == 0:
+                    found |= evaluation.measure(step)
+        self._since += time.perf_counter() - began
+        self.log(found)
+        if self.is_world_process_zero():
+            self.run.append_metrics({"step": step, **found})
+        self._evaluated = (step, found)
+        return found
+
+    def _measure_held_out(self, step: int) -> dict[str, float]:
+        """The loss of each scale on the held-out batches. Every process reads all of them."""
         model = cast(nn.Module, self.model_wrapped)
         sums, counts = defaultdict[str, float](float), defaultdict[str, float](float)
         model.eval()
@@ -171,14 +196,9 @@ class RunTrainer(Trainer):
             for name, (value, count) in self._measure(output, 1.0).items():
                 sums[name], counts[name] = sums[name] + value, counts[name] + count
         model.train()
-        found = {
+        return {
             f"eval_{name}": round(sums[name] / counts[name], 6) for name in sorted(sums) if name.startswith("loss_")
         }
-        self.log(found)
-        if self.is_world_process_zero():
-            self.run.append_metrics({"step": self.state.global_step, **found})
-        self._evaluated = (self.state.global_step, found)
-        return found
 
     def compute_loss(
         self,

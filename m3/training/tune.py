@@ -5,6 +5,7 @@ in: a recipe; way: build -> mixture -> collator (multiscale, packing) -> RunTrai
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -21,13 +22,15 @@ from m3.processing import M3Processor
 from m3.training.arguments import training_arguments
 from m3.training.build import build
 from m3.training.distributed import gather_experts_at_once, world
+from m3.training.evaluations import Benchmarks, Evaluation, OpenBenchmarks
 from m3.training.lora import add_lora, lora_config, merge
 from m3.training.objective import measure
-from m3.training.plan import plan
+from m3.training.plan import check_evaluation, plan
 from m3.training.recipe import Recipe
 from m3.training.resume import check_resume
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import RunFolder
+from m3.training.sections import HeldOut
 from m3.training.stages import apply_parts, chosen_rates
 from m3.training.throughput import meter
 from m3.training.trainer import RunTrainer
@@ -35,8 +38,11 @@ from m3.training.trainer import RunTrainer
 logger = logging.getLogger(__name__)
 
 
-def train_model(recipe: Recipe) -> RunFolder:
-    """Trains, or resumes what was interrupted, or returns at once when the run is finished."""
+def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -> RunFolder:
+    """Trains, or resumes what was interrupted, or returns at once when the run is finished.
+
+    `open_benchmarks` makes ready what the recipe's `evaluation` names.
+    """
     run = RunFolder(recipe.run)
     run.check(recipe)
     if run.is_finished:
@@ -44,6 +50,7 @@ def train_model(recipe: Recipe) -> RunFolder:
     check_resume(run, recipe.schedule, world().size)
     run.start(recipe)
     _check_machine(recipe)
+    check_evaluation(recipe)
     if world().is_first:
         logger.info("\n%s", plan(recipe, world().size))
     if recipe.hardware.threads is not None:
@@ -65,8 +72,8 @@ def train_model(recipe: Recipe) -> RunFolder:
         recipe.data.workers,
         len(mixture) // schedule.step_samples(devices),
         recipe.report_to,
-        None if recipe.held_out is None else recipe.held_out.every,
     )
+    benchmarks = _benchmarks(recipe, run, open_benchmarks)
     model, processor = new or build(recipe)
     rates, adapted = apply_parts(model, recipe.parts), None
     if is_deepspeed_zero3_enabled():
@@ -75,7 +82,6 @@ def train_model(recipe: Recipe) -> RunFolder:
     if lora is not None:
         adapted, rates = add_lora(model, lora, rates, schedule.seed)
     collator = _collator(recipe, processor, schedule.step_samples(devices))
-    held_out = _held_out(recipe, collator)
     trainer = RunTrainer(
         run=run,
         measure=measure,
@@ -89,8 +95,10 @@ def train_model(recipe: Recipe) -> RunFolder:
         distil=recipe.distil,
         low_memory=model if recipe.memory == "low" else None,
         meter=meter(model.config),
-        held_out=held_out,
-        eval_dataset=held_out or None,
+        held_out=None
+        if recipe.held_out is None
+        else (recipe.held_out.every, _held_out(recipe.held_out, recipe, collator)),
+        benchmarks=None if benchmarks is None else Evaluation(benchmarks[0], partial(benchmarks[1], model, processor)),
         processing_class=processor,
     )
     trainer.run_to_end(None if adapted is None else lambda folder: _save_adapted(trainer, recipe, folder))
@@ -105,12 +113,13 @@ def _check_machine(recipe: Recipe) -> None:
             "make one with `m3 convert` or `m3 assemble`, and give model=FOLDER"
         )
     is_packed = recipe.adapter is not None and recipe.adapter.quantise == "bnb-4bit"
-    if is_packed and recipe.held_out is not None and not torch.accelerator.is_available():
+    evaluates = recipe.held_out is not None or recipe.evaluation is not None
+    if is_packed and evaluates and not torch.accelerator.is_available():
         # bitsandbytes lays 4-bit weights out anew at the first evaluation on a CPU with AVX512-BF16; from then on their
         # product has no backward, and what lies below gets wrong gradients without a word
         raise ValueError(
-            "held_out does not go with adapter.quantise: bnb-4bit on a CPU, where evaluating changes how bitsandbytes "
-            "stores the weights; leave held_out out, or take quantise: bnb-8bit"
+            "held_out and evaluation do not go with adapter.quantise: bnb-4bit on a CPU, where evaluating changes how "
+            "bitsandbytes stores the weights; leave them out, or take quantise: bnb-8bit"
         )
 
 
@@ -142,11 +151,19 @@ def _mixture(recipe: Recipe, devices: int) -> Mixture:
     )
 
 
-def _held_out(recipe: Recipe, collator: Collator) -> list[dict[str, Tensor]]:
-    """Batches of the held-out samples at all scales; none without them."""
-    spec = recipe.held_out
-    if spec is None:
-        return []
+def _benchmarks(recipe: Recipe, run: RunFolder, opened: OpenBenchmarks | None) -> tuple[int, Benchmarks] | None:
+    """How often the recipe's benchmarks are run, and what runs them."""
+    if recipe.evaluation is None:
+        return None
+    if opened is None:
+        raise ValueError(
+            "evaluation needs the sweep, which `m3 train` brings: call m3.train.main, or give open_benchmarks"
+        )
+    return recipe.evaluation.every, opened(recipe, run.path / "evaluation")
+
+
+def _held_out(spec: HeldOut, recipe: Recipe, collator: Collator) -> list[dict[str, Tensor]]:
+    """Batches of the held-out samples at all scales."""
     samples = open_source(spec.source)
     number, size = min(spec.samples, len(samples)), recipe.schedule.batch_size
     every_scale = replace(collator, scales=tuple(recipe.matryoshka_vis_token_scale), teacher_index=False)

@@ -107,7 +107,7 @@ def test_held_out_samples_are_refused_where_they_would_spoil_the_gradients(base:
         f"held_out={{every: 2, samples: 4, source: {{path: {base.parent}/data.json, image_folder: {base.parent}}}}}"
     )
     wanted = overrides(base, "held", "bnb-4bit", "attention, shared_experts")
-    with pytest.raises(ValueError, match="held_out does not go with adapter.quantise: bnb-4bit on a CPU"):
+    with pytest.raises(ValueError, match="held_out and evaluation do not go with adapter.quantise: bnb-4bit on a CPU"):
         main([str(base), *wanted, held_out])
 
 
