@@ -1,9 +1,19 @@
-"""Requests and files for the tests of the server."""
+"""A server in a thread, requests and files for the tests of serving."""
 
 import base64
 import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 from PIL import Image
+
+from m3.serving.api import create_app
+from m3.serving.engine import Engine
+from m3.serving.server import make_server
+from m3.serving.settings import Settings
 
 
 def png(colour: str = "red", size: tuple[int, int] = (60, 40)) -> bytes:
@@ -20,3 +30,21 @@ def ask(*images: bytes, question: str = "What is it?") -> list[dict]:
     """Messages of one user turn: the images, then the question."""
     shown = [{"type": "image_url", "image_url": {"url": data_address(image)}} for image in images]
     return [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
+
+
+@contextmanager
+def serving(engine: Engine, settings: Settings) -> Iterator[str]:
+    """The address of a server; ends it, and the engine with it."""
+    server = make_server(create_app(engine, settings), replace(settings, port=0), "warning")
+
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+        assert thread.is_alive()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -7,6 +7,10 @@ BENCHES = {
     "step": ("m3.bench.step", "one all-scales training step against the published way"),
     "train": ("m3.bench.train", "a step on samples of mixed length: packed, padded, row by row, and the published way"),
     "sweep": ("m3.bench.sweep", "a sweep of all scales against the largest alone, and against lmms-eval per scale"),
+    "serve": (
+        "m3.bench.serve",
+        "a server under load: equal answers, seconds per scale, throughput, memory, a clean end",
+    ),
     "cost": ("m3.bench.cost", "FLOPs, bytes, estimated and measured seconds of every scale, of any configuration"),
     "convert": ("m3.bench.convert", "the memory of a conversion against the size of the checkpoint"),
 }

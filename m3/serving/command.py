@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,8 +69,14 @@ def main(argv: list[str]) -> int:
         merge=arguments.merge,
         attention=arguments.attention,
     )
-    make_server(create_app(Engine(model, processor, settings), settings), settings).run()
+    server = make_server(create_app(Engine(model, processor, settings), settings), settings)
+    signal.signal(signal.SIGTERM, _told_to_end)
+    server.run()
     return 0
+
+
+def _told_to_end(*_: object) -> None:
+    """uvicorn raises the signal once more when all is finished; what it was told to do is done by then."""
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:

@@ -77,6 +77,7 @@ class Engine:
                     self.settings.queue.retry_after_seconds,
                 )
             self._accepted.add(job)
+        self.metrics.accepted.inc()
         self._preparers.submit(self._prepare, job).add_done_callback(_tell)
         return job
 

@@ -17,6 +17,7 @@ class Metrics:
         self.responses = Counter(
             "m3_http_responses", "HTTP responses by path and status", ["path", "status"], registry=registry
         )
+        self.accepted = Counter("m3_accepted", "Requests accepted", registry=registry)
         self.requests = Counter("m3_requests", "Requests that ended, by how", ["outcome"], registry=registry)
         self.prompt_tokens = Counter("m3_prompt_tokens", "Tokens read, visual ones included", registry=registry)
         self.new_tokens = Counter("m3_new_tokens", "Tokens written", registry=registry)
