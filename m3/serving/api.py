@@ -54,7 +54,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.add_exception_handler(ClientLeft, _on_left)
     app.include_router(answers(engine, settings))
     app.include_router(facts(engine, settings))
-    app.add_middleware(Guard, settings=settings, metrics=engine.metrics)
+    app.add_middleware(Guard, settings=settings, responses=engine.metrics.responses)
     for operations in app.openapi()["paths"].values():  # FastAPI's own word for an invalid body; ours is 400
         for operation in operations.values():
             operation["responses"].pop("422", None)

@@ -7,11 +7,12 @@ import asyncio
 import hmac
 from dataclasses import dataclass
 
+from prometheus_client import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from m3.serving.asking import replay
 from m3.serving.errors import refused_response
-from m3.serving.metrics import Metrics
 from m3.serving.requests import Busy, Refused
 from m3.serving.settings import Settings
 
@@ -28,10 +29,10 @@ class _Held:
 
 
 class Guard:
-    """An ASGI middleware."""
+    """An ASGI middleware. `responses` counts, by path and status."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        self._app, self._settings, self._metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, settings: Settings, responses: Counter) -> None:
+        self._app, self._settings, self._responses = app, settings, responses
         self._key = None if settings.api_key is None else settings.api_key.encode()
         self._in_all = _Held()
 
@@ -46,7 +47,7 @@ class Guard:
             self._check_kind(scope["method"], path, headers)
             body = await self._body(headers, receive, own)
             if body is not None:
-                await self._app(scope, _replay(body, receive), send)
+                await self._app(scope, replay(body, receive), send)
         except Refused as refused:
             await refused_response(refused)(scope, receive, send)
         finally:
@@ -105,17 +106,7 @@ class Guard:
 
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._metrics.responses.labels(label, message["status"]).inc()
+                self._responses.labels(label, message["status"]).inc()
             await send(message)
 
         return count
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body in one message, then whatever comes (the client's leaving)."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay

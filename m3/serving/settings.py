@@ -3,7 +3,7 @@
 In: a YAML file and `key=value` overrides (m3/config.py), or the dataclasses themselves. Out: `Settings`.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 MIB = 2**20
 
@@ -94,6 +94,11 @@ class Settings:
             self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
         ):
             raise ValueError("the API key must be one line of printable ASCII characters, and not empty")
+
+
+def behind(settings: Settings, name: str) -> Settings:
+    """Of one model behind a router, which has asked for the key already."""
+    return replace(settings, name=name, api_key=None)
 
 
 def _check_positive(settings: Limits | Queue | Settings, zero: tuple[str, ...] = ()) -> None:

@@ -1,0 +1,111 @@
+"""Several models in one process; the body's `model` chooses."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import NotFoundError, OpenAI
+from serving_files import ask, png
+from starlette.testclient import TestClient
+
+from m3 import config
+from m3.serving.fleet import Fleet, Served
+from m3.serving.local import create_local
+from m3.serving.settings import Settings
+
+KEY = {"Authorization": "Bearer secret"}
+
+
+@pytest.fixture(scope="module")
+def client(tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    path = str(tiny_checkpoint(tmp_path_factory.mktemp("router") / "tiny"))
+    fleet = Fleet(models=(Served(path=path, device="cpu"), Served(path=path, name="other/one", device="cpu")))
+    with TestClient(create_local(fleet, Settings(api_key="secret")), headers=KEY) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def openai(client: TestClient) -> OpenAI:
+    return OpenAI(base_url="http://testserver/v1", api_key="secret", max_retries=0, http_client=client)
+
+
+def test_models_lists_all(openai: OpenAI) -> None:
+    assert [model.id for model in openai.models.list()] == ["tiny", "other/one"]
+    assert openai.models.retrieve("other/one").model_extra["trained_scales"] == [1, 4, 9, 36, 144]
+    with pytest.raises(NotFoundError, match="there is no model 'third' here; this server has 'tiny', 'other/one'"):
+        openai.models.retrieve("third")
+
+
+@pytest.mark.parametrize("name", ["tiny", "other/one"])
+def test_the_named_model_answers(client: TestClient, openai: OpenAI, name: str) -> None:
+    options = {"model": name, "messages": ask(png()), "max_tokens": 4}
+    answer = openai.chat.completions.create(**options)
+    assert answer.model == name
+    chunks = list(openai.chat.completions.create(**options, stream=True))
+    assert {chunk.model for chunk in chunks} == {name}
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.choices[0].message.content
+    labels = f'model="{name}",path="/v1/chat/completions",replica="0",status="200"'
+    assert f"m3_http_responses_total{{{labels}}} 2.0" in client.get("/metrics").text
+
+
+def test_a_model_that_is_not_there(openai: OpenAI) -> None:
+    with pytest.raises(NotFoundError, match="there is no model 'third' here; this server has 'tiny', 'other/one'"):
+        openai.chat.completions.create(model="third", messages=ask())
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b'{"messages": []}', b'{"model": 7, "messages": []}', b"\xff"])
+def test_a_body_without_a_model_is_told_what_is_wrong(client: TestClient, body: bytes) -> None:
+    answer = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_generate_without_a_model_is_the_first_one_s(client: TestClient) -> None:
+    answer = client.post("/generate", json={"input_text": "What?", "max_new_tokens": 2})
+    assert answer.content.endswith(b"\0")
+    pages = client.get("/metrics").text
+    assert 'm3_http_responses_total{model="tiny",path="/generate",replica="0",status="200"} 1.0' in pages
+
+
+def test_the_key_is_asked_for_in_front(client: TestClient) -> None:
+    without: httpx.Response = client.get("/v1/models", headers={"Authorization": ""})
+    assert without.status_code == 401
+    assert client.get("/health", headers={"Authorization": ""}).json() == {
+        "status": "ok",
+        "models": ["tiny", "other/one"],
+    }
+    assert "/v1/chat/completions" in client.get("/openapi.json").json()["paths"]
+
+
+WRONG = {
+    "models: []": "models is empty",
+    "models: [{path: a/m3}, {path: b/m3}]": "two models have the name 'm3': give each a `name` of its own",
+    "models: [{path: m3, replicas: 0}]": "replicas is 0; expected 1 or more",
+    "models: [{path: m3, replicas: 3, max_replicas: 2}]": "max_replicas is 2, below replicas",
+    "models: [{path: m3, gpus: -1}]": "gpus is -1.0; expected",
+    "models: [{path: m3, replica: 2}]": "unknown key 'replica' for Served. Did you mean 'replicas'",
+    "{models: [{path: m3}], routers: 0}": "routers is 0",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_fleets_that_cannot_be(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=WRONG[text].replace("[", r"\[")):
+        config.load(file, Fleet)
+
+
+def test_names_and_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text("models: [{path: some/m3}, {path: some/m3, lora: runs/charts}, {path: some/m3, name: mine}]")
+    fleet = config.load(file, Fleet)
+    assert [model.id for model in fleet.models] == ["m3", "charts", "mine"]
+    assert config.decode(dataclasses.asdict(fleet), Fleet) == fleet
+
+
+def test_one_process_has_one_replica() -> None:
+    with pytest.raises(ValueError, match="one process serves one replica of each model; start Ray with --replicas"):
+        create_local(Fleet(models=(Served(path="m3", replicas=2),)), Settings())
