@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 is too short for a machine that loads models meanwhile
+    "RAY_worker_niceness": "0",  # Ray's 15 lets replicas starve beside whatever else runs
 }
 """Of Ray on this machine, where it is not set."""
 
@@ -32,22 +33,25 @@ def run(fleet: Fleet, settings: Settings, address: str | None = None) -> int:
     """Serves. `address`: of a Ray cluster, such as `auto`; None: starts one here.
 
     Raises:
-        ValueError: port 0; fewer CPUs or GPUs than the replicas are to have.
+        ValueError: port 0; the replicas are to have more CPUs or GPUs than this machine has.
     """
     if settings.port == 0:
         raise ValueError("port is 0; expected a port of its own: Ray's HTTP proxies listen at the same one everywhere")
     with ray_at(address, settings):
+        import ray
         from ray import serve
 
-        from m3.serving.deployment import build
+        from m3.serving.deployment import build, check_room
 
-        ended = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: ended.set())
+        if address is None:  # a cluster may grow
+            check_room(fleet, ray.cluster_resources())
         place = "HeadOnly" if address is None else "EveryNode"
         serve.start(proxy_location=place, http_options={"host": settings.host, "port": settings.port})
         try:
             serve.run(build(fleet, settings), name=APPLICATION)
+            ended = threading.Event()  # before this both signals end the process, and Ray with it
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: ended.set())
             logger.info("serving at http://%s:%d", settings.host, settings.port)
             ended.wait()
         finally:
@@ -68,9 +72,11 @@ def ray_at(address: str | None, settings: Settings) -> Iterator[None]:
 
     if address is None:
         # bodies of requests are what is kept in its store, beside small change
-        ray.init(include_dashboard=False, object_store_memory=2 * settings.queue.held_bytes, logging_level="WARNING")
+        ray.init(
+            include_dashboard=False, object_store_memory=2 * settings.queue.held_bytes, logging_level=logging.WARNING
+        )
     else:
-        ray.init(address, logging_level="WARNING")
+        ray.init(address, logging_level=logging.WARNING)
     try:
         yield
     finally:

@@ -5,6 +5,11 @@ m3 serve --model-path playground/m3-tiny --port 8000
 Any setting of m3/serving/settings.py can follow as key=value, or stand in a YAML file given with --config:
 
 m3 serve --model-path playground/m3-tiny limits.images=4 queue.running=8 allowed_hosts='[images.example.org]'
+
+Several models and adapters behind one address (m3/serving/fleet.py), and several processes of each, on Ray:
+
+m3 serve --fleet fleet.yaml
+m3 serve --model-path playground/m3-tiny --replicas 2
 """
 
 import argparse
@@ -16,13 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m3 import config
-from m3.inference.loading import DTYPES, load
+from m3.inference.loading import DTYPES
 from m3.inference.quantisation import QUANTISATIONS
 from m3.packages import require
+from m3.serving.fleet import Fleet, Served, load_served
 from m3.serving.settings import Settings
 
 logger = logging.getLogger(__name__)
 KEY_VARIABLE = "M3_API_KEY"
+WEIGHTS = ("device", "device_map", "dtype", "quantise", "lora", "merge", "attention")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -30,7 +37,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="m3 serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-path", required=True, help="folder (or hub id) of an M3 checkpoint")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model-path", help="folder (or hub id) of an M3 checkpoint")
+    which.add_argument(
+        "--fleet", type=Path, metavar="YAML", help="several models and adapters; a request's `model` chooses"
+    )
     parser.add_argument("--host", help="address to listen at; default 127.0.0.1: this machine alone")
     parser.add_argument("--port", type=int, help="default 8000; 0 for a free one")
     parser.add_argument(
@@ -38,6 +49,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, over those of the file")
+    scale_out = parser.add_argument_group("several processes, on Ray")
+    scale_out.add_argument("--replicas", type=int, metavar="N", help="processes of each model")
+    scale_out.add_argument(
+        "--ray", metavar="ADDRESS", help="of a Ray cluster, such as `auto`; default: one for this server"
+    )
+    scale_out.add_argument("--replica-cpus", type=float, metavar="X", help="that a replica is placed by; default 1")
+    scale_out.add_argument("--replica-gpus", type=float, metavar="X", help="default: 1 where there is CUDA")
     weights = parser.add_argument_group("weights")
     weights.add_argument("--device", help="cpu, cuda, cuda:1, mps, npu, xpu; default: the accelerator there is")
     weights.add_argument("--device-map", help="instead: `auto` spreads the layers over all devices")
@@ -52,27 +70,43 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Serves until SIGTERM or SIGINT, then finishes what was accepted. 0, or a `ValueError` for a user's mistake."""
     arguments = parse(argv)
-    settings = read_settings(arguments)
+    settings, fleet = read_settings(arguments), read_fleet(arguments)
     require("fastapi")
+    warn(settings)
+    if arguments.ray is not None or arguments.replicas is not None or fleet.needs_ray:
+        require("ray")
+        from m3.serving.cluster import run
+
+        return run(fleet, settings, arguments.ray)
     from m3.serving.api import create_app
     from m3.serving.engine import Engine
+    from m3.serving.local import create_local
     from m3.serving.server import make_server
 
-    warn(settings)
-    model, processor = load(
-        arguments.model_path,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        device_map=arguments.device_map,
-        quantise=arguments.quantise,
-        lora=arguments.lora,
-        merge=arguments.merge,
-        attention=arguments.attention,
-    )
-    server = make_server(create_app(Engine(model, processor, settings), settings), settings)
+    if arguments.fleet is not None:
+        app = create_local(fleet, settings)
+    else:
+        app = create_app(Engine(*load_served(fleet.models[0]), settings), settings)
+    server = make_server(app, settings)
     signal.signal(signal.SIGTERM, _told_to_end)
     server.run()
     return 0
+
+
+def read_fleet(arguments: argparse.Namespace) -> Fleet:
+    """The file's, or the one model that the flags tell of; `--replicas` and its like are for all models."""
+    given = {"replicas": arguments.replicas, "cpus": arguments.replica_cpus, "gpus": arguments.replica_gpus}
+    flags = {name: value for name, value in given.items() if value is not None}
+    if arguments.fleet is not None:
+        told = [name for name in WEIGHTS if vars(arguments)[name] not in (None, False, "auto")]
+        if told:
+            raise ValueError(f"--{told[0].replace('_', '-')}: a fleet's file says this for each of its models")
+        fleet = config.load(arguments.fleet, Fleet)
+        return dataclasses.replace(fleet, models=tuple(dataclasses.replace(one, **flags) for one in fleet.models))
+    weights = {name: vars(arguments)[name] for name in WEIGHTS}
+    return Fleet(
+        models=(Served(path=arguments.model_path, name=read_settings(arguments).name or "", **weights, **flags),)
+    )
 
 
 def _told_to_end(*_: object) -> None:
@@ -87,7 +121,11 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     if arguments.port is not None:
         overrides.append(f"port={arguments.port}")
     settings = config.load(arguments.config, Settings, overrides)
-    name = settings.name or Path(arguments.model_path).resolve().name
+    name = settings.name
+    if arguments.model_path is not None:
+        name = name or Path(arguments.model_path).resolve().name
+    elif name is not None:
+        raise ValueError(f"name is {name!r}: a fleet's file names each of its models")
     return dataclasses.replace(settings, name=name, api_key=read_key(arguments.api_key_file) or settings.api_key)
 
 

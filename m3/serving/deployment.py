@@ -31,6 +31,7 @@ from m3 import config
 from m3.inference.device import choose_device
 from m3.serving.api import create_app
 from m3.serving.asking import Asked, messages
+from m3.serving.command import read_key
 from m3.serving.engine import Engine
 from m3.serving.fleet import Fleet, Served, load_served
 from m3.serving.retry import Ask, NoPlace, ReplicaDied, Retried
@@ -124,10 +125,10 @@ async def _nothing() -> None:
 def build(fleet: Fleet, settings: Settings) -> serve.Application:
     """All models, and the router in front of them."""
     workers = {
-        model.id: serve.deployment(Worker).options(**_options(number, model, settings)).bind(model, settings)
+        model.id: _deployment(Worker).options(**_options(number, model, settings)).bind(model, settings)
         for number, model in enumerate(fleet.models)
     }
-    entrance = serve.deployment(Entrance).options(
+    entrance = _deployment(Entrance).options(
         name="router",
         num_replicas=fleet.routers,
         max_ongoing_requests=100_000,  # bounded by the queues behind it, and by settings.queue.held_bytes
@@ -137,16 +138,38 @@ def build(fleet: Fleet, settings: Settings) -> serve.Application:
     return entrance.bind(workers, settings, fleet.retries)
 
 
+def _deployment(kind: type) -> serve.Deployment:
+    made = serve.deployment(kind)
+    assert isinstance(made, serve.Deployment)  # a class was given, so this is no decorator
+    return made
+
+
+def check_room(fleet: Fleet, resources: Mapping[str, float]) -> None:
+    """Replicas that nobody has room for would be waited for without end."""
+    for kind, each in (("CPU", lambda model: model.cpus), ("GPU", _gpus)):
+        wanted = sum(model.replicas * each(model) for model in fleet.models)
+        if wanted > resources.get(kind, 0.0):
+            flag = f"--replica-{kind.lower()}s, or {kind.lower()}s in the fleet's file; it may be a fraction"
+            raise ValueError(
+                f"the replicas are to have {wanted:g} {kind}s, and there are {resources.get(kind, 0.0):g}: ask for fewer "
+                f"replicas, or less for each ({flag})"
+            )
+
+
+def _gpus(model: Served) -> float:
+    return model.gpus if model.gpus is not None else float(choose_device(model.device).type == "cuda")
+
+
 def _options(number: int, model: Served, settings: Settings) -> dict[str, Any]:
     """Ray's, of one model's replicas."""
-    gpus = model.gpus if model.gpus is not None else float(choose_device(model.device).type == "cuda")
     options: dict[str, Any] = {
         "name": f"{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', model.id)}",
         "max_ongoing_requests": settings.queue.running + settings.queue.waiting,  # places of its engine
         "max_queued_requests": max(settings.queue.waiting, 1),
         "health_check_period_s": HEALTH_SECONDS,
         "graceful_shutdown_timeout_s": settings.shutdown_seconds,
-        "ray_actor_options": {"num_cpus": model.cpus, "num_gpus": gpus},
+        "logging_config": {"enable_access_log": False},  # the router has one
+        "ray_actor_options": {"num_cpus": model.cpus, "num_gpus": _gpus(model)},
     }
     if model.max_replicas is None:
         return {**options, "num_replicas": model.replicas}
@@ -180,6 +203,7 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     texts = [f"{key}={value}" for key, value in arguments.items() if isinstance(value, str)]
     given = config.load(None, Arguments, texts) if len(texts) == len(arguments) else config.decode(arguments, Arguments)
     server = config.load(Path(given.server), Settings) if isinstance(given.server, str) else given.server or Settings()
+    server = dataclasses.replace(server, api_key=server.api_key or read_key(None))
     if isinstance(given.fleet, Fleet):
         return build(given.fleet, server)
     if given.fleet is not None:

@@ -80,6 +80,11 @@ class Fleet:
         if self.routers < 1 or self.retries < 0:
             raise ValueError(f"routers is {self.routers}, retries {self.retries}; expected 1 or more, and 0 or more")
 
+    @property
+    def needs_ray(self) -> bool:
+        """Whether some model has more than one process."""
+        return any(max(model.replicas, model.max_replicas or 1) > 1 for model in self.models)
+
 
 def load_served(model: Served) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """Errors as in `m3.inference.load`."""

@@ -18,9 +18,8 @@ def create_local(fleet: Fleet, settings: Settings) -> FastAPI:
     Raises:
         ValueError: more than one replica is asked for; a model cannot be loaded.
     """
-    for model in fleet.models:
-        if (model.replicas, model.max_replicas or 1) != (1, 1):
-            raise ValueError(f"{model.id}: one process serves one replica of each model; start Ray with --replicas")
+    if fleet.needs_ray:
+        raise ValueError("one process serves one replica of each model; more of them need Ray (m3/serving/cluster.py)")
     engines = {model.id: _engine(model, settings) for model in fleet.models}
 
     async def close() -> None:

@@ -107,5 +107,5 @@ def test_names_and_defaults(tmp_path: Path) -> None:
 
 
 def test_one_process_has_one_replica() -> None:
-    with pytest.raises(ValueError, match="one process serves one replica of each model; start Ray with --replicas"):
+    with pytest.raises(ValueError, match="one process serves one replica of each model; more of them need Ray"):
         create_local(Fleet(models=(Served(path="m3", replicas=2),)), Settings())
