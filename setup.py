@@ -35,6 +35,8 @@ EXTRAS = {
     "quantise": ["accelerate>=1.10", "bitsandbytes>=0.49", "torchao>=0.14"],
     "serve": ["fastapi>=0.115", "gradio>=6.0", "prometheus-client>=0.21", "ray[serve]>=2.40", "uvicorn>=0.32"],
     "tensorboard": ["tensorboard>=2.18"],
+    "wandb": ["wandb>=0.18"],
+    "liger": ["liger-kernel>=0.6"],
     "deepspeed": ["accelerate>=1.10", "deepspeed>=0.17"],
     "cuda": ["bitsandbytes>=0.46", "deepspeed>=0.17", "torchvision>=0.23"],
     "dev": [

@@ -31,7 +31,7 @@ def training_arguments(
     for package in report_to:
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"report_to: {package} needs the package {package}, which is not installed; run `pip install {package}`, "
+                f"report_to: {package} needs the package {package}, which is not installed: pip install -e '.[{package}]', "
                 "or leave it out (metrics.jsonl in the run's folder has everything anyway)"
             )
     is_configured = hardware.deepspeed is not None and start_deepspeed(hardware.deepspeed)

@@ -10,6 +10,7 @@ from m3.inference.quantisation import get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
 from m3.model.connectors import build_connector
 from m3.processing import M3Processor
+from m3.training.liger import apply_liger
 from m3.training.recipe import Recipe
 from m3.training.sections import NewModel
 
@@ -36,6 +37,8 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
         model.model.connector = build_connector(model.config).apply(model._init_weights)
     if hardware.attention is not None:
         model.set_attn_implementation(hardware.attention)
+    if hardware.liger:
+        apply_liger(model)
     return model, processor
 
 

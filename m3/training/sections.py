@@ -118,7 +118,8 @@ class Schedule:
 class Hardware:
     """Precision and launching. `deepspeed`: its JSON (scripts/deepspeed). `threads`: of torch on a CPU, null for its default.
 
-    `attention`: transformers' implementation (sdpa, flash_attention_2, ...), null for its choice.
+    `attention`: transformers' implementation (sdpa, flash_attention_2, ...), null for its choice. `liger`: Liger's kernels in the
+    decoder (m3/training/liger.py).
     """
 
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -127,6 +128,7 @@ class Hardware:
     experts_implementation: str = "grouped_mm"
     attention: str | None = None
     compile: bool = False
+    liger: bool = False
     threads: int | None = None
 
 

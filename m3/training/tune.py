@@ -23,9 +23,10 @@ from m3.training.arguments import training_arguments
 from m3.training.build import build
 from m3.training.distributed import gather_experts_at_once, world
 from m3.training.evaluations import Benchmarks, Evaluation, OpenBenchmarks
+from m3.training.liger import check_liger
 from m3.training.lora import add_lora, lora_config, merge
 from m3.training.objective import measure
-from m3.training.plan import check_evaluation, plan
+from m3.training.plan import check_evaluation, plan, planned_config
 from m3.training.recipe import Recipe
 from m3.training.resume import check_resume
 from m3.training.router_load import RouterLoad
@@ -113,6 +114,8 @@ def _check_machine(recipe: Recipe) -> None:
             "make one with `m3 convert` or `m3 assemble`, and give model=FOLDER"
         )
     is_packed = recipe.adapter is not None and recipe.adapter.quantise == "bnb-4bit"
+    if recipe.hardware.liger:
+        check_liger(planned_config(recipe))
     evaluates = recipe.held_out is not None or recipe.evaluation is not None
     if is_packed and evaluates and not torch.accelerator.is_available():
         # bitsandbytes lays 4-bit weights out anew at the first evaluation on a CPU with AVX512-BF16; from then on their

@@ -27,7 +27,9 @@ def test_tensorboard_has_the_loss_of_every_scale(recipe: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_missing_package_is_named(recipe: Path) -> None:
-    with pytest.raises(ValueError, match="report_to: wandb needs the package wandb, .* run `pip install wandb`"):
+    with pytest.raises(
+        ValueError, match=r"report_to: wandb needs the package wandb, .*: pip install -e '.\[wandb\]', or leave"
+    ):
         main([str(recipe), "report_to=[wandb]"])
 
 

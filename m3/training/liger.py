@@ -1,0 +1,68 @@
+"""Liger's Triton kernels in the decoder (https://github.com/linkedin/Liger-Kernel, https://arxiv.org/abs/2410.10989).
+
+Trainer's `use_liger_kernel` goes by the type of the whole model, `m3`, which Liger does not know: it would apply nothing. Its
+documented functions (`apply_liger_kernel_to_llama(model=...)` and its kin) take an instance, also one without a head. So the
+composed decoder is given to the one of its own type: rotary embedding, norms and dense MLPs. The loss stays ours
+(m3/model/modeling.py), experts stay those of `hardware.experts_implementation`, the tower and the connector as they are.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from m3.model import M3Config, M3ForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of Liger's functions, and the kernels beside rotary embedding and norms: of a dense MLP, by the name of its switch."""
+
+    function: str
+    switches: Mapping[str, bool]
+
+
+SWIGLU, GEGLU, NO_MLP = {"swiglu": True}, {"geglu": True}, {"swiglu": False}
+DECODERS: Mapping[str, Row] = {
+    "llama": Row("apply_liger_kernel_to_llama", SWIGLU),
+    "mistral": Row("apply_liger_kernel_to_mistral", SWIGLU),
+    "qwen2": Row("apply_liger_kernel_to_qwen2", SWIGLU),
+    "qwen3": Row("apply_liger_kernel_to_qwen3", SWIGLU),
+    "gemma2": Row("apply_liger_kernel_to_gemma2", GEGLU),
+    "gemma3_text": Row("apply_liger_kernel_to_gemma3_text", GEGLU),
+    "phi3": Row("apply_liger_kernel_to_phi3", SWIGLU),
+    "qwen3_moe": Row("apply_liger_kernel_to_qwen3_moe", NO_MLP),
+    "mixtral": Row("apply_liger_kernel_to_mixtral", NO_MLP),
+}
+"""Type of the decoder -> what is called on it. Liger has none for `aria_text`."""
+
+
+def check_liger(config: M3Config) -> None:
+    """A `ValueError` where Liger has no kernels for the decoder, is not installed, or there is no device for its kernels."""
+    kind = config.text_config.model_type
+    if kind not in DECODERS:
+        raise ValueError(
+            f"hardware.liger: no kernels are known for a decoder of type {kind}, but for {', '.join(DECODERS)}; set it to false"
+        )
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise ValueError(
+            "hardware.liger needs the package liger-kernel, which is not installed: pip install -e '.[liger]', or set it to false"
+        )
+    if not torch.cuda.is_available():
+        raise ValueError("hardware.liger: its kernels need a GPU (CUDA or ROCm), and torch sees none; set it to false")
+
+
+def apply_liger(model: M3ForConditionalGeneration) -> None:
+    """Puts the kernels into the decoder of `model`. Its rotary embedding goes into transformers' module of that type."""
+    row = DECODERS[model.config.text_config.model_type]
+    function = getattr(importlib.import_module("liger_kernel.transformers"), row.function)
+    function(
+        rope=True,
+        rms_norm=True,
+        cross_entropy=False,
+        fused_linear_cross_entropy=False,
+        **row.switches,
+        model=model.model.language_model,
+    )
