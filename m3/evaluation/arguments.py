@@ -95,12 +95,15 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
 
     `runs/mine/checkpoints/final`, as training leaves it, is `mine`.
     """
-    told = {path: [part for part in Path(path).parts if part not in ("checkpoints", "final", "/")] for path in paths}
-    for parts in range(1, 32):
+    whole = {path: Path(path).resolve() if Path(path).is_dir() else Path(path) for path in paths}
+    if len(set(whole.values())) < len(paths):
+        raise ValueError(f"a model is given twice: {', '.join(paths)}")
+    told = {path: [part for part in whole[path].parts if part not in ("checkpoints", "final", "/")] for path in paths}
+    for parts in range(1, 1 + max(map(len, told.values()))):
         names = ["_".join(told[path][-parts:]) or path for path in paths]
         if len(set(names)) == len(paths):
             return dict(zip(names, paths, strict=True))
-    raise ValueError(f"a model is given twice: {', '.join(paths)}")
+    raise ValueError(f"no part of their paths tells these models apart: {', '.join(paths)}")
 
 
 def reachable_scales(text: str | None, configs: dict[str, M3Config]) -> list[int]:

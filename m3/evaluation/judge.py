@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import requests
+
 OPENAI = "https://api.openai.com/v1/chat/completions"
 KEY = "OPENAI_API_KEY"
 
@@ -40,7 +42,7 @@ def price(task: str, documents: int, budgets: int) -> Price:
 
 
 def set_judge(model: str, url: str | None) -> None:
-    """Tells the harness's tasks whom to ask.
+    """Tells the harness's tasks whom to ask. Nothing is asked yet.
 
     Raises:
         ValueError: no key in the environment.
@@ -54,3 +56,26 @@ def set_judge(model: str, url: str | None) -> None:
     base = address.removesuffix("/").removesuffix("/chat/completions")
     os.environ |= {"API_TYPE": "openai", "MODEL_VERSION": model, "OPENAI_API_URL": f"{base}/chat/completions"}
     os.environ |= {"OPENAI_BASE_URL": base, "OPENAI_API_MODEL": model}
+
+
+def check_judge() -> None:
+    """Asks for one word before anything is evaluated: what `set_judge` named must answer, or hours later every cell would fail.
+
+    Raises:
+        ValueError: no answer, or one that is none of a chat; what came is said.
+    """
+    address, model = os.environ["OPENAI_API_URL"], os.environ["MODEL_VERSION"]
+    question = {"model": model, "messages": [{"role": "user", "content": "Answer with the word yes."}], "max_tokens": 8}
+    try:
+        reply = requests.post(
+            address, json=question, headers={"Authorization": f"Bearer {os.environ[KEY]}"}, timeout=60
+        )
+        reply.raise_for_status()
+        text = reply.json()["choices"][0]["message"]["content"]
+    except (requests.RequestException, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"the judge {model} at {address} gives no answer ({type(error).__name__}: {error}). Check --judge, --judge-url "
+            f"(an OpenAI-compatible address, such as http://localhost:8000/v1) and the key in {KEY}"
+        ) from error
+    if not isinstance(text, str):
+        raise ValueError(f"the judge {model} at {address} answers {text!r}, not a text")

@@ -39,11 +39,12 @@ def main(argv: list[str]) -> int:
 
 
 def collect(run: Path, is_all: bool = False) -> list[Submission]:
-    """Copies every cell's file to `run/submit`.
+    """Copies every cell's file to `run/submit`, in the place of what an earlier call left there.
 
     Raises:
         ValueError: no run folder, no file in it, or a cell with more than one file of a kind.
     """
+    shutil.rmtree(run / "submit", ignore_errors=True)
     cells = sorted(run.glob("submissions/*/*@*"))
     servers = {name for name, task in known_tasks().items() if "server" in task.needs}
     found: list[Submission] = []

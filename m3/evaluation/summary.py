@@ -59,6 +59,8 @@ class Summary:
         """
         cells = tuple(read_rows(run / "cells.csv", CellRow))
         if not any(cell.status == "ok" for cell in cells):
+            if not cells:
+                raise ValueError(f"{run} has no scores, but may have files for servers: m3 submit {run} collects them")
             raise ValueError(f"no cell of {run} was scored; its cells.csv says why each failed")
         shown = run / "examples" / "examples.json"
         return cls(

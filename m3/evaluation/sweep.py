@@ -7,6 +7,7 @@ process answers its share of the documents, and the first one scores all of them
 
 import argparse
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from m3.evaluation.arguments import chosen_methods, labels, parse_arguments, rea
 from m3.evaluation.compare import Change, compare, described
 from m3.evaluation.engine import Engine
 from m3.evaluation.examples import write_examples
-from m3.evaluation.judge import price, set_judge
+from m3.evaluation.judge import check_judge, price, set_judge
 from m3.evaluation.latency import measure
 from m3.evaluation.lmms import default_device, local_device, sampling_of
 from m3.evaluation.method_cost import method_cost
@@ -84,6 +85,7 @@ def main(argv: list[str]) -> int:
         logger.info("left out, since they need a judge (--judge): %s", ", ".join(left_out))
     if arguments.judge is not None:
         set_judge(arguments.judge, arguments.judge_url)
+        check_judge()
     scales, methods = reachable_scales(arguments.scales, configs), chosen_methods(arguments.methods)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -140,6 +142,9 @@ def prepare(
             logger.info("judge %s, %s", arguments.judge, price(loaded.name, count, budgets))
     check_disk(run, documents * budgets)
     if accelerator.is_main_process:
+        shutil.rmtree(
+            run / "submissions", ignore_errors=True
+        )  # of other models or scales, or of older weights of these
         write_json(run / "environment.json", environment(argv))
         write_json(run / "baselines.json", {loaded.name: loaded.baselines for loaded in tasks if loaded.baselines})
     progress = Progress(budgets * (len(tasks) + len(broken)), run)

@@ -85,6 +85,20 @@ def write_mirrors(root: Path, documents: int = 6) -> Path:
     return root
 
 
+def write_activitynetqa(root: Path, documents: int = 4) -> Path:
+    """ActivityNet-QA (open questions, a judge scores the answers)."""
+    write(
+        root / "ActivityNetQA",
+        "test",
+        dict.fromkeys(("video_name", "question", "question_id", "answer", "type"), TEXT),
+        [{"video_name": f"clip{i}", "question": "what colour is it", "question_id": f"q{i}", "answer": COLOURS[i % 6],
+          "type": "4"} for i in range(documents)],
+    )  # fmt: skip
+    for i in range(documents):
+        write_video(root / "activitynetqa" / "all_test" / f"v_clip{i}.mp4", i)
+    return root
+
+
 def write_video(path: Path, index: int, frames: int = 12) -> None:
     """A second of pictures that change."""
     path.parent.mkdir(parents=True, exist_ok=True)
