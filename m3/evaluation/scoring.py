@@ -22,7 +22,7 @@ from m3.evaluation.run_folder import CellRow, result_path, submission_folder, wr
 from m3.evaluation.statistics import Mean, clustered_mean
 from m3.evaluation.store import Answer
 from m3.evaluation.stored import StoredModel
-from m3.evaluation.tasks import LoadedTask
+from m3.evaluation.tasks import FOREIGN, LoadedTask
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +56,12 @@ def run_cell(
             )
         assert results is not None
         return _rows(model, name, loaded, results, run)
-    except Exception as error:  # a task is foreign code: whatever it raises fails its cell, not the sweep
+    except FOREIGN as error:  # a task is foreign code: whatever it raises fails its cell, not the sweep
         logger.exception("%s failed on %s at %d tokens", name, loaded.name, scale)
         return [failed_row(name, loaded.name, scale, loaded.metric, error)]
 
 
-def failed_row(name: str, task: str, scale: int, metric: str, error: Exception) -> CellRow:
+def failed_row(name: str, task: str, scale: int, metric: str, error: BaseException) -> CellRow:
     text = " ".join(f"{type(error).__name__}: {_cause(error)}".split())
     return CellRow(name, task, scale, "failed", metric, True, None, None, 0, 0, None, None, None, text)
 

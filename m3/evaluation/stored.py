@@ -22,7 +22,7 @@ from m3.evaluation.methods import OWN, stored_name
 from m3.evaluation.questions import Picture, Question, Reply
 from m3.evaluation.routing import is_recorded
 from m3.evaluation.store import Answer, Cell, Json, Store, digest
-from m3.evaluation.tasks import LoadedTask
+from m3.evaluation.tasks import FOREIGN, LoadedTask
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class StoredModel(EngineModel):
         self._label = label
         self._screen = sys.stderr  # the sweep sends what the harness prints elsewhere
         self._keys: dict[RequestId, dict[Budget, str]] = {}
-        self._failures: dict[Budget, Exception] = {}
+        self._failures: dict[Budget, BaseException] = {}
 
     def serve(self, budget: Budget) -> None:
         """The next requests of the harness are answered at this budget."""
@@ -107,7 +107,7 @@ class StoredModel(EngineModel):
                     documents = [self.document(request) for request in chunk]
                     questions = [self.question(request, doc) for request, doc in zip(chunk, documents, strict=True)]
                     cells = [self._cell(*asked) for asked in zip(chunk, documents, questions, strict=True)]
-                except Exception as error:  # foreign code and foreign data
+                except FOREIGN as error:  # foreign code and foreign data
                     logger.exception("%s: a document cannot be asked", self._label)
                     self._failures |= dict.fromkeys(live, error)
                     return

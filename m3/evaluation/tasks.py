@@ -5,7 +5,7 @@ and the manager that the harness runs them with. A task that cannot be loaded is
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,10 @@ from m3.evaluation.suites import metric_of
 logger = logging.getLogger(__name__)
 
 GENERATES = "generate_until"
+FOREIGN = (Exception, SystemExit)
+"""What the code of a task may raise. Some call sys.exit where a file is missing; that must not end the sweep."""
+EXTRAS: Mapping[str, str] = dict.fromkeys(("cv2", "decord", "Levenshtein"), "benchmarks")
+"""Packages that tasks of the suites import by themselves, and the extra that has them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class BrokenTask:
 
     name: str
     metric: str
-    error: Exception
+    error: BaseException
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,17 @@ def load_tasks(
     for file in good:
         try:
             loaded.append(_load(file, manager))
-        except Exception as error:  # a task is foreign code and foreign data: it fails alone
+        except FOREIGN as error:  # a task is foreign code and foreign data: it fails alone
             logger.exception("task %s cannot be loaded", file.name)
-            broken.append(BrokenTask(file.name, metric_of(file.name) or "", error))
+            broken.append(BrokenTask(file.name, metric_of(file.name) or "", _explained(error)))
     return manager, loaded, broken
+
+
+def _explained(error: BaseException) -> BaseException:
+    """A missing package with the extra that has it."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return ValueError(f"the task needs the package {error.name}: pip install -e '.[{EXTRAS[error.name]}]'")
+    return error
 
 
 def find_tasks(names: Sequence[str], include_path: Path | None) -> list[TaskFile]:

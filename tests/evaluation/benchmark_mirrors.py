@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import av
@@ -96,6 +97,60 @@ def write_activitynetqa(root: Path, documents: int = 4) -> Path:
     )  # fmt: skip
     for i in range(documents):
         write_video(root / "activitynetqa" / "all_test" / f"v_clip{i}.mp4", i)
+    return root
+
+
+SRT = '1\n00:00:00,000 --> 00:00:00,900\n<font color="white" size=".72c">{}</font>\n\n'
+
+
+def write_long_videos(root: Path, documents: int = 3) -> Path:
+    """Video-MME and LongVideoBench, their videos and subtitles where the repositories' archives unpack to."""
+    several = range(documents)
+    texts = (
+        "video_id",
+        "duration",
+        "domain",
+        "sub_category",
+        "url",
+        "videoID",
+        "question_id",
+        "task_type",
+        "question",
+        "answer",
+    )
+    write(
+        root / "Video-MME",
+        "test",
+        dict.fromkeys(texts, TEXT) | {"options": Sequence(TEXT)},
+        [{"video_id": f"{i:03}", "duration": ("short", "medium", "long")[i % 3], "domain": "Knowledge",
+          "sub_category": "Astronomy", "url": "u", "videoID": f"tube{i}", "question_id": f"{i:03}-1", "task_type": "Counting Problem", "question": "How many?",
+          "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."], "answer": "ABCD"[i % 4]} for i in several],
+        config="videomme",
+    )  # fmt: skip
+    texts = ("video_id", "question", "question_wo_referring_query", "question_category", "topic_category", "id", "video_path",
+             "subtitle_path", "level", *(f"option{i}" for i in range(5)))  # fmt: skip
+    numbers = {"correct_choice": Value("int64"), "duration_group": Value("int64"), "view_count": Value("int64"),
+               "starting_timestamp_for_subtitles": Value("float64"), "duration": Value("float64")}  # fmt: skip
+    write(
+        root / "LongVideoBench",
+        "validation",
+        dict.fromkeys(texts, TEXT) | numbers | {"position": Sequence(Value("int64"))},
+        [{"video_id": f"long{i}", "question": "What colour does it turn?", "question_wo_referring_query": "", "id": f"long{i}_0",
+          "question_category": "S2E", "topic_category": "NP-News-Programs", "video_path": f"long{i}.mp4",
+          "level": "L1", "subtitle_path": f"long{i}_en.json", "option0": "red", "option1": "green", "option2": "blue", "option3": "white",
+          "option4": ("black", "N/A")[i % 2], "correct_choice": i % 4, "duration_group": 15, "view_count": 1, "duration": 3.0,
+          "starting_timestamp_for_subtitles": 0.0, "position": [1]} for i in several],
+    )  # fmt: skip
+    tube, long = root / "videomme", root / "datasets" / "longvideobench"
+    for folder in (tube / "subtitle", long / "subtitles"):
+        folder.mkdir(parents=True)
+    for i in several:
+        write_video(tube / "data" / f"tube{i}.mp4", i)
+        write_video(long / "videos" / f"long{i}.mp4", i, frames=36)
+        if i:  # the first has none, as some of the real ones
+            (tube / "subtitle" / f"tube{i}.srt").write_text(SRT.format(f"spoken {i}"))
+        lines = [{"start": "00:00:00.000", "end": "00:00:01.500", "line": f"said {i}"}]
+        (long / "subtitles" / f"long{i}_en.json").write_text(json.dumps(lines))
     return root
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from m3.evaluation import submit
+from m3.evaluation.engine import Engine
+from m3.evaluation.questions import Question
 from m3.evaluation.sweep import main
-from tests.evaluation.benchmark_mirrors import write_mirrors, write_video_qa
+from tests.evaluation.benchmark_mirrors import write_long_videos, write_mirrors, write_video_qa
 from tests.evaluation.test_sweep import rows
 
 TASKS = ["pope", "textvqa_val", "chartqa", "mmbench_en_dev_static", "nextqa_mc_test"]
@@ -123,6 +126,67 @@ def test_own_video_tasks_run_and_missing_copies_fail_alone(tmp_path: Path, root:
     assert cells["intentqa"]["status"] == "ok"
     assert cells["star"]["status"] == "failed"
     assert "no copy of STAR in --data-root" in cells["star"]["error"]
+
+
+LONG = ("videomme", "videomme_w_subtitle", "longvideobench_val_v", "longvideobench_val_i")
+
+
+@pytest.fixture(scope="module")
+def long_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("cv2", "decord"):
+        pytest.importorskip(package, reason="the harness's tasks read videos with it (extra: benchmarks)")
+    return write_long_videos(tmp_path_factory.mktemp("long"))
+
+
+@pytest.mark.slow
+def test_long_video_benchmarks_run_on_local_copies(tmp_path: Path, long_videos: Path, monkeypatch: pytest.MonkeyPatch):
+    """Video-MME and LongVideoBench, with and without subtitles."""
+    asked: dict[str, int] = {}
+    question = Engine.question
+
+    def kept(self: Engine, messages: list, pictures: list, *rest: object) -> Question:
+        asked[messages[0]["content"]] = len(pictures)
+        return question(self, messages, pictures, *rest)
+
+    monkeypatch.setattr(Engine, "question", kept)
+    arguments = [
+        str(MODEL),
+        "--tasks",
+        ",".join(LONG),
+        "--scales",
+        "4,9",
+        "--data-root",
+        str(long_videos),
+        "--frames",
+        "2",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--no-latency", "--device", "cpu"]) == 0
+    cells = {(cell["task"], cell["scale"]): cell for cell in rows(tmp_path / "run")}
+    assert set(cells) == {(task, scale) for task in LONG for scale in ("4", "9")}
+    assert {cell["n"] for cell in cells.values()} == {"3"}
+    for task, frames in zip(LONG, (2, 2, 2, 3), strict=True):  # the last: one frame a second, chosen by the harness
+        assert float(cells[task, "9"]["visual_tokens"]) == 9 * frames
+    assert cells["videomme", "9"]["metric"] == "videomme_perception_score"
+    assert cells["longvideobench_val_v", "9"]["metric"] == "lvb_acc"
+    prompts = "\n".join(asked)
+    assert "This video's subtitles are listed below: \nspoken 1\nSelect the best answer" in prompts
+    assert "This video's subtitles are listed below: \nNo subtitles available\nSelect" in prompts
+    assert "said 2" in prompts and "C. blue\nD. white\nE. black\nAnswer with the option's letter" in prompts
+    assert "D. white\nAnswer with the option's letter" in prompts  # the one with four options
+    assert sorted(set(asked.values())) == [2, 3]
+
+
+@pytest.mark.slow
+def test_a_lost_video_fails_its_task_alone(tmp_path: Path, long_videos: Path):
+    """The harness's task calls sys.exit where a video is missing: that must not end the sweep."""
+    root = shutil.copytree(long_videos, tmp_path / "data")
+    (root / "videomme" / "data" / "tube1.mp4").unlink()
+    arguments = [str(MODEL), "--tasks", "videomme,longvideobench_val_v", "--scales", "4", "--data-root", str(root)]
+    assert main([*arguments, "--frames", "2", "--out", str(tmp_path / "run"), "--no-latency", "--device", "cpu"]) == 1
+    cells = {cell["task"]: cell for cell in rows(tmp_path / "run")}
+    assert cells["videomme"]["status"] == "failed"
+    assert "tube1.mp4 does not exist, please check" in cells["videomme"]["error"]
+    assert cells["longvideobench_val_v"]["status"] == "ok"
 
 
 def test_choices_are_read_and_never_guessed():
