@@ -109,7 +109,7 @@ def load_tasks(
 
 def _explained(error: BaseException) -> BaseException:
     """A missing package with the extra that has it."""
-    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+    if isinstance(error, ModuleNotFoundError) and error.name is not None and error.name in EXTRAS:
         return ValueError(f"the task needs the package {error.name}: pip install -e '.[{EXTRAS[error.name]}]'")
     return error
 

@@ -123,8 +123,9 @@ def write_long_videos(root: Path, documents: int = 3) -> Path:
         "test",
         dict.fromkeys(texts, TEXT) | {"options": Sequence(TEXT)},
         [{"video_id": f"{i:03}", "duration": ("short", "medium", "long")[i % 3], "domain": "Knowledge",
-          "sub_category": "Astronomy", "url": "u", "videoID": f"tube{i}", "question_id": f"{i:03}-1", "task_type": "Counting Problem", "question": "How many?",
-          "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."], "answer": "ABCD"[i % 4]} for i in several],
+          "sub_category": "Astronomy", "url": "u", "videoID": f"tube{i}", "question_id": f"{i:03}-1",
+          "task_type": "Counting Problem", "question": "How many?", "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."],
+          "answer": "ABCD"[i % 4]} for i in several],
         config="videomme",
     )  # fmt: skip
     texts = ("video_id", "question", "question_wo_referring_query", "question_category", "topic_category", "id", "video_path",
@@ -137,8 +138,9 @@ def write_long_videos(root: Path, documents: int = 3) -> Path:
         dict.fromkeys(texts, TEXT) | numbers | {"position": Sequence(Value("int64"))},
         [{"video_id": f"long{i}", "question": "What colour does it turn?", "question_wo_referring_query": "", "id": f"long{i}_0",
           "question_category": "S2E", "topic_category": "NP-News-Programs", "video_path": f"long{i}.mp4",
-          "level": "L1", "subtitle_path": f"long{i}_en.json", "option0": "red", "option1": "green", "option2": "blue", "option3": "white",
-          "option4": ("black", "N/A")[i % 2], "correct_choice": i % 4, "duration_group": 15, "view_count": 1, "duration": 3.0,
+          "level": "L1", "subtitle_path": f"long{i}_en.json", "option0": "red", "option1": "green", "option2": "blue",
+          "option3": "white", "option4": ("black", "N/A")[i % 2], "correct_choice": i % 4,
+          "duration_group": 15, "view_count": 1, "duration": 3.0,
           "starting_timestamp_for_subtitles": 0.0, "position": [1]} for i in several],
     )  # fmt: skip
     tube, long = root / "videomme", root / "datasets" / "longvideobench"
