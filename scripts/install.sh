@@ -33,7 +33,9 @@ cpu_torch_index() {  # PyPI's torch for Linux brings 4 GB of CUDA; the CPU build
     fi
 }
 
-has_nvidia_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }
+has_nvidia_gpu() {  # M3_DEVICE=cuda or cpu says it where the machine cannot (building an image)
+    [ "${M3_DEVICE:-}" = cuda ] || { [ -z "${M3_DEVICE:-}" ] && command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }
+}
 
 wanted="$M3_ROOT $(cat "$PINS" "$M3_ROOT/setup.py" "$M3_ROOT/scripts/install.sh" | cksum)"
 if [ "$(cat "$M3_VENV/.m3_installed" 2>/dev/null)" != "$wanted" ]; then

@@ -56,7 +56,8 @@ def run(fleet: Fleet, settings: Settings, address: str | None = None) -> int:
             ended.wait()
         finally:
             serve.delete(APPLICATION)  # waits for what was accepted
-            serve.shutdown()
+            if address is None:  # on a cluster of others there may be others' applications
+                serve.shutdown()
     return 0
 
 

@@ -201,3 +201,17 @@ def test_a_killed_replica_loses_no_request_that_had_not_begun(cluster: Cluster) 
     assert len(broken) == interrupted
     assert retried + interrupted >= 1
     assert "length" in answer(client, 0)[0] or "stop" in answer(client, 0)[0]
+
+
+@pytest.mark.slow
+def test_its_end_answers_what_was_accepted(cluster: Cluster) -> None:
+    client = cluster.client()
+    below = psutil.Process(cluster.process.pid).children(recursive=True)
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(answer, client, number) for number in range(6)]
+        cluster.wait(lambda: sum(cluster.replicas("first").values()) == 6)
+        cluster.process.terminate()
+        ended = [one.result()[0] for one in asked]
+    assert {how.partition(": ")[2] for how in ended} <= {"length", "stop"}, ended
+    assert cluster.process.wait(120) == 0
+    assert psutil.wait_procs(below, timeout=30)[1] == []  # Ray's processes have ended too
