@@ -49,7 +49,8 @@ def last(word: str) -> str:
 def test_the_image_is_installed_by_the_script_that_installs_everywhere() -> None:
     (install,) = [rest for word, rest in instructions() if word == "RUN" and "install.sh" in rest]
     assert install == "M3_DEVICE=$DEVICE M3_WITH=serve bash scripts/install.sh"
-    assert {word for word, _ in instructions()} <= {"FROM", "RUN", "ARG", "ENV", "WORKDIR", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+    known = "FROM RUN ARG ENV WORKDIR COPY USER EXPOSE HEALTHCHECK ENTRYPOINT CMD"
+    assert {word for word, _ in instructions()} == set(known.split(" "))
     copied = [name for word, rest in instructions() if word == "COPY" for name in rest.split()[:-1]]
     assert all((ROOT / name).exists() for name in copied)
     let_in = {
