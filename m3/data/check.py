@@ -18,7 +18,7 @@ from m3.data.fact import BROKEN, KINDS, NOTICES, Fact, Limits, look_at
 from m3.data.formats import open_source
 from m3.data.mixture import pass_length
 from m3.data.recipe import Data, Source
-from m3.data.sample import SampleSource
+from m3.data.sample import FilteredSource, SampleSource
 from m3.processing.processor import M3Processor
 
 _CHUNK = 32
@@ -35,6 +35,8 @@ class SourceFindings:
     images: int = 0
     lengths: list[Counter[int]] = field(default_factory=list)
     """At each scale: how many samples have a length."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """By the source's filters: of each how many; they are no samples of it."""
     costs: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     """Tokens of every record over all scales, -1 where it is broken; for `m3/data/balance.py`."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -109,6 +111,8 @@ def check(
         except ValueError as error:
             findings.add("source", str(error), most)
             continue
+        if isinstance(samples, FilteredSource):
+            findings.left_out = dict(samples.left_out)
         _walk(source, samples, processor, limits, workers, most, findings)
     _duplicates(found, most)
     left_out = (BROKEN if data.broken == "skip" else frozenset()) | ({"too_long"} if data.too_long == "drop" else set())

@@ -21,7 +21,13 @@ def _sources(findings: Findings) -> list[str]:
     if len(findings.sources) > 1:
         columns = zip(*([int(cell.replace(",", "")) for cell in row[1:]] for row in rows[1:]), strict=True)
         rows.append(("all", *(f"{sum(column):,}" for column in columns)))
-    return _aligned(rows)
+    left_out = [
+        f"left out of {source.name} by its filters: "
+        + ", ".join(f"{n:,} {name}" for name, n in source.left_out.items())
+        for source in findings.sources
+        if source.left_out
+    ]
+    return [*_aligned(rows), *left_out]
 
 
 def _lengths(findings: Findings) -> list[str]:

@@ -1,5 +1,6 @@
 """What a recipe says about its data: the sources, their weights, and how samples become rows. Strict, from YAML."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,30 @@ TEXT_FORMATS: tuple[FormatName, ...] = ("text_jsonl", "text_files")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which captioned images are read; null for any. What is left out is counted by `m3 data check`.
+
+    `min_similarity`: of image and caption, as their record says. `min_resolution`: pixels of the shorter side.
+    `max_aspect_ratio`: the longer side over the shorter.
+    """
+
+    min_similarity: float | None = None
+    min_resolution: int | None = None
+    max_aspect_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.min_similarity, self.min_resolution, self.max_aspect_ratio) == (None, None, None):
+            raise ValueError("filters: give min_similarity, min_resolution or max_aspect_ratio, or leave filters out")
+        check_positive("filters", min_resolution=self.min_resolution)
+        if self.min_similarity is not None and not math.isfinite(self.min_similarity):
+            raise ValueError(f"filters.min_similarity must be a finite number, got {self.min_similarity}")
+        if self.max_aspect_ratio is not None and not 1 <= self.max_aspect_ratio < math.inf:
+            raise ValueError(
+                f"filters.max_aspect_ratio must be at least 1 (a square) and finite, got {self.max_aspect_ratio}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """One set of samples: `path` in `format`, `weight` times in every pass over the data.
 
@@ -42,6 +67,9 @@ class Source:
     """Of a Hugging Face data set."""
     take: int | None = None
     """How many samples are streamed from the hub, once, to the local disk; null downloads the whole split."""
+
+    filters: Filters | None = None
+    """What is left out of captioned images."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):

@@ -4,6 +4,7 @@ Images stay what the file holds (a path, or the bytes of an encoded image) until
 size costs only its text. `<image>` in a user's turn marks where each image stands, as in LLaVA's data.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -84,6 +85,14 @@ class Document:
 
 
 AnySample = Sample | Document
+
+
+@runtime_checkable
+class FilteredSource(Protocol):
+    """A source that a recipe's `filters` have left samples out of: how many, by filter. They have no numbers."""
+
+    @property
+    def left_out(self) -> Mapping[str, int]: ...
 
 
 @runtime_checkable

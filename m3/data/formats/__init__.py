@@ -17,7 +17,7 @@ from m3.data.formats.text_jsonl import TextJsonl
 from m3.data.recipe import Source
 from m3.data.sample import SampleSource
 
-OPTIONS = ("image_folder", "chunk_bytes", "split", "take")
+OPTIONS = ("image_folder", "chunk_bytes", "split", "take", "filters")
 """What only some formats read of a recipe's source."""
 
 
@@ -34,7 +34,7 @@ FORMATS: dict[str, Format] = {
     "llava_parquet": Format(lambda s: LlavaParquet(s.path, s.image_folder), ("image_folder",)),
     "llava_tar": Format(lambda s: LlavaTar(s.path)),
     "aria_jsonl": Format(lambda s: AriaJsonl(s.path, s.image_folder), ("image_folder",)),
-    "caption_tar": Format(lambda s: CaptionTar(s.path)),
+    "caption_tar": Format(lambda s: CaptionTar(s.path, s.filters), ("filters",)),
     "interleaved_jsonl": Format(lambda s: InterleavedJsonl(s.path, s.image_folder), ("image_folder",)),
     "interleaved_tar": Format(lambda s: InterleavedTar(s.path)),
     "ocr_jsonl": Format(lambda s: OcrJsonl(s.path, s.image_folder), ("image_folder",)),
@@ -59,6 +59,7 @@ def open_source(source: Source) -> SampleSource:
         "chunk_bytes": source.chunk_bytes,
         "split": source.split,
         "take": source.take,
+        "filters": source.filters,
     }
     for option in OPTIONS:
         if given[option] is not None and option not in row.reads:

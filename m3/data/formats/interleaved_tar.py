@@ -7,7 +7,6 @@ reading order. These are the keys of mllm-npu's pickled shards, with member name
 from pathlib import Path
 from typing import Any
 
-from m3.data.formats.files import parse_json
 from m3.data.formats.interleaved import document_from_slots
 from m3.data.formats.record import shown
 from m3.data.formats.tar_index import Group, TarIndex
@@ -32,10 +31,7 @@ class InterleavedTar:
 
     def __getitem__(self, index: int) -> Document:
         group = self._tars[index]
-        records = group.find("json")
-        if len(records) != 1:
-            raise ValueError(f"{group.where}: expected one .json member, got {len(records)}")
-        record = parse_json(group.read(records[0]), group.where)
+        record = group.record()
         slots = [text if image is None else group.read(group.named(image)) for text, image in _slots(record, group)]
         is_image = [isinstance(slot, bytes) for slot in slots]
         return document_from_slots(group.key, slots, is_image, group.where)

@@ -5,7 +5,6 @@ The images of a sample are all its image members in the order of the tar, or tho
 
 from pathlib import Path
 
-from m3.data.formats.files import parse_json
 from m3.data.formats.record import sample_from_record, shown
 from m3.data.formats.tar_index import TarIndex
 from m3.data.sample import Sample
@@ -29,10 +28,7 @@ class LlavaTar:
 
     def __getitem__(self, index: int) -> Sample:
         group = self._tars[index]
-        records = group.find("json")
-        if len(records) != 1:
-            raise ValueError(f"{group.where}: expected one .json member, got {len(records)}")
-        record = parse_json(group.read(records[0]), group.where)
+        record = group.record()
         if not isinstance(record, dict):
             raise ValueError(f"{group.where}: expected an object with conversations, got {shown(record)}")
         names = record.get("image")

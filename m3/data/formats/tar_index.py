@@ -10,16 +10,17 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from m3.data.formats.files import check_index, find_files
+from m3.data.formats.files import check_index, find_files, parse_json
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 PICKLES = ("pkl", "pickle", "pth", "pt", "pyd")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
-_THREADS = 8
+THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,18 @@ class Group:
         """For messages."""
         return f"{self.tar}, sample {self.key!r}"
 
-    def read(self, member: Member) -> bytes:
-        """The member's content."""
+    def read(self, member: Member, most: int | None = None) -> bytes:
+        """The member's content, or its first `most` bytes."""
         with self.tar.open("rb") as file:
             file.seek(member.offset)
-            return file.read(member.size)
+            return file.read(member.size if most is None else min(member.size, most))
+
+    def record(self) -> Any:
+        """The parsed content of its one `.json`."""
+        records = self.find("json")
+        if len(records) != 1:
+            raise ValueError(f"{self.where}: expected one .json member, got {len(records)}")
+        return parse_json(self.read(records[0]), self.where)
 
     def find(self, *kinds: str) -> list[Member]:
         """The members with one of these extensions."""
@@ -85,7 +93,7 @@ class TarIndex:
             ValueError: no such file, a tar that is compressed, damaged or cut short, a pickle inside, no samples.
         """
         self.files = find_files(path, (".tar",))
-        with ThreadPoolExecutor(_THREADS) as threads:  # much of it is waiting for the disk
+        with ThreadPoolExecutor(THREADS) as threads:  # much of it is waiting for the disk
             scanned = list(threads.map(_scan, self.files))
         suffixes = sorted({suffix for scan in scanned for suffix in scan.suffixes})
         code = {suffix: number for number, suffix in enumerate(suffixes)}
