@@ -1,7 +1,7 @@
 """OpenAI's API over HTTP, in front of an engine.
 
 In: an `Engine` and its `Settings`. Out: a FastAPI app: `/v1/chat/completions`, `/v1/models`, `/health`, `/metrics`, and
-`/generate` for clients of mllm-npu. The page of all of it is at /docs, its description at /openapi.json.
+`/generate` for clients of mllm-npu. All of it is described at /openapi.json and shown at /docs.
 """
 
 import asyncio

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,8 @@ from m3.serving.requests import Busy, Event, Finished, Reason, Refused, Request
 from m3.serving.scheduler import Scheduler
 from m3.serving.settings import Settings
 
+PATIENCE_SECONDS = 30.0
+"""Beyond the time of a request, for a long step of the model that is under way."""
 logger = logging.getLogger(__name__)
 
 
@@ -92,7 +95,7 @@ class Engine:
         job = self.submit(request, lambda event: _put(loop, events, event))
         try:
             while True:
-                event = await events.get()
+                event = await self._next(job, events)
                 if isinstance(event, Refused):
                     raise event
                 yield event
@@ -100,6 +103,14 @@ class Engine:
                     return
         finally:
             job.cancelled = True
+
+    async def _next(self, job: Job, events: "asyncio.Queue[Event | Refused]") -> Event | Refused:
+        """Nobody waits for ever, not even for a decoder that does not come to an end."""
+        try:
+            return await asyncio.wait_for(events.get(), job.deadline + PATIENCE_SECONDS - time.monotonic())
+        except TimeoutError:
+            seconds = self.settings.limits.seconds
+            return Refused(f"the request could not be read within {seconds:g} s", 408, "request_timeout", "messages")
 
     def answer(self, request: Request) -> Finished:
         """The whole answer, for callers without an event loop. Errors as in `stream`."""

@@ -19,8 +19,8 @@ TYPES = {
 }
 HTTP_MESSAGES = {
     400: "the body is not JSON that can be read",
-    404: "there is nothing at this path; /docs shows what there is",
-    405: "this path takes another method; /docs shows which",
+    404: "there is nothing at this path; /openapi.json says what there is",
+    405: "this path takes another method; /openapi.json says which",
 }
 """In place of HTTP's own words."""
 SHOWN = 5

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE = re.compile(r"`((?:m3|tests|scripts)/[\w/.-]+?\.(?:py|yaml|sh))(?::([\w.]+))?`")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)\)")
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -23,10 +24,10 @@ def defined(path: Path) -> set[str]:
     """Names of the functions and classes of a file, and `Class.method`."""
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, FUNCTION | ast.ClassDef):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, FUNCTION)}
     return names
 
 

@@ -14,6 +14,7 @@ from videos import write_video
 from m3.inference import Conversation, Generation
 from m3.processing.video import Sampling
 from m3.serving.engine import Engine
+from m3.serving.preparation import Preparation
 from m3.serving.requests import Busy, Event, Finished, Piece, Refused, Request, Turn, Visual
 from m3.serving.settings import Limits, Queue, Settings
 
@@ -247,6 +248,24 @@ def test_time_is_bounded(made) -> None:
     assert 0 < first.usage.new_tokens < 3000
     assert isinstance(second, Busy)
     assert "waited 0.3 s for its turn" in str(second)
+
+
+def test_a_file_that_is_never_read_to_its_end_is_not_waited_for(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from m3.serving import engine as module
+
+    engine, going_on = made(limits=Limits(seconds=0.1)), threading.Event()
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(Preparation, "prepare", lambda *_: going_on.wait(30) and None)
+
+    async def ask() -> None:
+        async for _ in engine.stream(question()):
+            pass
+
+    with pytest.raises(Refused, match="could not be read within 0.1 s") as caught:
+        asyncio.run(ask())
+    going_on.set()
+    monkeypatch.undo()
+    assert caught.value.status == 408
 
 
 def test_closing_finishes_what_was_accepted(made) -> None:
