@@ -51,7 +51,7 @@ if [ "$(cat "$M3_VENV/.m3_installed" 2>/dev/null)" != "$wanted" ]; then
     if has_nvidia_gpu; then
         say "Installing for this machine's NVIDIA GPU"
         python -m pip install -c "$PINS" torch torchvision setuptools
-        python -m pip install -c "$PINS" --no-build-isolation -e "$M3_ROOT[train,eval,dev]"
+        python -m pip install -c "$PINS" -c "$SERVE_PINS" --no-build-isolation -e "$M3_ROOT[train,eval,dev]"
     else
         say "Installing for the CPU (2 to 5 minutes)"
         # The pins are the whole environment, so nothing is left to resolve. Without torchvision, whose registry build
