@@ -2,7 +2,7 @@
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Features, Image, Value
+from lmms_eval.api.task import ConfigurableTask
 from PIL import Image as PilImage
+from tenacity import wait_none
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
@@ -159,6 +161,15 @@ def write_tasks(folder: Path, documents: int = 6) -> Path:
     (folder / "tiny_choice.yaml").write_text(TASK.format(folder=folder, file="one") + CHOICE)
     (folder / "tiny.yaml").write_text("group: tiny\ntask: [tiny_one, tiny_two]\n")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting() -> Iterator[None]:
+    """The harness tries a task that fails five times, two seconds apart; here without the seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for tried in (ConfigurableTask.download, ConfigurableTask.process_results):
+            patch.setattr(tried.retry, "wait", wait_none())
+        yield
 
 
 @pytest.fixture(scope="session")
