@@ -175,6 +175,24 @@ def test_the_payload_of_mllm_npu(address: str) -> None:
     assert said["text"] == same.choices[0].message.content
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_model_that_fails_leaves_nobody_waiting(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the server sees it at /health and starts it anew."""
+    from m3.serving.scheduler import Scheduler
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the model's end")
+
+    with serve(Settings(name="tiny")) as address:
+        assert httpx2.get(f"{address}/health").status_code == 200
+        monkeypatch.setattr(Scheduler, "turn", broken)
+        with ThreadPoolExecutor(3) as threads:
+            responses = list(threads.map(lambda _: httpx2.post(f"{address}{CHAT}", json=LONG), range(3)))
+        assert {response.status_code for response in responses} <= {500, 503}
+        assert httpx2.get(f"{address}/health").status_code == 503
+        assert httpx2.post(f"{address}{CHAT}", json=LONG).status_code == 503
+
+
 def test_errors_tell_nothing_of_the_inside(serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     """A bug of ours: the client gets one sentence, the log the trace; neither has the image."""
     from m3.serving.preparation import Preparation
