@@ -78,6 +78,8 @@ setup(
             "evaluation/templates/*",
             "evaluation/suites/*.yaml",
             "evaluation/published/*.yaml",
+            "serving/templates/*.*",
+            "serving/templates/examples/*.png",
         ]
     },
     install_requires=CORE,

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from m3.packages import require
 from m3.serving.content import Fetch, chat_request, generate_request
 from m3.serving.engine import Engine
 from m3.serving.errors import add_error_handlers
@@ -54,6 +55,12 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.add_exception_handler(ClientLeft, _on_left)
     app.include_router(answers(engine, settings))
     app.include_router(facts(engine, settings))
+    app.state.on_end = []  # called when the server is told to end (m3/serving/server.py)
+    if settings.ui:
+        require("gradio")
+        from m3.serving.ui import add_ui
+
+        app.state.on_end.append(add_ui(app, engine, settings))
     app.add_middleware(Guard, settings=settings, responses=engine.metrics.responses)
     for operations in app.openapi()["paths"].values():  # FastAPI's own word for an invalid body; ours is 400
         for operation in operations.values():

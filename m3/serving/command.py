@@ -47,6 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help=f"clients must send what it holds; or set {KEY_VARIABLE}"
     )
+    parser.add_argument("--ui", action="store_true", help="a web page at /ui, for people")
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, over those of the file")
     scale_out = parser.add_argument_group("several processes, on Ray")
@@ -73,7 +74,13 @@ def main(argv: list[str]) -> int:
     settings, fleet = read_settings(arguments), read_fleet(arguments)
     require("fastapi")
     warn(settings)
-    if arguments.ray is not None or arguments.replicas is not None or fleet.needs_ray:
+    on_ray = arguments.ray is not None or arguments.replicas is not None or fleet.needs_ray
+    if settings.ui and (on_ray or arguments.fleet is not None):
+        raise ValueError(
+            "--ui: the page belongs to one model in one process; leave out --fleet, --replicas and --ray, or start a second "
+            "`m3 serve --ui` for it"
+        )
+    if on_ray:
         require("ray")
         from m3.serving.cluster import run
 
@@ -120,6 +127,8 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         overrides.append(f"host={arguments.host}")
     if arguments.port is not None:
         overrides.append(f"port={arguments.port}")
+    if arguments.ui:
+        overrides.append("ui=true")
     settings = config.load(arguments.config, Settings, overrides)
     name = settings.name
     if arguments.model_path is not None:

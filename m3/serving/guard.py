@@ -15,6 +15,7 @@ from m3.serving.asking import replay
 from m3.serving.errors import refused_response
 from m3.serving.requests import Busy, Refused
 from m3.serving.settings import Settings
+from m3.serving.ui_gate import is_ui
 
 OPEN = ("/health",)
 """Paths that need no key."""
@@ -54,7 +55,7 @@ class Guard:
             self._in_all.bytes -= own.bytes
 
     def _check_key(self, path: str, headers: Headers) -> None:
-        if self._key is None or path in OPEN:
+        if self._key is None or path in OPEN or (self._settings.ui and is_ui(path)):  # the page has a login of its own
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):

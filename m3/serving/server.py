@@ -5,6 +5,8 @@ In: an app and its settings. Out: `uvicorn.Server`. uvicorn alone waits for ever
 """
 
 import asyncio
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
@@ -17,9 +19,22 @@ HEADER_SECONDS = 15.0
 """From the opening of a connection, or the first byte after a response, to the end of the headers."""
 
 
+class Server(uvicorn.Server):
+    """Calls `on_end` before it waits for the connections that are open: the page's would stay for ever."""
+
+    def __init__(self, config: uvicorn.Config, on_end: Sequence[Callable[[], None]]) -> None:
+        super().__init__(config)
+        self._on_end = on_end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for end in self._on_end:
+            end()
+        await super().shutdown(sockets)
+
+
 def make_server(app: FastAPI, settings: Settings, log_level: str = "info") -> uvicorn.Server:
     """`run` of it serves until SIGTERM or SIGINT; what was accepted by then is finished."""
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             app,
             host=settings.host,
@@ -30,7 +45,8 @@ def make_server(app: FastAPI, settings: Settings, log_level: str = "info") -> uv
             timeout_graceful_shutdown=settings.shutdown_seconds,
             server_header=False,
             proxy_headers=False,
-        )
+        ),
+        app.state.on_end,
     )
 
 

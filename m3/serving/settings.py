@@ -81,6 +81,10 @@ class Settings:
     """For all that one request names."""
     api_key: str | None = field(default=None, repr=False)
     """Clients must send it; `m3 serve` takes it from a file or from the environment (M3_API_KEY)."""
+    ui: bool = False
+    """The web page, at /ui."""
+    ui_bytes: int = 1024 * MIB
+    """Of files that were uploaded to the page, together; they are kept for an hour."""
     cache_bytes: int = 256 * MIB
     """Features of images that are kept for the next request."""
     shutdown_seconds: int = 150
@@ -98,11 +102,11 @@ class Settings:
 
 def behind(settings: Settings, name: str) -> Settings:
     """Of one model behind a router, which has asked for the key already."""
-    return replace(settings, name=name, api_key=None)
+    return replace(settings, name=name, api_key=None, ui=False)
 
 
 def _check_positive(settings: Limits | Queue | Settings, zero: tuple[str, ...] = ()) -> None:
     for one in fields(settings):
         value = vars(settings)[one.name]
-        if isinstance(value, int | float) and (value < 0 or (value == 0 and one.name not in zero)):
+        if type(value) in (int, float) and (value < 0 or (value == 0 and one.name not in zero)):
             raise ValueError(f"{one.name} is {value}; expected {'0 or more' if one.name in zero else 'more than 0'}")
