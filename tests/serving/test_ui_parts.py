@@ -15,6 +15,7 @@ from m3.inference import Generation
 from m3.processing.overlay import grid_lines
 from m3.processing.video import Sampling
 from m3.serving import ui_html
+from m3.serving.command import main
 from m3.serving.requests import Finished, Refused, Turn, Usage, Visual
 from m3.serving.settings import Limits, Settings
 from m3.serving.ui_desk import Choices
@@ -86,6 +87,11 @@ def test_what_the_browser_sent_is_checked():
     for text, given in WRONG.items():
         with pytest.raises(ValueError, match=text):
             Choices.read(*given)
+
+
+def test_the_page_belongs_to_one_process():
+    with pytest.raises(ValueError, match="--ui: the page belongs to one model in one process"):
+        main(["--model-path", "nowhere", "--ui", "--replicas", "2"])
 
 
 # ---------------------------------------------------------------------- HTML
