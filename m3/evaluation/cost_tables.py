@@ -13,18 +13,24 @@ def cost_table(summary: Summary) -> Table:
     for model in summary.models:
         costs = [row for row in summary.costs if row.model == model.name]
         if costs:
-            blocks[len(rows)] = (
-                f"{model.name}: {engineering(model.parameters)} parameters; one image and {costs[0].text_tokens} text tokens"
+            blocks[len(rows)] = f"{model.name}: {engineering(model.parameters)} parameters; " + (
+                f"mean over {costs[0].prompts:,} prompts, of {costs[0].text_tokens} text tokens"
+                if costs[0].prompts
+                else f"one image and {costs[0].text_tokens} text tokens"
             )
         for row in costs:
             flops = [row.vision_flops, row.connector_flops, row.prefill_flops, row.token_flops]
             moved = [row.kv_cache_bytes, row.prefill_parameter_bytes, row.token_parameter_bytes]
             cells = [engineering(n, "FLOP") for n in flops] + [engineering(n, "B") for n in moved]
-            rows.append([str(row.scale), str(row.visual_tokens), *cells])
+            most = engineering(row.most_first_token_flops, "FLOP") if row.prompts else NOTHING
+            rows.append([str(row.scale), str(row.visual_tokens), *cells, most])
     header = ["tokens", "in the prompt", "tower", "connector", "prefill", "per token", "KV cache"]
-    header += ["read, prefill", "read, token"]
-    note = "Matrix products alone, two operations per multiply-add; of a mixture the active experts (m3/model/cost.py)."
-    return Table("cost", "Computed cost of a prompt", header, rows, blocks, note)
+    header += ["read, prefill", "read, token", "dearest prompt"]
+    note = (
+        "Dearest prompt: to its first token. Matrix products alone, two operations per multiply-add; of a mixture the active "
+        "experts (m3/model/cost.py)."
+    )
+    return Table("cost", "Computed cost of a prompt, the mean over those asked", header, rows, blocks, note)
 
 
 def latency_table(summary: Summary, device: str) -> Table:

@@ -70,10 +70,12 @@ class LiveSweep:
 
 
 def scores(cells: Sequence[CellRow]) -> dict[str, float]:
-    """The primary metric of every cell that was scored, as metrics of a training run; means where no task failed."""
+    """The primary metric of every cell that was scored, as metrics of a training run; means of accuracies where none failed."""
     primary = {(cell.task, cell.scale): cell.value for cell in cells if cell.is_primary and cell.value is not None}
     found = {f"eval_{task}_scale_{scale}": value for (task, scale), value in primary.items()}
-    tasks = {cell.task for cell in cells}
+    tasks = {
+        cell.task for cell in cells if cell.higher_is_better is not False
+    }  # an error has no place among accuracies
     for scale in sorted({cell.scale for cell in cells}):
         values = [primary[task, scale] for task in tasks if (task, scale) in primary]
         if 1 < len(tasks) == len(values):

@@ -3,13 +3,14 @@
 Choosing among tokens is not counted: a few products of n x n or n x d, far below one layer of the decoder.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from m3.evaluation.fastv import LAYERS
 from m3.evaluation.methods import FASTV, RESOLUTION
 from m3.model import M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
-from m3.nesting import get_nesting
+from m3.nesting import Tiles, get_nesting
 
 
 class LowResolutionCost(CostModel):
@@ -23,16 +24,22 @@ class LowResolutionCost(CostModel):
         return self._patches
 
 
-def method_cost(model: M3ForConditionalGeneration, method: str, scale: int, text_tokens: int) -> Cost:
-    """Cost of a prompt with one image, its tokens chosen by `method` at `scale`."""
-    if method == RESOLUTION:
-        return LowResolutionCost(model, scale).cost(scale, text_tokens)
-    formulas = CostModel(model)
-    cost = formulas.cost(scale, text_tokens)
+def method_cost(
+    model: M3ForConditionalGeneration, method: str, scale: int, text_tokens: int, pictures: Sequence[Tiles]
+) -> Cost:
+    """Cost of a prompt with pictures in these tiles, their tokens chosen by `method` at `scale`."""
+    reader, tiles = model.config.reader, sum(picture.number for picture in pictures)
+
+    def tokens(scale: int) -> int:
+        return sum(reader.count(scale, picture) for picture in pictures)
+
+    formulas = LowResolutionCost(model, scale) if method == RESOLUTION else CostModel(model)
+    cost = formulas.prompt_cost(scale, tokens(scale), text_tokens, tiles)
     if method != FASTV:
         return cost
     # Every layer counts alike, so a decoder that drops tokens behind some layers lies between the two on the line.
-    full = formulas.cost(get_nesting(model.config.nesting.kind).reachable(model.config.grid)[-1], text_tokens)
+    largest = get_nesting(model.config.nesting.kind).reachable(model.config.grid)[-1]
+    full = formulas.prompt_cost(largest, tokens(largest), text_tokens, tiles)
     share = LAYERS / formulas.decoder_layers
     kept, whole = asdict(cost), asdict(full)
     mixed = {name: round(share * whole[name] + (1 - share) * kept[name]) for name in kept}

@@ -5,7 +5,7 @@
     submissions/MODEL/TASK@SCALE/ files for a benchmark's server, as lmms-eval writes them (m3 submit collects them)
     tasks/TASK.yaml               what lmms-eval was told of its own tasks: where their data are
     cells.csv                     one row per model, task, scale and metric
-    cost.csv                      one row per model and scale: what the formulas say
+    cost.csv                      one row per model and scale: what the formulas say of the prompts asked, in the mean
     latency.csv                   one row per model, scale and batch size: what was measured
     models.json, baselines.json, environment.json, examples/
     lmms_eval.log                 what the harness printed
@@ -62,13 +62,12 @@ class CellRow:
 
 @dataclass(frozen=True)
 class CostRow(Cost):
-    """Cost of one prompt with one image: a line of cost.csv."""
+    """Cost of a prompt, the mean over those that were asked: a line of cost.csv."""
 
     model: str
-
-    @classmethod
-    def of(cls, model: str, cost: Cost) -> "CostRow":
-        return cls(model=model, **asdict(cost))
+    prompts: int = 0  # how many were asked; 0: an older run, whose row is one image of most tiles and a mean text
+    most_visual_tokens: int = 0  # of any prompt
+    most_first_token_flops: int = 0
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Answer:
     seconds: float  # the batch's wall clock time divided by its number of answers
     images: tuple[str, ...]  # digests of the images: the clusters of the standard errors
     confidence: float | None = None  # of a generated answer (confidence.py); None: scored, by beams, or an older store
+    sizes: tuple[tuple[int, int], ...] | None = None  # (height, width) of each picture; None: an older store
     routing: str | None = None  # experts that the prompt's tokens chose, of some documents (routing.py)
 
 
@@ -148,11 +149,13 @@ class Store:
 
 
 def _decode_answer(record: dict) -> Answer:
-    """Stores written before answers had a confidence or a routing are read as they are: nothing is computed again for it."""
-    record = {"confidence": None, "routing": None, **record}
+    """Stores from before answers had a confidence, a routing or sizes are read as they are: nothing is computed again."""
+    record = {"confidence": None, "routing": None, "sizes": None, **record}
     values = {field.name: record[field.name] for field in fields(Answer)}
     values["cell"] = Cell(**values["cell"])
     values["images"] = tuple(values["images"])
+    if values["sizes"] is not None:
+        values["sizes"] = tuple((height, width) for height, width in values["sizes"])
     if values["log_likelihood"] is not None:
         values["log_likelihood"] = tuple(values["log_likelihood"])
     return Answer(**values)

@@ -159,7 +159,8 @@ class StoredModel(EngineModel):
                 request, question = requests[asked[position][1]], at_budget[position]
                 images = tuple(picture.digest for picture in question.pictures)
                 cell, doc_id = wanted[position], int(request.doc_id)
-                answers.append(Answer(cell, request.task_name, doc_id, images=images, **asdict(reply)))
+                sizes = tuple((picture.image.height, picture.image.width) for picture in question.pictures)
+                answers.append(Answer(cell, request.task_name, doc_id, images=images, sizes=sizes, **asdict(reply)))
             self.store.add_answers(answers)
             bar.update(len(new))
 

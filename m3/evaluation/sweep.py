@@ -27,12 +27,21 @@ from m3.evaluation.examples import write_examples
 from m3.evaluation.judge import check_judge, price, set_judge
 from m3.evaluation.latency import measure
 from m3.evaluation.lmms import default_device, local_device, sampling_of
-from m3.evaluation.method_cost import method_cost
 from m3.evaluation.methods import OWN, is_own
 from m3.evaluation.progress import Progress, check_disk
-from m3.evaluation.run_folder import CellRow, CostRow, LatencyRow, ModelRow, environment, write_json, write_rows
+from m3.evaluation.prompt_cost import NO_ANSWER_TEXT, cost_of, prompts_of
+from m3.evaluation.run_folder import (
+    CellRow,
+    CostRow,
+    LatencyRow,
+    ModelRow,
+    environment,
+    read_keys,
+    write_json,
+    write_rows,
+)
 from m3.evaluation.scoring import failed_row, run_cell
-from m3.evaluation.store import Store
+from m3.evaluation.store import Answer, Store
 from m3.evaluation.stored import Budget, StoredModel
 from m3.evaluation.suites import known_tasks
 from m3.evaluation.summary import Summary
@@ -166,16 +175,17 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
     for method in methods or [OWN]:
         sweep.models.append(describe(name, path, engine, method))
     budgets = [Budget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
-    with Store(sweep.run / "store") as store:
-        for loaded in sweep.tasks:
-            run_task(sweep, name, loaded, engine, store, budgets)
     for broken in sweep.broken:
         for budget in budgets:
             label = label_of(name, budget.method)
             row = failed_row(label, broken.name, budget.scale, broken.metric, broken.error)
             add_cell(sweep, [row], label, broken.name, budget.scale)
+    with Store(sweep.run / "store") as store:
+        for loaded in sweep.tasks:
+            run_task(sweep, name, loaded, engine, store, budgets)
+        if sweep.is_writer:
+            add_costs(sweep, name, engine, store, methods or [OWN])
     if sweep.is_writer:
-        add_costs(sweep, name, engine, methods or [OWN])
         write_json(sweep.run / "models.json", [vars(model) for model in sweep.models])
         if path == arguments.models[0]:
             first = sweep.models[0].name
@@ -235,20 +245,28 @@ def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
     return ModelRow(label_of(name, method), path, engine.weights, scales, grid, kind, parameters, method, base, routers)
 
 
-def add_costs(sweep: Sweep, name: str, engine: Engine, methods: Sequence[str]) -> None:
-    """Cost of a prompt with one image and as much text as the tasks had in the mean; times of the model's own nesting."""
-    text = text_tokens(name, sweep.cells)
+def add_costs(sweep: Sweep, name: str, engine: Engine, store: Store, methods: Sequence[str]) -> None:
+    """Cost of the prompts that were asked; times of one image of most tiles and a mean text, by the model's own nesting."""
     for method in methods:
         for scale in sweep.scales:
-            sweep.costs.append(CostRow.of(label_of(name, method), method_cost(engine.model, method, scale, text)))
+            asked = prompts_of(answers_of(sweep, label_of(name, method), scale, store))
+            sweep.costs.append(cost_of(engine, label_of(name, method), method, scale, asked))
     if not sweep.arguments.no_latency:
+        text = text_tokens(name, sweep.cells)
         measured = measure(engine.model, sweep.scales, text, LATENCY_BATCHES)
         sweep.times += [LatencyRow.of(name, row) for row in measured]
     write_rows(sweep.run / "cost.csv", CostRow, sweep.costs)
     write_rows(sweep.run / "latency.csv", LatencyRow, sweep.times)
 
 
+def answers_of(sweep: Sweep, label: str, scale: int, store: Store) -> list[Answer]:
+    """Of all tasks that did not fail, a server's included."""
+    failed = {cell.task for cell in sweep.cells if (cell.model, cell.scale, cell.status) == (label, scale, "failed")}
+    tasks = [loaded.name for loaded in sweep.tasks if loaded.name not in failed]
+    return [store.answer(key) for task in tasks for key in read_keys(sweep.run, label, task, scale).values()]
+
+
 def text_tokens(name: str, cells: Sequence[CellRow]) -> int:
-    """How much text the tasks' prompts had in the mean: cost and latency are those of such a prompt."""
+    """How much text the tasks' prompts had in the mean: latency is that of such a prompt."""
     lengths = [cell.text_tokens for cell in cells if cell.model == name and cell.text_tokens is not None]
-    return round(sum(lengths) / len(lengths)) if lengths else 32
+    return round(sum(lengths) / len(lengths)) if lengths else NO_ANSWER_TEXT

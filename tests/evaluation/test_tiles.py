@@ -1,5 +1,6 @@
 """The engine on images in tiles: real tokens are counted, batches equal single questions, bounded memory changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from PIL import Image
 from m3.evaluation.decoding import Decoding
 from m3.evaluation.engine import Engine, Picture, Question, Reply
 from m3.evaluation.latency import measure
+from m3.evaluation.methods import OWN
+from m3.evaluation.prompt_cost import cost_of, prompts_of
+from m3.evaluation.store import Answer, Cell
 from m3.model.cost import CostModel
 from tests.evaluation.conftest import make_image, save_model
 
@@ -58,6 +62,28 @@ def test_a_cache_of_one_image_gives_the_same_answers(engine: Engine) -> None:
     for _ in range(2):
         assert [reply.text for reply in answers(small, questions, 1)] == expected
     assert seen == 3 < small.pictures.images_seen
+
+
+def test_the_cost_of_a_sweep_is_the_mean_over_the_prompts_it_asked(engine: Engine) -> None:
+    """A picture in one tile and the whole, one in two, and a text alone: not three times the one of most tiles."""
+    sizes = [((20, 44),), ((20, 44), (48, 48)), ()]
+    cells = [Cell("w", "t", "d", str(n), "p", 4, "grid_pool") for n in range(3)]
+    answers = [Answer(cell, "t", n, "", None, 0, 10 + n, 1, 0.1, (), sizes=sizes[n]) for n, cell in enumerate(cells)]
+    row = cost_of(engine, "tiled", OWN, 4, prompts_of([*answers, answers[0]]))
+    formulas, expected = CostModel(engine.model), []
+    for n in (0, 1, 2, 0):
+        visual = sum(engine.processor.count_tokens(list(sizes[n]), 4))
+        tiles = sum(tiles.number for tiles in engine.processor.outlines(sizes[n]))
+        expected.append(formulas.prompt_cost(4, visual, 10 + n, tiles))
+    assert (row.prompts, row.model) == (4, "tiled")
+    assert row.vision_flops == round(sum(cost.vision_flops for cost in expected) / 4)
+    assert row.prefill_flops == round(sum(cost.prefill_flops for cost in expected) / 4)
+    assert row.visual_tokens == round(sum(cost.visual_tokens for cost in expected) / 4)
+    assert row.most_visual_tokens == max(cost.visual_tokens for cost in expected)
+    assert row.most_first_token_flops == max(cost.first_token_flops for cost in expected) > row.first_token_flops
+    assert row.first_token_flops < formulas.cost(4, 11).first_token_flops  # what one image of most tiles would take
+    silent = prompts_of([replace(answers[0], sizes=None)])  # of an older store
+    assert cost_of(engine, "tiled", OWN, 4, silent).visual_tokens == formulas.cost(4, 10).visual_tokens
 
 
 def test_cost_and_latency_are_those_of_all_tiles(engine: Engine, tmp_path: Path) -> None:

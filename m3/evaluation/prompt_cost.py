@@ -1,0 +1,57 @@
+"""The cost of the prompts that a sweep really asked: of each its pictures, as they are cut into tiles, and its words.
+
+In: an engine, and the answers in the store. Out: `CostRow`, the mean over the prompts of a
+method at a scale, and what the dearest takes. Costs grow
+faster than prompts do, so the mean is of the prompts' costs, not the cost of a mean prompt.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from m3.evaluation.engine import Engine
+from m3.evaluation.method_cost import method_cost
+from m3.evaluation.run_folder import CostRow
+from m3.evaluation.store import Answer
+from m3.model.cost import Cost
+from m3.nesting import Tiles
+
+NO_ANSWER_TEXT = 32
+"""Text tokens of the prompt that is counted where nothing was answered."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`sizes`: (height, width) of each picture; None: one picture of most tiles, where the answer does not say."""
+
+    sizes: tuple[tuple[int, int], ...] | None
+    text_tokens: int
+
+
+def prompts_of(answers: Iterable[Answer]) -> Counter[Prompt]:
+    """How often each prompt, as far as its cost goes, was asked; the one of `NO_ANSWER_TEXT` where none was."""
+    found = Counter(Prompt(answer.sizes, answer.text_tokens) for answer in answers)
+    return found or Counter([Prompt(None, NO_ANSWER_TEXT)])
+
+
+def cost_of(engine: Engine, name: str, method: str, scale: int, prompts: Counter[Prompt]) -> CostRow:
+    """Cost of the prompts at a scale, their tokens chosen by `method`; `name`: of the rows."""
+    costs = {
+        prompt: method_cost(engine.model, method, scale, prompt.text_tokens, tiles_of(engine, prompt.sizes))
+        for prompt in prompts
+    }
+    total = prompts.total()
+    sums = {field.name: sum(asdict(costs[one])[field.name] * n for one, n in prompts.items()) for field in fields(Cost)}
+    return CostRow(
+        **{name: round(value / total) for name, value in sums.items()},
+        model=name,
+        prompts=total,
+        most_visual_tokens=max(cost.visual_tokens for cost in costs.values()),
+        most_first_token_flops=max(cost.first_token_flops for cost in costs.values()),
+    )
+
+
+def tiles_of(engine: Engine, sizes: Sequence[tuple[int, int]] | None) -> list[Tiles]:
+    if sizes is None:
+        return [engine.model.config.tiling.largest()]
+    return engine.processor.outlines(sizes)
