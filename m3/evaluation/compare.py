@@ -80,6 +80,8 @@ def _pairs(a: Side, b: Side, tasks: Sequence[str]) -> _Pairs | None:
     left, right, clusters = [], [], []
     for task in tasks:
         mine, theirs = a.summary.samples.get((a.model, task)), b.summary.samples.get((b.model, task))
+        if task not in a.summary.units or task not in b.summary.units:
+            return None
         if mine is None or theirs is None or a.scale not in mine.scales or b.scale not in theirs.scales:
             return None
         rows = {key: row for row, key in enumerate(zip(theirs.doc_ids, theirs.documents, strict=True))}
@@ -90,7 +92,7 @@ def _pairs(a: Side, b: Side, tasks: Sequence[str]) -> _Pairs | None:
             raise ValueError(
                 f"{a.summary.run} and {b.summary.run} have no document of {task} in common: they were run on other data"
             )
-        weight = a.summary.percent(task) / len(found)
+        weight = a.summary.units[task] / len(found)
         left += [mine.at(a.scale)[row] * weight for row, _ in found]
         right += [theirs.at(b.scale)[row] * weight for _, row in found]
         clusters += [mine.images[row] for row, _ in found]
@@ -135,6 +137,13 @@ def compare(new: Summary, old: Summary) -> list[Change]:
     if not changes:
         raise ValueError(f"{new.run} and {old.run}: no model has scores by document in both")
     return changes
+
+
+def not_compared(changes: Sequence[Change], new: Summary, old: Summary) -> list[str]:
+    """Common tasks that no change speaks of: their documents have no scores of their own, or in another unit."""
+    common = [task for task in new.tasks if task in old.tasks]
+    spoken = {change.task for change in changes}
+    return [task for task in common if task not in spoken and not (common == [task] and None in spoken)]
 
 
 def _check_alike(new: Summary, old: Summary, task: str) -> None:

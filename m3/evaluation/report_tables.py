@@ -102,10 +102,9 @@ def oracle_table(summary: Summary) -> Table:
         if not known:
             continue
         blocks[len(rows)] = model.name
-        rows += [
-            _oracle_row(_accuracy_name(summary, task), [one], summary.percent(task)) for task, one in known.items()
-        ]
-        if len(known) > 1 and all(summary.percent(task) == 100 for task in known):
+        factors = {task: summary.units.get(task, summary.percent(task)) for task in known}
+        rows += [_oracle_row(_accuracy_name(summary, task), [one], factors[task]) for task, one in known.items()]
+        if len(known) > 1 and all(factor == 100 for factor in factors.values()):
             rows.append(_oracle_row("mean", list(known.values()), 100.0))
     header = ["task", "samples", "largest", "tokens", "oracle", "tokens", "tokens as M3", "steady tokens"]
     header += ["largest, corrected", "oracle, corrected", "never right"]

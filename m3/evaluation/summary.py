@@ -223,6 +223,30 @@ class Summary:
                         found[model.name, task] = read
         return found
 
+    @cached_property
+    def units(self) -> dict[str, float]:
+        """Task -> what a document's score is worth in the table: 100 for a share, 1 where both count in the same points.
+
+        Without tasks whose documents count in another unit than the table (a judge's 0 to 5 under an accuracy, the right
+        answers under MME's points): differences of them would not be differences of the score.
+        """
+        found = {}
+        for task in self.tasks:
+            of_task = {model: one for (model, name), one in self.samples.items() if name == task}
+            if not of_task:
+                continue
+            if self.kinds[task].is_share and all(((s.scores >= 0) & (s.scores <= 1)).all() for s in of_task.values()):
+                found[task] = 100.0
+                continue
+            pairs = [
+                (self._primary[model, task, scale].value or 0.0, float(one.at(scale).mean()))
+                for model, one in of_task.items()
+                for scale in one.scales
+            ]
+            if all(math.isclose(value, mean, rel_tol=1e-6, abs_tol=1e-6) for value, mean in pairs):
+                found[task] = self.percent(task)
+        return found
+
     def curve(self, model: str, task: str | None = None) -> dict[int, Mean]:
         """Scale -> score of a task, or the mean over the tasks, where there is one."""
         scores = {scale: self.score(model, task, scale) if task else self.mean(model, scale) for scale in self.scales}

@@ -21,7 +21,7 @@ from loguru import logger as harness_logger
 from transformers.utils import logging as transformers_logging
 
 from m3.evaluation.arguments import chosen_methods, labels, parse_arguments, reachable_scales, task_names
-from m3.evaluation.compare import Change, compare, described
+from m3.evaluation.compare import Change, compare, described, not_compared
 from m3.evaluation.engine import Engine
 from m3.evaluation.examples import write_examples
 from m3.evaluation.judge import check_judge, price, set_judge
@@ -114,7 +114,11 @@ def main(argv: list[str]) -> int:
 
 def fallen(run: Path, baseline: Path) -> list[Change]:
     """Says how every scale stands against `--baseline`; what fell beyond the noise, means and single tasks."""
-    changes = compare(Summary.read(run), Summary.read(baseline))
+    new, old = Summary.read(run), Summary.read(baseline)
+    changes = compare(new, old)
+    silent = not_compared(changes, new, old)
+    if silent:
+        logger.warning("NOT compared with %s, for want of scores by document: %s", baseline, ", ".join(silent))
     drops = [change for change in changes if change.is_drop]
     for change in changes:
         if change.task is None or change.is_drop:

@@ -1,11 +1,15 @@
 """Two runs against each other, on run folders whose difference is known."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from m3.evaluation import report, sweep
-from m3.evaluation.compare import Change, Side, compare, described, difference
+from m3.evaluation.compare import Change, Side, compare, described, difference, not_compared
+from m3.evaluation.run_folder import CellRow, read_rows, write_rows
+from m3.evaluation.store import Store
 from m3.evaluation.summary import Summary
 from tests.evaluation.conftest import SUITE, SWEPT, make_run
 
@@ -62,6 +66,40 @@ def test_mean_differences_equal_the_table(runs: dict[str, Path]):
     assert found is not None and low is not None and high is not None
     assert found.value == pytest.approx(low.value - high.value)
     assert found.low < found.value < found.high < 0
+
+
+def in_hundreds(run: Path, points: float) -> Path:
+    """The same run with scores reported in hundreds (as Video-MME's), and its documents' scores times `points`."""
+    cells = [replace(cell, value=100 * (cell.value or 0.0)) for cell in read_rows(run / "cells.csv", CellRow)]
+    write_rows(run / "cells.csv", CellRow, cells)
+    with Store(run / "store") as store:
+        keys = [
+            key
+            for path in (run / "results").rglob("*.json")
+            for key in json.loads(path.read_text())["m3_keys"].values()
+        ]
+        store.add_scores({key: {name: points * x for name, x in store.scores(key).items()} for key in keys})
+    return run
+
+
+def test_documents_count_in_the_unit_of_the_table(tmp_path: Path):
+    tasks = ("elsewhere_a",)
+    plain = Summary.read(make_run(tmp_path / "plain", tasks=tasks))
+    hundreds = Summary.read(in_hundreds(make_run(tmp_path / "hundreds", tasks=tasks), 1.0))
+    assert hundreds.units == plain.units == {"elsewhere_a": 100.0}
+    found = [difference(Side(one, "m3-tiny-base", 1), Side(one, "m3-tiny-base", 36)) for one in (plain, hundreds)]
+    assert found[0] == found[1] is not None and abs(found[0].value) > 10  # not a hundredth of it
+    same = Summary.read(in_hundreds(make_run(tmp_path / "same", tasks=tasks), 100.0))
+    assert same.units == {"elsewhere_a": 1.0}
+    judged = Summary.read(
+        in_hundreds(make_run(tmp_path / "judged", tasks=("a_b", "c_d")), 5.0)
+    )  # 0 to 5 under an accuracy
+    assert judged.units == {}
+    assert difference(Side(judged, "m3-tiny", 1), Side(judged, "m3-tiny", 36)) is None
+    with pytest.raises(ValueError, match="no model has scores by document in both"):
+        compare(judged, judged)
+    assert not_compared([], judged, judged) == ["a_b", "c_d"]
+    assert not_compared(compare(plain, hundreds), plain, hundreds) == []
 
 
 def test_report_of_two_runs(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]):
