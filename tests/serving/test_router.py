@@ -7,10 +7,12 @@ from pathlib import Path
 import httpx
 import pytest
 from openai import NotFoundError, OpenAI
+from peft import LoraConfig, get_peft_model
 from serving_files import ask, png
 from starlette.testclient import TestClient
 
 from m3 import config
+from m3.inference import Conversation, Generation, load
 from m3.serving.fleet import Fleet, Served
 from m3.serving.local import create_local
 from m3.serving.settings import Settings
@@ -19,9 +21,22 @@ KEY = {"Authorization": "Bearer secret"}
 
 
 @pytest.fixture(scope="module")
-def client(tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    path = str(tiny_checkpoint(tmp_path_factory.mktemp("router") / "tiny"))
-    fleet = Fleet(models=(Served(path=path, device="cpu"), Served(path=path, name="other/one", device="cpu")))
+def folder(tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny`, a checkpoint, and `adapter`, which changes what it says."""
+    folder = tmp_path_factory.mktemp("router")
+    model, _ = load(tiny_checkpoint(folder / "tiny"), device="cpu")
+    targets = r"model\.language_model\..*\.(q_proj|v_proj|o_proj)"
+    get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).save_pretrained(
+        folder / "adapter"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[TestClient]:
+    path, lora = str(folder / "tiny"), str(folder / "adapter")
+    models = (Served(path=path), Served(path=path, name="other/one"), Served(path=path, lora=lora))
+    fleet = Fleet(models=tuple(dataclasses.replace(model, device="cpu") for model in models))
     with TestClient(create_local(fleet, Settings(api_key="secret")), headers=KEY) as client:
         yield client
 
@@ -32,13 +47,15 @@ def openai(client: TestClient) -> OpenAI:
 
 
 def test_models_lists_all(openai: OpenAI) -> None:
-    assert [model.id for model in openai.models.list()] == ["tiny", "other/one"]
+    assert [model.id for model in openai.models.list()] == ["tiny", "other/one", "adapter"]
     assert openai.models.retrieve("other/one").model_extra["trained_scales"] == [1, 4, 9, 36, 144]
-    with pytest.raises(NotFoundError, match="there is no model 'third' here; this server has 'tiny', 'other/one'"):
+    with pytest.raises(
+        NotFoundError, match="there is no model 'third' here; this server has 'tiny', 'other/one', 'adapter'"
+    ):
         openai.models.retrieve("third")
 
 
-@pytest.mark.parametrize("name", ["tiny", "other/one"])
+@pytest.mark.parametrize("name", ["tiny", "other/one", "adapter"])
 def test_the_named_model_answers(client: TestClient, openai: OpenAI, name: str) -> None:
     options = {"model": name, "messages": ask(png()), "max_tokens": 4}
     answer = openai.chat.completions.create(**options)
@@ -50,8 +67,23 @@ def test_the_named_model_answers(client: TestClient, openai: OpenAI, name: str) 
     assert f"m3_http_responses_total{{{labels}}} 2.0" in client.get("/metrics").text
 
 
+def test_an_adapter_s_answers_are_its_own(openai: OpenAI, folder: Path) -> None:
+    said = []
+    for name, lora in {"tiny": None, "adapter": folder / "adapter"}.items():
+        conversation = Conversation(*load(folder / "tiny", device="cpu", lora=lora), Generation(12))
+        conversation.show_image(png())
+        said.append(conversation.ask("What is it?", 9).text)
+        answer = openai.chat.completions.create(
+            model=name, messages=ask(png()), max_tokens=12, extra_body={"matryoshka_vis_token_scale": 9}
+        )
+        assert answer.choices[0].message.content == said[-1]
+    assert said[0] != said[1]
+
+
 def test_a_model_that_is_not_there(openai: OpenAI) -> None:
-    with pytest.raises(NotFoundError, match="there is no model 'third' here; this server has 'tiny', 'other/one'"):
+    with pytest.raises(
+        NotFoundError, match="there is no model 'third' here; this server has 'tiny', 'other/one', 'adapter'"
+    ):
         openai.chat.completions.create(model="third", messages=ask())
 
 
@@ -74,7 +106,7 @@ def test_the_key_is_asked_for_in_front(client: TestClient) -> None:
     assert without.status_code == 401
     assert client.get("/health", headers={"Authorization": ""}).json() == {
         "status": "ok",
-        "models": ["tiny", "other/one"],
+        "models": ["tiny", "other/one", "adapter"],
     }
     assert "/v1/chat/completions" in client.get("/openapi.json").json()["paths"]
 
