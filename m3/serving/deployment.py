@@ -162,10 +162,11 @@ def _gpus(model: Served) -> float:
 
 def _options(number: int, model: Served, settings: Settings) -> dict[str, Any]:
     """Ray's, of one model's replicas."""
+    places = settings.queue.running + settings.queue.waiting  # of an engine
     options: dict[str, Any] = {
         "name": f"{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', model.id)}",
-        "max_ongoing_requests": settings.queue.running + settings.queue.waiting,  # places of its engine
-        "max_queued_requests": max(settings.queue.waiting, 1),
+        "max_ongoing_requests": places,
+        "max_queued_requests": places,  # a burst passes through here even where there is room
         "health_check_period_s": HEALTH_SECONDS,
         "graceful_shutdown_timeout_s": settings.shutdown_seconds,
         "logging_config": {"enable_access_log": False},  # the router has one

@@ -62,9 +62,9 @@ def test_replicas_that_nobody_has_room_for() -> None:
 FLEET = """
 models:
 - {{name: first, path: {path}, device: cpu, replicas: 2, cpus: 0.2}}
-- {{name: second, path: {path}, device: cpu, cpus: 0.2}}
+- {{name: second, path: {path}, device: cpu, cpus: 0.2, max_replicas: 2, target_requests: 2, upscale_seconds: 1}}
 """
-SERVER = "queue: {held_bytes: 67108864}\nlimits: {new_tokens: 800}\n"
+SERVER = "queue: {running: 8, waiting: 8, held_bytes: 67108864}"
 TOKENS = 500
 """Of an answer: long enough to be under way when a replica is killed."""
 
@@ -153,10 +153,10 @@ def test_several_models_behind_one_address(cluster: Cluster) -> None:
     assert len(cluster.replicas("second")) == 1
 
 
-def answer(client: OpenAI, number: int) -> tuple[str, bool]:
+def answer(client: OpenAI, number: int, model: str = "first") -> tuple[str, bool]:
     """Every other one as a stream. How it ended, and whether something had come by then."""
     options = {
-        "model": "first",
+        "model": model,
         "messages": ask(png(("red", "blue", "green")[number % 3])),
         "max_tokens": TOKENS,
         "extra_body": {"matryoshka_vis_token_scale": (1, 9, 36, 144)[number % 4]},
