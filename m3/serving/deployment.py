@@ -102,8 +102,9 @@ def asking(handle: DeploymentHandle) -> Ask:
             raise ReplicaDied from error
         except BackPressureError as error:
             raise NoPlace from error
-        finally:
+        except (asyncio.CancelledError, GeneratorExit):  # the client left; `cancel` of an answer that failed would raise
             answer.cancel()
+            raise
 
     return ask
 

@@ -129,7 +129,7 @@ def cluster(tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.Te
     (folder / "server.yaml").write_text(SERVER)
     cluster = Cluster(folder)
     try:
-        print(f"up after {cluster.wait(cluster.is_up):.0f} s")
+        print(f"up after {cluster.wait(cluster.is_up, 500):.0f} s")
         yield cluster
     finally:
         cluster.process.terminate()
