@@ -102,7 +102,10 @@ def asking(handle: DeploymentHandle) -> Ask:
             raise ReplicaDied from error
         except BackPressureError as error:
             raise NoPlace from error
-        except (asyncio.CancelledError, GeneratorExit):  # the client left; `cancel` of an answer that failed would raise
+        except (
+            asyncio.CancelledError,
+            GeneratorExit,
+        ):  # the client left; `cancel` of an answer that failed would raise
             answer.cancel()
             raise
 
