@@ -102,11 +102,8 @@ def asking(handle: DeploymentHandle) -> Ask:
             raise ReplicaDied from error
         except BackPressureError as error:
             raise NoPlace from error
-        except (
-            asyncio.CancelledError,
-            GeneratorExit,
-        ):  # the client left; `cancel` of an answer that failed would raise
-            answer.cancel()
+        except (asyncio.CancelledError, GeneratorExit):
+            answer.cancel()  # the client left; after an error this would raise it once more
             raise
 
     return ask

@@ -175,6 +175,22 @@ def answer(client: OpenAI, number: int, model: str = "first") -> tuple[str, bool
 
 
 @pytest.mark.slow
+def test_full_queues_are_429_and_a_replica_is_added(cluster: Cluster) -> None:
+    """16 places of the replica, 16 of the router; 48 ask at once."""
+    with ThreadPoolExecutor(48) as pool:
+        ended = list(pool.map(lambda number: answer(cluster.client(), number, "second")[0], range(48)))
+    refused = [how for how in ended if "queues of all replicas" in how]
+    answered = [how for how in ended if how.partition(": ")[2] in ("length", "stop")]
+    print(f"{len(answered)} answered, {len(refused)} refused")
+    assert len(answered) >= 16
+    assert refused
+    assert {how.partition(":")[0] for how in refused} == {"RateLimitError"}
+    assert len(answered) + len(refused) == 48, ended
+    seconds = cluster.wait(lambda: len(cluster.replicas("second")) == 2)
+    print(f"the second replica was there {seconds:.0f} s later")
+
+
+@pytest.mark.slow
 def test_a_killed_replica_loses_no_request_that_had_not_begun(cluster: Cluster) -> None:
     client = cluster.client()
     before = set(cluster.replicas("first"))
