@@ -1,4 +1,8 @@
-"""Position: a coloured shape in each corner; what is where. Needs a few tokens that know their place."""
+"""Position: a coloured shape in each corner; what is where. Needs a few tokens that know their place.
+
+A corner's name is one word ("top-left"), so that one token asks for row and column at once. A decoder of this size, asked
+in two words, learnt the row alone in 6,000 steps; asked in one, it learns both in a few hundred.
+"""
 
 from random import Random
 
@@ -10,10 +14,10 @@ from m3.data.synthetic.vocabulary import CORNERS, IMAGE_SIZE, OBJECTS, SHAPE_COL
 OBJECT = QuestionKind(
     "position_object",
     (
-        "What is at the {place}?",
-        "What can be seen at the {place}?",
-        "Which object is at the {place}?",
-        "Name the object at the {place}.",
+        "What is in the {place} corner?",
+        "What can be seen in the {place} corner?",
+        "Which object is in the {place} corner?",
+        "Name the object in the {place} corner.",
     ),
     OBJECTS,
     CORNERS,
@@ -21,9 +25,9 @@ OBJECT = QuestionKind(
 SHAPE = QuestionKind(
     "position_shape",
     (
-        "What shape is at the {place}?",
-        "Which shape is at the {place}?",
-        "What is the shape of the object at the {place}?",
+        "What shape is in the {place} corner?",
+        "Which shape is in the {place} corner?",
+        "What is the shape of the object in the {place} corner?",
     ),
     SHAPES,
     CORNERS,
@@ -31,9 +35,9 @@ SHAPE = QuestionKind(
 COLOUR = QuestionKind(
     "position_colour",
     (
-        "What colour is the shape at the {place}?",
-        "Which colour is the object at the {place}?",
-        "What is the colour of the object at the {place}?",
+        "What colour is the shape in the {place} corner?",
+        "Which colour is the object in the {place} corner?",
+        "What is the colour of the object in the {place} corner?",
     ),
     SHAPE_COLOURS,
     CORNERS,
@@ -54,19 +58,22 @@ def draw(rng: Random, split: Split) -> Drawn:
         draw_shape(picture, shape, centre, size, jittered(rng, colour))
         draw_shape(ids, shape, centre, size, patches.add(f"{colour} {shape}", f"corner {corner}"))
         things[corner] = (colour, shape)
-    questions = _questions(rng, things)
-    return Drawn(image, questions, _test_question(rng, things), *patches.labels())
+    test_question = _test_question(rng, things)
+    return Drawn(image, _questions(rng, things), test_question, *patches.labels())
 
 
 def _questions(rng: Random, things: dict[str, tuple[str, str]]) -> tuple[Question, ...]:
-    """Every corner once: for two the whole object, for two shape and colour apart, so that no answer gives another."""
-    apart = rng.sample(CORNERS, 2)
-    questions: list[Question] = []
-    for corner, (colour, shape) in things.items():
-        if corner in apart:
-            questions += [SHAPE.ask(rng, shape, corner), COLOUR.ask(rng, colour, corner)]
-        else:
-            questions.append(OBJECT.ask(rng, f"{colour} {shape}", corner))
+    """Two corners: one for the whole object, one for shape and colour apart.
+
+    No answer gives another away, and the corners left out keep the later answers from being found by elimination.
+    """
+    whole, apart = rng.sample(CORNERS, 2)
+    colour, shape = things[apart]
+    questions = [
+        OBJECT.ask(rng, " ".join(things[whole]), whole),
+        SHAPE.ask(rng, shape, apart),
+        COLOUR.ask(rng, colour, apart),
+    ]
     rng.shuffle(questions)
     return tuple(questions)
 

@@ -7,7 +7,7 @@ of the suite is one token, digits stand alone, and any other text falls back to 
 from collections.abc import Iterator
 from typing import Final
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from m3.data.synthetic.suite import FAMILIES
@@ -18,6 +18,8 @@ TURN_END: Final = "<|im_end|>"
 IMAGE: Final = "<image>"
 MOST_TOKENS: Final = 1024  # an upper bound; merging stops on its own once every word is one token
 MAX_LENGTH: Final = 4096
+# What a token may not reach across: a word with the blank before it ("top-left" is one), a digit, a mark, other blanks.
+PIECE: Final = r" ?\p{L}+(?:-\p{L}+)*|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # ChatML. The answer and its end mark are the generated (trained) part of an assistant turn. Content is a string, or a
 # list of {"type": "image"} and {"type": "text", "text": ...}; an image is followed by a newline, as in LLaVA's data.
@@ -58,7 +60,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Train the tokenizer; the same words give the same tokens and ids every time."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(PIECE), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

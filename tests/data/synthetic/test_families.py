@@ -118,7 +118,7 @@ def test_answers_follow_from_the_patch_labels(family: str) -> None:
         for question in (*drawn.questions, drawn.test_question):
             assert ANSWERS[family](drawn, question) == question.answer, (index, question)
             checked += 1
-    assert checked >= 4 * PICTURES
+    assert checked >= 3 * PICTURES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -184,12 +184,12 @@ def test_class_tables_are_complete() -> None:
 
 def test_patch_takes_the_thing_that_covers_most_of_it() -> None:
     patches = PatchMap(threshold=0.25)
-    patches.add_box((0, 0, 10, 8), "red circle", "corner top left")  # all of patch 0, a quarter of patch 1
+    patches.add_box((0, 0, 10, 8), "red circle", "corner top-left")  # all of patch 0, a quarter of patch 1
     patches.add_box((11, 0, 16, 8), "bar blue", "value 3")  # five eighths of patch 1
     patches.add_box((24, 0, 25, 8), "digit 4")  # an eighth of patch 3: too little
     classes, slots = patches.labels()
     assert [PATCH_CLASSES[label] for label in classes[0, :4]] == ["red circle", "bar blue", "ground", "ground"]
-    assert [PATCH_SLOTS[label] for label in slots[0, :4]] == ["corner top left", "value 3", "none", "none"]
+    assert [PATCH_SLOTS[label] for label in slots[0, :4]] == ["corner top-left", "value 3", "none", "none"]
     assert classes.sum() == classes[0, :2].sum()
 
 
