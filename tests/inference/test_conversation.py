@@ -87,7 +87,7 @@ def test_pieces_make_the_answer(loaded: Loaded, files: Path) -> None:
     conversation = Conversation(*loaded, Generation(max_new_tokens=24))
     conversation.show_image(files / "ramp.png")
     pieces: list[str] = []
-    answer = conversation.ask("what is it", 4, pieces.append)
+    answer = conversation.ask("what colour", 4, pieces.append)  # its answer has blanks, and pieces end at blanks
     assert "".join(pieces).strip() == answer.text
     assert len(pieces) > 1
 
