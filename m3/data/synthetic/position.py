@@ -1,7 +1,7 @@
 """Position: a coloured shape in each corner; what is where. Needs a few tokens that know their place.
 
-A corner's name is one word ("top-left"), so that one token asks for row and column at once. A decoder of this size, asked
-in two words, learnt the row alone in 6,000 steps; asked in one, it learns both in a few hundred.
+A corner's name is one word ("top-left"), so that one token asks for row and column at once. Asked in two words, a decoder of
+this size learnt the row alone in 6,000 steps. One word helps; the model card of m3-tiny-base tells how far.
 """
 
 from random import Random
