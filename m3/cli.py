@@ -28,7 +28,6 @@ VERBS: Mapping[str, Verb] = {
         "m3.evaluation.sweep", "evaluate models at every scale, each image encoded once: MODEL ... --tasks T --scales S"
     ),
     "submit": Verb("m3.evaluation.submit", "collect the files that benchmarks' servers take, one per model and scale"),
-    "fetch-eval": Verb("m3.evaluation.fetch", "copy a suite's data sets from the hub: SUITE --data-root DIR"),
     "report": Verb(
         "m3.evaluation.report", "table, charts and one HTML page of accuracy against cost, from a finished sweep"
     ),
@@ -41,7 +40,7 @@ VERBS: Mapping[str, Verb] = {
     ),
     "data": Verb(
         "m3.data.command",
-        "look at data before training: check RECIPE, show RECIPE; `m3 data tiny` draws the embedded suite",
+        "look at data before training: check RECIPE, show RECIPE; draw the embedded suite: tiny; copy benchmarks: fetch-eval",
     ),
     "bench": Verb("m3.bench.command", "measure the training step and the sweep against the published way, as ratios"),
     "doctor": Verb("m3.doctor", "check this machine and what is installed, and say what to do"),

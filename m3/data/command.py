@@ -1,6 +1,6 @@
 """`m3 data <verb>`: makes data, or looks at it.
 
-Two verbs read a whole recipe, so their modules stand with the recipes, a layer above; here they are only named.
+Modules of verbs that read recipes or know benchmarks stand in the layers above; here they are only named.
 """
 
 import argparse
@@ -14,12 +14,13 @@ VERBS: Mapping[str, tuple[str, str]] = {  # name -> module with `main(argv) -> i
         "samples with their masks, as they are trained, on a page: RECIPE --out page.html",
     ),
     "tiny": ("m3.data.synthetic.command", "draw the embedded suite: training parquet and the test set of m3_tiny"),
+    "fetch-eval": ("m3.evaluation.fetch", "copy a suite's data sets from the hub: SUITE --data-root DIR"),
 }
 
 
 def main(argv: list[str]) -> int:
     """Run the sub-verb that `argv` opens with on the rest of it."""
-    lines = "\n".join(f"  {name:<5}  {text}" for name, (_, text) in VERBS.items())
+    lines = "\n".join(f"  {name:<10}  {text}" for name, (_, text) in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="m3 data", description=f"verbs:\n{lines}", formatter_class=argparse.RawDescriptionHelpFormatter
     )

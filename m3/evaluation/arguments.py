@@ -29,7 +29,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--out", type=Path, default=Path("runs/sweep"), help="run folder; an earlier sweep in it is resumed"
     )
     parser.add_argument("--include-path", type=Path, default=Path("lmms_eval_tasks"), help="folder with own tasks")
-    parser.add_argument("--data-root", type=Path, help="folder with local copies of the data sets (m3 fetch-eval)")
+    parser.add_argument("--data-root", type=Path, help="folder with local copies of the data sets (m3 data fetch-eval)")
     parser.add_argument("--limit", type=int, help="only the first so many documents of each task")
     parser.add_argument(
         "--batch-size", type=int, default=16, help="rows at the largest trained scale; more at smaller ones"

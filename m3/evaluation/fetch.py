@@ -1,4 +1,4 @@
-"""`m3 fetch-eval SUITE --data-root DIR`: copies of a suite's data sets, for machines without a network (`m3 sweep --data-root`).
+"""`m3 data fetch-eval SUITE --data-root DIR`: local copies of data, for machines without a network (`m3 sweep --data-root`).
 
 In: names of suites or tasks. Out: `DIR/NAME/`, the hub's repository of each data set, and its videos unpacked where the
 harness's tasks look for them (mirrors.py). A verb beside `m3 data`, not under it: what a suite needs is known to
@@ -29,7 +29,7 @@ UNREACHABLE = (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, No
 def main(argv: list[str]) -> int:
     """Fetches what is not there yet. 0: all is there; ValueError: the hub cannot be reached, and what to do then."""
     parser = argparse.ArgumentParser(
-        prog="m3 fetch-eval", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="m3 data fetch-eval", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
         "names", nargs="+", metavar="SUITE", help=f"suites ({', '.join(suites())}) or tasks of lmms-eval"

@@ -7,7 +7,7 @@ name the local copy of its data, so that prompts, code and metrics stay the harn
     DATA/lmms-lab-encoder/POPE/ the same with its owner
     DATA/nextqa/NExTVideo/      the videos, where the task's `cache_dir` says, as the harness unpacks them under HF_HOME
 
-`m3 fetch-eval` fills such a folder (fetch.py).
+`m3 data fetch-eval` fills such a folder (fetch.py).
 """
 
 import os
@@ -83,8 +83,8 @@ def local_copy(data: Data, root: Path) -> Path:
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
         raise ValueError(
-            f"no copy of {data.dataset} in --data-root {root}: looked for {places[0]} and {places[1]}. `m3 fetch-eval` makes "
-            "one where the hub can be reached; elsewhere copy the hub's repository there"
+            f"no copy of {data.dataset} in --data-root {root}: looked for {places[0]} and {places[1]}. `m3 data fetch-eval` "
+            "makes one where the hub can be reached; elsewhere copy the hub's repository there"
         )
     if data.videos is not None and not (root / data.videos).is_dir():
         raise ValueError(f"no videos of {data.dataset} in {root / data.videos}: unpack the repository's archives there")

@@ -62,7 +62,7 @@ def test_an_overlay_changes_where_the_data_are_and_nothing_else(tmp_path: Path):
     path, root = hub_task(tmp_path / "tasks"), tmp_path / "data"
     root.mkdir()
     with pytest.raises(
-        ValueError, match=r"no copy of somebody/Clips in --data-root .*Clips. `m3 fetch-eval` makes one"
+        ValueError, match=r"no copy of somebody/Clips in --data-root .*Clips. `m3 data fetch-eval` makes one"
     ):
         write_overlay(tmp_path / "overlays", "clips", path, root)
     (root / "Clips").mkdir()

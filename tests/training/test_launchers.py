@@ -123,7 +123,7 @@ def test_every_shipped_recipe_can_be_planned(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No weight is read. What `m3 data tiny` and earlier tiny runs leave is not here: such recipes start from the tiny base."""
-    assert len(RECIPES) == 17
+    assert len(RECIPES) == 18
     monkeypatch.chdir(ROOT)
     base = ROOT / "playground" / "m3-tiny-base"
     more = {
@@ -134,6 +134,7 @@ def test_every_shipped_recipe_can_be_planned(
         ],
         "tiny_base": [f"model={base}"],
         "tiny_corners": [f"model={base}"],
+        "tiny_places": [f"model={base}"],
     }
     planned = 0
     for path in RECIPES:
@@ -145,7 +146,7 @@ def test_every_shipped_recipe_can_be_planned(
         printed = capsys.readouterr().out
         planned += printed.count("global batch")
         assert printed.count(" 8 devices x ") == printed.count("run   ") > 0
-    assert planned == 13 + 2 * 3 + 2, "two of the sixteen have three stages, one has two"
+    assert planned == 13 + 3 * 3 + 2, "three of the seventeen have three stages, one has two"
 
 
 @pytest.mark.parametrize("name", ACCELERATE)

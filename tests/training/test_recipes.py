@@ -23,7 +23,7 @@ def kind_of(path: Path) -> type[Recipe] | type[TowerRecipe]:
 
 def test_every_shipped_recipe_decodes_and_round_trips(tmp_path: Path) -> None:
     assert {path.stem for path in RECIPES} >= {"tiny_tower", "tiny_base", "tiny_all_scales", "tiny_quickstart"}
-    assert {path.stem for path in CHAINS} == {"qwen3_moe_m3", "tiny_corners", "tiny_stages"}
+    assert {path.stem for path in CHAINS} == {"qwen3_moe_m3", "tiny_corners", "tiny_places", "tiny_stages"}
     for path in [path for path in RECIPES if path not in CHAINS]:
         recipe = load(path, kind_of(path))
         (tmp_path / path.name).write_text(dump(recipe))
