@@ -23,8 +23,8 @@ is given: the restarting positions say where attention must stop. Unpacked, each
 **Which scales a step trains** (`sandwich`, `random`) must be equal on all ranks and after a resume. A collate function
 runs in a worker process that knows neither step nor rank, but the position of its samples does: rank r's k-th batch of
 b samples holds positions [(k * world_size + r) * b, ... + b) (accelerate deals whole batches in turn). So the draw is a
-function of (seed, first position // (b * world_size)): exact for any number of workers, for a resume that skips
-positions, and with gradient accumulation (each micro-step draws its own). `step_samples` is that b * world_size.
+function of (seed, first position // samples of a step): exact for any number of workers and for a resume that skips
+positions. `step_samples` is that b * world_size, times the micro-steps where all of an optimiser step are to draw alike.
 """
 
 import logging
@@ -73,7 +73,7 @@ class Collator:
     seed: int = 0
     """Of the scale draw."""
     step_samples: int | None = None
-    """Samples of one step over all ranks (batch size x world size); needed by `sandwich` and `random` only."""
+    """Samples that draw alike, of all ranks (batch size x world size x micro-steps); for `sandwich` and `random` only."""
     max_pixels: int = MAX_PIXELS
     """Larger images are refused."""
     scale_weights: Mapping[int, float] | None = None

@@ -13,6 +13,15 @@ IMAGE_MARK = "<image>"
 """How files mark an image, whatever the tokenizer calls it. Only in user turns; in an answer it is ordinary text."""
 
 
+def check_text(text: str, where: str) -> None:
+    """A `ValueError` for half of a character: JSON may write one (`\\ud83d` alone), and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise ValueError(f"{where} holds half of a character ({code}), which cannot be written as UTF-8") from None
+
+
 class ImageMarksError(ValueError):
     """Images and the marks that say where they stand differ in number."""
 
@@ -47,6 +56,7 @@ class Sample:
                 f"got {', '.join(roles) if roles else 'no turns'}"
             )
         for number, turn in enumerate(self.turns):
+            check_text(turn.text, f"sample {self.id!r}: turn {number}")
             if turn.role == "assistant" and not turn.text.strip():
                 raise ValueError(
                     f"sample {self.id!r}: the answer in turn {number} is empty; there is nothing to learn from it"
@@ -80,6 +90,8 @@ class Document:
                 f"document {self.id!r}: {len(self.texts)} texts around {len(self.images)} images; expected one more "
                 "than images (before the first, between, behind the last; empty ones count)"
             )
+        for number, text in enumerate(self.texts):
+            check_text(text, f"document {self.id!r}: text {number}")
         if not any(text.strip() for text in self.texts):
             raise ValueError(f"document {self.id!r}: has no text; there is nothing to learn from it")
 

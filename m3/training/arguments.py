@@ -1,11 +1,11 @@
 """Typed recipe -> transformers' TrainingArguments, in one place."""
 
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 from transformers import TrainingArguments
 
+from m3.packages import require
 from m3.training.distributed import start_deepspeed, world
 from m3.training.run_folder import RunFolder
 from m3.training.sections import Hardware, Optimiser, Schedule
@@ -26,14 +26,10 @@ def training_arguments(
     To be made before the model is loaded: under ZeRO-3 `from_pretrained` shards what it loads, and learns of it here.
 
     Raises:
-        ValueError: a package of `report_to` is not installed.
+        ModuleNotFoundError: a package of `report_to` is not installed.
     """
     for package in report_to:
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"report_to: {package} needs the package {package}, which is not installed: pip install -e '.[{package}]', "
-                "or leave it out (metrics.jsonl in the run's folder has everything anyway)"
-            )
+        require(package)
     is_configured = hardware.deepspeed is not None and start_deepspeed(hardware.deepspeed)
     return TrainingArguments(
         output_dir=str(run.checkpoints),
@@ -48,6 +44,7 @@ def training_arguments(
         warmup_steps=optimiser.warmup,
         lr_scheduler_type=optimiser.schedule,
         logging_steps=schedule.log_every,
+        logging_nan_inf_filter=False,  # it would log the mean of the losses before instead
         save_strategy="steps",
         save_steps=schedule.save_every,
         save_total_limit=schedule.keep_checkpoints,
@@ -61,7 +58,6 @@ def training_arguments(
         use_cpu=not torch.accelerator.is_available() and not is_configured,
         accelerator_config={"use_configured_state": True} if is_configured else None,
         deepspeed=hardware.deepspeed,
-        torch_compile=hardware.compile,
         activation_checkpointing=hardware.activation_checkpointing,
         report_to=list(report_to) or "none",
     )

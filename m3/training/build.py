@@ -10,6 +10,7 @@ from m3.inference.quantisation import get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
 from m3.model.connectors import build_connector
 from m3.processing import M3Processor
+from m3.training.compiling import compile_layers
 from m3.training.liger import apply_liger
 from m3.training.recipe import Recipe
 from m3.training.sections import NewModel
@@ -39,6 +40,8 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
         model.set_attn_implementation(hardware.attention)
     if hardware.liger:
         apply_liger(model)
+    if hardware.compile:
+        compile_layers(model)
     return model, processor
 
 
@@ -92,6 +95,9 @@ def train_at(
     kind = model.config.nesting.kind
     processor.check_scales(scales)
     model.config.nesting = NestingConfig(kind=kind, trained_scales=tuple(scales))
+    model.config.text_config.pad_token_id = (
+        processor.tokenizer.pad_token_id
+    )  # what rows are filled with, and router losses leave out
     processor.nesting = {"kind": kind, "trained_scales": sorted(scales)}
     return model, processor
 

@@ -22,7 +22,7 @@ class Chain:
     shared: dict
 
     def __post_init__(self) -> None:
-        names = [stage.get("name") for stage in self.stages]
+        names = [stage.get("name") if isinstance(stage, dict) else None for stage in self.stages]
         if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
             raise ValueError(f"stages: expected a list in which each has a name of its own, got the names {names}")
 
@@ -32,6 +32,7 @@ def recipes(chain: Chain) -> Iterator[Recipe]:
     before: str | None = None
     for stage in chain.stages:
         name = stage["name"]
+        _check_own(stage, is_first=before is None)
         merged = _merged(chain.shared, {key: value for key, value in stage.items() if key != "name"})
         merged["run"] = f"{chain.run}/{name}"
         if before is not None:
@@ -40,6 +41,17 @@ def recipes(chain: Chain) -> Iterator[Recipe]:
             merged["model"] = before
         yield decode(merged, Recipe, f"stage {name}")
         before = f"{merged['run']}/checkpoints/final"
+
+
+def _check_own(stage: Mapping[str, Any], is_first: bool) -> None:
+    """A `ValueError` for a key that the stage's place in the chain decides, and that would be passed over."""
+    decided = {"run": "is the chain's and the stage's name"}
+    if not is_first:
+        decided |= dict.fromkeys(("model", "new_model"), "is what the stage before leaves")
+        decided["reset_connector"] = "draws anew what the stage before has trained"
+    for key, why in decided.items():
+        if key in stage:
+            raise ValueError(f"stage {stage['name']}: {key} {why}; leave it out")
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""`m3 data check RECIPE [key=value ...]`: reads everything that the recipe would, and says what is wrong."""
+"""`m3 data check RECIPE [key=value ...]`: reads all that the recipe would, held-out samples too, and says what is wrong."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from m3.config import load
@@ -27,8 +28,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--lengths", metavar="FILE.npz", help="keep the lengths, for the recipe's data.lengths")
     arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
     recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
+    held_out = () if recipe.held_out is None else (recipe.held_out.source,)
     findings = check(
-        recipe.data,
+        replace(recipe.data, sources=(*recipe.data.listed, *held_out)),
         build_processor(recipe),
         recipe.matryoshka_vis_token_scale,
         workers=recipe.data.workers if arguments.workers is None else arguments.workers,

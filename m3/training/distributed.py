@@ -7,10 +7,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor, nn
+
+from m3.training.build_lock import check_build_locks
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,24 @@ def union_over_processes(names: Iterable[str]) -> list[str]:
     return sorted({name for one in everyone for name in one})
 
 
+def zero_options(config: str) -> dict[str, Any]:
+    """What DeepSpeed's JSON says under `zero_optimization`; a `ValueError` if there is no such file, or it says no stage."""
+    if not Path(config).is_file():
+        raise ValueError(
+            f"hardware.deepspeed: no such file {config!r}; scripts/deepspeed has zero2, zero3, zero3_offload"
+        )
+    try:
+        content = yaml.safe_load(Path(config).read_text())
+    except yaml.YAMLError:
+        content = None
+    zero = content.get("zero_optimization") if isinstance(content, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+        raise ValueError(
+            f"hardware.deepspeed: {config}: expected JSON with zero_optimization.stage from 0 to 3, as in scripts/deepspeed"
+        )
+    return zero
+
+
 def start_deepspeed(config: str) -> bool:
     """Prepares the process for DeepSpeed; to be called before `TrainingArguments` are made.
 
@@ -60,13 +81,10 @@ def start_deepspeed(config: str) -> bool:
     on a CPU for one process unless it is told the backend.
 
     Raises:
-        ValueError: no such file, no launcher, or a setting under which the run would end without its weights.
+        ValueError: no such file, no launcher, a setting under which the run would end without its weights, a lock that
+            DeepSpeed would wait for (m3/training/build_lock.py).
     """
-    if not Path(config).is_file():
-        raise ValueError(
-            f"hardware.deepspeed: no such file {config!r}; scripts/deepspeed has zero2, zero3, zero3_offload"
-        )
-    zero = yaml.safe_load(Path(config).read_text())["zero_optimization"]
+    zero = zero_options(config)
     if zero["stage"] == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save", False):
         raise ValueError(
             f"hardware.deepspeed: {config} leaves the weights in shards; set zero_optimization."
@@ -77,6 +95,7 @@ def start_deepspeed(config: str) -> bool:
             "hardware.deepspeed needs a launcher: run `bash scripts/finetune.sh`, or `deepspeed --module m3.cli train ...` "
             "(also for one device)"
         )
+    check_build_locks()
     if torch.accelerator.is_available():
         return False
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reads it when first imported

@@ -7,13 +7,13 @@ composed decoder is given to the one of its own type: rotary embedding, norms an
 """
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.packages import require
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,18 @@ DECODERS: Mapping[str, Row] = {
 
 
 def check_liger(config: M3Config) -> None:
-    """A `ValueError` where Liger has no kernels for the decoder, is not installed, or there is no device for its kernels."""
+    """Whether the decoder can have Liger's kernels here.
+
+    Raises:
+        ValueError: Liger has none for it, or there is no device for them.
+        ModuleNotFoundError: liger-kernel is not installed.
+    """
     kind = config.text_config.model_type
     if kind not in DECODERS:
         raise ValueError(
             f"hardware.liger: no kernels are known for a decoder of type {kind}, but for {', '.join(DECODERS)}; set it to false"
         )
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise ValueError(
-            "hardware.liger needs the package liger-kernel, which is not installed: pip install -e '.[liger]', or set it to false"
-        )
+    require("liger-kernel")
     if not torch.cuda.is_available():
         raise ValueError("hardware.liger: its kernels need a GPU (CUDA or ROCm), and torch sees none; set it to false")
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from peft import get_peft_model
 
 from m3.config import load
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import CostModel
 from m3.training.build import new_config
+from m3.training.distributed import zero_options
 from m3.training.lora import lora_config
 from m3.training.recipe import Recipe
 from m3.training.sections import Evaluation
@@ -42,7 +42,7 @@ def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
     Raises:
         ValueError: the global batch cannot be made up on so many devices, or nothing says what the model is.
     """
-    check_evaluation(recipe)
+    check_sharding(recipe)
     config = before or planned_config(recipe)
     parameters = count_parameters(recipe, config)
     lines = [f"{'part':<14}{'parameters':>14}{'trained':>14}"]
@@ -54,12 +54,19 @@ def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
     return "\n".join(lines)
 
 
-def check_evaluation(recipe: Recipe) -> None:
-    """A `ValueError` where benchmarks are asked for and no process has the whole model to run them with."""
-    if recipe.evaluation is not None and zero_stage(recipe) == 3:
+def check_sharding(recipe: Recipe) -> None:
+    """A `ValueError` where ZeRO-3, which leaves each process a part of every weight, meets what needs whole ones."""
+    if zero_stage(recipe) != 3:
+        return
+    if recipe.evaluation is not None:
         raise ValueError(
             "evaluation runs the whole model in every process, and ZeRO-3 leaves each a part of it; take scripts/deepspeed/"
             "zero2.json (ZERO=zero2), or leave evaluation out and `m3 sweep` the run's checkpoints"
+        )
+    if recipe.hardware.compile:
+        raise ValueError(
+            "hardware.compile: ZeRO-3 fetches the weights of a layer while the layer runs, which its compiled form would not "
+            "know; take scripts/deepspeed/zero2.json (ZERO=zero2), or set it to false"
         )
 
 
@@ -153,7 +160,7 @@ def zero_stage(recipe: Recipe) -> int:
     """Of the recipe's DeepSpeed configuration; 0 without."""
     if recipe.hardware.deepspeed is None:
         return 0
-    return int(yaml.safe_load(Path(recipe.hardware.deepspeed).read_text())["zero_optimization"]["stage"])
+    return int(zero_options(recipe.hardware.deepspeed)["stage"])
 
 
 def _memory(recipe: Recipe, config: M3Config, parameters: dict[str, Parameters], tokens: float, devices: int) -> float:

@@ -1,5 +1,6 @@
 """A training run as typed data: what a recipe's YAML may say (m3/recipes/*.yaml). Unknown keys are refused."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -73,7 +74,7 @@ class Recipe:
             raise ValueError(
                 f"recipe: matryoshka_vis_token_scale takes numbers of tokens from 1, each once, got {list(scales)}"
             )
-        if not set(weights) <= set(scales) or any(weight <= 0 for weight in weights.values()):
+        if not set(weights) <= set(scales) or not all(0 < weight < math.inf for weight in weights.values()):
             raise ValueError(
                 f"recipe: scale_weights {self.scale_weights} must be positive and of the trained scales {list(scales)}; leave a "
                 "scale out of those rather than giving it 0"
@@ -129,6 +130,11 @@ class TowerRecipe:
 
     def __post_init__(self) -> None:
         _check_length(self.schedule, self.optimiser)
+        for key, given in (("attention", self.hardware.attention), ("liger", self.hardware.liger)):
+            if given:
+                raise ValueError(
+                    f"recipe: hardware.{key} is of a whole model's recipe; a tower's does not read it, leave it out"
+                )
 
 
 def _check_length(schedule: Schedule, optimiser: Optimiser) -> None:

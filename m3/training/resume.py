@@ -1,9 +1,36 @@
 """What a run that goes on must share with its beginning: the samples of a step, and the devices that ZeRO has sharded for."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from m3.training.distributed import world
 from m3.training.run_folder import RunFolder
 from m3.training.sections import Schedule
+
+SAMPLES = "data.json"
+"""Name of the file in a run's folder that says how many samples each source held."""
+
+
+def check_data(run: RunFolder, names: Sequence[str], sizes: Sequence[int]) -> None:
+    """Whether the sources hold what they held when the run began; a new run writes it down.
+
+    Raises:
+        ValueError: another number of samples, so that every position in the data would mean another one.
+    """
+    held = [[name, size] for name, size in zip(names, sizes, strict=True)]
+    path = run.path / SAMPLES
+    if run.newest_checkpoint() is not None and path.exists():
+        for (name, now), (_, before) in zip(
+            held, json.loads(path.read_text()), strict=True
+        ):  # of one recipe: the same sources
+            if now != before:
+                raise ValueError(
+                    f"{run.path} was trained on {before} samples of {name}, which holds {now} now, so the run would go on with "
+                    "others than it was going to. Put the data back, or begin a new run (run=FOLDER)"
+                )
+    elif world().is_first:
+        run.write_text(SAMPLES, json.dumps(held) + "\n")
 
 
 def check_resume(run: RunFolder, schedule: Schedule, devices: int) -> None:

@@ -26,8 +26,22 @@ class Parts:
     decoder_last_layers: int | None = None
 
     def __post_init__(self) -> None:
-        if {self.vision_tower, self.connector, self.decoder, self.router or self.decoder} == {"frozen"}:
+        rates = {"vision_tower": self.vision_tower, "connector": self.connector, "decoder": self.decoder}
+        for part, rate in (rates | {"router": self.router}).items():
+            if isinstance(rate, int | float) and not 0 < rate < math.inf:
+                raise ValueError(
+                    f"parts.{part}: a learning rate must be a number above 0 (1e-4), or frozen, got {rate}"
+                )
+        router = self.decoder if self.router is None else self.router
+        if {*rates.values(), router} == {"frozen"}:
             raise ValueError("parts: every part is frozen; give at least one of them a learning rate")
+        for part, last in (("vision_tower", self.vision_last_layers), ("decoder", self.decoder_last_layers)):
+            if last is not None and rates[part] == "frozen":
+                key = f"{part.removesuffix('_tower')}_last_layers"
+                raise ValueError(
+                    f"parts: {key} {last} are to train, and {part} is frozen, so none would; give {part} a learning rate, or "
+                    f"leave {key} out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +55,7 @@ class NewModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """AdamW. `warmup`: a share of the steps below 1, a number of steps from 1."""
+    """AdamW. `warmup`: a share of the steps below 1, a number of steps from 1. `max_grad_norm`: 0 for no clipping."""
 
     weight_decay: float = 0.0
     beta2: float = 0.999
@@ -50,6 +64,14 @@ class Optimiser:
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_grad_norm < math.inf:
+            raise ValueError(
+                f"optimiser.max_grad_norm must be a number from 0 (0: no clipping), got {self.max_grad_norm}"
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optimiser.weight_decay must be a number from 0, got {self.weight_decay}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"optimiser.beta2 must be from 0 to below 1, got {self.beta2}")
         if not 0 <= self.warmup < math.inf:
             raise ValueError(
                 f"optimiser.warmup must be a share of the steps (below 1) or a number of steps, got {self.warmup}"
@@ -88,6 +110,8 @@ class Schedule:
             save_every=self.save_every,
             keep_checkpoints=self.keep_checkpoints,
         )
+        if self.seed < 0:
+            raise ValueError(f"schedule.seed must be at least 0, got {self.seed}")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise ValueError(f"schedule.epochs must be a number above 0, got {self.epochs}")
 
@@ -119,7 +143,7 @@ class Hardware:
     """Precision and launching. `deepspeed`: its JSON (scripts/deepspeed). `threads`: of torch on a CPU, null for its default.
 
     `attention`: transformers' implementation (sdpa, flash_attention_2, ...), null for its choice. `liger`: Liger's kernels in the
-    decoder (m3/training/liger.py).
+    decoder (m3/training/liger.py). `compile`: torch.compile of the tower's and the decoder's layers (m3/training/compiling.py).
     """
 
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -130,6 +154,9 @@ class Hardware:
     compile: bool = False
     liger: bool = False
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("hardware", threads=self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +169,10 @@ class HeldOut:
 
     def __post_init__(self) -> None:
         check_positive("held_out", every=self.every, samples=self.samples)
+        if self.source.weight != 1:
+            raise ValueError(
+                f"held_out.source: weight {self.source.weight:g} would not be looked at; held_out.samples says how many are read"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +213,13 @@ class Adapter:
     quantise: Literal["bnb-4bit", "bnb-8bit"] | None = None
 
     def __post_init__(self) -> None:
+        check_positive("adapter", rank=self.rank)
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(
+                f"adapter.alpha must be a number above 0, got {self.alpha:g}: at 0 the adapter changes nothing"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"adapter.dropout must be from 0 to below 1, got {self.dropout:g}")
         if not self.targets:
             raise ValueError(
                 "adapter.targets is empty; name at least one of attention, mlp, shared_experts, routed_experts"

@@ -10,6 +10,7 @@ from datasets import Dataset, Image, load_dataset
 from transformers import AutoConfig, SiglipImageProcessorPil
 
 from m3.training.arguments import training_arguments
+from m3.training.compiling import check_compile, compile_layers
 from m3.training.distributed import world
 from m3.training.patch_labels import PatchLabelCollator, PatchLabeller, PatchLabellerOutput
 from m3.training.recipe import TowerRecipe
@@ -28,11 +29,15 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
     run.start(recipe)
     if recipe.hardware.threads is not None:
         torch.set_num_threads(recipe.hardware.threads)
+    if recipe.hardware.compile:
+        check_compile()
     suite = _suite(recipe)
     torch.manual_seed(recipe.schedule.seed)
     options = dict(recipe.vision_config)
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     model = PatchLabeller(config, classes=len(suite["patch_classes"]), slots=len(suite["patch_slots"]))
+    if recipe.hardware.compile:
+        compile_layers(model)
     image_processor = SiglipImageProcessorPil(size={"height": config.image_size, "width": config.image_size})
     rows = _rows(recipe)
     steps = len(rows) // recipe.schedule.step_samples(world().size)
@@ -80,7 +85,7 @@ def _rows(recipe: TowerRecipe) -> Dataset:
         total = schedule.steps * step
     else:
         assert schedule.epochs is not None  # Schedule makes sure of one of them
-        total = math.ceil(len(rows) * schedule.epochs)
+        total = math.ceil(len(rows) * schedule.epochs / step) * step  # the last step is filled up
     passes = [np.random.default_rng([schedule.seed, n]).permutation(len(rows)) for n in range(-(-total // len(rows)))]
     return rows.select(np.concatenate(passes)[:total])
 

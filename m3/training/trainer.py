@@ -1,6 +1,7 @@
 """A thin layer over transformers' Trainer: learning rates by part, weighted token counts, metrics into the run folder."""
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,7 +175,7 @@ class RunTrainer(Trainer):
         if self._evaluated[0] == step:  # Trainer asks again at the end of the last pass
             return self._evaluated[1]
         found: dict[str, float] = {}
-        with kept_random_state():
+        with kept_random_state(), torch.compiler.set_stance("force_eager"):  # generation meets ever new shapes
             for evaluation in self._evaluations:
                 if step % evaluation.every == 0:
                     found |= evaluation.measure(step)
@@ -239,10 +240,24 @@ class RunTrainer(Trainer):
 
     def log(self, logs: dict[str, float | int], start_time: float | None = None) -> None:
         """Adds the measured means and the speed; the screen leaves out the router's, the run's metrics have all."""
+        if "loss" in logs:
+            self._check_finite(logs)
         found = self._collect() if "loss" in logs else {}
         super().log(logs | {name: value for name, value in found.items() if "/" not in name}, start_time)
         if self.is_world_process_zero() and "loss" in logs:
             self.run.append_metrics({"step": self.state.global_step, **logs, **found})
+
+    def _check_finite(self, logs: Mapping[str, float | int]) -> None:
+        """Every process has the same numbers, so all of them stop; a step is logged before it is saved."""
+        for name, shown in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
+            value = float(logs.get(name, 0.0))
+            if not math.isfinite(value):
+                checkpoint = self.run.newest_checkpoint()
+                raise ValueError(
+                    f"step {self.state.global_step}: {shown} is {value}; nothing of it was saved, and the newest checkpoint is "
+                    f"{checkpoint or 'none: there is no checkpoint yet'}. Lower the rates of parts, lengthen optimiser.warmup or "
+                    "lower optimiser.max_grad_norm, in a new run (run=FOLDER)"
+                )
 
     def run_to_end(self, save: Callable[[str], None] | None = None) -> None:
         """Trains from the newest whole checkpoint (or the start), then writes `checkpoints/final`, whole or not at all.

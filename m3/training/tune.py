@@ -16,19 +16,20 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 from m3.data.collate import Collator
 from m3.data.formats import open_source
 from m3.data.mixture import Mixture
-from m3.data.read import read_mixture
+from m3.data.read import lengths_names, read_mixture
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.arguments import training_arguments
 from m3.training.build import build
+from m3.training.compiling import check_compile
 from m3.training.distributed import gather_experts_at_once, world
 from m3.training.evaluations import Benchmarks, Evaluation, OpenBenchmarks
 from m3.training.liger import check_liger
 from m3.training.lora import add_lora, lora_config, merge
 from m3.training.objective import measure
-from m3.training.plan import check_evaluation, plan, planned_config
+from m3.training.plan import check_sharding, plan, planned_config
 from m3.training.recipe import Recipe
-from m3.training.resume import check_resume
+from m3.training.resume import check_data, check_resume
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import RunFolder
 from m3.training.sections import HeldOut
@@ -51,13 +52,15 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     check_resume(run, recipe.schedule, world().size)
     run.start(recipe)
     _check_machine(recipe)
-    check_evaluation(recipe)
+    check_sharding(recipe)
     if world().is_first:
         logger.info("\n%s", plan(recipe, world().size))
     if recipe.hardware.threads is not None:
         torch.set_num_threads(recipe.hardware.threads)
     schedule, devices = recipe.schedule, world().size
     mixture = _mixture(recipe, devices)
+    read = [source for source in recipe.data.listed if source.weight > 0]
+    check_data(run, lengths_names(read), [len(source) for source in mixture.sources])
     torch.manual_seed(schedule.seed)
     lora = None
     if recipe.adapter is not None:
@@ -116,6 +119,8 @@ def _check_machine(recipe: Recipe) -> None:
     is_packed = recipe.adapter is not None and recipe.adapter.quantise == "bnb-4bit"
     if recipe.hardware.liger:
         check_liger(planned_config(recipe))
+    if recipe.hardware.compile:
+        check_compile()
     evaluates = recipe.held_out is not None or recipe.evaluation is not None
     if is_packed and evaluates and not torch.accelerator.is_available():
         # bitsandbytes lays 4-bit weights out anew at the first evaluation on a CPU with AVX512-BF16; from then on their

@@ -123,6 +123,14 @@ def test_check_of_a_source_that_cannot_be_opened(tmp_path: Path, capsys: pytest.
     assert re.search(r"text_jsonl:\S+ +any ", shown), "the others are looked at all the same"
 
 
+def test_check_reads_the_held_out_samples_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = f"held_out={{every: 1, source: {{path: {tmp_path}/nowhere.json}}}}"
+    path = recipe(tmp_path, *written(tmp_path, "text_jsonl"))
+    assert main(["data", "check", str(path)]) == 0
+    assert main(["data", "check", str(path), held_out]) == 1
+    assert "nowhere.json: no such data file" in capsys.readouterr().out
+
+
 def test_check_of_every_format_is_clean_and_keeps_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = written(tmp_path, *WRITERS)
     path = recipe(tmp_path, *rows)

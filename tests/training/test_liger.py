@@ -24,7 +24,7 @@ def test_a_decoder_that_liger_does_not_know_is_refused(recipe: Path) -> None:
 
 @pytest.mark.skipif(HAS_LIGER, reason="liger-kernel is installed")
 def test_the_missing_package_is_named() -> None:
-    with pytest.raises(ValueError, match=r"needs the package liger-kernel, .*pip install -e '.\[liger\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package liger-kernel, .*pip install -e '.\[liger\]'"):
         liger.check_liger(make_config(decoder="llama"))
 
 

@@ -28,7 +28,7 @@ def test_tensorboard_has_the_loss_of_every_scale(recipe: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_missing_package_is_named(recipe: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"report_to: wandb needs the package wandb, .*: pip install -e '.\[wandb\]', or leave"
+        ModuleNotFoundError, match=r"report_to.*: this needs the package wandb, which .*: pip install -e '.\[wandb\]'"
     ):
         main([str(recipe), "report_to=[wandb]"])
 

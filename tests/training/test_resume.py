@@ -1,6 +1,7 @@
 """What may go on, and on how many devices: the recipe as it was, the samples of a step, the shards of ZeRO."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,27 @@ def test_a_recipe_of_older_code_goes_on(recipe: Path) -> None:
         ValueError, match="a run of another kind or version .*unknown key 'of_the_future'.*give another"
     ):
         run.check(load(recipe, Recipe))
+
+
+def test_other_data_is_refused(recipe: Path) -> None:
+    """A position would mean another sample, and the run would go on as if nothing had happened."""
+    main([str(recipe), "schedule.steps=2", "schedule.save_every=1"])
+    run = RunFolder(recipe.parent / "run")
+    (run.final / "config.json").unlink()
+    shutil.rmtree(run.final)
+    shutil.rmtree(run.checkpoints / "checkpoint-2")
+    data = recipe.parent / "data.json"
+    records = json.loads(data.read_text())
+    data.write_text(json.dumps(records[:-1]))
+    with pytest.raises(ValueError, match=r"was trained on 9 samples of llava_json:.*data\.json, which holds 8 now"):
+        main([str(recipe), "schedule.steps=2", "schedule.save_every=1"])
+    data.write_text(json.dumps(records))
+    assert main([str(recipe), "schedule.steps=2", "schedule.save_every=1"]) == 0
+
+
+def test_a_deepspeed_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for content in ("{}", "[]", '{"zero_optimization": {}}', '{"zero_optimization": {"stage": "three"}}', "{"):
+        (tmp_path / "zero.json").write_text(content)
+        with pytest.raises(ValueError, match=r"zero\.json: .*zero_optimization"):
+            start_deepspeed(str(tmp_path / "zero.json"))

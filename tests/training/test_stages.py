@@ -99,6 +99,30 @@ def test_stages_need_names_and_a_folder(recipe: Path) -> None:
         main([str(chain)])
 
 
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("model: elsewhere", "stage two: model is what the stage before leaves"),
+        ("new_model: null", "stage two: new_model is what the stage before leaves"),
+        ("reset_connector: true", "stage two: reset_connector"),
+        ("run: elsewhere", "stage two: run is the chain's and the stage's name"),
+    ],
+)
+def test_a_stage_that_says_what_its_place_decides_is_refused(recipe: Path, second: str, message: str) -> None:
+    chain = recipe.parent / "chain.yaml"
+    chain.write_text(recipe.read_text() + f"stages: [{{name: one}}, {{name: two, {second}}}]\n")
+    with pytest.raises(ValueError, match=message):
+        main([str(chain), "--dry-run"])
+
+
+def test_stages_are_a_list_of_mappings(recipe: Path) -> None:
+    chain = recipe.parent / "chain.yaml"
+    for stages in ("{one: {}}", "[one]", "3"):
+        chain.write_text(recipe.read_text() + f"stages: {stages}\n")
+        with pytest.raises(ValueError, match="stages: expected a list in which each has a name of its own"):
+            main([str(chain)])
+
+
 def test_a_finished_or_begun_run_can_be_protected(recipe: Path) -> None:
     main([str(recipe), "schedule.steps=1"])
     with pytest.raises(ValueError, match="holds a run already and --resume never"):

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from m3.data.formats.files import JsonLines
+from m3.data.formats.files import JsonLines, id_of
 from m3.data.formats.messages import sample_from_messages
 from m3.data.formats.record import images_of, shown
 from m3.data.sample import Sample
@@ -46,7 +46,7 @@ class AriaJsonl:
             raise ValueError(
                 f"{where}: expected an object with messages, and images or video; got {keys or 'an empty object'}"
             )
-        id = str(record.get("id", index))
+        id = id_of(record, index)
         folder = self.image_folder or self._lines.file(index).parent
         video = record.get("video")
         if video is None:

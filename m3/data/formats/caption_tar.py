@@ -79,7 +79,7 @@ def _caption(group: Group) -> str:
     texts, records = group.find("txt"), group.find("json")
     if texts:
         try:
-            return group.read(texts[0]).decode("utf-8").strip()
+            return group.read(texts[0]).decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
             raise ValueError(f"{group.where}: not UTF-8 text ({error})") from error
     if not records:

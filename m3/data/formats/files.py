@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,37 @@ _BLOCK = 16 * 2**20
 """Bytes read at a time while looking for line ends."""
 
 
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""How compressed files begin."""
+
+
+def check_plain(path: Path) -> None:
+    """A `ValueError` for a compressed file: no record of one can be reached at once."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    for magic, name in COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path}: is compressed ({name}), so no sample can be reached at once. Decompress it")
+
+
+def present(files: Iterable[Path]) -> list[Path]:
+    """Those that are files, by name; a `ValueError` for a link to nothing, which would be left out without a word."""
+    found: list[Path] = []
+    for file in sorted(files):
+        if file.is_file():
+            found.append(file)
+        elif file.is_symlink() and not file.exists():
+            raise ValueError(
+                f"{file}: is a link to a file that is not there ({file.readlink()}). Mount it, or remove the link"
+            )
+    return found
+
+
 def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
     """The file `path`; or the files with one of `suffixes` in the folder `path`; or those that match its `*`, by name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or a link among them leads nowhere.
     """
     text = str(path)
     given = Path(path)
@@ -24,13 +50,13 @@ def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
         return [given]
     wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
     if given.is_dir():
-        found = sorted(file for suffix in suffixes for file in given.glob(f"*{suffix}") if file.is_file())
+        found = present(file for suffix in suffixes for file in given.glob(f"*{suffix}"))
         if not found:
             raise ValueError(f"{path}: holds no {wanted} (looked from {Path.cwd()})")
         return found
     if "*" in text:
         root = Path(given.anchor) if given.is_absolute() else Path()
-        found = sorted(file for file in root.glob(str(given.relative_to(given.anchor))) if file.is_file())
+        found = present(root.glob(str(given.relative_to(given.anchor))))
         if not found:
             raise ValueError(f"{path}: matches no file (looked from {Path.cwd()})")
         return found
@@ -48,10 +74,18 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """Parsed JSON, or a `ValueError` that begins with `where`."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 text ({error})") from error
+    except ValueError as error:  # JSONDecodeError, and what Python says of a number of thousands of digits
+        raise ValueError(f"{where}: not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: not valid JSON: nested too deeply") from error
+
+
+def id_of(record: Mapping[str, Any], default: object) -> str:
+    """What stands under `id`; `default` where nothing does, or null."""
+    found = record.get("id")
+    return str(default if found is None else found)
 
 
 class JsonLines:
@@ -67,9 +101,11 @@ class JsonLines:
             path: a file, a folder (its `*.jsonl`) or a pattern with `*`.
 
         Raises:
-            ValueError: no such file, or no line in it.
+            ValueError: no such file, a compressed one, or no line in it.
         """
         self.files = find_files(path, (".jsonl",))
+        for file in self.files:
+            check_plain(file)
         starts, ends, numbers = zip(*(_lines(file) for file in self.files), strict=True)
         self._file_of = np.repeat(np.arange(len(self.files), dtype=np.int32), [len(found) for found in starts])
         self._starts, self._ends, self._numbers = map(np.concatenate, (starts, ends, numbers))

@@ -9,7 +9,7 @@ Each image stands before the sentence it was matched to, several in the order of
 from pathlib import Path
 from typing import Any
 
-from m3.data.formats.files import JsonLines
+from m3.data.formats.files import JsonLines, id_of
 from m3.data.formats.interleaved import document_from_slots
 from m3.data.formats.record import shown
 from m3.data.formats.tar_index import PICKLES
@@ -48,7 +48,7 @@ class InterleavedJsonl:
         for images, text in zip(before, texts, strict=True):
             slots += [*images, text]
             is_image += [*(True for _ in images), False]
-        return document_from_slots(str(record.get("id", index)), slots, is_image, where)
+        return document_from_slots(id_of(record, index), slots, is_image, where)
 
 
 def _checked(record: Any, where: str) -> tuple[list[str], list[Any]]:

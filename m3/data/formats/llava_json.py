@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from m3.data.formats.files import JsonLines, check_index, parse_json
+from m3.data.formats.files import JsonLines, check_index, check_plain, parse_json
 from m3.data.formats.record import sample_from_record
 from m3.data.sample import Sample
 
@@ -55,6 +55,7 @@ class LlavaJson:
 def _records(path: Path) -> list[Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such data file (looked from {Path.cwd()})")
+    check_plain(path)
     records = parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
     if not isinstance(records, list):
         raise ValueError(

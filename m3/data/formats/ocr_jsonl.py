@@ -6,7 +6,7 @@ The form of mllm-npu's OCR data. The image stands before the first prompt, unles
 from pathlib import Path
 from typing import Any
 
-from m3.data.formats.files import JsonLines
+from m3.data.formats.files import JsonLines, id_of
 from m3.data.formats.record import images_of, shown
 from m3.data.sample import IMAGE_MARK, Sample, Turn
 
@@ -40,7 +40,7 @@ class OcrJsonl:
             texts = [f"{IMAGE_MARK}\n" * len(images) + texts[0], *texts[1:]]
         turns = tuple(Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(texts))
         try:
-            return Sample(str(record.get("id", index)), images, turns)
+            return Sample(id_of(record, index), images, turns)
         except ValueError as error:
             raise type(error)(f"{where}: {error}") from None
 

@@ -52,7 +52,7 @@ def _turn(turn: Any, where: str) -> Turn:
 
 
 def images_of(images: Any, where: str, folder: Path | None) -> tuple[str | bytes, ...]:
-    """What stands under `image` in a record: nothing, one image or a list; paths relative to `folder`."""
+    """What stands under `image` in a record: nothing, one image or a list; paths relative to `folder`, `data:` as it is."""
     if images is None:
         return ()
     entries = images if isinstance(images, list) else [images]
@@ -68,7 +68,7 @@ def _image(image: Any, where: str, folder: Path | None) -> str | bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str) and image:
-        return image if folder is None else str(folder / image)
+        return image if folder is None or image.startswith("data:") else str(folder / image)
     raise ValueError(f"{where}: 'image' must be a path, encoded bytes, a list of these or absent, got {shown(image)}")
 
 

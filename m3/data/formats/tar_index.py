@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from m3.data.formats.files import check_index, find_files, parse_json
+from m3.data.formats.files import check_index, check_plain, find_files, parse_json
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 PICKLES = ("pkl", "pickle", "pth", "pt", "pyd")
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
+_REST = 1 << 16
 THREADS = 8
 
 
@@ -137,11 +137,13 @@ class _Scan:
 
 def _scan(path: Path) -> _Scan:
     groups: dict[str, list[tuple[str, int, int]]] = {}
-    for name, offset, size in _headers(path):
+    for member in _headers(path):
+        name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         folder, _, last = name.rpartition("/")
         stem, dot, suffix = last.partition(".")
-        if not stem or not dot:
+        if not stem or not dot or member.isdir():
             continue  # webdataset's rule: hidden files, and files without an extension, are no data
+        _check_member(path, name, member)
         suffix = suffix.lower()
         if suffix.rpartition(".")[2] in PICKLES:
             raise ValueError(
@@ -149,7 +151,7 @@ def _scan(path: Path) -> _Scan:
                 "Write its content as JSON first, on a machine where you trust the file: see 'Pickled data' in "
                 "docs/data.md"
             )
-        groups.setdefault(f"{folder}/{stem}" if folder else stem, []).append((suffix, offset, size))
+        groups.setdefault(f"{folder}/{stem}" if folder else stem, []).append((suffix, member.offset_data, member.size))
     members = [member for group in groups.values() for member in group]
     return _Scan(
         list(groups),
@@ -159,22 +161,30 @@ def _scan(path: Path) -> _Scan:
     )
 
 
-def _headers(path: Path) -> list[tuple[str, int, int]]:
-    """Name, first byte and size of every regular file.
+def _check_member(path: Path, name: str, member: tarfile.TarInfo) -> None:
+    """A `ValueError` for what would be left out, or read wrong."""
+    if member.islnk() or member.issym():
+        raise ValueError(
+            f"{path}: member {name!r} is a link to {member.linkname!r}, which would be left out; write the tar with "
+            "`--dereference --hard-dereference`"
+        )
+    if not member.isreg() or member.issparse():
+        kind = "is stored without its holes (a sparse file)" if member.issparse() else "is no file"
+        raise ValueError(f"{path}: member {name!r} {kind}; write the tar of plain files, without `--sparse`")
+
+
+def _headers(path: Path) -> list[tarfile.TarInfo]:
+    """Every member's header.
 
     Raises:
         ValueError: not a whole, uncompressed tar. tarfile takes a tar that ends early or in garbage for a shorter one;
-            a whole one ends in blocks of zeros, so that is looked at here.
+            a whole one ends in blocks of zeros and has nothing behind them, so that is looked at here.
     """
+    check_plain(path)
     with path.open("rb") as file:
-        start = file.read(8)
-        for magic, name in _COMPRESSED.items():
-            if start.startswith(magic):
-                raise ValueError(f"{path}: is compressed ({name}), so no sample can be reached at once. Decompress it")
-        file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                found = [(info.name, info.offset_data, info.size) for info in tar if info.isreg()]
+                found = list(tar)
                 file.seek(tar.offset)
         except tarfile.TarError as error:
             raise ValueError(f"{path}: not a whole tar file ({error}). Copy or download it again") from error
@@ -183,4 +193,11 @@ def _headers(path: Path) -> list[tuple[str, int, int]]:
                 f"{path}: the tar is cut short or damaged at byte {tar.offset:,}, behind {len(found)} members. Copy or "
                 "download it again"
             )
+        while block := file.read(_REST):
+            if block.strip(b"\0"):
+                at = file.tell() - len(block.lstrip(b"\0"))
+                raise ValueError(
+                    f"{path}: has more behind its end, at byte {at:,}: several tars in one file? Name them one by one, or "
+                    "copy or download it again"
+                )
     return found

@@ -1,10 +1,11 @@
 """Plain text and code: every file of a folder (with its sub-folders) is a document, or several if it is long."""
 
+import codecs
 from pathlib import Path
 
 import numpy as np
 
-from m3.data.formats.files import check_index
+from m3.data.formats.files import check_index, present
 from m3.data.sample import Document
 
 SUFFIXES = frozenset(
@@ -61,7 +62,7 @@ def _text_files(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise ValueError(f"{root}: no such file or folder (looked from {Path.cwd()})")
-    found = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = present(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not found:
         raise ValueError(
             f"{root}: holds no text files; looked for {' '.join(sorted(SUFFIXES))}. Name a file to read any other"
@@ -77,7 +78,7 @@ def _pieces(path: Path, limit: int) -> np.ndarray:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error}). Convert it, or take it out of the folder") from error
     pieces: list[tuple[int, int]] = []
-    start = 0
+    start = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
     while start < len(content):
         end = min(start + limit, len(content))
         if end < len(content):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from m3.data.formats.files import JsonLines
+from m3.data.formats.files import JsonLines, id_of
 from m3.data.sample import Document
 
 
@@ -29,6 +29,6 @@ class TextJsonl:
             keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             raise ValueError(f"{where}: expected an object with 'text', got {keys or 'an empty object'}")
         try:
-            return Document(str(record.get("id", index)), (), (record["text"],))
+            return Document(id_of(record, index), (), (record["text"],))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None

@@ -1,5 +1,6 @@
 """Every kind of broken input says which file, which record, what is wrong and what to do."""
 
+import base64
 import gzip
 import io
 import json
@@ -19,6 +20,7 @@ from m3.data.formats import open_source
 from m3.data.formats.files import JsonLines, find_files
 from m3.data.formats.text_files import TextFiles
 from m3.data.recipe import FormatName, Source
+from m3.processing.images import load_image
 
 Make = Callable[[Path], Any]
 
@@ -32,6 +34,14 @@ def line(record: Any) -> Make:
     """A JSONL whose second line holds `record`."""
     good = {"text": "a", "text_list": ["a"], "image_info": [], "image": "a", "data": ["a", "b"], "messages": []}
     return lambda folder: write_lines(folder / "d.jsonl", [good, record])
+
+
+def write(name: str, content: bytes) -> Make:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
 
 
 def members(**content: bytes | dict[str, Any]) -> Make:
@@ -68,6 +78,14 @@ BROKEN_RECORDS: list[tuple[FormatName, Make, str]] = [
     ("aria_jsonl", line({"messages": [], "images": ["a"], "video": {"path": "b"}}), r"one or the other"),
     ("aria_jsonl", line({"messages": [], "video": "b.mp4"}), r"'video' must be an object with 'path' and 'num_frames'"),
     ("aria_jsonl", line({"messages": [], "video": {"path": "b.mp4"}}), r"d\.jsonl, line 2: .*b\.mp4"),
+    ("text_jsonl", line({"text": "a \ud800"}), r"line 2: document '1': text 0 holds half of a character \(U\+D800\)"),
+    (
+        "llava_json",
+        line({"conversations": [{"from": "human", "value": "\udfff"}, {"from": "gpt", "value": "a"}]}),
+        r"turn 0 holds half of a character",
+    ),
+    ("text_jsonl", write("d.jsonl", b"[" * 100_000), r"d\.jsonl, line 1: not valid JSON: nested too deeply"),
+    ("text_jsonl", write("d.jsonl", b"9" * 5000), r"d\.jsonl, line 1: not valid JSON: Exceeds the limit"),
     ("ocr_jsonl", line({"image": "a"}), r"line 2: expected an object with id, image and data, got image"),
     ("ocr_jsonl", line({"image": "a", "data": ["a"]}), r"'data' must be a list \[prompt, answer, .* got \['a'\]"),
     ("ocr_jsonl", line({"image": "a", "data": ["a", " "]}), r"line 2: sample '1': the answer in turn 1 is empty"),
@@ -138,17 +156,50 @@ def zipped(folder: Path) -> Path:
     return path
 
 
-def write(name: str, content: bytes) -> Make:
-    def make(folder: Path) -> Path:
-        (folder / name).write_bytes(content)
-        return folder / name
-
-    return make
-
-
 def text_column(folder: Path) -> Path:
     pq.write_table(pa.table({"caption": ["a"]}), folder / "d.parquet")
     return folder
+
+
+def linked(folder: Path) -> Path:
+    """A tar in which a picture is a hard link to another member."""
+    path = write_tar(folder / "d.tar", {"a.png": picture(0), "a.txt": b"a"})
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("b.png")
+        info.type, info.linkname = tarfile.LNKTYPE, "a.png"
+        tar.addfile(info)
+    return path
+
+
+def sparse(folder: Path) -> Path:
+    """A tar whose member is stored without its holes."""
+    path = write_tar(folder / "d.tar", {"a.txt": b"x" * 1024})
+    content = bytearray(path.read_bytes())
+    content[156:157] = tarfile.GNUTYPE_SPARSE
+    content[386:482] = (b"00000000000\0" + b"00000002000\0") + bytes(72)  # one stretch of 1024 bytes from 0
+    content[482:495] = b"\0" + b"00000010000\0"  # no more stretches; 4096 bytes in all
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    path.write_bytes(content)
+    return path
+
+
+def joined(folder: Path) -> Path:
+    """`cat a.tar b.tar`."""
+    one, two = (write_tar(folder / f"{name}.part", {f"{name}.txt": b"x"}).read_bytes() for name in "ab")
+    (folder / "d.tar").write_bytes(one + two)
+    return folder / "d.tar"
+
+
+def dangling(name: str) -> Make:
+    """A folder of two files, of which one is a link to nothing."""
+
+    def make(folder: Path) -> Path:
+        (folder / f"a{name}").write_text('{"text": "a"}\n')
+        (folder / f"b{name}").symlink_to(folder / "nowhere")
+        return folder
+
+    return make
 
 
 PICKLED = pickle.dumps({"texts": ["a"], "images": [None]})
@@ -158,6 +209,26 @@ CANNOT_BE_OPENED: list[tuple[FormatName, Make, str]] = [
     ("caption_tar", cut(2 * (512 + 2048)), r"d\.tar: the tar is cut short or damaged at byte 5,120, behind 2 members"),
     ("caption_tar", garbled, r"cut short or damaged at byte 1,024, behind 1 members"),
     ("caption_tar", zipped, r"d\.tar: is compressed \(gzip\), so no sample can be reached at once\. Decompress it"),
+    (
+        "caption_tar",
+        linked,
+        r"d\.tar: member 'b\.png' is a link to 'a\.png', which would be left out; write .* --hard-der",
+    ),
+    ("caption_tar", sparse, r"d\.tar: member 'a\.txt' is stored without its holes"),
+    (
+        "caption_tar",
+        joined,
+        r"d\.tar: has more behind its end, at byte 10,240: several tars in one file\? .*one by one",
+    ),
+    ("text_jsonl", dangling(".jsonl"), r"b\.jsonl: is a link to a file that is not there"),
+    ("text_files", dangling(".txt"), r"b\.txt: is a link to a file that is not there"),
+    (
+        "text_jsonl",
+        write("d.jsonl.gz", gzip.compress(b"{}\n")),
+        r"d\.jsonl\.gz: is compressed \(gzip\).* Decompress it",
+    ),
+    ("llava_json", write("d.json", gzip.compress(b"[]")), r"d\.json: is compressed \(gzip\).* Decompress it"),
+    ("text_files", write("a.txt", b"\xef\xbb\xbf\n"), r"a\.txt: holds no text"),
     ("caption_tar", write("d.tar", b"no tar"), r"d\.tar: not a whole tar file"),
     (
         "caption_tar",
@@ -234,7 +305,7 @@ def test_text_is_split_at_lines_and_between_characters(tmp_path: Path) -> None:
 
 def test_a_tar_with_folders_links_and_hidden_files(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "d.tar", "w") as tar:
-        for name, kind in (("part", tarfile.DIRTYPE), ("part/k.png", None), ("l.png", tarfile.SYMTYPE), (".x.png", None),
+        for name, kind in (("part", tarfile.DIRTYPE), ("part/k.png", None), ("latest", tarfile.SYMTYPE), (".x.png", None),
                            ("other/k.png", None), ("part/k.txt", None)):  # fmt: skip
             info = tarfile.TarInfo(name)
             content = b"" if kind else picture(0) if name.endswith("png") else b"words"
@@ -245,3 +316,42 @@ def test_a_tar_with_folders_links_and_hidden_files(tmp_path: Path) -> None:
     assert source[0].texts == ("", "words")
     with pytest.raises(ValueError, match="sample 'other/k': has no caption"):
         source[1]
+
+
+def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
+    """Else every such record would be called 'None', and the check would find it twice."""
+    records: dict[FormatName, dict[str, Any]] = {
+        "text_jsonl": {"text": "a"},
+        "ocr_jsonl": {"image": "a", "data": ["a", "b"]},
+        "aria_jsonl": {"messages": [message("user", "a"), message("assistant", "b")]},
+        "interleaved_jsonl": {"text_list": ["a"], "image_info": []},
+    }
+    for name, record in records.items():
+        path = write_lines(tmp_path / f"{name}.jsonl", [record | {"id": None}] * 2)
+        source = open_source(Source(path=str(path), format=name))
+        assert [source[n].id for n in (0, 1)] == ["0", "1"], name
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfwords")
+    assert TextFiles(tmp_path / "a.txt")[0].texts == ("words",)
+    path = write_tar(tmp_path / "d.tar", {"k.png": picture(0), "k.txt": b"\xef\xbb\xbfwords"})
+    assert open_source(Source(path=str(path), format="caption_tar"))[0].texts == ("", "words")
+
+
+def test_a_member_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "d.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name, content in (("caf\xe9.png", picture(0)), ("caf\xe9.txt", b"words")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    source = open_source(Source(path=str(tmp_path / "d.tar"), format="caption_tar"))
+    assert source[0].id == r"caf\xe9"
+    source[0].id.encode()
+
+
+def test_an_image_address_within_a_record(tmp_path: Path) -> None:
+    address = "data:image/png;base64," + base64.b64encode(picture(0)).decode()
+    path = write_lines(tmp_path / "d.jsonl", [{"image": address, "conversations": talk(0)}])
+    (image,) = open_source(Source(path=str(path)))[0].images
+    assert load_image(image).size == (24, 24)

@@ -1,0 +1,53 @@
+"""torch.compile (https://docs.pytorch.org/docs/stable/torch.compiler.html) of the layers that repeat.
+
+in: the model of a run; out: the same one, whose tower's and decoder's layers compile when they are first called. What lies around
+them (which placeholders an image has, how many label tokens a batch) depends on the data, so that compiling `forward` as a whole
+breaks into dozens of small graphs. A layer is compiled in place: names of modules and weights stay, and so do saving,
+resuming, PEFT and data parallelism around it. Layers of one type share their graph, as in PyTorch's regional compilation.
+
+Rows have any number of tokens, so sizes are dynamic from the start: no graph per length. A router's layer breaks in two, where
+transformers records its logits.
+"""
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+
+def check_compile() -> None:
+    """Compiles a line of its own, as a layer would be: a `ValueError` where this machine cannot."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        with torch.compiler.config.patch(force_disable_caches=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing was taken from a cache
+            torch.compile(_probe)(torch.ones(64, device=device))
+    except BackendCompilerFailed as error:
+        needed = (
+            "a C++ compiler (g++, or the one that CXX names)" if device.type == "cpu" else "Triton and a C compiler"
+        )
+        raise ValueError(
+            f"hardware.compile: torch.compile makes no kernel for {device.type} on this machine ({str(error).splitlines()[0]}); "
+            f"it needs {needed} and Python's headers; install them, or set hardware.compile to false"
+        ) from error
+
+
+def _probe(values: Tensor) -> Tensor:
+    return values.sin() + 1
+
+
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Every layer of every stack in `model` is compiled when it is first called, and whenever its kind of input changes."""
+    for layer in _layers(model):
+        layer.compile(dynamic=True, backend=backend)
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Members of the outermost stacks; a stack within a layer (experts one by one) belongs to the layer."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _layers(child)
