@@ -22,7 +22,7 @@ class Chain:
     shared: dict
 
     def __post_init__(self) -> None:
-        names = [stage.get("name") if isinstance(stage, dict) else None for stage in self.stages]
+        names = [stage.get("name") for stage in self.stages]
         if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
             raise ValueError(f"stages: expected a list in which each has a name of its own, got the names {names}")
 

@@ -52,7 +52,11 @@ def read_recipes(path: Path, overrides: list[str]) -> list[Recipe] | list[TowerR
     stages, run = tree.pop("stages"), tree.pop("run", None)
     if not isinstance(run, str):
         raise ValueError(f"{path}: a recipe of several stages needs `run`, the folder that theirs are made in")
-    return list(recipes(Chain(run=run, stages=tuple(stages) if isinstance(stages, list) else (), shared=tree)))
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError(
+            f"{path}: stages: expected a list in which each has a name of its own, and the keys that differ"
+        )
+    return list(recipes(Chain(run=run, stages=tuple(stages), shared=tree)))
 
 
 def find_recipe(name: str) -> Path:

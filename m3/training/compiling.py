@@ -21,7 +21,8 @@ def check_compile() -> None:
     """Compiles a line of its own, as a layer would be: a `ValueError` where this machine cannot."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        with torch.compiler.config.patch(force_disable_caches=True), warnings.catch_warnings():
+        without_caches = torch.compiler.config.patch(force_disable_caches=True)  # pyright: ignore[reportAttributeAccessIssue]
+        with without_caches, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing was taken from a cache
             torch.compile(_probe)(torch.ones(64, device=device))
     except BackendCompilerFailed as error:
