@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil, LlavaConfig
 from m3.bench.timing import peak_memory
 from m3.checkpoints.convert import convert
 from m3.checkpoints.layout import HubLayout
-from m3.checkpoints.llava_hf import empty_llava
+from m3.checkpoints.llava_hf import LlavaHf
 from m3.checkpoints.streaming import SHARD_BYTES
 from m3.checkpoints.weights import INDEX, nbytes
 from m3.data.synthetic.tokenizer import build_tokenizer
@@ -81,7 +81,7 @@ def write_source(folder: Path, size: Size, shard_bytes: int = 4 * 10**9) -> int:
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 336}).save_pretrained(folder)
-    model = empty_llava(config)
+    model = LlavaHf().empty(config)
     modules = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
     tensors: dict[str, Tensor] = {}
     for step in HubLayout(model).writing(modules):
