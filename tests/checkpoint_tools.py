@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from numpy.lib.npyio import NpzFile
 from tiny_models import make_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -12,6 +13,9 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+
+ORIGINAL_IMAGE = -200
+"""The original's placeholder."""
 
 
 def make_tokenizer(words: int, *tokens: str) -> PreTrainedTokenizerFast:
@@ -27,6 +31,11 @@ def make_tokenizer(words: int, *tokens: str) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         additional_special_tokens=list(tokens),
     )
+
+
+def ids_of(reference: NpzFile, image_token_id: int) -> list[int]:
+    """The prompt of a fixture in the original M3 format, its placeholder as ours; one per image."""
+    return [image_token_id if token == ORIGINAL_IMAGE else int(token) for token in reference["input_ids"][0]]
 
 
 TEMPLATE = (  # as llava-hf writes it: lists of parts only

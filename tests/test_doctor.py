@@ -203,43 +203,38 @@ def test_this_machine_is_seen_as_it_is(capsys: pytest.CaptureFixture[str]) -> No
     assert f"{len(problems)} problems" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_a_torchvision_of_another_torch_is_found_by_the_command_itself(tmp_path: Path) -> None:
-    """The broken package is a real one on the path: `import m3` must survive it for the doctor to be of use."""
-    (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text(
-        f"raise {BROKEN.partition(':')[0]}({BROKEN.partition(': ')[2]!r})\n"
-    )
-    (tmp_path / "torchvision-0.28.0.dist-info").mkdir()
-    (tmp_path / "torchvision-0.28.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
-    )
+def put_package(folder: Path, name: str, version: str, code: str) -> None:
+    """A package as pip would leave it."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(code)
+    about = folder / f"{name}-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def diagnose(folder: Path) -> str:
+    """What the command says of an environment with the packages of `folder`, which it must find faulty."""
     ran = subprocess.run(
         [sys.executable, "-m", "m3.cli", "doctor"],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(folder)},
     )
     assert ran.returncode == 1, ran.stderr
-    assert f"0.28.0 does not import: {BROKEN}" in ran.stdout
-    assert "pip uninstall -y torchvision" in ran.stdout
+    return ran.stdout
+
+
+@pytest.mark.slow
+def test_a_torchvision_of_another_torch_is_found_by_the_command_itself(tmp_path: Path) -> None:
+    """The broken package is a real one on the path: `import m3` must survive it for the doctor to be of use."""
+    put_package(tmp_path, "torchvision", "0.28.0", f"raise {BROKEN.partition(':')[0]}({BROKEN.partition(': ')[2]!r})\n")
+    said = diagnose(tmp_path)
+    assert f"0.28.0 does not import: {BROKEN}" in said
+    assert "pip uninstall -y torchvision" in said
 
 
 @pytest.mark.slow
 def test_a_transformers_too_old_to_import_does_not_stop_the_doctor(tmp_path: Path) -> None:
-    (tmp_path / "transformers").mkdir()
-    (tmp_path / "transformers" / "__init__.py").write_text("__version__ = '4.0.0'\n")
-    (tmp_path / "transformers-4.0.0.dist-info").mkdir()
-    (tmp_path / "transformers-4.0.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: transformers\nVersion: 4.0.0\n"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-m", "m3.cli", "doctor"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
-    assert ran.returncode == 1, ran.stderr
-    assert "too old: pip install 'transformers>=5.18,<6.0'" in ran.stdout
+    put_package(tmp_path, "transformers", "4.0.0", "__version__ = '4.0.0'\n")
+    assert "too old: pip install 'transformers>=5.18,<6.0'" in diagnose(tmp_path)

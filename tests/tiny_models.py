@@ -76,6 +76,18 @@ def prompt(scale: int, *text: int) -> list[int]:
     return [5, *[IMAGE] * scale, 6, *text]
 
 
+def spans(ids: list[int], image_token_id: int) -> list[int]:
+    """Lengths of the runs of placeholders."""
+    runs: list[int] = []
+    for position, token in enumerate(ids):
+        if token == image_token_id:
+            if position and ids[position - 1] == image_token_id:
+                runs[-1] += 1
+            else:
+                runs.append(1)
+    return runs
+
+
 def batch(rows: list[list[int]], side: str = "left") -> dict[str, torch.Tensor]:
     """Pads rows to one length."""
     length = max(map(len, rows))

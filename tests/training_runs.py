@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+
+from m3.model import M3ForConditionalGeneration
 
 RECIPE = """
 run: {folder}/run
@@ -24,3 +27,14 @@ hardware: {{threads: 1}}
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "final" / "model.safetensors")
+
+
+def check_merged(base: Path, run: Path) -> None:
+    """What an adapter's run leaves merged is the model it began from with the adapter beside it."""
+    first, merged = (
+        M3ForConditionalGeneration.from_pretrained(folder / "checkpoints" / "final").eval() for folder in (base, run)
+    )
+    adapted = PeftModel.from_pretrained(first, run / "checkpoints" / "adapter").eval()
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-5, atol=1e-5)

@@ -7,12 +7,14 @@ https://github.com/rhymes-ai/Aria); text is not trimmed. In messages that are pl
 with its marks or without, and a newline after it is dropped (LLaVA's data has one): both forms spell the same prompt.
 """
 
+from m3.processing.chat_template import CHATML
+
 IMAGE_TOKEN = "<|img|>"
 IMAGE_START, IMAGE_END = "<fim_prefix>", "<fim_suffix>"
 ARIA_TOKENS = (IMAGE_TOKEN, IMAGE_START, IMAGE_END, "<|im_start|>", "<|im_end|>")
 """What the tokenizer must hold as single tokens for this format."""
 
-_TEMPLATE = r"""
+_RENDER = r"""
 {%- set shown = '<fim_prefix><|img|><fim_suffix>' -%}
 {%- macro render(content) -%}
     {%- if content is string -%}
@@ -29,23 +31,9 @@ _TEMPLATE = r"""
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
-{%- for message in messages -%}
-    {{- '<|im_start|>' ~ message.role ~ '\n' -}}
-    {%- if message.role == 'assistant' -%}
-        {%- generation -%}
-        {{- render(message.content) ~ '<|im_end|>' -}}
-        {%- endgeneration -%}
-    {%- else -%}
-        {{- render(message.content) ~ '<|im_end|>' -}}
-    {%- endif -%}
-    {{- '\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\n' -}}
-{%- endif -%}
 """
 
 
 def aria_template() -> str:
     """The Jinja template."""
-    return _TEMPLATE.strip()
+    return _RENDER.strip() + CHATML.strip()

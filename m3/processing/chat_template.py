@@ -39,7 +39,7 @@ _RENDER = r"""
 {%- endmacro -%}
 """
 
-_CHATML = r"""
+CHATML = r"""
 {%- for message in messages -%}
     {{- '<|im_start|>' ~ message.role ~ '\n' -}}
     {%- if message.role == 'assistant' -%}
@@ -55,6 +55,7 @@ _CHATML = r"""
     {{- '<|im_start|>assistant\n' -}}
 {%- endif -%}
 """
+"""The messages of a conversation in turn; `render` is a macro that writes the content of one."""
 
 CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>")
 """What the tokenizer must hold as single tokens for this format."""
@@ -62,7 +63,7 @@ CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 def chatml_template(image_token: str) -> str:
     """The Jinja template in which images are written as `image_token`."""
-    return (_RENDER.strip() + _CHATML.strip()).replace("@IMAGE@", image_token)
+    return (_RENDER.strip() + CHATML.strip()).replace("@IMAGE@", image_token)
 
 
 _VICUNA_SYSTEM = (

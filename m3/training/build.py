@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from m3.checkpoints.processors import IMAGE_TOKEN, make_processor
 from m3.inference.quantisation import get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
 from m3.model.connectors import build_connector
@@ -14,8 +15,6 @@ from m3.training.compiling import compile_layers
 from m3.training.liger import apply_liger
 from m3.training.recipe import Recipe
 from m3.training.sections import NewModel
-
-IMAGE_TOKEN = "<image>"
 
 
 def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
@@ -132,12 +131,4 @@ def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
 def _new_processor(spec: NewModel, config: M3Config) -> M3Processor:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.tokenizer)
     image_processor = AutoImageProcessor.from_pretrained(spec.vision_tower or spec.tokenizer, backend="pil")
-    nesting = {"kind": config.nesting.kind, "trained_scales": list(config.nesting.trained_scales)}
-    return M3Processor(
-        image_processor,
-        tokenizer,
-        grid=config.grid,
-        nesting=nesting,
-        tiling=config.tiling.to_dict(),
-        image_token=spec.config.get("image_token", IMAGE_TOKEN),
-    )
+    return make_processor(config, image_processor, tokenizer, None, spec.config.get("image_token", IMAGE_TOKEN))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoint_tools import ids_of
 from numpy.lib.npyio import NpzFile
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel, CLIPVisionConfig
@@ -23,7 +24,6 @@ from m3.processing import M3Processor, expand_image_tokens
 
 FLAT = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "flat"
 SCALES = (1, 4, 9, 16, 36, 64, 144, 576)
-IMAGE = -200  # the original's placeholder
 CopyOf = Callable[[], Path]
 
 
@@ -42,10 +42,6 @@ def processor(flat: Path) -> M3Processor:
     return AutoProcessor.from_pretrained(flat)
 
 
-def ids_of(reference: NpzFile, processor: M3Processor) -> list[int]:
-    return [processor.image_token_id if token == IMAGE else int(token) for token in reference["input_ids"][0]]
-
-
 @pytest.mark.parametrize("scale", SCALES)
 def test_embeddings_and_logits_equal_the_originals_at_every_scale(
     scale: int, model: M3ForConditionalGeneration, processor: M3Processor, reference: NpzFile
@@ -53,7 +49,9 @@ def test_embeddings_and_logits_equal_the_originals_at_every_scale(
     """From the image file through our own preprocessing. Measured: pixels 0, embeddings 3e-7, logits 3e-7 (float32)."""
     pixel_values = processor(images=FLAT / "image.png", text=processor.image_token)["pixel_values"]
     np.testing.assert_allclose(pixel_values, reference["pixel_values"], atol=1e-5, rtol=0)
-    ids = torch.tensor([expand_image_tokens(ids_of(reference, processor), processor.image_token_id, [scale])])
+    ids = torch.tensor(
+        [expand_image_tokens(ids_of(reference, processor.image_token_id), processor.image_token_id, [scale])]
+    )
     scales = torch.tensor([scale])
     with torch.no_grad():
         images = ImageInputs(pixel_values=pixel_values, image_scales=scales)
@@ -67,7 +65,7 @@ def test_the_packed_training_loss_is_the_originals(
     model: M3ForConditionalGeneration, processor: M3Processor, reference: NpzFile
 ) -> None:
     """All five trained scales in one row; the original ran five passes and averaged. Measured difference: 2e-7."""
-    ids = ids_of(reference, processor)
+    ids = ids_of(reference, processor.image_token_id)
     mask = (reference["train_labels"][0] != -100).tolist()
     sequences = expand(Tokenized(ids, mask, 1), tuple(processor.trained_scales), processor, [Tiles()])
     assert [sequence.scales for sequence in sequences] == [(1,), (9,), (36,), (144,), (576,)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoint_tools import ids_of
 from numpy.lib.npyio import NpzFile
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -19,7 +20,6 @@ from m3.processing import M3Processor, expand_image_tokens
 
 ANYRES = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "anyres"
 SCALES = (1, 4, 9, 16, 36, 64, 144, 576)
-IMAGE = -200  # the original's placeholder
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,6 @@ def processor(anyres: Path) -> M3Processor:
     return AutoProcessor.from_pretrained(anyres)
 
 
-def ids_of(reference: NpzFile, processor: M3Processor) -> list[int]:
-    return [processor.image_token_id if token == IMAGE else int(token) for token in reference["input_ids"][0]]
-
-
 def test_pixel_values_equal_the_originals(processor: M3Processor, reference: NpzFile) -> None:
     """Of an image of 640 x 420 (width x height), the whole and 2 x 2 tiles. Measured: 0."""
     prepared = processor.prepare_images([ANYRES / "image.png"])
@@ -64,7 +60,7 @@ def test_embeddings_and_logits_equal_the_originals_at_every_scale(
     del inputs["attention_mask"]
     (count,) = processor.count_tokens([(420, 640)], scale)
     assert inputs["input_ids"].shape == (1, count)
-    ids = expand_image_tokens(ids_of(reference, processor), processor.image_token_id, [count])
+    ids = expand_image_tokens(ids_of(reference, processor.image_token_id), processor.image_token_id, [count])
     inputs["input_ids"] = torch.tensor([ids])
     images = ImageInputs(**{name: value for name, value in inputs.items() if name != "input_ids"})
     with torch.no_grad():
@@ -80,7 +76,7 @@ def test_the_packed_training_loss_is_the_originals(
     """All five trained scales in one row; the original ran five passes and averaged. Measured difference: 5e-7."""
     prepared = processor.prepare_images([ANYRES / "image.png"])
     mask = (reference["train_labels"][0] != -100).tolist()
-    tokenized = Tokenized(ids_of(reference, processor), mask, 1)
+    tokenized = Tokenized(ids_of(reference, processor.image_token_id), mask, 1)
     sequences = expand(tokenized, tuple(processor.trained_scales), processor, prepared.images)
     row = {
         "input_ids": np.concatenate([s.input_ids for s in sequences]),

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
-from training_runs import weights
+from training_runs import check_merged, weights
 
 from m3.config import load
-from m3.model import M3ForConditionalGeneration
 from m3.training.build import build
 from m3.training.command import find_recipe, main
 from m3.training.lora import add_lora, lora_config
@@ -64,12 +62,7 @@ def test_a_run_trains_the_adapter_and_merges_it_into_the_plain_base(base: Path, 
     adapted_parts = ("self_attn", "shared_experts", "connector", *([".experts."] if "routed" in targets else []))
     assert all(any(part in name for part in adapted_parts) for name in changed)
 
-    plain = M3ForConditionalGeneration.from_pretrained(base.parent / "run" / "checkpoints" / "final")
-    adapted = PeftModel.from_pretrained(plain, run / "checkpoints" / "adapter").eval()
-    merged = M3ForConditionalGeneration.from_pretrained(run / "checkpoints" / "final").eval()
-    ids = torch.arange(4, 20)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    check_merged(base.parent / "run", run)
 
 
 def test_the_packed_base_stays_to_the_bit(base: Path) -> None:
