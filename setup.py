@@ -55,6 +55,7 @@ EXTRAS = {
         "pyright>=1.1.400",
         "pytest>=8.3",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.12",
         "schemathesis>=4.0",
         "tensorboard>=2.18",

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import make_model
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Callable[[Path], Path]:
     """Writes a whole checkpoint of random weights (48x48 pixels, 12x12 tokens, the suite's tokenizer) and returns its folder."""
+    from tiny_models import make_model
     from transformers import SiglipImageProcessorPil
 
     from m3.data.synthetic.tokenizer import build_tokenizer

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from jinja2 import TemplateError
+from pictures import picture
+from tiny_models import spans
 
 from m3.nesting import NESTINGS, get_nesting
 from m3.processing import M3Processor, expand_image_tokens
