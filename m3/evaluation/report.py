@@ -6,6 +6,7 @@ accuracy_vs_cost.png, report.html, figures/*.{svg,pdf,png}, tables/*.{tex,md}; t
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from m3.evaluation.charts import accuracy_figure, save
@@ -31,23 +32,42 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="folder given to m3 sweep --out")
     parser.add_argument("older", type=Path, nargs="?", help="another such folder, to compare with")
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="H100", help="whose roofline is estimated")
+    parser.add_argument(
+        "--formats",
+        nargs="*",
+        choices=PRINT,
+        default=PRINT,
+        help="files of each figure (default: all); none: no figures",
+    )
     arguments = parser.parse_args(argv)
     summary = Summary.read(arguments.run)
     changes = compare(summary, Summary.read(arguments.older)) if arguments.older else []
     tables = report_tables(summary, arguments.accelerator, changes)
     loads = write_loads(summary)
-    written = [write_csv(summary), summary.run / "accuracy_vs_cost.png", summary.run / "report.html"]
-    folder = summary.run / "figures"
-    drawn = accuracy_figure(summary)
-    save(drawn, summary.run / "accuracy_vs_cost", ("png",))
-    save(drawn, folder / "accuracy_vs_cost", PRINT[:2])
-    for name, figure in figures(summary, arguments.accelerator).items():
-        save(figure, folder / name, PRINT)
+    written = [
+        write_csv(summary),
+        *([loads] if loads else []),
+        *draw(summary, arguments.accelerator, arguments.formats),
+    ]
     for table in tables:
         write_text(summary.run / "tables" / f"{table.name}.tex", as_latex(table))
         write_text(summary.run / "tables" / f"{table.name}.md", as_markdown(table))
-    write_text(written[2], page(summary, tables))
+    html = summary.run / "report.html"
+    write_text(html, page(summary, tables))
     told = [change for change in changes if change.task is None or change.is_significant]
     lines = [as_text(tables[0]), "", *(described_change(change) for change in told), *([""] if told else [])]
-    print("\n".join([*lines, *map(str, [*written, *([loads] if loads else []), folder, summary.run / "tables"])]))  # noqa: T201 (the table is the output)
+    print("\n".join([*lines, *map(str, [*written, html, summary.run / "tables"])]))  # noqa: T201 (the table is the output)
     return 0
+
+
+def draw(summary: Summary, accelerator: str, formats: Sequence[str]) -> list[Path]:
+    """Writes every figure in these formats, the chart of accuracy as a PNG beside the table; what to tell of."""
+    if not formats:
+        return []
+    folder = summary.run / "figures"
+    chart = accuracy_figure(summary)
+    (png,) = save(chart, summary.run / "accuracy_vs_cost", ("png",))
+    save(chart, folder / "accuracy_vs_cost", [kind for kind in formats if kind != "png"])
+    for name, figure in figures(summary, accelerator).items():
+        save(figure, folder / name, formats)
+    return [png, folder]

@@ -57,7 +57,7 @@ def test_report_shows_it_where_there_is_confidence(tmp_path: Path):
     run = make_run(tmp_path / "run", documents=20, tasks=SUITE[:2])
     assert calibration_table(Summary.read(run)).rows == []  # none recorded: no table
     give_confidence(run, SUITE[0], 0.75)
-    assert report.main([str(run)]) == 0
+    assert report.main([str(run), "--formats"]) == 0
     summary = Summary.read(run)
     table = calibration_table(summary)
     assert table.header == ["tokens", "scene", "mean", "confidence"]  # the other task has none
@@ -80,7 +80,7 @@ def test_a_run_from_before_there_was_confidence_is_read(tmp_path: Path):
     lines = (run / "cells.csv").read_text().splitlines()
     assert lines[0].endswith(",error,confidence,higher_is_better")
     (run / "cells.csv").write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in lines))
-    assert report.main([str(run)]) == 0
+    assert report.main([str(run), "--formats"]) == 0
     answers = [Store(run / "store").answer(record["key"]) for record in records if record["kind"] == "answer"]
     assert {answer.confidence for answer in answers} == {None}
     assert not (run / "tables" / "calibration.md").exists()

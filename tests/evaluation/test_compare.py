@@ -103,7 +103,7 @@ def test_documents_count_in_the_unit_of_the_table(tmp_path: Path):
 
 
 def test_report_of_two_runs(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]):
-    assert report.main([str(runs["worse"]), str(runs["as it was"])]) == 0
+    assert report.main([str(runs["worse"]), str(runs["as it was"]), "--formats"]) == 0
     assert "m3-tiny at 36 tokens, mean of the tasks: FELL, -" in capsys.readouterr().out
     html = (runs["worse"] / "report.html").read_text()
     assert "This run minus the other, on the same documents" in html

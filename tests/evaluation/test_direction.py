@@ -86,7 +86,7 @@ def test_front_knee_oracle_retention_and_calibration_are_those_of_accuracy(runs:
 
 
 def test_the_report_says_which_way(runs: dict[str, Path]):
-    assert report.main([str(runs["mixed"])]) == 0
+    assert report.main([str(runs["mixed"]), "--formats", "svg"]) == 0
     html, summary = (runs["mixed"] / "report.html").read_text(), Summary.read(runs["mixed"])
     data = page_json(html)
     assert [task["name"] for task in data["tasks"]] == ["scene ↓", "position", "digits", "document"]
@@ -102,7 +102,7 @@ def test_the_report_says_which_way(runs: dict[str, Path]):
 
 def test_the_first_model_is_ahead_with_fewer_errors(runs: dict[str, Path]):
     for name, sign in (("right", 1), ("wrong", -1)):
-        assert report.main([str(runs[name])]) == 0
+        assert report.main([str(runs[name]), "--formats"]) == 0
         with (runs[name] / "summary.csv").open() as file:
             behind = next(row for row in csv.DictReader(file) if row["model"] == "m3-tiny-base" and row["scale"] == "1")
         assert (

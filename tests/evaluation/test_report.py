@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from m3.evaluation import cost_tables, page, report, report_tables
+from m3.evaluation.charts import accuracy_figure, save
 from m3.evaluation.published import published_scores
 from m3.evaluation.run_folder import CellRow, LatencyRow, ModelRow, read_rows, write_rows
 from m3.evaluation.suites import known_tasks
@@ -164,10 +165,12 @@ def test_every_number_of_m3_and_mqt_is_drawn_beside_a_run(tmp_path: Path):
     run = make_run(tmp_path / "run", documents=2, tasks=tasks)
     for task in SERVED:
         (run / "submissions" / "m3-tiny" / f"{task}@9" / "file.json").mkdir(parents=True)
-    assert report.main([str(run)]) == 0
+    assert report.main([str(run), "--formats"]) == 0
+    assert not (run / "figures").exists()
     data = page_json((run / "report.html").read_text())
     on_page = {(row["model"].split(" (")[0], row["tokens"], row["value"], row["table"]) for row in data["published"]}
-    drawn = (run / "figures" / "accuracy_vs_cost.svg").read_text()
+    (chart,) = save(accuracy_figure(Summary.read(run)), tmp_path / "accuracy_vs_cost", ("svg",))
+    drawn = chart.read_text()
     table = (run / "tables" / "published.md").read_text()
     missing = [score for score in scores if (score.model, score.tokens, score.value, score.table) not in on_page]
     assert {score.benchmark for score in missing} == {"VQAv2 test-dev", "VizWiz test"}
@@ -191,7 +194,7 @@ def test_failed_cells_are_shown(tmp_path: Path):
     cells = read_rows(run / "cells.csv", CellRow)
     cells[0] = replace(cells[0], status="failed", value=None, stderr=None, error="KeyError: no such metric")
     write_rows(run / "cells.csv", CellRow, cells)
-    assert report.main([str(run)]) == 0
+    assert report.main([str(run), "--formats", "svg"]) == 0
     summary = Summary.read(run)
     assert report_tables.scores_table(summary).rows[0][1] == "failed"
     assert "KeyError: no such metric" in (run / "report.html").read_text()
@@ -201,7 +204,7 @@ def test_failed_cells_are_shown(tmp_path: Path):
 def test_unmeasured_latency_leaves_its_panel_and_table_out(tmp_path: Path):
     run = make_run(tmp_path / "run", documents=4)
     write_rows(run / "latency.csv", LatencyRow, [])
-    assert report.main([str(run)]) == 0
+    assert report.main([str(run), "--formats", "svg"]) == 0
     assert "by measured latency" not in (run / "figures" / "accuracy_vs_cost.svg").read_text()
     assert not (run / "tables" / "latency.md").exists()
     assert not (run / "figures" / "latency.svg").exists()

@@ -126,7 +126,7 @@ def test_a_sweep_records_it_and_says_of_a_dense_decoder_that_there_is_none(
         text = sum(store.answer(key).text_tokens for key in keys)
         assert summary.routings[model, 36].tokens.tolist() == [36 * len(keys), text]
     assert not any(name.startswith("dense") for name, _ in summary.routings)
-    assert report.main([str(run)]) == 0
+    assert report.main([str(run), "--formats", "svg"]) == 0
     table = (run / "tables" / "experts.md").read_text()
     assert "dense: a dense decoder, it has no experts" in table and "tiny: 2 layers of 4 experts" in table
     with (run / "expert_load.csv").open() as file:
@@ -141,7 +141,7 @@ def test_a_sweep_records_it_and_says_of_a_dense_decoder_that_there_is_none(
 
 
 def _again(run: Path) -> str:
-    assert report.main([str(run)]) == 0
+    assert report.main([str(run), "--formats"]) == 0
     return (run / "tables" / "experts.md").read_text()
 
 

@@ -142,7 +142,7 @@ def test_more_scales_leave_the_others_as_they_are(swept: Path, tmp_path: Path, m
 
 
 def test_report_of_a_real_sweep(swept: Path):
-    assert report.main([str(swept)]) == 0
+    assert report.main([str(swept), "--formats", "svg"]) == 0
     page = (swept / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 * 6  # tasks, examples of each: all six documents
 
@@ -180,7 +180,7 @@ def test_methods_are_rows_of_the_same_tables(tmp_path: Path, model_folder: Path,
     methods = {store.answer(key).cell.method for key in keys_of(run, "tiny+random", "tiny_one@1").values()}
     assert methods == {"random"}
     assert {row["model"] for row in rows(run, "cost.csv")} == set(names)
-    assert report.main([str(run)]) == 0
+    assert report.main([str(run), "--formats", "svg"]) == 0
 
 
 def keys_of(run: Path, model: str, cell: str) -> dict[str, str]:
