@@ -56,6 +56,14 @@ _DECODE_ERRORS = (
 )
 
 
+class TooLargeError(ValueError):
+    """A picture of too many pixels. `finding` says how many, without what the owner of the limit could do about it."""
+
+    def __init__(self, finding: str) -> None:
+        super().__init__(f"{finding}. Shrink it, or raise max_pixels if you trust the file")
+        self.finding = finding
+
+
 def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS, fetch_urls: bool = False) -> Image.Image:
     """Decode `source` into an upright 8-bit RGB image.
 
@@ -221,9 +229,8 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ValueError(f"{name}: the image is {width} x {height} pixels; expected at least 1 x 1")
     if width * height > max_pixels:
-        raise ValueError(
-            f"{name}: the image is {width} x {height} = {width * height:,} pixels, more than the limit of "
-            f"{max_pixels:,}. Shrink it, or raise max_pixels if you trust the file"
+        raise TooLargeError(
+            f"{name}: the image is {width} x {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}"
         )
 
 

@@ -1,7 +1,8 @@
 """OpenAI's API over HTTP, in front of an engine.
 
 In: an `Engine` and its `Settings`. Out: a FastAPI app: `/v1/chat/completions`, `/v1/models`, `/health`, `/metrics`, and
-`/generate` for clients of mllm-npu. All of it is described at /openapi.json and shown at /docs.
+`/generate` for clients of mllm-npu. All of it is described at /openapi.json; there is no /docs, as FastAPI's pages load their
+scripts from a public address.
 """
 
 import asyncio
@@ -50,7 +51,13 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         yield
         await asyncio.to_thread(engine.close)
 
-    app = FastAPI(title="M3", summary="A vision-language model at any number of visual tokens", lifespan=lifespan)
+    app = FastAPI(
+        title="M3",
+        summary="A vision-language model at any number of visual tokens",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     add_error_handlers(app)
     app.add_exception_handler(ClientLeft, _on_left)
     app.include_router(answers(engine, settings))

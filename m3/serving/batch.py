@@ -8,6 +8,7 @@ numbers are those it would have alone. Columns that are padding in all rows are 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,13 +20,26 @@ from transformers.cache_utils import DynamicLayer
 from m3.model import M3ForConditionalGeneration
 
 
+@dataclass(frozen=True)
+class Read:
+    """Prompts that were read: logits of their next tokens; their keys and values; which columns are no padding."""
+
+    logits: Float[Tensor, "rows vocab"]
+    cache: DynamicCache
+    real: Bool[Tensor, "rows l"]
+
+
 class Batch:
     """Rows in the order in which they joined."""
 
     def __init__(self, model: M3ForConditionalGeneration, pad_token_id: int) -> None:
         self._model, self._pad = model, pad_token_id
+        self.clear()
+
+    def clear(self) -> None:
+        """All rows leave."""
         self._cache: DynamicCache | None = None
-        self._real = torch.zeros(0, 0, dtype=torch.bool, device=model.device)
+        self._real = torch.zeros(0, 0, dtype=torch.bool, device=self._model.device)
 
     def __len__(self) -> int:
         return len(self._real)
@@ -36,16 +50,15 @@ class Batch:
         return self._real.shape[1]
 
     @torch.no_grad()
-    def join(self, prompts: Sequence[list[int]], images: Mapping[str, Tensor]) -> Float[Tensor, "rows vocab"]:
-        """Reads prompts that are new; `images` as `m3.inference.seeing.image_inputs` gives them for all of these rows."""
+    def read(self, prompts: Sequence[list[int]], images: Mapping[str, Tensor]) -> Read:
+        """Reads prompts that are new; `images` as `m3.inference.seeing.image_inputs` gives them for all of these rows. The
+        batch stays as it is until they join."""
         longest = max(map(len, prompts))
         ids = torch.tensor([[self._pad] * (longest - len(one)) + one for one in prompts], device=self._real.device)
         lengths = torch.tensor([len(one) for one in prompts], device=self._real.device)
         real = torch.arange(longest, device=lengths.device)[None] >= longest - lengths[:, None]
         cache = DynamicCache(config=self._model.config.text_config)
-        logits = self._forward(ids, real, cache, images)
-        self._merge(cache, real)
-        return logits
+        return Read(self._forward(ids, real, cache, images), cache, real)
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
@@ -59,7 +72,7 @@ class Batch:
         if len(rows) == len(self):
             return
         if not rows:
-            self._cache, self._real = None, self._real[:0, :0].clone()
+            self.clear()
             return
         assert self._cache is not None
         index = torch.tensor(rows, device=self._real.device)
@@ -91,7 +104,9 @@ class Batch:
         )
         return output.logits[:, -1].float()
 
-    def _merge(self, cache: DynamicCache, real: Bool[Tensor, "rows l"]) -> None:
+    def join(self, read: Read) -> None:
+        """They take their places behind the others."""
+        cache, real = read.cache, read.real
         if self._cache is None:
             self._cache, self._real = cache, real
             return

@@ -90,6 +90,7 @@ def main(argv: list[str]) -> int:
     from m3.serving.local import create_local
     from m3.serving.server import make_server
 
+    signal.signal(signal.SIGTERM, _before_it_is_up)
     if arguments.fleet is not None:
         app = create_local(fleet, settings)
     else:
@@ -114,6 +115,11 @@ def read_fleet(arguments: argparse.Namespace) -> Fleet:
     return Fleet(
         models=(Served(path=arguments.model_path, name=read_settings(arguments).name or "", **weights, **flags),)
     )
+
+
+def _before_it_is_up(*_: object) -> None:
+    """There is nothing to finish yet; what has begun is put away as the stack unwinds."""
+    raise SystemExit(0)
 
 
 def _told_to_end(*_: object) -> None:

@@ -29,7 +29,7 @@ from m3.serving.features import Features
 from m3.serving.job import Emit, Job
 from m3.serving.metrics import Metrics
 from m3.serving.preparation import Preparation
-from m3.serving.requests import Busy, Event, Finished, Reason, Refused, Request
+from m3.serving.requests import Busy, End, Event, Finished, Refused, Request
 from m3.serving.scheduler import Scheduler
 from m3.serving.settings import Settings
 
@@ -213,7 +213,11 @@ class Engine:
             ),
         )
 
-    def _finish(self, job: Job, reason: Reason) -> None:
+    def _finish(self, job: Job, reason: End) -> None:
+        if reason == "memory":
+            text = "the device ran out of memory with this request and those beside it; try again later, or at a smaller scale"
+            self._refuse(job, Busy(text, self.settings.queue.retry_after_seconds, status=503))
+            return
         self._leave(job, reason)
         self.metrics.count(job.finish(reason), job.prepared.scales)
 

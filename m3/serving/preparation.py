@@ -4,6 +4,7 @@ In: `Request`. Out: `Prepared`: ids with every placeholder in place, a scale per
 that were kept or as pixels to be seen.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,11 +15,14 @@ from m3.inference.seeing import Seen, prepare
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
 from m3.processing import M3Processor, TiledImages, expand_image_tokens
+from m3.processing.images import TooLargeError
 from m3.processing.schedule import frame_scales
 from m3.processing.video import load_video
 from m3.serving.features import Features
 from m3.serving.requests import Refused, Request, Turn, Visual
 from m3.serving.settings import Limits
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Preparation:
             return Sight(digest, seen.tiles, seen)
         limits = self._limits
         if visual.kind == "image":
-            prepared = tuple(prepare(self._processor, [visual.content], limits.pixels))
+            prepared = self._still(visual.content)
         else:
             video = load_video(
                 visual.content,
@@ -100,6 +104,14 @@ class Preparation:
             )
             prepared = tuple(prepare(self._processor, video.frames, limits.video_pixels))
         return Sight(digest, tuple(tiles for batch in prepared for tiles in batch.images), None, prepared)
+
+    def _still(self, content: bytes) -> tuple[TiledImages, ...]:
+        """The sender can make the picture smaller, only the operator can raise the limit."""
+        try:
+            return tuple(prepare(self._processor, [content], self._limits.pixels))
+        except TooLargeError as error:
+            logger.info("refused, for limits.pixels: %s", error.finding)
+            raise Refused(f"{error.finding}: send a smaller copy of the picture") from error
 
     def _scales(self, request: Request, visuals: Iterable[Visual], sights: Iterable[Sight]) -> list[int]:
         scales: list[int] = []

@@ -13,6 +13,8 @@ from m3.processing.video import Sampling
 
 Role = Literal["system", "user", "assistant"]
 Reason = Literal["stop", "length", "time", "cancelled"]
+End = Reason | Literal["memory"]
+"""`memory`: there is no answer, as the device had no room for it."""
 
 
 class Refused(ValueError):

@@ -109,7 +109,7 @@ def create_router(
     app.router.routes.extend(
         [
             *(Route(path, choose, methods=["POST"]) for path in ("/v1/chat/completions", "/generate")),
-            *(Route(path, first, methods=["GET"]) for path in ("/docs", "/openapi.json")),  # alike for all
+            Route("/openapi.json", first, methods=["GET"]),  # alike for all
         ]
     )
     cards = Cards(models)

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import FastAPI, Form
+from fastapi.security import OAuth2PasswordRequestForm
 from gradio import themes
 from gradio.components import Component
 from gradio.routes import App
@@ -45,7 +46,14 @@ AT_ONCE: Mapping[str, Any] = {"queue": False, **IN_TURN}
 ALERT = '<div class="m3-alert" role="alert">${value}</div>'
 LEAD = "One model at any number of visual tokens: a picture is looked at once and read at the scale that you choose."
 PLACEHOLDER = "What is in the picture?"
-LOGIN = "This server wants its API key: any user name, and the key as the password."
+LOGIN = "This server wants its API key, as the password. The user name may be left empty."
+
+
+class Login:
+    """Gradio's form. Both fields may be empty: FastAPI would refuse such a form with 422, of which Gradio's page says nothing."""
+
+    def __init__(self, username: Annotated[str, Form()] = "", password: Annotated[str, Form()] = "") -> None:
+        self.username, self.password = username or "anyone", password
 
 
 def add_ui(app: FastAPI, engine: Engine, settings: Settings) -> Callable[[], None]:
@@ -89,6 +97,7 @@ def add_ui(app: FastAPI, engine: Engine, settings: Settings) -> Callable[[], Non
     )
     mount = app.routes[-1]
     assert isinstance(mount, Mount) and isinstance(mount.app, App)
+    mount.app.dependency_overrides[OAuth2PasswordRequestForm] = Login
     return mount.app.stop_event.set
 
 

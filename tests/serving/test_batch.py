@@ -61,7 +61,9 @@ def test_rows_get_the_numbers_they_would_have_alone(decoder: str) -> None:
         logits = list(batch.step(torch.tensor(tokens))) if rows else []
         if turn in joining:
             rows = [*rows, *joining[turn]]
-            logits += list(batch.join(*inputs(joining[turn])))
+            read = batch.read(*inputs(joining[turn]))
+            batch.join(read)
+            logits += list(read.logits)
         for row, found in zip(rows, logits, strict=True):
             torch.testing.assert_close(found, expected[row][seen[row]], atol=TOLERANCE, rtol=0)
             seen[row] += 1
@@ -77,7 +79,7 @@ def test_rows_get_the_numbers_they_would_have_alone(decoder: str) -> None:
 def test_columns_that_are_padding_everywhere_are_cut_off() -> None:
     model = make_model()
     batch = Batch(model, 0)
-    batch.join(*inputs([3, 0]))
+    batch.join(batch.read(*inputs([3, 0])))
     assert batch.columns == 144 + 4
     batch.keep([1])
     assert batch.columns == 1 + 5

@@ -140,6 +140,25 @@ def cluster(tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.Te
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("children", [1, 4])
+def test_told_to_end_before_it_is_up_it_ends(tmp_path: Path, children: int) -> None:
+    """While Ray starts, and while it makes the replicas."""
+    (tmp_path / "fleet.yaml").write_text(FLEET.format(path="playground/m3-tiny"))
+    (tmp_path / "server.yaml").write_text(SERVER)
+    cluster = Cluster(tmp_path)
+    process = psutil.Process(cluster.process.pid)
+    try:
+        cluster.wait(lambda: len(process.children(recursive=True)) >= children)
+        below = process.children(recursive=True)
+        cluster.process.terminate()
+        assert cluster.process.wait(200) == 0, cluster.log.read_text()[-3000:]
+    finally:
+        cluster.process.kill()
+    assert psutil.wait_procs(below, timeout=60)[1] == []
+    assert "Traceback" not in cluster.log.read_text()
+
+
+@pytest.mark.slow
 def test_several_models_behind_one_address(cluster: Cluster) -> None:
     client = cluster.client()
     assert [model.id for model in client.models.list()] == ["first", "second"]

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 import pytest
+import torch
 from serving_files import png
 from videos import write_video
 
 from m3.inference import Conversation, Generation
+from m3.model import M3ForConditionalGeneration
 from m3.processing.video import Sampling
 from m3.serving.engine import Engine
 from m3.serving.preparation import Preparation
@@ -151,7 +153,11 @@ LIMITED = [
     (Limits(characters=10), question("What is it, then?"), "has 17 characters of text, .* limit of 10"),
     (Limits(new_tokens=5), question(), "has 12 new tokens, .* limit of 5"),
     (Limits(image_bytes=50), question("?", still()), "bytes in an image, .* limit of 50"),
-    (Limits(pixels=2000), question("?", still()), "60 x 40 = 2,400 pixels, more than the limit of 2,000"),
+    (
+        Limits(pixels=2000),
+        question("?", still()),
+        "60 x 40 = 2,400 pixels, more than the limit of 2,000: send a smaller copy of the picture$",
+    ),
     (
         Limits(prompt_tokens=100),
         question("?", still()),
@@ -266,6 +272,54 @@ def test_a_file_that_is_never_read_to_its_end_is_not_waited_for(made, monkeypatc
     going_on.set()
     monkeypatch.undo()
     assert caught.value.status == 408
+
+
+class Memory:
+    """A decoder that runs out of memory once, at its next prompt or at its next token."""
+
+    def __init__(self, model: M3ForConditionalGeneration) -> None:
+        self.fails_at: str | None = None
+        self.handle = model.model.language_model.register_forward_pre_hook(self.look, with_kwargs=True)
+
+    def look(self, _: object, __: object, given: dict) -> None:
+        at = "token" if given["inputs_embeds"].shape[1] == 1 else "prompt"
+        if at == self.fails_at:
+            self.fails_at = None
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+
+
+@pytest.fixture
+def memory(loaded) -> Iterator[Memory]:
+    memory = Memory(loaded[0])
+    yield memory
+    memory.handle.remove()
+
+
+@pytest.mark.parametrize("fails_at", ["prompt", "token"])
+def test_memory_that_runs_out_does_not_end_the_server(made, memory: Memory, fails_at: str, caplog) -> None:
+    """A prompt that finds no room is refused alone; where a step of the batch finds none, all of it is. Others are answered."""
+    engine = made()
+    first, second = long_request(), question("What is it?", still())
+    expected = [engine.answer(request).text for request in (first, second)]
+    ends: queue.SimpleQueue[Event | Refused] = queue.SimpleQueue()
+    begun = threading.Event()
+    engine.submit(first, lambda event: begun.set() if is_piece(event) else ends.put(event))
+    assert begun.wait(60)
+    memory.fails_at = fails_at
+    if fails_at == "prompt":
+        with pytest.raises(Busy, match="ran out of memory with this request .* at a smaller scale") as caught:
+            engine.answer(second)
+        assert caught.value.status == 503
+    end = ends.get(timeout=60)
+    if fails_at == "prompt":
+        assert isinstance(end, Finished)
+        assert end.text == expected[0]
+    else:
+        assert isinstance(end, Busy)
+        assert end.status == 503
+    assert [engine.answer(request).text for request in (first, second)] == expected
+    assert value(engine, "m3_requests_total", outcome="failed") == 1
+    assert "lower queue.batch_tokens" in caplog.text
 
 
 def test_closing_finishes_what_was_accepted(made) -> None:

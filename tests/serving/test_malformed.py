@@ -268,6 +268,8 @@ PATHS += [
     "/%00",
     "/metrics/..;/",
     "/docs/../api.py",
+    "/docs",  # FastAPI's, which takes its scripts from elsewhere
+    "/redoc",
     "/v1/models/" + "x" * 5000,
 ]
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from serving_files import png
+from videos import write_video
 
 from m3.serving.settings import Limits, Queue, Settings
 
@@ -74,12 +76,13 @@ class Visit:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as browsers:
-        yield browsers.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        yield browsers.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *camera])
 
 
 @pytest.fixture(scope="module")
 def address(serve: Callable[[Settings], AbstractContextManager[str]]) -> Iterator[str]:
-    limits = Limits(new_tokens=1024, pixels=1_000_000)
+    limits = Limits(new_tokens=1024, pixels=4_000_000)
     with serve(Settings(name="tiny", ui=True, limits=limits, queue=Queue(running=1, waiting=0))) as address:
         yield address
 
@@ -92,6 +95,13 @@ def visit(browser: Any, address: str) -> Visit:
 def counted(address: str, name: str) -> float:
     lines = urllib.request.urlopen(f"{address}/metrics").read().decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def until(address: str, name: str, expected: float) -> None:
+    end = time.monotonic() + PATIENCE / 1000
+    while counted(address, name) != expected:
+        assert time.monotonic() < end, (name, counted(address, name))
+        time.sleep(0.05)
 
 
 def shorten(visit: Visit, tokens: int) -> None:
@@ -147,10 +157,10 @@ def test_errors_are_told_and_nothing_is_lost(visit: Visit, tmp_path: Path):
     visit.upload(tmp_path / "cut.png")
     visit.page.click("#m3-ask")
     visit.wait("() => document.querySelector('.m3-alert').innerText.includes('damaged or cut short')")
-    (tmp_path / "large.png").write_bytes(png("red", (1001, 1000)))
+    (tmp_path / "large.png").write_bytes(png("red", (2001, 2000)))
     visit.upload(tmp_path / "large.png")
     visit.page.click("#m3-compare")
-    visit.wait("() => document.querySelector('.m3-alert').innerText.includes('more than the limit of 1,000,000')")
+    visit.wait("() => document.querySelector('.m3-alert').innerText.includes('more than the limit of 4,000,000')")
     assert visit.page.get_by_label("Question").input_value() == "What\nis it?"
     assert visit.said == []
 
@@ -168,6 +178,58 @@ def test_a_full_house_is_told_and_stop_stops(visit: Visit, browser: Any):
     other.wait(f"async () => (await (await fetch('{visit.address}/metrics')).text()).includes('outcome=\"cancelled\"')")
     other.ask("And I now?")
     other.wait("() => document.querySelector('.m3-said')")
+
+
+def test_a_closed_tab_cancels_its_answer(visit: Visit):
+    """The answer would have 1024 tokens; its row is free long before."""
+    until(visit.address, "m3_requests_running", 0)
+    cancelled, written = (
+        counted(visit.address, name) for name in ('m3_requests_total{outcome="cancelled"}', "m3_new_tokens_total")
+    )
+    shorten(visit, 1024)
+    visit.ask("Go on.")
+    visit.wait("() => document.querySelector('.m3-said') && document.querySelector('.m3-said').innerText.length > 20")
+    assert counted(visit.address, "m3_requests_running") == 1
+    visit.page.close()
+    until(visit.address, 'm3_requests_total{outcome="cancelled"}', cancelled + 1)
+    until(visit.address, "m3_requests_running", 0)
+    assert counted(visit.address, "m3_new_tokens_total") - written < 1024
+
+
+def test_a_photo_of_the_camera_is_asked_about(visit: Visit):
+    seen = counted(visit.address, "m3_tower_images_total")
+    picture = visit.page.locator("#m3-image")
+    picture.get_by_label("Capture from camera").click()
+    picture.get_by_text("Click to Access Webcam").click()
+    visit.wait("() => (document.querySelector('#m3-image video') || {}).videoWidth > 0")
+    with visit.page.expect_response("**/gradio_api/upload*"):
+        picture.get_by_label("capture photo").click()
+    picture.get_by_label("Remove Image").wait_for()
+    shorten(visit, 4)
+    visit.ask("What is it?")
+    visit.rest("#m3-talk")
+    assert "Scale 144 · 144 visual tokens" in visit.page.locator("#m3-talk").inner_text()
+    assert counted(visit.address, "m3_tower_images_total") == seen + 1
+    assert visit.said == []
+
+
+def test_a_video_is_asked_about_and_compared(visit: Visit, tmp_path: Path):
+    write_video(tmp_path / "short.mp4")
+    page = visit.page
+    page.get_by_role("tab", name="Video").click()
+    with page.expect_response("**/gradio_api/upload*"):
+        page.set_input_files("#m3-video input[type=file]", tmp_path / "short.mp4")
+    shorten(visit, 4)
+    visit.ask("What happens?")
+    visit.rest("#m3-talk")
+    assert f"{8 * 144} visual tokens" in page.locator("#m3-talk").inner_text()
+    page.get_by_label("Question").fill("What happens?")
+    page.click("#m3-compare")
+    visit.rest("#m3-comparison")
+    assert [f"{8 * scale} visual tokens" in page.locator("#m3-comparison").inner_text() for scale in TRAINED] == [
+        True
+    ] * 5
+    assert visit.said == []
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
@@ -214,9 +276,11 @@ def test_a_key_is_asked_for(browser: Any, serve: Callable[[Settings], AbstractCo
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(f"{address}/ui/{path}")
         visit = Visit(browser, address)
-        for key in ("wrong", "secret"):
-            visit.page.get_by_label("username").fill("anyone")
+        for key in ("", "wrong", "secret"):
             visit.page.get_by_label("password").fill(key)
             with visit.page.expect_response("**/ui/login"):
                 visit.page.get_by_role("button", name="Login").click()
+            if key != "secret":
+                visit.page.get_by_text("Incorrect Credentials").wait_for()
+                visit.page.reload()  # what was said of the last try goes
         visit.page.get_by_label("Question").wait_for()
