@@ -57,7 +57,7 @@ class Sampling:
         """The moments to look at, in seconds. 8 of them where nothing is said."""
         number = COLLAGE[0] * COLLAGE[1] if self.collage else self.num_frames or 8
         if self.fps is not None:
-            number = max(round(seconds * self.fps), 1)
+            number = max(round(min(seconds * self.fps, 1e9)), 1)  # the product may be infinite
             if number > max_frames:
                 raise ValueError(
                     f"{self.fps:g} frames per second over {seconds:.1f} s are {number} frames, more than the limit of "
@@ -206,13 +206,14 @@ def _shown_at(
     """The frame on the screen at each of `times` (ascending), with its own time; each frame once."""
     assert stream.time_base is not None  # a stream with packets has one
     start = float((stream.start_time or 0) * stream.time_base)
-    frames = _timed(container, stream, start)
+    size = stream.codec_context.width, stream.codec_context.height  # read once: the decoder sets it to what comes
+    frames = _timed(container, stream, start, size, name)
     current = following = next(frames, None)
     taken: float | None = None
     for wanted in times:
         if following is not None and wanted - following[1] > SEEK_BEYOND_S:
             container.seek(round((wanted + start) / stream.time_base), stream=stream)
-            frames = _timed(container, stream, start)
+            frames = _timed(container, stream, start, size, name)
             current = following = next(frames, None)
         while following is not None and following[1] <= wanted:
             current, following = following, next(frames, None)
@@ -234,8 +235,16 @@ def _check_end(stream: "VideoStream", last: "VideoFrame", time: float, name: str
         )
 
 
-def _timed(container: "InputContainer", stream: "VideoStream", start: float) -> Iterator[tuple["VideoFrame", float]]:
+def _timed(
+    container: "InputContainer", stream: "VideoStream", start: float, size: tuple[int, int], name: str
+) -> Iterator[tuple["VideoFrame", float]]:
+    """Each frame, and when it is shown. None is larger than `size` (width, height), which the limits were asked about."""
     for frame in container.decode(stream):
+        if frame.width * frame.height > size[0] * size[1]:
+            raise ValueError(
+                f"{name}: a frame is {frame.width} x {frame.height} pixels, where the video says {size[0]} x {size[1]}. "
+                "Convert it to one size"
+            )
         if frame.time is not None:
             yield frame, frame.time - start
 

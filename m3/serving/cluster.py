@@ -102,8 +102,8 @@ def ray_at(address: str | None, settings: Settings) -> Iterator[None]:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray  # reads these once
 
-    # on a thread: in the main one Ray would take the signals for itself at once, and drop one that comes while it starts
-    # (it says so, in a warning that would puzzle whoever reads it)
+    # on a thread, as in the main one Ray would take the signals for itself (in a warning it says so); the thread stays until
+    # Ray has ended, as the kernel ends Ray's processes with it
     with ThreadPoolExecutor(1) as aside:
         if address is None:
             # bodies of requests are what is kept in its store, beside small change
@@ -114,8 +114,8 @@ def ray_at(address: str | None, settings: Settings) -> Iterator[None]:
         else:
             begun = aside.submit(ray.init, address, logging_level=logging.ERROR)
         begun.result()
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            ray.shutdown()

@@ -35,6 +35,10 @@ async def chat_request(body: ChatRequest, limits: Limits, fetch: Fetch) -> Reque
         turns.append(Turn("system" if isinstance(message, SystemMessage) else message.role, tuple(read)))
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise Refused("give max_completion_tokens or its older name max_tokens, not both", param="max_tokens")
+    if body.stream_options is not None and not body.stream:
+        raise Refused(
+            "stream_options is for answers that are streamed: set stream, or leave it out", param="stream_options"
+        )
     asked = body.max_completion_tokens or body.max_tokens
     generation = Generation(
         limits.new_tokens if asked is None else asked,

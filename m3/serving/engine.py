@@ -70,6 +70,7 @@ class Engine:
             Busy: no place is free, or the engine is closing.
         """
         job = Job(request, emit, self.settings.limits.seconds)
+        limit = self.settings.queue.held_bytes
         with self._change:
             if self._closing or not self.is_alive:
                 raise Busy("the server is shutting down", self.settings.queue.retry_after_seconds, status=503)
@@ -77,6 +78,12 @@ class Engine:
                 self.metrics.requests.labels("overloaded").inc()
                 raise Busy(
                     f"the server has {self.places} requests under way and takes no more; try again later",
+                    self.settings.queue.retry_after_seconds,
+                )
+            if job.bytes + sum(one.bytes for one in self._accepted) > limit:
+                self.metrics.requests.labels("overloaded").inc()
+                raise Busy(
+                    f"the server holds as many images and videos as it can ({limit:,} bytes); try again later",
                     self.settings.queue.retry_after_seconds,
                 )
             self._accepted.add(job)
@@ -134,6 +141,10 @@ class Engine:
     # ------------------------------------------------------------------ beside the model
     def _prepare(self, job: Job) -> None:
         """On a preparing thread: every mistake of a client shows here."""
+        if job.cancelled:
+            self._leave(job, "cancelled")
+            job.refuse(Refused("the client left before its request was read", 499, "cancelled"))
+            return
         try:
             prepared = self._preparation.prepare(job.request)
             job.begin(prepared, self.processor.tokenizer)

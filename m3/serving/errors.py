@@ -25,6 +25,8 @@ HTTP_MESSAGES = {
 """In place of HTTP's own words."""
 SHOWN = 5
 """Mistakes of one body that are told."""
+LONGEST = 300
+"""Characters of one of them: a client's own words may be part of it."""
 
 
 def error_response(
@@ -37,6 +39,7 @@ def error_body(
     status: int, message: str, code: str | None = None, param: str | None = None
 ) -> dict[str, dict[str, str | None]]:
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    param = None if param is None else _cut(param)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -66,17 +69,25 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     found = error.errors()
     places = [".".join(str(step) for step in one["loc"] if step != "body") for one in found]
     told = [
-        f"{place}: {_reason(one['type'], one['msg'])}" if place else _reason(one["type"], one["msg"])
-        for place, one in zip(places, found, strict=True)
+        f"{_cut(place)}: {_reason(one['type'], one['msg'])}" if place else _reason(one["type"], one["msg"])
+        for place, one in zip(places[:SHOWN], found, strict=False)
     ]
-    more = f" (and {len(told) - SHOWN} more)" if len(told) > SHOWN else ""
-    return error_response(400, "; ".join(told[:SHOWN]) + more, "invalid_request", places[0] or None)
+    more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
+    return error_response(400, "; ".join(told) + more, "invalid_request", places[0] or None)
 
 
 def _reason(kind: str, message: str) -> str:
     if kind == "extra_forbidden":
-        return "this server does not know this field, or cannot do what it asks"
-    return message
+        return "this server does not know this field"
+    if kind == "none_required":
+        return "this server cannot do what this field asks for: leave it out"
+    if kind == "literal_error":
+        return f"{_cut(message)}: this server can do nothing else"
+    return _cut(message)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 async def _on_http(_: Request, error: Exception) -> Response:

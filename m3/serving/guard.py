@@ -5,6 +5,7 @@ In: HTTP requests as they come. Out: those that may pass, with their whole body 
 
 import asyncio
 import hmac
+import re
 from dataclasses import dataclass
 
 from prometheus_client import Counter
@@ -20,6 +21,10 @@ from m3.serving.ui_gate import is_ui
 OPEN = ("/health",)
 """Paths that need no key."""
 JSON_ALONE = ("/v1/chat/completions", "/generate")
+MOST_VALUES = 10_000
+"""In the JSON of a body: a hundred thousand wrong ones keep a server busy for seconds with nothing but telling of them."""
+STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+"""One that never ends goes to the end, so that nothing is looked at twice."""
 COUNTED = (*JSON_ALONE, "/v1/models", "/health", "/metrics")
 """Paths by which responses are counted; all others are one."""
 
@@ -27,6 +32,11 @@ COUNTED = (*JSON_ALONE, "/v1/models", "/health", "/metrics")
 @dataclass
 class _Held:
     bytes: int = 0
+
+
+def _check_values(path: str, body: bytes) -> None:
+    if path in JSON_ALONE and body.count(b",") > MOST_VALUES and STRING.sub(b"", body).count(b",") > MOST_VALUES:
+        raise Refused(f"the body has more than {MOST_VALUES:,} values", 413, "request_too_large")
 
 
 class Guard:
@@ -48,6 +58,7 @@ class Guard:
             self._check_kind(scope["method"], path, headers)
             body = await self._body(headers, receive, own)
             if body is not None:
+                _check_values(path, body)
                 await self._app(scope, replay(body, receive), send)
         except Refused as refused:
             await refused_response(refused)(scope, receive, send)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase
 
 from m3.serving.preparation import Prepared
-from m3.serving.requests import Event, Finished, Piece, Reason, Refused, Request, Usage
+from m3.serving.requests import Event, Finished, Piece, Reason, Refused, Request, Usage, Visual
 from m3.serving.sampling import Choice
 from m3.serving.writing import Writing
 
@@ -22,6 +22,8 @@ class Job:
 
     def __init__(self, request: Request, emit: Emit, seconds: float) -> None:
         self.request, self._emit = request, emit
+        parts = [part for turn in request.turns for part in turn.parts]
+        self.bytes = sum(len(part.content) for part in parts if isinstance(part, Visual))
         self.accepted = time.monotonic()
         self.deadline = self.accepted + seconds
         self.cancelled = False

@@ -42,6 +42,7 @@ def choose(logits: Float[Tensor, "rows vocab"], choices: Sequence[Choice]) -> In
 
 def _draw(logits: Float[Tensor, "1 vocab"], choice: Choice) -> int:
     ids = torch.zeros(1, 0, dtype=torch.long)  # the warpers do not look at them
+    logits = (logits - logits.max()).double()  # so that the smallest temperature, too, divides 0 and numbers below
     scores = TemperatureLogitsWarper(choice.generation.temperature)(ids, logits)  # pyright: ignore[reportArgumentType]
     if choice.generation.top_p < 1:
         scores = TopPLogitsWarper(choice.generation.top_p)(ids, scores)  # pyright: ignore[reportArgumentType]

@@ -42,7 +42,7 @@ class Scheduler:
         if newcomers:
             read: list[Read] = []
             if not _fits(lambda: read.append(self._read(newcomers))):
-                ended += [(job, "memory") for job in newcomers]
+                ended += _without_room(newcomers)
             elif not _fits(lambda: ended.extend(self._join(newcomers, read.pop()))):
                 gone = {job for job, _ in ended}
                 ended += self._drop([job for job in (*self.running, *newcomers) if job not in gone])
@@ -76,7 +76,7 @@ class Scheduler:
         """Some layers may have a column more than others now, so nobody of the batch can go on."""
         self._batch.clear()
         self.running, self._tokens = [], []
-        return [(job, "memory") for job in jobs]
+        return _without_room(jobs)
 
     def _keep(self, gone: Set[Job]) -> None:
         kept = [row for row, job in enumerate(self.running) if job not in gone]
@@ -105,6 +105,10 @@ def _fits(work: Callable[[], None]) -> bool:
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()  # here the error, and with it all that its frames held, is gone
     return False
+
+
+def _without_room(jobs: Sequence[Job]) -> list[tuple[Job, End]]:
+    return [(job, "memory") for job in jobs]
 
 
 def stop_ids(model: M3ForConditionalGeneration, processor: M3Processor) -> frozenset[int]:

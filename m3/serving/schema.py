@@ -6,9 +6,23 @@ that ask for what this server cannot do take their neutral value alone.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-Scale = Annotated[int, Field(ge=1, le=1_000_000)] | Annotated[str, Field(max_length=200, pattern=r"^[0-9x+ ]+$")]
+
+def _one_scale(given: object) -> object:
+    if type(given) not in (int, str):
+        raise PydanticCustomError(
+            "scale", "expected one whole number, or words such as 144+1; images with scales of their own take each its own, "
+            "beside image_url"
+        )  # fmt: skip
+    return given
+
+
+Scale = Annotated[
+    Annotated[int, Field(ge=1, le=1_000_000)] | Annotated[str, Field(max_length=200, pattern=r"^[0-9x+ ]+$")],
+    BeforeValidator(_one_scale),
+]
 """Visual tokens per picture, or a schedule over the frames of videos such as `144+1`."""
 ZERO = Annotated[float, Field(ge=0, le=0)]
 Text = Annotated[str, Field(max_length=10_000_000)]
@@ -100,12 +114,24 @@ class ChatRequest(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # what asks for more than this server does: the neutral value alone
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
     logprobs: Literal[False] | None = None
     frequency_penalty: ZERO | None = None
     presence_penalty: ZERO | None = None
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    tools: None = None
+    tool_choice: None = None
+    parallel_tool_calls: None = None
+    functions: None = None
+    function_call: None = None
+    logit_bias: None = None
+    top_logprobs: None = None
+    audio: None = None
+    prediction: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
     # what changes nothing here
     user: str | None = Field(None, description="ignored")
     metadata: dict[str, str] | None = Field(None, description="ignored")

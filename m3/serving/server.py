@@ -1,7 +1,7 @@
 """The server of an app: uvicorn, which ends when it is told to and everything accepted is answered.
 
 In: an app and its settings. Out: `uvicorn.Server`. uvicorn alone waits for ever for the first line and the headers of a request;
-`Http` closes such a connection.
+`Http` closes such a connection, and one whose client does not read its answer.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from m3.serving.settings import Settings
 
+WRITE_SECONDS = 60.0
+"""How long a client may leave what it was sent unread, once the connection holds no more of it."""
 HEADER_SECONDS = 15.0
 """From the opening of a connection, or the first byte after a response, to the end of the headers."""
 
@@ -54,6 +56,7 @@ class Http(H11Protocol):
     """What uvicorn makes of each connection (`uvicorn.Config(http=Http)`)."""
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:  # uvloop's transports are none of asyncio's
         super().connection_made(transport)
@@ -65,7 +68,21 @@ class Http(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._rest()
+        self._read_on()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._read_on()
+        super().resume_writing()
+
+    def _read_on(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _watch(self) -> None:
         """Runs while there is no request under way; not begun anew by every byte."""

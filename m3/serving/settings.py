@@ -59,7 +59,7 @@ class Queue:
     batch_tokens: int = 49_152
     """Rows x the longest row, prompt and answer, of the whole batch: the memory of its keys and values. One row may have more."""
     held_bytes: int = 512 * MIB
-    """Of the bodies of all requests in the house."""
+    """Of the bodies of all requests in the house, and once more of the images and videos in them, fetched ones included."""
     preparers: int = 2
     """Threads that decode images and videos."""
 

@@ -43,7 +43,7 @@ class Shown:
             if size > limit:
                 raise Refused(f"the {self.kind} has {size:,} bytes, more than this server's limit of {limit:,}")
             return Visual(self.kind, file.read_bytes(), sampling=self.sampling)
-        except FileNotFoundError:
+        except OSError:  # gone, or a folder
             raise Refused(f"the {self.kind} is no longer on the server: choose it again") from None
 
 

@@ -138,6 +138,44 @@ def test_sampling_follows_its_seed(made) -> None:
     assert texts != {engine.answer(Request(hot.turns, generation=Generation(20))).text}
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 5e-324])
+def test_the_smallest_temperature_is_greedy(made, temperature: float) -> None:
+    """Logits divided by it are infinite."""
+    engine, turns = made(), (Turn("user", ("Tell me all.",)),)
+    cold = engine.answer(Request(turns, generation=Generation(8, temperature)))
+    assert cold.text == engine.answer(Request(turns, generation=Generation(8))).text
+
+
+def test_files_in_the_house_are_bounded_together(made) -> None:
+    """Fetched ones, too, which no body holds."""
+    engine = made(queue=Queue(running=1, held_bytes=len(png()) * 3 // 2))
+    end = threading.Event()
+    engine.submit(question("Tell me all.", still(), tokens=200), lambda event: None if is_piece(event) else end.set())
+    with pytest.raises(Busy, match="holds as many images and videos as it can"):
+        engine.answer(question("?", still("blue")))
+    assert end.wait(60)
+    engine.answer(question("?", still("blue"), tokens=1))
+
+
+def test_who_leaves_is_not_prepared(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, going_on = made(queue=Queue(preparers=1)), threading.Event()
+    prepare, prepared = engine._preparation.prepare, []
+
+    def slowly(request: Request):
+        assert going_on.wait(30)
+        prepared.append(request)
+        return prepare(request)
+
+    monkeypatch.setattr(engine._preparation, "prepare", slowly)
+    ends: queue.SimpleQueue[Event | Refused] = queue.SimpleQueue()
+    engine.submit(question(tokens=1), lambda event: None if is_piece(event) else ends.put(event))
+    engine.submit(question(tokens=1), lambda event: None if is_piece(event) else ends.put(event)).cancelled = True
+    going_on.set()
+    assert {type(ends.get(timeout=60)) for _ in range(2)} == {Finished, Refused}
+    assert len(prepared) == 1
+    assert value(engine, "m3_requests_total", outcome="cancelled") == 1
+
+
 def test_a_stop_text_ends_the_answer_before_it(made) -> None:
     engine = made()
     whole = engine.answer(long_request()).text
@@ -186,6 +224,7 @@ def test_a_refused_request_says_why(made, limits: Limits, request_: Request, wor
     [
         (Limits(frames=3), Sampling(num_frames=4), "4 frames of a video were asked for, more than the limit of 3"),
         (Limits(frames=3), Sampling(fps=8), "24 frames, more than the limit of 3"),
+        (Limits(), Sampling(fps=1e308), "frames, more than the limit of 64"),
         (Limits(video_pixels=5000), Sampling(), "8 of its frames have .* pixels, more than the limit of 5,000"),
         (Limits(video_seconds=2.0), Sampling(), "3 s long, more than the limit of 2 s"),
         (Limits(video_bytes=100), Sampling(), "bytes in a video, more than this server's limit of 100"),

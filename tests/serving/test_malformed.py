@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import zlib
 from typing import Any
@@ -10,6 +11,8 @@ import httpx2
 import pytest
 from PIL import Image
 from serving_files import ask, data_address, png
+
+from m3.serving.schema import ChatRequest
 
 CHAT = "/v1/chat/completions"
 
@@ -89,7 +92,12 @@ WRONG_FIELDS: list[dict[str, Any]] = [
     *({"stop": value} for value in ("", [""], ["a"] * 5, 5, {}, ["a" * 500])),
     *({"stream": value} for value in (5, "maybe", [])),
     *({"stream_options": value} for value in (5, {"include_usage": 5}, {"other": 1})),
-    *({"n": value} for value in (0, 2, "1")),
+    *({"n": value} for value in (0, 2, "1", True)),
+    {"messages": [{"role": "x" * 10**6, "content": "hi"}]},
+    {"messages": [{"role": "\ud800", "content": "hi"}]},
+    {"k" * 10**6: 1},
+    {"\ud800": 1},
+    {"stream_options": {"include_usage": True}},
     *({field: 0.5} for field in ("frequency_penalty", "presence_penalty")),
     *({field: {}} for field in ("logit_bias", "function_call", "audio", "prediction", "web_search_options")),
     *({field: [{"type": "function"}]} for field in ("tools", "functions")),
@@ -112,6 +120,47 @@ WRONG_FIELDS: list[dict[str, Any]] = [
 def test_wrong_fields(client: httpx2.Client, changes: dict[str, Any]) -> None:
     content = json.dumps(body(**changes)).encode()
     check(client.post(CHAT, content=content, headers={"Content-Type": "application/json"}))
+
+
+NOT_DONE = [
+    ("tools", [{"type": "function"}], "this server cannot do what this field asks for: leave it out"),
+    ("top_logprobs", 2, "this server cannot do what this field asks for: leave it out"),
+    ("response_format", {"type": "json_object"}, "Input should be 'text': this server can do nothing else"),
+    ("logprobs", True, "Input should be False: this server can do nothing else"),
+    ("matryoshka_vis_token_scale", [1, 9], "expected one whole number, .* beside image_url"),
+    ("matryoshka_vis_token_scale", 9.0, "expected one whole number"),
+    ("frobnicate", 1, "this server does not know this field"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "words"), NOT_DONE)
+def test_what_is_not_done_is_said(client: httpx2.Client, field: str, value: Any, words: str) -> None:
+    assert re.search(f"^{field}.*: {words}", check(client.post(CHAT, json=body(**{field: value})), 400))
+
+
+def test_fields_that_ask_for_nothing_are_taken(client: httpx2.Client) -> None:
+    """Many clients send all fields they know."""
+    fields = [name for name, one in ChatRequest.model_fields.items() if not one.is_required() and name != "max_tokens"]
+    assert len(fields) > 30
+    assert client.post(CHAT, json=body(**dict.fromkeys(fields))).status_code == 200
+
+
+MANY = [
+    b'{"messages": [' + b"0," * 100_000 + b"0]}",
+    b"{" + b",".join(b'"a%d":0' % n for n in range(100_000)) + b"}",
+    b'{"metadata": {' + b",".join(b'"a%d":0' % n for n in range(100_000)) + b"}}",
+    b'{"a": "' + rb"\"" * 100_000 + b"," * 20_000,
+]
+
+
+@pytest.mark.parametrize("content", MANY, ids=lambda content: repr(content[:30]))
+def test_more_values_than_can_be_told_of(client: httpx2.Client, content: bytes) -> None:
+    check(client.post(CHAT, content=content, headers={"Content-Type": "application/json"}))
+
+
+def test_commas_in_a_text_are_no_values(client: httpx2.Client) -> None:
+    message = check(client.post(CHAT, json=body(messages=[{"role": "user", "content": ',"' * 20_000}])), 400)
+    assert "tokens" in message
 
 
 WRONG_ADDRESSES = [

@@ -72,6 +72,16 @@ def test_headers_that_do_not_come_are_not_waited_for(serve: Serve, monkeypatch: 
         assert httpx2.get(f"{address}/health").status_code == 200
 
 
+def test_who_does_not_read_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One asks for a page again and again and takes nothing of it."""
+    monkeypatch.setattr(server, "WRITE_SECONDS", 0.3)
+    with serve(Settings(name="tiny")) as address, connect(address) as connection:
+        pages = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1_000_000
+        with pytest.raises(ConnectionError):  # a TimeoutError is none
+            connection.sendall(pages)
+        assert httpx2.get(f"{address}/health").status_code == 200
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_large(serve: Serve, chunked: bool) -> None:
     content = json.dumps({"model": "tiny", "messages": ask(png())} | {"user": "x" * 100_000}).encode()
