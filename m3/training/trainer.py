@@ -18,6 +18,7 @@ from m3.model import M3ForConditionalGeneration, M3Output
 from m3.model.router_losses import is_real
 from m3.training.distributed import sum_over_processes, union_over_processes, wait_for_everyone
 from m3.training.evaluations import AskWhenDue, Evaluation, kept_random_state
+from m3.training.left_out import LEFT_OUT, LeftOut
 from m3.training.low_memory import average_gradients, row_by_row
 from m3.training.router_load import RouterLoad
 from m3.training.run_folder import WHOLE, RunFolder
@@ -25,9 +26,6 @@ from m3.training.sections import Distil
 from m3.training.throughput import Meter
 
 logger = logging.getLogger(__name__)
-
-LEFT_OUT = ("left_out_broken", "left_out_too_long")
-"""Names in the metrics of what a batch's `left_out` counts (m3/data/collate.py)."""
 
 Measure = Callable[[Any, float], dict[str, tuple[float, float]]]
 """Turns its own model's output, and the micro-batch's share of the step, into name -> (sum, count), to be added up over
@@ -104,7 +102,7 @@ class RunTrainer(Trainer):
         self._counts: dict[str, float] = defaultdict(float)
         self._step_tokens = 1.0
         self._tokens, self._since = 0, time.perf_counter()
-        self._left_out: Tensor | None = None  # int64 [2] once a batch says it
+        self._left_out = LeftOut()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One parameter group per rate and kind (decayed or not)."""
@@ -133,10 +131,7 @@ class RunTrainer(Trainer):
     ) -> tuple[list, Tensor | int | None]:
         """Counts the step's items as Trainer does, but by weight: an image at one of S scales counts 1/S."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        for batch in batches:
-            if "left_out" in batch:  # m3/data/collate.py: what the data lacks is no input of the model
-                found = batch.pop("left_out").cpu()
-                self._left_out = found if self._left_out is None else self._left_out + found
+        self._left_out.take(batches, self.args.per_device_train_batch_size)
         if items is None or not batches or "loss_weights" not in batches[0]:
             return batches, items
         weights = [batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum() for batch in batches]
@@ -301,12 +296,4 @@ class RunTrainer(Trainer):
         speed = {"tokens_per_second": round(tokens / elapsed, 1)} if tokens else {}
         if self._meter is not None:
             speed["mfu"] = round(float(table[-1, 1]) / (elapsed * self._meter.peak * self.args.world_size), 4)
-        return {**means, **speed, **self._collect_left_out()}
-
-    def _collect_left_out(self) -> dict[str, int]:
-        """Samples of all devices since the last line, where the recipe allows any to be left out."""
-        if self._left_out is None:
-            return {}
-        counts = sum_over_processes(self._left_out.to(self.args.device)).cpu()
-        self._left_out = torch.zeros_like(counts)
-        return dict(zip(LEFT_OUT, counts.tolist(), strict=True))
+        return {**means, **speed, **self._left_out.collect(self.state.global_step, self.args.device)}

@@ -4,6 +4,7 @@ in: a recipe; way: build -> mixture -> collator (multiscale, packing) -> RunTrai
 """
 
 import logging
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,12 @@ def _check_machine(recipe: Recipe) -> None:
         raise ValueError(
             f"model: {recipe.model} is no checkpoint folder (it has no config.json); run the stage that makes it, or "
             "make one with `m3 convert` or `m3 assemble`, and give model=FOLDER"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available():
+        # accelerate's state knows FSDP on accelerators alone, and would copy the whole model to every process without a word
+        raise ValueError(
+            "accelerate shards by FSDP on accelerators alone, and torch sees none; on a CPU take LAUNCHER=torchrun (whole "
+            "copies) or DeepSpeed"
         )
     is_packed = recipe.adapter is not None and recipe.adapter.quantise == "bnb-4bit"
     if recipe.hardware.liger:

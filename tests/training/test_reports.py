@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from m3.training.command import main
 from m3.training.run_folder import RunFolder
@@ -31,6 +32,13 @@ def test_a_missing_package_is_named(recipe: Path) -> None:
         ModuleNotFoundError, match=r"report_to.*: this needs the package wandb, which .*: pip install -e '.\[wandb\]'"
     ):
         main([str(recipe), "report_to=[wandb]"])
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="for a CPU")
+def test_fsdp_on_a_cpu_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"accelerate shards by FSDP on accelerators alone, .* LAUNCHER=torchrun"):
+        main([str(recipe)])
 
 
 def test_a_model_that_is_not_there_is_named(recipe: Path) -> None:

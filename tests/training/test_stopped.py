@@ -1,5 +1,6 @@
-"""A loss or a gradient that is no number stops the run, before anything of it is saved."""
+"""A run stops where it would train nothing, or nonsense: before anything of that is saved."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,4 +42,17 @@ def test_a_gradient_that_is_no_number_stops_the_run_too(recipe: Path, monkeypatc
     monkeypatch.setattr(RunTrainer, "training_step", spoilt)
     with pytest.raises(ValueError, match=r"step 1: the norm of the gradient is (inf|nan); .*no checkpoint"):
         main([str(recipe), "schedule.steps=1"])
+    assert not RunFolder(recipe.parent / "run").is_finished
+
+
+def test_a_run_of_which_every_sample_is_left_out_stops(recipe: Path) -> None:
+    """A folder of images that is not mounted, say, with `broken: skip`."""
+    data = recipe.parent / "data.json"
+    data.write_text(json.dumps([record for record in json.loads(data.read_text()) if "image" in record]))
+    for path in recipe.parent.glob("[0-9].png"):
+        path.unlink()
+    with pytest.raises(
+        ValueError, match=r"step 1: all 4 samples since .* were left out \(4 broken, 0 too long\).*m3 data check"
+    ):
+        main([str(recipe), "data.broken=skip", "schedule.steps=2"])
     assert not RunFolder(recipe.parent / "run").is_finished
