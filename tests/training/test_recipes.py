@@ -62,7 +62,7 @@ def test_a_variant_is_its_base_and_the_lines_that_differ() -> None:
             ["reset_connector=true", "parts.connector=frozen"],
             "so it would stay random; give parts.connector a learning",
         ),
-        (["optimiser.warmup=900"], "optimiser.warmup is 900 steps, and the run ends after schedule.steps 900"),
+        (["optimiser.warmup=1800"], "optimiser.warmup is 1800 steps, and the run ends after schedule.steps 1800"),
         (["optimiser.warmup=-1"], "optimiser.warmup must be a share of the steps"),
         (["schedule.steps=0"], "schedule: steps must be at least 1, got 0"),
         (["schedule.save_every=0"], "schedule: save_every must be at least 1, got 0"),
