@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
+from yaml.composer import ComposerError
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -31,17 +32,35 @@ _SCALARS: tuple[tuple[str, str, str], ...] = (  # tag, pattern, possible first c
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars; a key that stands twice in one mapping is refused."""
+    """YAML 1.2 scalars; a key that stands twice in one mapping is refused, and an alias inside what it stands for.
+
+    Both are looked for while nodes are composed: `<<` merges into them later, and there a key may stand on both sides.
+    """
 
     yaml_implicit_resolvers = {}
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._open: list[str | None] = []  # anchors of the mappings and sequences that are being composed
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        anchor = None if event is None or isinstance(event, yaml.StreamEndEvent) else event.anchor
+        if isinstance(event, yaml.AliasEvent) and anchor in self._open:
+            raise ComposerError(None, None, f"*{anchor} stands inside &{anchor} itself", event.start_mark)
+        self._open.append(anchor)
+        node = super().compose_node(parent, index)
+        self._open.pop()
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise ComposerError(None, None, f"key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -100,7 +119,7 @@ def _plain(value: Any) -> Any:
 def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: `!!int x`
         raise ValueError(f"{source}: not valid YAML: {error}") from error
 
 
@@ -110,7 +129,11 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
         raise ValueError(f"{path}: its bases lead back to itself: {' -> '.join(p.name for p in (*above, path))}")
     if not path.is_file():
         raise ValueError(f"{path}: no such file" + (f" (the base of {above[-1]})" if above else ""))
-    content = _parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8 ({error})") from error
+    content = _parse(text, str(path))
     content = {} if content is None else _plain(content)  # a copy in which anchors share nothing
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping at the top, got {_describe(content)}")
@@ -144,7 +167,7 @@ def _set(tree: dict[str, Any], key: Key, value: Any, override: str, origins: Ori
     for depth, name in enumerate(key):
         last = depth == len(key) - 1
         if isinstance(node, list):
-            if not name.isdigit() or int(name) >= len(node):
+            if not name.isdecimal() or int(name) >= len(node):
                 raise ValueError(
                     f"override {override!r}: {'.'.join(key[:depth])} is a list of {len(node)}: "
                     f"expected a place below {len(node)}, got {name!r}"

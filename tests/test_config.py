@@ -173,6 +173,24 @@ def test_what_is_not_plain_yaml_is_refused(tmp_path: Path, text: str) -> None:
     assert refusal(write(tmp_path, text)).startswith("tiny.yaml: not valid YAML: ")
 
 
+def test_a_merged_key_may_stand_on_both_sides_however_deep(tmp_path: Path) -> None:
+    text = "optim: {lr: 1}\nraw:\n  deep:\n    one: &one {k: 1, j: 2}\n    two: &two {<<: *one, k: 3}\nfree: {<<: *two, k: 4}\n"
+    read = load(write(tmp_path, text), Recipe)
+    assert read.raw == {"deep": {"one": {"k": 1, "j": 2}, "two": {"k": 3, "j": 2}}}
+    assert read.free == {"k": 4, "j": 2}
+
+
+@pytest.mark.parametrize("text", ["raw: &a {b: *a}", "scales: &a [1, *a]", "raw: &a {b: {<<: *a}}"])
+def test_an_alias_inside_what_it_stands_for_is_refused(tmp_path: Path, text: str) -> None:
+    assert refusal(write(tmp_path, text)).startswith("tiny.yaml: not valid YAML: *a stands inside &a itself")
+
+
+def test_what_cannot_be_read_names_the_file(tmp_path: Path) -> None:
+    assert refusal(write(tmp_path, "optim: {lr: !!float x}")).startswith("tiny.yaml: not valid YAML: could not convert")
+    (tmp_path / "tiny.yaml").write_bytes(b"out: \xff")
+    assert refusal(tmp_path / "tiny.yaml").startswith("tiny.yaml: not a text in UTF-8 (")
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.yaml") == "none.yaml: no such file"
 

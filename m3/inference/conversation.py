@@ -141,10 +141,10 @@ class Conversation:
 
     def prompt(self, turns: list[dict[str, str]], shown: list[Seen], scale: Schedule | None) -> Prompt:
         tokenizer, processor = self.processor.tokenizer, self.processor
-        wanted = processor.trained_scales[-1] if scale is None else scale
-        scales = [s for seen in shown for s in frame_scales(wanted, len(seen.tiles))]
-        scales = processor.resolve_scales(scales, len(scales))
-        counts = processor.counts(scales, [tiles for seen in shown for tiles in seen.tiles])
+        pictures = [tiles for seen in shown for tiles in seen.tiles]
+        given = None if scale is None else [s for seen in shown for s in frame_scales(scale, len(seen.tiles))]
+        scales = processor.resolve_scales(given, len(pictures), pictures)
+        counts = processor.counts(scales, pictures)
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         ids = expand_image_tokens(ids, self.model.config.image_token_id, counts)

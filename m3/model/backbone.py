@@ -137,6 +137,9 @@ class M3Model(M3PreTrainedModel):
         features = seen.last_hidden_state if layer is None else seen.hidden_states[layer]
         if config.drop_class_token:
             features = features[:, 1:]
+        features = features.to(
+            next(self.connector.parameters()).dtype
+        )  # a tower may be kept in fewer bits than the rest
         if group.pixel_mask is None:
             return features, self.connector(features)
         if not isinstance(self.connector, AriaProjector):

@@ -34,6 +34,10 @@ class ConnectorConfig:
         object.__setattr__(self, "patch_queries", tuple((int(p), int(q)) for p, q in self.patch_queries))
         if self.kind not in CONNECTOR_KINDS:
             raise ValueError(f"unknown connector kind {self.kind!r}; known: {', '.join(CONNECTOR_KINDS)}")
+        if self.num_queries < 1 or self.num_heads < 1:
+            raise ValueError(
+                f"connector.num_queries and connector.num_heads must be at least 1, got {self.num_queries} and {self.num_heads}"
+            )
         most = max((queries for _, queries in self.patch_queries), default=None)
         if (most is None) != (self.kind != "aria_projector") or most not in (None, self.num_queries):
             raise ValueError(
@@ -51,6 +55,8 @@ class NestingConfig:
 
     def __post_init__(self) -> None:
         get_nesting(self.kind)
+        if any(type(scale) is not int for scale in self.trained_scales):
+            raise ValueError(f"nesting.trained_scales must be whole numbers, got {list(self.trained_scales)}")
         object.__setattr__(self, "trained_scales", tuple(sorted(set(self.trained_scales))))
 
 

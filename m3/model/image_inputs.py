@@ -108,7 +108,11 @@ class ImageInputs:
     def repeated(
         self, rows: Int[Tensor, "b l"], times: int, image_token_id: int, reader: ImageReader
     ) -> dict[str, Tensor]:
-        """The tensors for a batch in which every row of `rows` stands `times` times: more spans, but no more images."""
+        """The tensors for a batch in which every row of `rows` stands `times` times: more spans, but no more images.
+
+        Raises:
+            ValueError: fewer placeholders than the spans ask for.
+        """
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: tensor for name, tensor in given.items() if tensor is not None}
         if not given:
@@ -117,6 +121,12 @@ class ImageInputs:
         ends = torch.tensor([span.count for span in spans], device=rows.device).cumsum(0)
         row_ends = (rows == image_token_id).sum(1).cumsum(0)
         row_of_span = torch.searchsorted(row_ends, ends).tolist()
+        if len(rows) in row_of_span:
+            raise ValueError(
+                f"the text has {int(row_ends[-1])} image placeholders, but image_scales {[span.scale for span in spans]} ask "
+                f"for {int(ends[-1])}: {[span.count for span in spans]} per span. Expand each image to exactly its tokens "
+                "(M3Processor does)"
+            )
         order = [n for row in range(len(rows)) for n in [n for n, r in enumerate(row_of_span) if r == row] * times]
         scales = torch.tensor([spans[n].scale for n in order], device=rows.device)
         index = torch.tensor([spans[n].image for n in order], device=rows.device)

@@ -136,8 +136,8 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             skip_logits: with labels, compute logits at label positions alone and return none; default in training.
 
         Raises:
-            ValueError: images and placeholders that do not match, a scale that cannot be reached, or one of
-                teacher_index and distil_weight without the other.
+            ValueError: images and placeholders that do not match, a scale that cannot be reached, a placeholder beyond
+                the vocabulary among the labels, or one of teacher_index and distil_weight without the other.
         """
         distil = _distillation(teacher_index, distil_weight, distil_temperature)
         is_continuation = past_key_values is not None and past_key_values.get_seq_length() > 0
@@ -191,6 +191,12 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         if position_ids is not None:  # the first token of a packed sequence is no continuation of the one before it
             is_target = is_target & (torch.diff(position_ids, dim=1) == 1)
         targets = labels[:, 1:][is_target]
+        token = self.config.image_token_id
+        if token >= self.lm_head.out_features and bool((targets == token).any()):
+            raise ValueError(
+                f"labels hold the image placeholder {token}, which lies beyond the {self.lm_head.out_features} tokens that "
+                "the model can say: set these labels to -100"
+            )
         logits = self.lm_head(hidden_states[:, :-1][is_target])
         losses = cross_entropy(logits.float(), targets, reduction="none")
         weights, reads = weights[:, 1:][is_target], reads[:, 1:][is_target]
@@ -228,8 +234,14 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # others pass through kwargs
         self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs
     ) -> dict:
-        """Images enter with the prompt; later steps read them from the cache."""
+        """Images enter with the prompt; later steps read them from the cache.
+
+        The model that drafts in assisted generation is never told that an iteration is its first; its empty cache says so.
+        """
         prepare = super().prepare_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        cache: Cache | None = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() == 0 and kwargs.get("next_sequence_length") != 1:
+            is_first_iteration = True
         inputs = prepare(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and inputs.get("use_cache"):
             inputs |= dict.fromkeys(IMAGE_INPUTS)

@@ -5,7 +5,7 @@ in:  `inputs_embeds [b, l, d]`, `input_ids [b, l]` with `count` placeholders per
 out: `inputs_embeds [b, l, d]` with every placeholder replaced.
 
 Spans need no separator between them, so their lengths come from the spans' counts alone; what the text holds is checked
-against them, in all and per row, and a difference is an error with both counts.
+against them, in all, per row and for text inside a span, and a difference is an error with both counts.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def splice(
         ValueError: placeholders that do not match the spans.
     """
     rows, columns = torch.where(input_ids == image_token_id)
-    _check(rows, spans)
+    _check(rows, columns, spans)
     sequences: dict[tuple[int, int], Tensor] = {}  # (image, scale): read once, shown in all its spans
     for scale in sorted({span.scale for span in spans}):
         shown = sorted({span.image for span in spans if span.scale == scale})
@@ -56,8 +56,8 @@ def _tiles(features: Float[Tensor, "t n d"], images: Sequence[Tiles], shown: Seq
     return features[torch.tensor(index, device=features.device)]
 
 
-def _check(rows: Int[Tensor, " p"], spans: Sequence[Span]) -> None:
-    """Whether every span finds its placeholders (`rows`: the row of each) in one row."""
+def _check(rows: Int[Tensor, " p"], columns: Int[Tensor, " p"], spans: Sequence[Span]) -> None:
+    """Whether every span finds its placeholders (`rows`, `columns`: where each stands) in one row, side by side."""
     ends = list(accumulate(span.count for span in spans))
     expected = ends[-1] if ends else 0
     if len(rows) != expected:
@@ -66,12 +66,17 @@ def _check(rows: Int[Tensor, " p"], spans: Sequence[Span]) -> None:
             f"the text has {len(rows)} image placeholders, but image_scales {scales} ask for {expected}: {counts} per "
             "span. Expand each image to exactly its tokens (M3Processor does)"
         )
-    at = rows.tolist()
+    at, place = rows.tolist(), columns.tolist()
     for number, (span, end) in enumerate(zip(spans, ends, strict=True)):
         if span.count and at[end - span.count] != at[end - 1]:
             raise ValueError(
                 f"image span {number} of scale {span.scale} would run over the end of row {at[end - span.count]}: it "
                 f"has {span.count} tokens, and fewer placeholders"
+            )
+        if span.count and place[end - 1] - place[end - span.count] != span.count - 1:
+            raise ValueError(
+                f"image span {number} of scale {span.scale} has {span.count} tokens, but its placeholders in row "
+                f"{at[end - 1]} have text between them: image_scales must stand in the order of the images in the text"
             )
 
 

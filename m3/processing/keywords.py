@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
+from torch import Tensor
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
 T = TypeVar("T", int, bool)
@@ -36,6 +38,7 @@ class M3ProcessorKwargs(ProcessingKwargs, total=False):
 
 
 OWN_IMAGE_OPTIONS = ("matryoshka_vis_token_scale", "max_pixels", "fetch_urls", "max_image_size", "split_image")
+WHOLE_NUMBERS = ("matryoshka_vis_token_scale", "max_image_size")
 GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 FLAT_OPTIONS = ("return_mm_token_type_ids", "return_text_replacement_offsets")
 
@@ -52,6 +55,37 @@ def refuse_unknown(kwargs: dict[str, Any]) -> None:
     for name in kwargs.get("images_kwargs", {}):
         if name not in OWN_IMAGE_OPTIONS:
             _unknown(name, OWN_IMAGE_OPTIONS, " in images_kwargs")
+    for name in kwargs.get("common_kwargs", {}):
+        if name not in known or name in GROUPS:
+            _unknown(name, known, " in common_kwargs")
+
+
+def plain_numbers(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same call with scales and sizes as the plain numbers and lists that transformers checks for.
+
+    NumPy's and torch's whole numbers, arrays and tuples of them are taken for what they say.
+
+    Raises:
+        ValueError: a scale or size that is no whole number.
+    """
+    plain = dict(kwargs)
+    for name in WHOLE_NUMBERS:
+        if plain.get(name) is not None:
+            plain[name] = whole_numbers(name, plain[name])
+    for group in ("images_kwargs", "common_kwargs"):
+        if group in plain:
+            plain[group] = plain_numbers(plain[group])
+    return plain
+
+
+def whole_numbers(name: str, given: Any) -> int | list[int]:
+    """What a call gave as `name` as plain numbers; a `ValueError` where it is none."""
+    values = given.tolist() if isinstance(given, np.ndarray | np.generic | Tensor) else given
+    several = list(values) if isinstance(values, list | tuple) else [values]
+    many: list[Any] = [one.tolist() if isinstance(one, np.generic | Tensor) else one for one in several]
+    if not all(type(one) is int for one in many):
+        raise ValueError(f"{name} must be a whole number, or a list of one per image; got {given!r}")
+    return many if isinstance(values, list | tuple) else many[0]
 
 
 def per_image(name: str, given: T | Sequence[T], number: int) -> list[T]:

@@ -20,7 +20,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKw
 from m3.nesting import TilingConfig
 from m3.processing.chat_template import CONTROL_TOKENS, chatml_template
 from m3.processing.images import MAX_PIXELS, ImageSource
-from m3.processing.keywords import M3ProcessorKwargs, refuse_unknown
+from m3.processing.keywords import M3ProcessorKwargs, plain_numbers, refuse_unknown
 from m3.processing.scales import ScaleArithmetic
 from m3.processing.tiles import tile_options
 
@@ -114,7 +114,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
             padding=padding,  # pyright: ignore[reportCallIssue]
             padding_side=padding_side,  # pyright: ignore[reportCallIssue]
             return_tensors=return_tensors,  # pyright: ignore[reportCallIssue]
-            **kwargs,
+            **plain_numbers(dict(kwargs)),
         )
 
     # What follows are the steps of transformers' `ProcessorMixin.__call__`, in its order. They take

@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor
 from m3.nesting import Grid, ImageReader, Tiles, TilingConfig, get_nesting
 from m3.processing.aria_tiles import AS_CONFIGURED, TileOptions
 from m3.processing.images import MAX_PIXELS, ImageSource, image_size
-from m3.processing.keywords import per_image
+from m3.processing.keywords import per_image, whole_numbers
 from m3.processing.tiles import TiledImages, outline_image, prepare_images, tile_options
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,9 @@ class ScaleArithmetic:
         """
         if scales is None:
             return [self._largest_trained(tiles.tokens) for tiles in images or [Tiles()] * num_images]
-        resolved = per_image("matryoshka_vis_token_scale", scales, num_images)
+        resolved = per_image(
+            "matryoshka_vis_token_scale", whole_numbers("matryoshka_vis_token_scale", scales), num_images
+        )
         for scale in resolved:
             if scale not in self.trained_scales and scale in self.reachable_scales:
                 _warn_untrained(scale, tuple(self.trained_scales))

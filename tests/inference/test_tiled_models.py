@@ -14,6 +14,7 @@ from m3.cli import main
 from m3.inference import Conversation, Generation, load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
+from m3.processing.aria_tiles import AriaTileProcessor
 
 ANYRES = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "anyres"
 PICTURE = ANYRES / "image.png"  # 640 x 420: the whole and 2 x 2 tiles
@@ -59,6 +60,17 @@ def test_the_streamed_answer_is_that_of_processor_and_generate(used: Used) -> No
         assert answer.text == "".join(pieces).strip() == text != ""
         asked = m3.ask(used[1], QUESTION, images=PICTURE, matryoshka_vis_token_scale=scale, generation=Generation(NEW))
         assert asked == text
+
+
+def test_without_a_scale_each_picture_is_read_at_the_largest_it_reaches(used: Used) -> None:
+    folder, (model, _), _ = used
+    processor = M3Processor.from_pretrained(folder)
+    if isinstance(processor.image_processor, AriaTileProcessor):
+        processor.image_processor.max_image_size = 28  # its small tiles do not reach the largest trained scale
+    conversation = Conversation(model, processor, Generation(NEW))
+    conversation.show_image(PICTURE)
+    tokens = processor.count_tokens([(420, 640)])
+    assert conversation.outline(QUESTION, None).visual_tokens == tokens[0]
 
 
 @pytest.mark.filterwarnings("ignore:.*trained")

@@ -170,6 +170,58 @@ def test_placeholders_and_images_must_agree(pixels: torch.Tensor) -> None:
         model(**batch([prompt(13, 10)]), pixel_values=pixels[:1], image_scales=torch.tensor([13]))
 
 
+def test_scales_in_another_order_than_the_images_of_a_row_are_refused(pixels: torch.Tensor) -> None:
+    ids = torch.tensor([[5, IMAGE, 7, *[IMAGE] * 9, 6]])
+    with pytest.raises(ValueError, match="span 0 of scale 9 .*text between them: image_scales must stand in the order"):
+        make_model()(input_ids=ids, pixel_values=pixels[:2], image_scales=torch.tensor([9, 1]))
+
+
+def test_generate_refuses_more_images_than_the_text_shows(pixels: torch.Tensor) -> None:
+    inputs = batch([prompt(9, 8)]) | {"pixel_values": pixels[:2], "image_scales": torch.tensor([9, 9])}
+    for beams in (1, 2):
+        with pytest.raises(ValueError, match=r"9 image placeholders, but image_scales \[9, 9\] ask for 18: \[9, 9\]"):
+            make_model().generate(**inputs, max_new_tokens=2, num_beams=beams)
+
+
+@pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": make_model(1)}])
+def test_assisted_generation_says_the_same(options: dict, pixels: torch.Tensor) -> None:
+    inputs = batch([prompt(9, 8)]) | {"pixel_values": pixels[:1], "image_scales": torch.tensor([9])}
+    alone, assisted = (
+        make_model().generate(**inputs, max_new_tokens=8, do_sample=False, **more) for more in ({}, options)
+    )
+    assert alone.tolist() == assisted.tolist()
+
+
+def test_a_label_beyond_the_vocabulary_is_refused(pixels: torch.Tensor) -> None:
+    ids = torch.tensor([[5, *[200] * 9, 6]])
+    with pytest.raises(ValueError, match="the image placeholder 200, which lies beyond the 96 tokens .* to -100"):
+        make_model(image_token_id=200)(
+            input_ids=ids, pixel_values=pixels[:1], image_scales=torch.tensor([9]), labels=ids
+        )
+
+
+def test_a_tower_in_fewer_bits_than_the_rest(pixels: torch.Tensor) -> None:
+    model, (rows, scales) = make_model(), four_scales()
+    full = model(**batch(rows), pixel_values=pixels, image_scales=scales).logits
+    model.model.vision_tower.bfloat16()
+    less = model(**batch(rows), pixel_values=pixels, image_scales=scales).logits
+    assert less.dtype == torch.float32
+    assert 0 < (full - less).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nesting": {"kind": "grid_pool", "trained_scales": ["1", "9"]}}, "must be whole numbers, got \\['1', '9'\\]"),
+        ({"nesting": {"kind": "grid_pool", "trained_scales": [True, 9]}}, "must be whole numbers, got \\[True, 9\\]"),
+        ({"connector": {"kind": "resampler", "num_queries": 0}}, "must be at least 1, got 0 and 8"),
+    ],
+)
+def test_numbers_that_a_configuration_cannot_have(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config(**changes)
+
+
 def test_configuration_refuses_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="scale 100 cannot be reached .* 1, 4, 9, 16, 36, 144"):
         make_config(nesting={"kind": "grid_pool", "trained_scales": [100]})

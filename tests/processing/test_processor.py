@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,6 +167,24 @@ def test_scales_must_fit(processor: M3Processor) -> None:
         processor(images=picture(), text="<image>", matryoshka_vis_token_scale=0)
 
 
+@pytest.mark.parametrize(
+    "given", [np.int64(9), torch.tensor(9), [9], (9,), np.array([9]), torch.tensor([9]), [np.int32(9)]]
+)
+def test_scales_of_other_libraries_are_numbers_too(given: Any, processor: M3Processor) -> None:
+    for call in ({"matryoshka_vis_token_scale": given}, {"images_kwargs": {"matryoshka_vis_token_scale": given}}):
+        out = processor(images=picture(), text="<image>", **call)
+        assert out["image_scales"].tolist() == [9]
+
+
+@pytest.mark.parametrize("given", [True, 9.0, "9", "36+1", [True], [[9]], np.array([9.0])])
+def test_what_is_no_scale_is_refused(given: Any, processor: M3Processor) -> None:
+    message = "matryoshka_vis_token_scale must be a whole number, or a list of one per image; got"
+    with pytest.raises(ValueError, match=message):
+        processor(images=picture(), text="<image>", matryoshka_vis_token_scale=given)
+    with pytest.raises(ValueError, match=message):
+        processor.count_tokens([(8, 8)], True)
+
+
 def test_a_reachable_but_untrained_scale_warns_once(
     make_processor: MakeProcessor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,6 +210,8 @@ def test_unknown_keywords_are_refused(keyword: str, hint: str, processor: M3Proc
         processor(text="a", **{keyword: 1})
     with pytest.raises(ValueError, match=f"unknown keyword '{keyword}' in images_kwargs"):
         processor(text="a", images_kwargs={keyword: 1})
+    with pytest.raises(ValueError, match=f"unknown keyword '{keyword}' in common_kwargs"):
+        processor(text="a", common_kwargs={keyword: 1})
 
 
 def test_grouped_keywords(processor: M3Processor) -> None:
