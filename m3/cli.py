@@ -47,6 +47,10 @@ VERBS: Mapping[str, Verb] = {
 }
 
 
+_WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What a path that the user gave may run into; other errors of the system are shown whole."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a mistake of the user (one line), 130 interrupted."""
     return dispatch("m3", VERBS, list(sys.argv[1:] if argv is None else argv))
@@ -87,7 +91,7 @@ def _run(program: str, verb: Verb, arguments: list[str], full_traceback: bool) -
             raise  # our own bug
         _complain(program, f"{error}. Run `m3 doctor`: it says what to install", full_traceback)
         return 2
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, *_WRONG_PATHS) as error:
         _complain(program, str(error), full_traceback)
         return 2
 

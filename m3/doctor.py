@@ -98,7 +98,8 @@ def main(argv: list[str]) -> int:
 
 def gather() -> Facts:
     """Look at the machine and at this Python's packages."""
-    installed = {dist.metadata["Name"].lower().replace("_", "-") for dist in importlib.metadata.distributions()}
+    found = [dist.metadata["Name"] for dist in importlib.metadata.distributions()]
+    installed = {name.lower().replace("_", "-") for name in found if name}  # what a broken removal leaves has no name
     names = sorted(installed & {*EXTRAS, *MUST_IMPORT, "transformers", "lmms-eval", "flash-attn", "torch-npu"})
     import_errors = {name: import_error(name) for name in MUST_IMPORT if name in installed}
     plugins = importlib.metadata.entry_points(group="lmms_eval.models", name="m3")

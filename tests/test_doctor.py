@@ -191,6 +191,13 @@ def test_torch_is_probed_in_an_interpreter_of_its_own(tmp_path: Path) -> None:
     assert here.device == choose_device().type
 
 
+def test_what_a_broken_removal_leaves_does_not_stop_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone-1.0.dist-info").mkdir()
+    (tmp_path / "gone-1.0.dist-info" / "METADATA").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert gather().versions["transformers"].startswith("5.")
+
+
 def test_this_machine_is_seen_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     facts = gather()
     assert facts.python == sys.version_info[:3]

@@ -15,6 +15,7 @@ from torch import nn
 from m3.evaluation.latency import Measured, measure
 from m3.evaluation.roofline import ACCELERATORS, Roofline, accelerator, roofline
 from m3.evaluation.units import engineering, milliseconds
+from m3.inference.loading import read_config
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
 
@@ -36,7 +37,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", help="to measure on; default: cuda where there is one, else cpu")
     parser.add_argument("--out", type=Path, help="CSV file")
     arguments = parser.parse_args(argv)
-    config = M3Config.from_pretrained(arguments.model)
+    if arguments.text_tokens < 0:
+        raise ValueError(f"--text-tokens {arguments.text_tokens}: expected a number from 0")
+    config = read_config(arguments.model)
     scales = numbers("--scales", arguments.scales) if arguments.scales else list(config.nesting.trained_scales)
     batches = numbers("--batch-sizes", arguments.batch_sizes)
     formulas = CostModel.from_config(config, FORMATS[arguments.dtype])

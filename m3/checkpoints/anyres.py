@@ -30,9 +30,14 @@ def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
         )
     if KINDS[chosen] == "single":
         return TilingConfig()
-    pinpoints = config["image_grid_pinpoints"]
-    pinpoints = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
-    turned = [(height, width) for width, height in pinpoints]
+    given = config.get("image_grid_pinpoints")
+    try:
+        pinpoints = ast.literal_eval(given) if isinstance(given, str) else given
+        turned = [(int(height), int(width)) for width, height in pinpoints]
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"image_grid_pinpoints is {given!r}; image_aspect_ratio anyres is read with pairs such as [[336, 672], [672, 336]]"
+        ) from error
     return TilingConfig(kind=KINDS[chosen], tile_size=side, grid_pinpoints=turned, unpad_rounding=ROUNDING)
 
 

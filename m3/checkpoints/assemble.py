@@ -51,6 +51,13 @@ FEATURE_LAYERS = {"clip_vision_model": -2}
 """Hidden states that LLaVA reads, by encoder; of others the last, normalised output is read."""
 
 
+LOGIT_CHANGES = (
+    *("final_logit_softcapping", "logits_soft_cap", "softcap", "logit_scale", "logits_scaling", "lm_head_multiplier"),
+    "output_multiplier",
+)
+"""Settings by which some decoders (Gemma 2, Cohere, Granite, Falcon-H1) change their logits behind `lm_head`; M3 does not."""
+
+
 @dataclass(frozen=True)
 class Choices:
     """What joins the two, and the seed of the connector's weights. `scales`: to be trained; none for the largest."""
@@ -76,9 +83,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--chat-template", type=Path, help="a Jinja file to use instead of the tokenizer's own format")
     parser.add_argument("--seed", type=int, default=0, help="of the connector's weights")
     given = parser.parse_args(argv)
-    scales = [int(scale) for scale in (given.matryoshka_vis_token_scale or "").split(",") if scale]
+    scales = [scale.strip() for scale in (given.matryoshka_vis_token_scale or "").split(",") if scale.strip()]
+    if not all(scale.isdecimal() for scale in scales):
+        raise ValueError(
+            f"--matryoshka_vis_token_scale takes numbers with commas, such as 1,9,36; got {given.matryoshka_vis_token_scale!r}"
+        )
     template = given.chat_template and given.chat_template.read_text()
-    choices = Choices(given.connector, given.nesting, given.queries, scales, template, given.seed)
+    choices = Choices(
+        given.connector, given.nesting, given.queries, [int(scale) for scale in scales], template, given.seed
+    )
     assemble(find(given.vision), find(given.decoder), given.dest, choices)
     logger.info("written: %s", given.dest)
     return 0
@@ -151,6 +164,13 @@ def _decoder_part(
     """The decoder's part of the weights, its tokenizer and chat template (None: ChatML), and the ids that are new."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{folder}: a model of type {config.model_type} is no causal decoder")
+    settings = config.to_dict()
+    changes = {name: settings[name] for name in LOGIT_CHANGES if settings.get(name) not in (None, 1)}
+    if changes:
+        raise ValueError(
+            f"{folder}: a decoder of type {config.model_type} changes its logits behind lm_head ({changes}), which M3 does not: "
+            "its probabilities would be others. Use another decoder"
+        )
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
     chat = template or own_template(tokenizer)
     before = len(tokenizer)

@@ -1,6 +1,7 @@
 """`m3 convert SOURCE DEST`: a checkpoint of another format becomes a native one; with --to, a native one another's."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def main(argv: list[str]) -> int:
         tokenizer=arguments.tokenizer and find(arguments.tokenizer),
         chat_template=arguments.chat_template and arguments.chat_template.read_text(),
     )
+    if not 0 < arguments.shard_gb < math.inf:
+        raise ValueError(f"--shard-gb {arguments.shard_gb:g}: expected more than 0")
     shard_bytes = int(arguments.shard_gb * 10**9)
     try:
         convert(find(arguments.source), arguments.dest, arguments.format, arguments.to, options, shard_bytes)

@@ -74,11 +74,15 @@ TEXT_KEYS = (
     "eos_token_id",
 )
 REQUIRED: Mapping[str, tuple[Any, ...]] = {
+    "model_type": ("llava_llama", "llava"),  # llava_mistral, llava_mpt, ...: other decoders and chat formats
     "mm_vision_select_feature": ("patch",),
     "mm_projector_type": tuple(CONNECTOR_ROWS),
     "mm_use_im_start_end": (False,),
 }
 """Settings that change what the model computes, and the values that are read."""
+
+TYPES: Mapping[str, type] = {"mm_vision_tower": str, "mm_vision_select_layer": int}
+"""Settings that must be there."""
 
 
 class LlavaM3(Format):
@@ -93,6 +97,11 @@ class LlavaM3(Format):
             if config.get(key) not in values:
                 shown = " or ".join(map(repr, values))
                 raise ValueError(f"{folder}: {key} is {config.get(key)!r}; this format is read with {shown} only")
+        for key, kind in TYPES.items():
+            if type(config.get(key)) is not kind:
+                raise ValueError(
+                    f"{folder}: {key} is {config.get(key)!r}; expected {kind.__name__}, as LLaVA writes it"
+                )
         text_config = LlamaConfig(**{key: config[key] for key in TEXT_KEYS if key in config})
         vision_config, image_processor = _tower(folder, config["mm_vision_tower"], options)
         tokenizer = load_tokenizer(folder, options.tokenizer, text_config.vocab_size)

@@ -17,7 +17,7 @@ class M3Native(Format):
     """The row of the table. Reading understands `save_original_format=True` as well; writing keeps module names."""
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        return config["model_type"] == M3Config.model_type
+        return config.get("model_type") == M3Config.model_type
 
     def read(self, folder: Path, options: Options) -> Native:
         if options != Options():

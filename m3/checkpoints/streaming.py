@@ -70,6 +70,11 @@ class Plan(TensorSource):
                 for name, made in self.meta.items()
                 if name in expected and made.shape != expected[name].shape
             ],
+            "of whole numbers (quantised weights are not read)": [
+                f"{name} {made.dtype}"
+                for name, made in self.meta.items()
+                if name in expected and expected[name].is_floating_point() and not made.is_floating_point()
+            ],
             "that cannot be put together": self.broken,
         }
         found = [

@@ -38,15 +38,24 @@ class Weights(TensorSource):
     """The tensors of a checkpoint folder. Use it in a `with` block, which closes the open shard.
 
     Raises:
-        ValueError: no safetensors (pickled weights alone included), a shard that is missing or cut short.
+        ValueError: no safetensors (pickled weights alone included), a shard that is missing or cut short, an index that
+            places a tensor in a file without it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.meta = {}
         self._file: dict[str, Path] = {}
-        for file in _shards(folder):
+        files, place = _shards(folder)
+        for file in files:
             for name, tensor in _header(file).items():
-                self.meta[name], self._file[name] = tensor, file
+                if place.get(name, file) == file:  # a tensor that stands in two files is read where the index says
+                    self.meta[name], self._file[name] = tensor, file
+        lost = [name for name in place if name not in self.meta]
+        if lost:
+            raise ValueError(
+                f"{folder}: {INDEX} places {len(lost)} tensors in files that do not hold them, such as {lost[0]} in "
+                f"{place[lost[0]].name}. Copy or download the checkpoint again"
+            )
         self._stack, self._open, self._read_bytes = ExitStack(), None, 0
         self._handle: Any = None
 
@@ -73,10 +82,12 @@ def save_shard(tensors: Mapping[str, Tensor], file: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
 
 
-def _shards(folder: Path) -> list[Path]:
+def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
+    """The files, and in which of them the index says that each tensor is (nothing where there is no index)."""
     index, single = folder / INDEX, folder / SINGLE
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        place = _weight_map(index)
+        files = sorted(set(place.values()))
         strange = [file for file in files if Path(file).name != file]
         if strange:
             raise ValueError(f"{index}: shards must be files of the same folder, got {', '.join(strange)}")
@@ -86,9 +97,9 @@ def _shards(folder: Path) -> list[Path]:
                 f"{folder}: {len(missing)} of the {len(files)} shards that {INDEX} names are missing: "
                 f"{', '.join(missing)}. Copy or download them again"
             )
-        return [folder / file for file in files]
+        return [folder / file for file in files], {name: folder / file for name, file in place.items()}
     if single.is_file():
-        return [single]
+        return [single], {}
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise ValueError(
@@ -97,6 +108,16 @@ def _shards(folder: Path) -> list[Path]:
             f"safetensors.torch.save_file as {SINGLE}, and convert that"
         )
     raise ValueError(f"{folder} has no weights: expected {SINGLE}, or {INDEX} and its shards")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        place = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{index}: not an index of shards ({error!r}). Copy or download it again") from error
+    if not isinstance(place, dict) or not all(isinstance(file, str) for file in place.values()):
+        raise ValueError(f"{index}: weight_map must say the file of each tensor, got {place!r}")
+    return place
 
 
 def _header(file: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ Greedy, longest first, each to the batch that has least and still has room (Grah
 their number as batches have a fixed size).
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,15 +76,21 @@ def read_lengths(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
     """What `write_lengths` wrote for these sources.
 
     Raises:
-        ValueError: no such file, or of other sources.
+        ValueError: no such file, one that was not written by it, or of other sources.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; `m3 data check RECIPE --lengths {path}` writes it")
-    with np.load(path, allow_pickle=False) as arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
         found = arrays["names"].tolist()
-        if found != list(names):
-            raise ValueError(
-                f"{path}: holds the lengths of {', '.join(found)}; expected those of {', '.join(names)}. Measure them "
-                f"again with `m3 data check RECIPE --lengths {path}`"
-            )
-        return tuple(arrays[f"lengths_{number}"] for number in range(len(names)))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: not a file of lengths, or damaged ({error!r}); `m3 data check RECIPE --lengths {path}` writes one"
+        ) from error
+    if found != list(names):
+        raise ValueError(
+            f"{path}: holds the lengths of {', '.join(found)}; expected those of {', '.join(names)}. Measure them "
+            f"again with `m3 data check RECIPE --lengths {path}`"
+        )
+    return tuple(arrays[f"lengths_{number}"] for number in range(len(names)))

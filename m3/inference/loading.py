@@ -3,9 +3,13 @@
 In: a folder (or hub id) of a native M3 checkpoint and how to load it. Out: the model in evaluation mode and its processor.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from m3.config import near_match
@@ -53,24 +57,50 @@ def load(
     if onto is not None:
         require("accelerate")
     # with output_loading_info, from_pretrained gives two things, which its annotation does not say
-    model, report = M3ForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-        path,
-        dtype=number_format,
-        device_map=onto,
-        quantization_config=None if row is None else row.config(kept_modules(config), number_format, where),
-        attn_implementation=attention,
-        output_loading_info=True,
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(f"{path}: {len(missing)} weights are missing from the checkpoint, such as {missing[0]}")
+    try:
+        model, report = M3ForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            path,
+            dtype=number_format,
+            device_map=onto,
+            quantization_config=None if row is None else row.config(kept_modules(config), number_format, where),
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # looked at below, in our words
+        )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path}: the weights are missing, damaged or cut short ({error}). Copy or download them again"
+        ) from error
+    _check_weights(path, report)
     if onto is None:
         model.to(where)
     if row is not None and row.after is not None:
         row.after(model)
     if lora is not None:
         model = add_adapter(model, lora, merge)
-    return model.eval(), M3Processor.from_pretrained(path)
+    return model.eval(), _load_processor(path)
+
+
+def _check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Whether the checkpoint held each of the model's weights, and nothing else."""
+    for kind, what in (("missing_keys", "are missing from"), ("unexpected_keys", "have no place in the model of")):
+        names = sorted(report[kind])
+        if names:
+            raise ValueError(f"{path}: {len(names)} weights {what} the checkpoint, such as {names[0]}")
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        name, found, expected = wrong[0]
+        raise ValueError(
+            f"{path}: {len(wrong)} weights are of another shape than config.json asks for, such as {name}: {list(found)}, "
+            f"expected {list(expected)}"
+        )
+
+
+def _load_processor(path: str | Path) -> M3Processor:
+    try:
+        return M3Processor.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"{path}: the processor's files are missing or damaged: {error}") from error
 
 
 def _check_options(
@@ -108,6 +138,8 @@ def read_config(path: str | Path) -> M3Config:
     try:
         raw, _ = PreTrainedConfig.get_config_dict(path)
     except OSError as error:
+        if folder.exists():
+            raise ValueError(f"{path}: config.json cannot be read: {error}") from error
         raise ValueError(
             f"{path}: no such folder (looked from {Path.cwd()}), and no model on the hub either: {error}"
         ) from error
@@ -116,4 +148,7 @@ def read_config(path: str | Path) -> M3Config:
             f"{path}: a model of type {raw.get('model_type')!r}, expected {M3Config.model_type!r}. `m3 convert` turns the "
             "formats it knows into M3's"
         )
-    return M3Config.from_pretrained(path)
+    try:
+        return M3Config.from_pretrained(path)
+    except StrictDataclassError as error:
+        raise ValueError(f"{path}: config.json is not a configuration of M3: {error}") from error

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from tiny_models import make_config
+from transformers import LlamaConfig
 
+from m3 import cli
 from m3.bench import cost
 from m3.model.cost import CostModel
 
@@ -59,3 +61,14 @@ def test_mistakes_are_named(tmp_path: Path):
         cost.main([str(tmp_path), "--scales", "9,x"])
     with pytest.raises(ValueError, match="scale 5 cannot be reached exactly from a 12x12 grid"):
         cost.main([str(tmp_path), "--scales", "5"])
+
+
+def test_what_has_no_such_cost_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    for arguments, message in (
+        ([str(tmp_path)], "a model of type 'llama', expected 'm3'"),
+        ([str(tmp_path / "nowhere")], "no such folder"),
+        ([str(tmp_path), "--text-tokens", "-1"], "--text-tokens -1: expected a number from 0"),
+    ):
+        assert cli.main(["bench", "cost", *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     CLIPImageProcessorPil,
+    Gemma2Config,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -141,3 +142,20 @@ def test_what_is_no_decoder_is_refused(vision: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no causal decoder"):
         assemble(vision, vision, tmp_path / "model", Choices())
     assert not (tmp_path / "model").exists()
+
+
+def test_a_decoder_that_changes_its_logits_is_refused(vision: Path, tmp_path: Path) -> None:
+    config = Gemma2Config(
+        vocab_size=96, hidden_size=32, num_hidden_layers=1, intermediate_size=32, num_attention_heads=2
+    )
+    config.save_pretrained(tmp_path / "decoder")
+    with pytest.raises(
+        ValueError, match="gemma2 changes its logits behind lm_head .*'final_logit_softcapping': 30.0.*which M3"
+    ):
+        assemble(vision, tmp_path / "decoder", tmp_path / "model", Choices())
+
+
+def test_scales_that_are_no_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["assemble", "x", "--vision", "v", "--decoder", "d", "--matryoshka_vis_token_scale", "1,x"]
+    assert main(arguments) == 2
+    assert "takes numbers with commas, such as 1,9,36; got '1,x'" in capsys.readouterr().err

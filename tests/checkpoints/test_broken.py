@@ -56,6 +56,21 @@ def cut_short(folder: Path) -> None:
         file.truncate(100_000)
 
 
+def in_two_shards(folder: Path, **changes: str) -> None:
+    """`lm_head.weight` alone in `b`, and a stale one beside the rest in `c`, which the index does not name it in."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    head = {"lm_head.weight": tensors.pop("lm_head.weight")}
+    save_file(head, folder / "b.safetensors")
+    save_file(tensors | {name: tensor * 0 for name, tensor in head.items()}, folder / "c.safetensors")
+    place = dict.fromkeys(tensors, "c.safetensors") | dict.fromkeys(head, "b.safetensors") | changes
+    (folder / INDEX).write_text(json.dumps({"weight_map": place}))
+
+
+def write_index(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / INDEX).write_text(text)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled weights only": (
         only_pickled,
@@ -67,9 +82,46 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "1 of the 2 shards that model.safetensors.index.json names are missing: model-00002-of-00002.safetensors",
     ),
     "shard elsewhere": (shard_elsewhere, "shards must be files of the same folder, got ../other/model.safetensors"),
+    "index is no JSON": (write_index("{"), f"{INDEX}: not an index of shards .JSONDecodeError"),
+    "index of nothing": (write_index("{}"), f"{INDEX}: not an index of shards .KeyError"),
+    "index of lists": (write_index('{"weight_map": ["a"]}'), "weight_map must say the file of each tensor"),
+    "index that lies": (
+        lambda folder: in_two_shards(folder, **{"model.norm.weight": "b.safetensors"}),
+        "places 1 tensors in files that do not hold them, such as model.norm.weight in b.safetensors",
+    ),
     "cut short": (cut_short, r"model.safetensors: damaged or cut short .*100,000 bytes\). Copy or download it again"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json, so this is no checkpoint"),
     "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
+    "config is a list": (
+        lambda folder: (folder / "config.json").write_text("[1]"),
+        "config.json: expected a JSON object, got list",
+    ),
+    "no model type": (
+        lambda folder: (folder / "config.json").write_text("{}"),
+        "config.json has model_type None, which no known format has",
+    ),
+    "other decoder": (
+        lambda folder: change_config(folder, model_type="llava_mistral"),
+        "model_type is 'llava_mistral'; this format is read with 'llava_llama' or 'llava' only",
+    ),
+    "no tower": (
+        lambda folder: change_config(folder, mm_vision_tower=None),
+        "mm_vision_tower is None; expected str",
+    ),
+    "no layer": (
+        lambda folder: change_config(folder, mm_vision_select_layer="last"),
+        "mm_vision_select_layer is 'last'; expected int",
+    ),
+    "no pinpoints": (
+        lambda folder: change_config(folder, image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad"),
+        "image_grid_pinpoints is None; image_aspect_ratio anyres is read with pairs such as",
+    ),
+    "pinpoints in words": (
+        lambda folder: change_config(
+            folder, image_aspect_ratio="anyres", mm_patch_merge_type="flat", image_grid_pinpoints="(1x1)"
+        ),
+        r"image_grid_pinpoints is '\(1x1\)'; image_aspect_ratio anyres is read with pairs",
+    ),
     "unknown model": (
         lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
         "config.json has model_type 'gpt2', which no known format has .*m3 assemble",
@@ -116,6 +168,12 @@ MISMATCHES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: change_tensors(folder, **{"model.extra": torch.ones(2)}),
         "1 unexpected: model.extra",
     ),
+    "whole numbers": (
+        lambda folder: change_tensors(
+            folder, "lm_head.weight", **{"lm_head.weight": torch.ones(96, 32, dtype=torch.int8)}
+        ),
+        r"1 of whole numbers \(quantised weights are not read\): lm_head.weight torch.int8",
+    ),
     "unexpected inside the decoder": (
         lambda folder: change_tensors(folder, **{"model.layers.2.mlp.up_proj.weight": torch.ones(2)}),
         "1 unexpected: model.language_model.layers.2.mlp.up_proj.weight",
@@ -138,6 +196,31 @@ def test_tensors_that_do_not_fit_are_listed_and_the_code_is_1(
     shown = capsys.readouterr().err
     assert re.search(message, shown) and "Nothing was written" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_a_tensor_in_two_files_is_read_where_the_index_says(
+    copy_of_flat: CopyOf, flat: Path, tokenizer_96: Path, tmp_path: Path
+) -> None:
+    source = copy_of_flat()
+    in_two_shards(source)
+    convert(source, tmp_path / "dest", options=Options(tokenizer=tokenizer_96))
+    name = "lm_head.weight"
+    assert torch.equal(load_file(tmp_path / "dest" / WEIGHTS)[name], load_file(flat / WEIGHTS)[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard-gb", "0"], "--shard-gb 0: expected more than 0"),
+        (["--shard-gb", "nan"], "--shard-gb nan: expected more than 0"),
+        (["--chat-template", "."], "Is a directory: '.'"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    arguments: list[str], message: str, copy_of_flat: CopyOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(copy_of_flat()), str(tmp_path / "dest"), *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_without_a_tokenizer_one_is_asked_for(copy_of_flat: CopyOf, tmp_path: Path) -> None:

@@ -164,6 +164,15 @@ def test_lengths_are_kept_with_the_names_of_their_sources(tmp_path: Path) -> Non
         ValueError, match=r"nowhere: no such file; `m3 data check RECIPE --lengths .*nowhere` writes it"
     ):
         read_lengths(tmp_path / "nowhere", ["a"])
+    for content in (b"PK\x03\x04 cut", b"no archive", b""):
+        (tmp_path / "broken").write_bytes(content)
+        with pytest.raises(
+            ValueError, match="broken: not a file of lengths, or damaged .*--lengths .*broken` writes one"
+        ):
+            read_lengths(tmp_path / "broken", ["a"])
+    np.save(tmp_path / "one.npy", np.arange(3))
+    with pytest.raises(ValueError, match="one.npy: not a file of lengths"):
+        read_lengths(tmp_path / "one.npy", ["a"])
     with pytest.raises(ValueError, match=r"data\.lengths counts \[3, 1\] samples, the sources hold \[3, 2\]"):
         Mixture([Numbered("a", 3), Numbered("b", 2)], window=Window(lengths, 1, 1))
 

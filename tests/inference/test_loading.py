@@ -144,6 +144,49 @@ def test_what_is_no_m3_checkpoint_is_refused(checkpoint: Path, adapter: Path, tm
             load(path)
 
 
+def change_json(folder: Path, **changes: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def add_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors") | {"model.odd": torch.zeros(2)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def wider(folder: Path) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    change_json(folder, text_config=text | {"vocab_size": text["vocab_size"] + 8})
+
+
+DAMAGED = {
+    "cut short": (
+        lambda f: (f / "model.safetensors").write_bytes(b"x" * 99),
+        "the weights are missing, damaged or cut short",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "the weights are missing, damaged or cut short"),
+    "left over": (add_tensor, "1 weights have no place in the model of the checkpoint, such as model.odd"),
+    "other shape": (wider, r"2 weights are of another shape than config.json asks for, such as lm_head.weight: \["),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read: .*not a valid JSON"),
+    "no number": (
+        lambda f: change_json(f, image_token_id="x"),
+        "(?s)config.json is not a configuration of M3: .*expected int",
+    ),
+    "no processor": (lambda f: (f / "processor_config.json").unlink(), "the processor's files are missing or damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_checkpoint_is_one_sentence(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    damage, message = DAMAGED[name]
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        load(folder, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
