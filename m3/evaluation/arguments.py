@@ -106,6 +106,25 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
     raise ValueError(f"no part of their paths tells these models apart: {', '.join(paths)}")
 
 
+def label_of(name: str, method: str) -> str:
+    """The name of a model's rows, or of a control's."""
+    return name if method == OWN else f"{name}+{method}"
+
+
+def check_distinct(names: Sequence[str], methods: Sequence[str]) -> None:
+    """A model's folder may be called as a control of another one is.
+
+    Raises:
+        ValueError: it is, and the rows of both would be mixed.
+    """
+    rows = [label_of(name, method) for name in names for method in methods]
+    twice = sorted({row for row in rows if rows.count(row) > 1})
+    if twice:
+        raise ValueError(
+            f"{', '.join(twice)} would name the rows of a model and of a control; rename the model's folder"
+        )
+
+
 def reachable_scales(text: str | None, configs: dict[str, M3Config]) -> list[int]:
     """The scales to sweep, ascending, each reachable by every model.
 

@@ -1,7 +1,7 @@
 """Accuracy against cost, drawn from a `Summary` for print: the means and every task, with what papers report for it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from m3.evaluation.direction import ARROW, LESS
 from m3.evaluation.methods import OWN
+from m3.evaluation.published import PublishedScore
 from m3.evaluation.run_folder import CostRow, LatencyRow
+from m3.evaluation.scores import gflops
 from m3.evaluation.statistics import Mean
-from m3.evaluation.summary import Summary, gflops
+from m3.evaluation.summary import Summary
 
 # Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -40,7 +42,7 @@ def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
     means = [
         Panel(
             f"{name}, by visual tokens",
-            "visual tokens per image",
+            "visual tokens in the prompt (mean)",
             None,
             lambda cost, _: float(cost.visual_tokens),
             True,
@@ -52,7 +54,8 @@ def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
     tokens = means[0]
     if len(summary.tasks) == 1:
         return means, []
-    return means, [Panel(summary.label(task), tokens.x_label, task, tokens.x, True) for task in summary.tasks]
+    label = "visual tokens in a prompt of the task" if summary.task_costs else tokens.x_label
+    return means, [Panel(summary.label(task), label, task, tokens.x, True) for task in summary.tasks]
 
 
 def _milliseconds(_: CostRow, latency: LatencyRow | None) -> float | None:
@@ -113,17 +116,19 @@ def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
 def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> None:
     """A line per model with error bars; hollow marks where the scale was not trained; dotted lines for blind guesses."""
     ticks: dict[float, int] = {}
+    lowest = 0.0
     for index, model in enumerate(summary.models):
         points = []
         for scale in summary.scales:
             score = (
                 summary.mean(model.name, scale) if panel.task is None else summary.score(model.name, panel.task, scale)
             )
-            cost = summary.cost(model.name, scale)
+            cost = summary.cost(model.name, scale, panel.task if summary.task_costs else None)
             x = None if cost is None else panel.x(cost, summary.latency(model.name, scale))
-            if score is not None and x is not None:
+            if score is not None and x:  # 0: no picture in a prompt, and no place on a logarithmic axis
                 points.append((x, score, model.is_trained(scale)))
                 ticks.setdefault(x, scale)
+                lowest = min(lowest, score.value)
         if points:
             is_hollow = model.method == OWN and not all(trained for _, _, trained in points)
             _line(axes, points, index, f"{model.name} (hollow: plain pooling)" if is_hollow else model.name)
@@ -134,18 +139,36 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
         if value is not None:
             label = "chance" if name == "chance" else "majority answer"
             axes.axhline(value, color=FAINT, linestyle=style, linewidth=1.2, label=label)
-    _dress(axes, panel, sorted(ticks), is_small)
+    _dress(axes, panel, sorted(ticks), lowest, is_small)
 
 
 def _published(axes: Axes, summary: Summary, task: str, ticks: dict[float, int]) -> None:
-    """Thin grey curves with a mark of their own per published model."""
-    found = summary.published(task)
+    """Thin grey curves with a mark of their own per published model, each scale where ours has it; the rest is in the table."""
+    found, own = summary.published(task), dict(ticks)
     for index, name in enumerate(dict.fromkeys(score.label for score in found)):
-        points = sorted((score.tokens, score.value) for score in found if score.label == name and score.tokens)
-        x, y = [float(tokens) for tokens, _ in points], [value for _, value in points]
+        places = [(place(score, own), score.value) for score in found if score.label == name]
+        points = sorted((at, value) for at, value in places if at is not None)
+        if not points:
+            continue
+        x, y = [at for at, _ in points], [value for _, value in points]
         mark = PUBLISHED_MARKS[index % len(PUBLISHED_MARKS)]
         axes.plot(x, y, color=FAINT, linewidth=0.9, marker=mark, markersize=4, label=f"published: {name}", zorder=2)
         ticks |= {at: round(at) for at in x if at not in ticks}
+
+
+def place(score: PublishedScore, ticks: Mapping[float, int]) -> float | None:
+    """Where a published score stands among `ticks`, tokens in the prompt -> scale.
+
+    Papers count tokens per image or tile, so a score at a scale stands where ours at it does; at another scale only where a
+    prompt has as many tokens as its scale says. Tokens per video are those of the prompt.
+    """
+    if score.tokens is None:
+        return None
+    same = [at for at, scale in ticks.items() if scale == score.tokens]
+    if score.tokens_per != "video" and same:
+        return same[0]
+    is_one = score.tokens_per == "video" or all(at == scale for at, scale in ticks.items())
+    return float(score.tokens) if is_one else None
 
 
 def _line(axes: Axes, points: list[tuple[float, Mean, bool]], index: int, name: str) -> None:
@@ -159,13 +182,15 @@ def _line(axes: Axes, points: list[tuple[float, Mean, bool]], index: int, name: 
     axes.plot([], [], color=colour, linestyle=style, marker="o", markerfacecolor=fills[0], label=name)
 
 
-def _dress(axes: Axes, panel: Panel, ticks: list[float], is_small: bool) -> None:
+def _dress(axes: Axes, panel: Panel, ticks: list[float], lowest: float, is_small: bool) -> None:
     axes.set_xscale("log")
     kept = spaced(ticks)
     axes.xaxis.set_major_locator(FixedLocator(kept))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    if axes.dataLim.ymax <= 100.0:
+    if not ticks:
+        axes.text(0.5, 0.5, "no score, or no picture in the prompts", transform=axes.transAxes, ha="center", fontsize=9)
+    elif lowest == 0.0 and axes.dataLim.ymax <= 100.0:
         axes.set_ylim(0, 104)
         axes.yaxis.set_major_locator(FixedLocator([0, 20, 40, 60, 80, 100]))
     axes.set_title(panel.title, fontsize=10 if is_small else 11, color=INK, loc="left", fontweight="bold")

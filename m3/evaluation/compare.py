@@ -4,6 +4,7 @@ In: `Summary`s. Out: differences with intervals (paired bootstrap, images drawn 
 two runs, corrected for their number. `m3 report A B` shows them; `m3 sweep --baseline` fails on the drops.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,8 @@ class Change:
     p: float  # normal approximation, clustered by image
     p_holm: float  # corrected for all changes of the same kind (means, or tasks)
     higher_is_better: bool
+    tasks: tuple[str, ...]  # that it is over
+    left_out: tuple[str, ...] = ()  # tasks of the mean that cannot be compared
 
     @property
     def is_significant(self) -> bool:
@@ -64,26 +67,30 @@ class _Pairs:
         return paired_p(self.a, self.b, self.clusters)
 
 
-def difference(a: Side, b: Side, tasks: Sequence[str] | None = None) -> Difference | None:
-    """Mean of `a` minus mean of `b` over the documents that both have; every task weighs the same.
+def difference(a: Side, b: Side) -> Difference | None:
+    """Mean of `a` minus mean of `b` over the documents that both have, in the metric's own sign; every task weighs the same.
 
-    In the metric's own sign. None where one of the tasks (default: those of a's mean) has no scores by document on one of the
-    sides.
+    Over those tasks of a's mean that are `comparable`; None where there is none.
     """
-    pairs = _pairs(a, b, a.summary.averaged if tasks is None else tasks)
-    return None if pairs is None else pairs.difference()
+    tasks = comparable(a, b, a.summary.averaged)
+    return _pairs(a, b, tasks).difference() if tasks else None
 
 
-def _pairs(a: Side, b: Side, tasks: Sequence[str]) -> _Pairs | None:
-    if not tasks:
-        return None
+def comparable(a: Side, b: Side, tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks with scores by document, in the unit of the table, on both sides."""
+    return tuple(task for task in tasks if all(_is_known(side, task) for side in (a, b)))
+
+
+def _is_known(side: Side, task: str) -> bool:
+    samples = side.summary.samples.get((side.model, task))
+    return task in side.summary.units and samples is not None and side.scale in samples.scales
+
+
+def _pairs(a: Side, b: Side, tasks: Sequence[str]) -> _Pairs:
+    """`tasks`: at least one, and comparable."""
     left, right, clusters = [], [], []
     for task in tasks:
-        mine, theirs = a.summary.samples.get((a.model, task)), b.summary.samples.get((b.model, task))
-        if task not in a.summary.units or task not in b.summary.units:
-            return None
-        if mine is None or theirs is None or a.scale not in mine.scales or b.scale not in theirs.scales:
-            return None
+        mine, theirs = a.summary.samples[a.model, task], b.summary.samples[b.model, task]
         rows = {key: row for row, key in enumerate(zip(theirs.doc_ids, theirs.documents, strict=True))}
         found = [
             (row, rows[key]) for row, key in enumerate(zip(mine.doc_ids, mine.documents, strict=True)) if key in rows
@@ -118,20 +125,13 @@ def compare(new: Summary, old: Summary) -> list[Change]:
     for task in tasks:
         _check_alike(new, old, task)
     averaged = [task for task in new.averaged if task in tasks]
-    names = [model.name for model in new.models]
-    namesakes = [(name, name) for name in names if name in {model.name for model in old.models}]
-    is_alone = len(new.models) == len(old.models) == 1
-    pairs = [(names[0], old.models[0].name)] if is_alone or not namesakes else namesakes
     changes: list[Change] = []
     for kind in ([None], tasks if len(tasks) > 1 or not averaged else []):
         found = []
-        for mine, theirs in pairs:
+        for mine, theirs in _partners(new, old):
             for scale in scales:
-                for task in kind:
-                    paired = _pairs(Side(new, mine, scale), Side(old, theirs, scale), [task] if task else averaged)
-                    if paired is not None:
-                        p, is_higher = paired.p(), new.kind(task).higher_is_better
-                        found.append(Change(mine, theirs, task, scale, paired.difference(), p, p, is_higher))
+                sides = Side(new, mine, scale), Side(old, theirs, scale)
+                found += [change for task in kind if (change := _change(*sides, task, averaged)) is not None]
         adjusted = holm([change.p for change in found])
         changes += [replace(change, p_holm=p) for change, p in zip(found, adjusted, strict=True)]
     if not changes:
@@ -139,11 +139,41 @@ def compare(new: Summary, old: Summary) -> list[Change]:
     return changes
 
 
-def not_compared(changes: Sequence[Change], new: Summary, old: Summary) -> list[str]:
-    """Common tasks that no change speaks of: their documents have no scores of their own, or in another unit."""
-    common = [task for task in new.tasks if task in old.tasks]
-    spoken = {change.task for change in changes}
-    return [task for task in common if task not in spoken and not (common == [task] and None in spoken)]
+def _partners(new: Summary, old: Summary) -> list[tuple[str, str]]:
+    """Models of `new`, each with whom it is compared."""
+    names, known = [model.name for model in new.models], {model.name for model in old.models}
+    namesakes = [(name, name) for name in names if name in known]
+    is_alone = len(new.models) == len(old.models) == 1
+    return [(names[0], old.models[0].name)] if is_alone or not namesakes else namesakes
+
+
+def _change(new: Side, old: Side, task: str | None, averaged: Sequence[str]) -> Change | None:
+    """Of a task, or of the mean over what can be compared; None where nothing can."""
+    asked = [task] if task else averaged
+    tasks = comparable(new, old, asked)
+    if not tasks:
+        return None
+    pairs, is_higher = _pairs(new, old, tasks), new.summary.kind(task).higher_is_better
+    p, left_out = pairs.p(), tuple(one for one in asked if one not in tasks)
+    return Change(new.model, old.model, task, new.scale, pairs.difference(), p, p, is_higher, tasks, left_out)
+
+
+def not_compared(new: Summary, old: Summary) -> list[str]:
+    """What of the new run has nothing to stand against, in words: tasks, scales, models, single cells."""
+    partners, scales = _partners(new, old), [scale for scale in new.scales if scale in old.scales]
+    left, right = {mine for mine, _ in partners}, {theirs for _, theirs in partners}
+    found = [f"the model {model.name}" for model in new.models if model.name not in left]
+    found += [f"the older run's model {model.name}" for model in old.models if model.name not in right]
+    found += [f"{scale} tokens" for scale in (*new.scales, *old.scales) if scale not in scales]
+    for task in dict.fromkeys((*new.tasks, *old.tasks)):
+        if task not in new.tasks or task not in old.tasks:
+            found.append(f"{task} (in one of the runs alone)")
+            continue
+        for mine, theirs in partners:
+            absent = [s for s in scales if not comparable(Side(new, mine, s), Side(old, theirs, s), [task])]
+            where = "" if absent == scales else f" at {', '.join(map(str, absent))} tokens"
+            found += [f"{task} of {mine}{where} (failed, or without scores by document)"] if absent else []
+    return found
 
 
 def _check_alike(new: Summary, old: Summary, task: str) -> None:
@@ -165,10 +195,17 @@ def described(change: Change) -> str:
     said = said.upper() if change.is_drop else said
     said += "" if change.higher_is_better else f" ({LESS})"
     said = said if change.is_significant else "within the noise"
+    interval = "" if math.isnan(found.low) else f" [{found.low:+.1f}, {found.high:+.1f}]"
     return (
-        f"{change.model} at {change.scale} tokens, {change.task or 'mean of the tasks'}: {said}, {found.value:+.1f} "
-        f"[{found.low:+.1f}, {found.high:+.1f}], p {shown_p(change.p_holm)} after Holm, {found.n} documents"
+        f"{change.model} at {change.scale} tokens, {change.task or over(change)}: {said}, {found.value:+.1f}{interval}, "
+        f"p {shown_p(change.p_holm)} after Holm, {found.n} documents"
     )
+
+
+def over(change: Change) -> str:
+    """What the mean of a change is over."""
+    number = len(change.tasks)
+    return f"mean of {number} of {number + len(change.left_out)} tasks" if change.left_out else "mean of the tasks"
 
 
 def shown_p(p: float) -> str:

@@ -3,7 +3,7 @@
 from m3.evaluation.roofline import accelerator, roofline
 from m3.evaluation.summary import Summary
 from m3.evaluation.tables import NOTHING, Table
-from m3.evaluation.units import engineering, milliseconds
+from m3.evaluation.units import engineering, milliseconds, three_digits
 
 
 def cost_table(summary: Summary) -> Table:
@@ -51,8 +51,8 @@ def latency_table(summary: Summary, device: str) -> Table:
                 str(row.scale),
                 f"{milliseconds(row.first_token_s)}±{milliseconds(row.first_token_spread_s)}",
                 f"{milliseconds(row.token_s)}±{milliseconds(row.token_spread_s)}",
-                f"{row.tokens_per_s:.3g}",
-                f"{row.images_per_s:.3g}",
+                three_digits(row.tokens_per_s),
+                three_digits(row.images_per_s),
                 engineering(row.peak_bytes, "B"),
                 *(guess if isinstance(guess, str) else milliseconds(guess) for guess in guesses),
             ]

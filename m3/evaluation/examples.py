@@ -1,16 +1,21 @@
 """A few documents of each task for the report: those first whose score the number of tokens changes."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3.evaluation.lmms import pictures_of
+from m3.evaluation.lmms import pictures_of, shown
 from m3.evaluation.run_folder import CellRow, Example, read_keys, write_json
 from m3.evaluation.store import Store
-from m3.evaluation.tasks import LoadedTask
+from m3.evaluation.tasks import FOREIGN, LoadedTask
 from m3.processing.video import Sampling
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE_PIXELS = 448
 EXAMPLES_PER_TASK = 6
+QUALITY = 90
+"""Of WebP: a photograph takes some 50 KB, so that a page of twenty tasks is a few MB; as PNG it would be ten times that."""
 
 
 def write_examples(
@@ -36,19 +41,23 @@ def write_examples(
                 for doc_id in keys[-1]
             }
             for doc_id in sorted(gain, key=lambda doc_id: (-gain[doc_id], doc_id))[:EXAMPLES_PER_TASK]:
-                examples += _write_example(run, loaded, doc_id, sampling)
+                try:
+                    examples += _write_example(run, loaded, doc_id, sampling)
+                except FOREIGN as error:  # a task's code, asked for what scoring did not need; the scores are there
+                    logger.warning("document %d of %s is not shown in the report: %s", doc_id, loaded.name, error)
     write_json(run / "examples" / "examples.json", [vars(example) for example in examples])
 
 
 def _write_example(run: Path, loaded: LoadedTask, doc_id: int, sampling: Sampling) -> list[Example]:
     document = loaded.task.eval_docs[doc_id]
-    visuals = loaded.task.doc_to_visual(document)
-    if not isinstance(visuals, list) or not visuals:
+    question, visuals = shown(loaded.task, document)
+    if not visuals:
         return []
     image = pictures_of(visuals[0], sampling)[0].image
-    image.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
-    file = f"{loaded.name}-{doc_id}.png"
+    small = image.copy()
+    small.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
+    file = f"{loaded.name}-{doc_id}.webp"
     (run / "examples").mkdir(exist_ok=True)
-    image.save(run / "examples" / file, optimize=True)
-    target = loaded.task.doc_to_target(document)
-    return [Example(loaded.name, doc_id, str(loaded.task.doc_to_text(document)), str(target), file)]
+    small.save(run / "examples" / file, quality=QUALITY)
+    target = str(loaded.task.doc_to_target(document))
+    return [Example(loaded.name, doc_id, question, target, file, [image.height, image.width])]

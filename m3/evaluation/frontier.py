@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (cost, score) points that no other beats: none cheaper or equal is better, none better or equal cheaper.
 
-    In the order of the cost. Of equal points the first is kept.
+    In the order of the cost. Equal points beat each other as little as themselves: all of them are on it.
     """
     front: list[int] = []
     best = -math.inf
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
-        if points[index][1] > best:
+        if points[index][1] > best or (front and points[index] == points[front[-1]]):
             front.append(index)
             best = points[index][1]
     return front
@@ -37,9 +37,11 @@ def knee(curve: Mapping[int, float]) -> int | None:
     return best if above[best] > 0 else None
 
 
-def sufficient(curve: Mapping[int, float], share: float = 0.95) -> int:
-    """The smallest scale that keeps `share` of the largest scale's score."""
+def sufficient(curve: Mapping[int, float], share: float = 0.95) -> int | None:
+    """The smallest scale that keeps `share` of the largest scale's score; None where that has nothing to keep."""
     if not 0 < share <= 1:
         raise ValueError(f"the share to keep must be above 0 and at most 1, got {share}")
     largest = curve[max(curve)]
+    if largest <= 0:
+        return None
     return min(scale for scale, score in curve.items() if score >= share * largest or scale == max(curve))

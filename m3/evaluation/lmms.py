@@ -16,7 +16,8 @@ import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from lmms_eval.protocol import ChatMessages
+from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
+from lmms_eval.protocol import ChatImageContent, ChatMessages, ChatTextContent, ChatVideoContent
 from tqdm import tqdm
 
 from m3.evaluation.decoding import SCALE, Decoding
@@ -140,6 +141,18 @@ def pictures_of(visual: Any, sampling: Sampling) -> list[Picture]:
     is_video = isinstance(visual, str | Path) and str(visual).lower().endswith(VIDEO_SUFFIXES)
     images = load_video(visual, sampling).frames if is_video else [visual]
     return [Picture.of(image) for image in images]
+
+
+def shown(task: ConfigurableTask, document: dict[str, Any]) -> tuple[str, list[Any]]:
+    """What a task asks of a document: its text, and its images and videos."""
+    if not isinstance(task, ConfigurableMessagesTask):
+        visuals = task.doc_to_visual(document)
+        return str(task.doc_to_text(document)), visuals if isinstance(visuals, list) else []
+    asked = task.doc_to_messages(document)
+    messages = ChatMessages(messages=asked).messages  # pyright: ignore[reportArgumentType] (it may not be typed a list)
+    parts = [part for message in messages if message.role == "user" for part in message.content]
+    text = "\n".join(part.text for part in parts if isinstance(part, ChatTextContent))
+    return text, [part.url for part in parts if isinstance(part, ChatImageContent | ChatVideoContent)]
 
 
 def simple_messages(

@@ -8,22 +8,19 @@ import base64
 import math
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from m3.evaluation.direction import ACCURACY, LESS
+from m3.evaluation.grids import drawn, grid_note, is_on_grid
 from m3.evaluation.routing_report import routing_data
 from m3.evaluation.run_folder import Example, ModelRow
-from m3.evaluation.summary import Summary, gflops
+from m3.evaluation.scores import gflops
+from m3.evaluation.summary import Summary
 from m3.evaluation.tables import Table
-from m3.nesting import get_nesting
-from m3.processing import overlay
-from m3.processing.overlay import Line
-
-SIDE = 100
-"""Side of an example's drawing, in its own units."""
 
 
 def page(summary: Summary, tables: Sequence[Table]) -> str:
@@ -31,6 +28,7 @@ def page(summary: Summary, tables: Sequence[Table]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}  # a browser reads no NaN
     templates = files("m3.evaluation").joinpath("templates")
     css, js, html = (templates.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js", "html.jinja"))
     return environment.from_string(html).render(
@@ -40,8 +38,8 @@ def page(summary: Summary, tables: Sequence[Table]) -> str:
         css=Markup(css),
         js=Markup(js),
         experts_js=Markup(templates.joinpath("experts.js").read_text("utf-8")),
+        samples_js=Markup(templates.joinpath("samples.js").read_text("utf-8")),
         lead=headline(summary),
-        grid_note=grid_note(summary.models[0]),
         failed=[cell for cell in summary.cells if cell.status == "failed"],
     )
 
@@ -63,19 +61,28 @@ def page_data(summary: Summary) -> dict[str, Any]:
             for task in summary.tasks
         ],
         "models": [
-            {"name": model.name, "trained": [scale for scale in summary.scales if model.is_trained(scale)]}
+            {
+                "name": model.name,
+                "trained": [scale for scale in summary.scales if model.is_trained(scale)],
+                "gridNote": grid_note(model),
+                "isOnGrid": is_on_grid(model),
+            }
             for model in summary.models
         ],
         "scores": {
             model.name: {task: _curve(summary, model, task) for task in summary.tasks} for model in summary.models
         },
         "costs": {model.name: _costs(summary, model) for model in summary.models},
+        "taskCosts": {
+            model.name: {task: _costs(summary, model, task) for task in summary.tasks} for model in summary.models
+        }
+        if summary.task_costs
+        else None,
         "published": published,
         "publishedModels": list(dict.fromkeys(row["model"] for row in published)),
         "needs": _needs(summary),
         "experts": routing_data(summary),
         "samples": [_sample(summary, example) for example in summary.examples],
-        "grids": {scale: grid_lines(summary.models[0], scale) for scale in summary.scales},
     }
 
 
@@ -84,12 +91,14 @@ def _curve(summary: Summary, model: ModelRow, task: str) -> dict[int, list[float
     return {scale: [mean.value, None if math.isnan(mean.stderr) else mean.stderr] for scale, mean in curve.items()}
 
 
-def _costs(summary: Summary, model: ModelRow) -> dict[int, dict[str, float | int | None]]:
+def _costs(summary: Summary, model: ModelRow, task: str | None = None) -> dict[int, dict[str, float | int | None]]:
+    """Of all prompts, or of a task's; times are those of one mean prompt for every task."""
     found = {}
     for scale in summary.scales:
-        cost, seen = summary.cost(model.name, scale), summary.latency(model.name, scale)
+        cost, seen = summary.cost(model.name, scale, task), summary.latency(model.name, scale)
         if cost is not None:
             found[scale] = {
+                "prompts": cost.prompts,
                 "tokens": cost.visual_tokens,
                 "gflops": gflops(cost),
                 "kv": cost.kv_cache_bytes / 1e3,
@@ -122,8 +131,9 @@ def _sample(summary: Summary, example: Example) -> dict[str, Any]:
         "task": example.task,
         "question": example.question,
         "target": example.target,
-        "image": f"data:image/png;base64,{content}",
+        "image": f"data:image/{Path(example.image).suffix[1:]};base64,{content}",
         "replies": replies,
+        "grids": {model.name: drawn(model, example, summary.scales) for model in summary.models},
     }
 
 
@@ -139,19 +149,3 @@ def headline(summary: Summary) -> str:
         f"{model} scores {scores[high].value:.1f} at {high} visual tokens per image and {scores[low].value:.1f} at {low}, "
         f"as the mean of {number} task{'s' * (number > 1)}{less}."
     )
-
-
-def grid_note(model: ModelRow) -> str:
-    if model.nesting != "grid_pool":
-        return "Visual tokens are learned queries here, which have no place on the image."
-    return "Each visual token is the mean over one cell of the grid on the image, which is padded to a square."
-
-
-def grid_lines(model: ModelRow, scale: int) -> list[Line]:
-    """Lines (x1, y1, x2, y2) between the cells that pooling averages, on a square of `SIDE`; none for other nestings."""
-    grid = (model.grid[0], model.grid[1]) if len(model.grid) == 2 else model.grid[0]
-    nesting = get_nesting(model.nesting)
-    if scale not in nesting.reachable(grid):  # of another model of the run
-        return []
-    lines = overlay.grid_lines(nesting.shape(grid, scale))
-    return [(SIDE * x1, SIDE * y1, SIDE * x2, SIDE * y2) for x1, y1, x2, y2 in lines]

@@ -1,12 +1,12 @@
 """The cost of the prompts that a sweep really asked: of each its pictures, as they are cut into tiles, and its words.
 
-In: an engine, and the answers in the store. Out: `CostRow`, the mean over the prompts of a
-method at a scale, and what the dearest takes. Costs grow
-faster than prompts do, so the mean is of the prompts' costs, not the cost of a mean prompt.
+In: an engine, and the answers in the store. Out: `CostRow`s of a method at a scale, the mean over all prompts and over those of
+each task, and what the dearest takes. Costs grow faster than prompts do, so the mean is of the prompts' costs, not the cost of a
+mean prompt.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from m3.evaluation.engine import Engine
@@ -29,25 +29,34 @@ class Prompt:
 
 
 def prompts_of(answers: Iterable[Answer]) -> Counter[Prompt]:
-    """How often each prompt, as far as its cost goes, was asked; the one of `NO_ANSWER_TEXT` where none was."""
-    found = Counter(Prompt(answer.sizes, answer.text_tokens) for answer in answers)
-    return found or Counter([Prompt(None, NO_ANSWER_TEXT)])
+    """How often each prompt, as far as its cost goes, was asked."""
+    return Counter(Prompt(answer.sizes, answer.text_tokens) for answer in answers)
 
 
-def cost_of(engine: Engine, name: str, method: str, scale: int, prompts: Counter[Prompt]) -> CostRow:
-    """Cost of the prompts at a scale, their tokens chosen by `method`; `name`: of the rows."""
+def costs_of(engine: Engine, name: str, method: str, scale: int, tasks: Mapping[str, Counter[Prompt]]) -> list[CostRow]:
+    """Cost of all prompts at a scale, their tokens chosen by `method`, then of each task's; `name`: of the rows.
+
+    Where none was asked, one row: that of a picture of most tiles and `NO_ANSWER_TEXT`.
+    """
+    asked = {task: prompts for task, prompts in tasks.items() if prompts}
+    whole = sum(asked.values(), Counter[Prompt]()) or Counter([Prompt(None, NO_ANSWER_TEXT)])
     costs = {
         prompt: method_cost(engine.model, method, scale, prompt.text_tokens, tiles_of(engine, prompt.sizes))
-        for prompt in prompts
+        for prompt in whole
     }
+    return [_mean(costs, name, task, prompts) for task, prompts in {"": whole, **asked}.items()]
+
+
+def _mean(costs: Mapping[Prompt, Cost], name: str, task: str, prompts: Counter[Prompt]) -> CostRow:
     total = prompts.total()
     sums = {field.name: sum(asdict(costs[one])[field.name] * n for one, n in prompts.items()) for field in fields(Cost)}
     return CostRow(
         **{name: round(value / total) for name, value in sums.items()},
         model=name,
         prompts=total,
-        most_visual_tokens=max(cost.visual_tokens for cost in costs.values()),
-        most_first_token_flops=max(cost.first_token_flops for cost in costs.values()),
+        most_visual_tokens=max(costs[one].visual_tokens for one in prompts),
+        most_first_token_flops=max(costs[one].first_token_flops for one in prompts),
+        task=task,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m3.evaluation.calibration_table import calibration_table
-from m3.evaluation.compare import Change, Side, difference, shown_p
+from m3.evaluation.compare import Change, Side, comparable, difference, over, shown_p
 from m3.evaluation.cost_tables import cost_table, latency_table
 from m3.evaluation.direction import ARROW, LESS
 from m3.evaluation.frontier import knee, pareto_front, sufficient
@@ -15,8 +15,9 @@ from m3.evaluation.methods import OWN, get_method
 from m3.evaluation.oracle import Oracle
 from m3.evaluation.routing_report import routing_table
 from m3.evaluation.run_folder import ModelRow, write_text
-from m3.evaluation.statistics import DRAWS, Difference, Mean
-from m3.evaluation.summary import Summary, gflops
+from m3.evaluation.scores import gflops
+from m3.evaluation.statistics import DRAWS, Difference, Interval, Mean
+from m3.evaluation.summary import Summary
 from m3.evaluation.tables import NOTHING, Table
 
 
@@ -79,9 +80,8 @@ def kept_table(summary: Summary) -> Table:
             kept = summary.retention(model.name, scale)
             notes = ["on the Pareto front"] if (model.name, scale) in front else []
             notes += ["knee"] if scale == knee(good) else []
-            notes += ["smallest that keeps 95 %"] if scale == enough else []
-            interval = NOTHING if kept is None else f"{kept.value:.1f} [{kept.low:.1f}, {kept.high:.1f}]"
-            rows.append([str(scale), f"{value:.1f}", interval, "; ".join(notes)])
+            notes += ["smallest that keeps 95 %"] if scale == enough and summary.scales[-1] in curve else []
+            rows.append([str(scale), f"{value:.1f}", _shown_kept(kept), "; ".join(notes)])
     caption = "What each scale keeps of the largest: mean over tasks of the ratio of scores, in per cent"
     note = (
         f"95 % interval by bootstrap over images, {DRAWS:,} draws. Pareto front over all rows, by visual tokens and mean score; "
@@ -90,6 +90,15 @@ def kept_table(summary: Summary) -> Table:
     if not kind.higher_is_better:
         note += f" The score counts errors ({LESS}): front and knee are of the falling curve, kept is the share of 100 - error."
     return Table("retention", caption, ["tokens", "mean score", "kept", ""], rows, blocks, note)
+
+
+def _shown_kept(kept: Interval | None) -> str:
+    if kept is None:
+        return NOTHING
+    if math.isnan(kept.low):
+        return f"{kept.value:.1f}"
+    high = "∞" if math.isinf(kept.high) else f"{kept.high:.1f}"
+    return f"{kept.value:.1f} [{kept.low:.1f}, {high}]"
 
 
 def oracle_table(summary: Summary) -> Table:
@@ -114,6 +123,9 @@ def oracle_table(summary: Summary) -> Table:
         "from which on all larger are right too, with the accuracy of the largest. Corrected for chance, 0 is guessing: "
         "(score - c) / (1 - c), where c is the chance level, and 1 - (1 - chance)^scales for the oracle's many tries."
     )
+    failed = sorted({summary.label(cell.task) for cell in summary.cells if cell.status == "failed"})
+    if failed:
+        note += f" A model's task with a failed scale has no row ({', '.join(failed)})."
     return Table("oracle", caption, header, rows, blocks, note)
 
 
@@ -142,29 +154,48 @@ def _oracle_row(name: str, parts: Sequence[Oracle], factor: float) -> list[str]:
 
 
 def differences_table(summary: Summary) -> Table:
-    """The first model against the others at each scale, and each of its scales against its largest."""
+    """The first model against the others at each scale, and each of its scales against its largest.
+
+    Over the tasks that both have scores by document of; `tasks` says how many of the mean's these are.
+    """
     rows: list[list[str]] = []
     blocks: dict[int, str] = {}
-    first = summary.models[0].name
-    for other in summary.models[1:]:
-        blocks[len(rows)] = f"{first} minus {other.name}"
-        for scale in summary.scales:
-            found = difference(Side(summary, first, scale), Side(summary, other.name, scale))
-            rows += [[f"{scale}{'' if other.is_trained(scale) else '*'}", *_shown_difference(found)]] if found else []
-    largest = summary.scales[-1]
-    blocks[len(rows)] = f"{first}: each scale minus {largest} tokens"
-    for scale in summary.scales[:-1]:
-        found = difference(Side(summary, first, scale), Side(summary, first, largest))
-        rows += [[str(scale), *_shown_difference(found)]] if found else []
-    caption = "Differences of the mean score on the same documents"
+    missing: set[str] = set()
+    first, largest = summary.models[0], summary.scales[-1]
+    pairs = [
+        (f"{first.name} minus {other.name}", other, [(scale, scale) for scale in summary.scales])
+        for other in summary.models[1:]
+    ]
+    pairs.append(
+        (f"{first.name}: each scale minus {largest} tokens", first, [(s, largest) for s in summary.scales[:-1]])
+    )
+    for title, other, scales in pairs:
+        blocks[len(rows)] = title
+        for mine, theirs in scales:
+            sides = Side(summary, first.name, mine), Side(summary, other.name, theirs)
+            tasks, found = comparable(*sides, summary.averaged), difference(*sides)
+            missing |= set(summary.averaged) - set(tasks)
+            name = f"{mine}{'' if other.is_trained(mine) else '*'}"
+            shown_numbers = [NOTHING] * 3 if found is None else _shown_difference(found)
+            rows.append([name, *shown_numbers, f"{len(tasks)} of {len(summary.averaged)}"])
     note = f"Points; paired bootstrap over images, {DRAWS:,} draws; p not corrected for the number of rows."
+    if missing:
+        names = ", ".join(summary.label(task) for task in summary.averaged if task in missing)
+        note += (
+            f" {names}: no scores by document in the table's unit in some rows or all; these are over the other tasks."
+        )
     if not summary.kind(None).higher_is_better:
         note += f" The score counts errors ({LESS}): below zero the first is better."
-    return Table("differences", caption, ["tokens", "difference", "95 % interval", "p"], rows, blocks, note)
+    caption, header = (
+        "Differences of the mean score on the same documents",
+        ["tokens", "difference", "95 % interval", "p", "tasks"],
+    )
+    return Table("differences", caption, header, rows if summary.averaged else [], blocks, note)
 
 
 def _shown_difference(found: Difference) -> list[str]:
-    return [f"{found.value:+.1f}", f"{found.low:+.1f} to {found.high:+.1f}", shown_p(found.p)]
+    interval = NOTHING if math.isnan(found.low) else f"{found.low:+.1f} to {found.high:+.1f}"
+    return [f"{found.value:+.1f}", interval, shown_p(found.p)]
 
 
 def changes_table(changes: Sequence[Change]) -> Table:
@@ -172,7 +203,7 @@ def changes_table(changes: Sequence[Change]) -> Table:
     rows = [
         [
             change.model if change.model == change.other else f"{change.model} − {change.other}",
-            (change.task or "mean") + ("" if change.higher_is_better else ARROW),
+            (change.task or over(change)) + ("" if change.higher_is_better else ARROW),
             str(change.scale),
             *_shown_difference(change.difference)[:2],
             shown_p(change.p),
@@ -226,7 +257,7 @@ def write_csv(summary: Summary) -> Path:
     the first is better)."""
     names = [name for task in summary.tasks for name in (summary.family(task), f"{summary.family(task)}_stderr")]
     header = ["model", "scale", "trained_at_scale", "visual_tokens", "first_token_gflops", "first_token_ms", *names]
-    header += ["mean", "mean_stderr", "behind_first", "behind_first_low", "behind_first_high"]
+    header += ["mean", "mean_stderr", "behind_first", "behind_first_low", "behind_first_high", "behind_first_tasks"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -247,8 +278,8 @@ def _behind(found: Difference | None, higher_is_better: bool) -> Sequence[float 
 def _csv_row(summary: Summary, model: ModelRow, scale: int) -> list[str]:
     cost, mean = summary.cost(model.name, scale), summary.mean(model.name, scale)
     latency = summary.latency(model.name, scale)
-    first = summary.models[0]
-    behind = None if model == first else difference(Side(summary, first.name, scale), Side(summary, model.name, scale))
+    sides = Side(summary, summary.models[0].name, scale), Side(summary, model.name, scale)
+    behind = None if model == summary.models[0] else difference(*sides)
     scores: list[float | None] = []
     for task in summary.tasks:
         score = summary.score(model.name, task, scale)
@@ -260,6 +291,7 @@ def _csv_row(summary: Summary, model: ModelRow, scale: int) -> list[str]:
         *scores,
         *((None, None) if mean is None else (mean.value, mean.stderr)),
         *_behind(behind, summary.kind(None).higher_is_better),
+        None if behind is None else len(comparable(*sides, summary.averaged)),
     ]
-    shown_numbers = ["" if number is None else f"{number:.6g}" for number in numbers]
+    shown_numbers = ["" if number is None or math.isnan(number) else f"{number:.6g}" for number in numbers]
     return [model.name, str(scale), str(model.is_trained(scale)), *shown_numbers]

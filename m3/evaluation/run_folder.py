@@ -5,7 +5,7 @@
     submissions/MODEL/TASK@SCALE/ files for a benchmark's server, as lmms-eval writes them (m3 submit collects them)
     tasks/TASK.yaml               what lmms-eval was told of its own tasks: where their data are
     cells.csv                     one row per model, task, scale and metric
-    cost.csv                      one row per model and scale: what the formulas say of the prompts asked, in the mean
+    cost.csv                      a row per model and scale, and one per task of these: the mean, by formula, of all prompts
     latency.csv                   one row per model, scale and batch size: what was measured
     models.json, baselines.json, environment.json, examples/
     lmms_eval.log                 what the harness printed
@@ -18,11 +18,13 @@ Files other than the store and the log are written aside and renamed.
 """
 
 import csv
+import fcntl
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +51,7 @@ class CellRow:
     metric: str
     is_primary: bool  # the task's first metric: the one that tables and charts show
     value: float | None
-    stderr: float | None  # clustered by image where the metric is a mean over documents, else the harness's
+    stderr: float | None  # clustered by image; None where the metric is no mean over documents
     n: int
     clusters: int
     visual_tokens: float | None  # mean per document
@@ -62,12 +64,13 @@ class CellRow:
 
 @dataclass(frozen=True)
 class CostRow(Cost):
-    """Cost of a prompt, the mean over those that were asked: a line of cost.csv."""
+    """Cost of a prompt, the mean over those that were asked of a task, or of all: a line of cost.csv."""
 
     model: str
     prompts: int = 0  # how many were asked; 0: an older run, whose row is one image of most tiles and a mean text
     most_visual_tokens: int = 0  # of any prompt
     most_first_token_flops: int = 0
+    task: str = ""  # "": all tasks; older runs have no other rows
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class ModelRow:
     method: str = OWN  # how visual tokens are chosen: a row of m3.evaluation.methods
     base: str = ""  # for a control, the name of the model it belongs to
     routers: int | None = None  # layers with experts; 0: a dense decoder; None: an older run
+    tiling: dict[str, Any] | None = None  # TilingConfig.to_dict(); None: an older run
 
     def is_trained(self, scale: int) -> bool:
         """Whether the weights saw such tokens at this scale in training; else they are plain pooling, or a control."""
@@ -110,6 +114,7 @@ class Example:
     question: str
     target: str
     image: str  # file under examples/
+    size: list[int] | None = None  # (height, width) of the picture as it came; None: an older run
 
 
 Row = TypeVar("Row", CellRow, CostRow, LatencyRow)
@@ -161,6 +166,22 @@ def _parse(text: str, kind: Any) -> Any:
     if isinstance(kind, UnionType):
         return None if text == "" else _parse(text, get_args(kind)[0])
     return text == "True" if kind is bool else kind(text)
+
+
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """No other sweep writes to the folder meanwhile: their tables would be mixed. The lock ends with its process, killed or not.
+
+    Raises:
+        ValueError: one does.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another sweep is writing to {run}; wait for it, or choose another --out") from error
+        yield
 
 
 def result_path(run: Path, model: str, task: str, scale: int) -> Path:

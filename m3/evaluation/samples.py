@@ -3,6 +3,7 @@
 In: a run folder's keys and its store. Out: `Samples`, one model on one task.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from m3.evaluation.run_folder import read_keys
-from m3.evaluation.store import Store
+from m3.evaluation.store import Answer, Store
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Samples:
     scales: tuple[int, ...]
     doc_ids: tuple[int, ...]
     documents: tuple[str, ...]  # digests of the documents: equal in two runs where the data are
-    images: tuple[tuple[str, ...], ...]  # digests: the clusters
+    images: tuple[tuple[str, ...], ...]  # the clusters (`cluster`)
     scores: Float[np.ndarray, "n k"]
     tokens: Float[np.ndarray, "n k"]  # visual tokens of the prompt, as counted
     confidences: Float[np.ndarray, "n k"]  # nan where none was recorded
@@ -30,19 +31,24 @@ class Samples:
         return self.scores[:, self.scales.index(scale)]
 
 
+def cluster(answer: Answer) -> tuple[str, ...]:
+    """What documents are not independent within: their pictures, by digest. One without a picture stands for itself."""
+    return answer.images or (f"text {answer.cell.document}",)
+
+
 def read_samples(run: Path, store: Store, model: str, task: str, scales: Sequence[int], metric: str) -> Samples | None:
     """The documents that every scale has; None where some document has no score of its own for the metric."""
     keys = [read_keys(run, model, task, scale) for scale in scales]
     doc_ids = sorted(set.intersection(*(set(of_scale) for of_scale in keys)))
     scores = [[store.scores(of_scale[doc_id]).get(metric) for of_scale in keys] for doc_id in doc_ids]
-    if not doc_ids or any(score is None for row in scores for score in row):
+    if not doc_ids or any(score is None or not math.isfinite(score) for row in scores for score in row):
         return None
     answers = [[store.answer(of_scale[doc_id]) for of_scale in keys] for doc_id in doc_ids]
     return Samples(
         scales=tuple(scales),
         doc_ids=tuple(doc_ids),
         documents=tuple(row[0].cell.document for row in answers),
-        images=tuple(row[0].images for row in answers),
+        images=tuple(cluster(row[0]) for row in answers),
         scores=np.asarray(scores, dtype=np.float64),
         tokens=np.asarray([[answer.visual_tokens for answer in row] for row in answers], dtype=np.float64),
         confidences=np.asarray([[answer.confidence for answer in row] for row in answers], dtype=np.float64),

@@ -19,6 +19,7 @@ from lmms_eval.tasks import TaskManager
 
 from m3.evaluation.decoding import SCALE
 from m3.evaluation.run_folder import CellRow, result_path, submission_folder, write_json
+from m3.evaluation.samples import cluster
 from m3.evaluation.statistics import Mean, clustered_mean
 from m3.evaluation.store import Answer
 from m3.evaluation.stored import StoredModel
@@ -26,6 +27,8 @@ from m3.evaluation.tasks import FOREIGN, LoadedTask
 
 logger = logging.getLogger(__name__)
 
+UNITS = (1.0, 100.0)
+"""What a document's 1 may count in a task's mean: Video-MME averages rights and wrongs to per cents."""
 SUBMISSION = "submission"
 """The harness's metric of a task whose labels are hidden; it has a file instead of a value."""
 
@@ -90,21 +93,24 @@ def _rows(model: StoredModel, name: str, loaded: LoadedTask, results: dict[str, 
         raise ValueError(f"the harness gave no number for any metric of {loaded.name}: {', '.join(sorted(names))}")
     scores = {doc_id: per_document(sample, list(metrics)) for doc_id, sample in sorted(samples.items())}
     model.store.add_scores({keys[doc_id]: values for doc_id, values in scores.items()})
-    return [
-        _row(name, loaded, scale, metric, value, stderr, scores, answers) for metric, (value, stderr) in metrics.items()
-    ]
+    rows = [_row(name, loaded, scale, metric, value, scores, answers) for metric, value in metrics.items()]
+    if loaded.metric not in metrics and SUBMISSION not in names:
+        error = ValueError(
+            f"the harness gave no number for {loaded.metric}, the metric of {loaded.name} that tables show; it gave "
+            f"{', '.join(f'{metric} {value:.4g}' for metric, value in metrics.items())}"
+        )
+        rows.append(failed_row(name, loaded.name, scale, loaded.metric, error))
+    return rows
 
 
-def reported(results: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
-    """Metric -> (value, standard error) of the harness's table, for the first filter of each metric."""
-    found: dict[str, tuple[float, float | None]] = {}
+def reported(results: Mapping[str, Any]) -> dict[str, float]:
+    """Metric -> value of the harness's table, for the first filter of each metric; without what is no finite number."""
+    found: dict[str, float] = {}
     for name, value in results.items():
-        metric, comma, filter_name = name.partition(",")
-        if not comma or "_stderr" in metric or metric in found or not isinstance(value, int | float):
-            continue
-        stderr = results.get(f"{metric}_stderr_clt,{filter_name}")
-        found[metric] = (float(value), stderr if isinstance(stderr, float) else None)
-    return found
+        metric, comma, _ = name.partition(",")
+        if comma and "_stderr" not in metric and metric not in found and isinstance(value, int | float):
+            found[metric] = float(value)
+    return {metric: value for metric, value in found.items() if math.isfinite(value)}
 
 
 def per_document(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
@@ -113,7 +119,7 @@ def per_document(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str,
     for metric in metrics:
         value = sample.get(metric)
         value = value.get("score") if isinstance(value, dict) else value
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and math.isfinite(value):
             scores[metric] = float(value)
     return scores
 
@@ -124,13 +130,12 @@ def _row(
     scale: int,
     metric: str,
     value: float,
-    stderr: float | None,
     scores: Mapping[int, Mapping[str, float]],
     answers: Mapping[int, Sequence[Answer]],
 ) -> CellRow:
     documents = list(scores)
     ours = _mean(documents, metric, scores, answers)
-    is_mean = ours is not None and math.isclose(ours.value, value, abs_tol=1e-6)
+    unit = None if ours is None else next((u for u in UNITS if math.isclose(u * ours.value, value, abs_tol=1e-6)), None)
     first = [answers[doc_id][0] for doc_id in documents]
     sure = [answer.confidence for answer in first if answer.confidence is not None]
     return CellRow(
@@ -141,9 +146,9 @@ def _row(
         metric=metric,
         is_primary=metric == loaded.metric,
         value=value,
-        stderr=ours.stderr if ours is not None and is_mean else stderr,
+        stderr=None if ours is None or unit is None else unit * ours.stderr,
         n=len(documents),
-        clusters=len({answer.images for answer in first}),
+        clusters=len({cluster(answer) for answer in first}),
         visual_tokens=sum(answer.visual_tokens for answer in first) / len(first),
         text_tokens=sum(answer.text_tokens for answer in first) / len(first),
         answer_tokens=sum(answer.answer_tokens for answer in first) / len(first),
@@ -163,7 +168,7 @@ def _mean(
     values = [scores[doc_id][metric] for doc_id in documents if metric in scores[doc_id]]
     if len(values) != len(documents):
         return None
-    return clustered_mean(values, [answers[doc_id][0].images for doc_id in documents])
+    return clustered_mean(values, [cluster(answers[doc_id][0]) for doc_id in documents])
 
 
 def _cause(error: BaseException) -> str:

@@ -29,7 +29,7 @@ class Difference:
     """Mean of (a - b) over the same documents, with a bootstrap interval."""
 
     value: float
-    low: float
+    low: float  # nan, as high, where there is one image alone
     high: float
     p: float  # two-sided: how often resampling puts the difference on the other side of zero, times two
     n: int = 0  # documents compared
@@ -70,7 +70,8 @@ def paired_bootstrap(
 ) -> Difference:
     """Difference of two means over the same documents; images are drawn with replacement, with all their documents.
 
-    `a[i]`, `b[i]` and `clusters[i]` belong to one document. Percentile interval; p is at least 2 / (iterations + 1).
+    `a[i]`, `b[i]` and `clusters[i]` belong to one document. Percentile interval; p is at least 2 / (iterations + 1), and
+    `least_p`. One image alone has no interval.
     """
     _check_lengths(a=len(a), b=len(b), clusters=len(clusters))
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
@@ -81,22 +82,31 @@ def paired_bootstrap(
         rows = min(500, iterations - start)
         counts = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=rows)
         drawn[start : start + rows] = (counts @ sums) / (counts @ sizes)
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(sums) > 1 else (math.nan,) * 2
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    p = min(1.0, 2 * (tail + 1) / (iterations + 1))
+    p = max(min(1.0, 2 * (tail + 1) / (iterations + 1)), least_p(len(sums)))
     return Difference(float(differences.mean()), float(low), float(high), float(p), len(differences))
+
+
+def least_p(clusters: int) -> float:
+    """The smallest two-sided p that so many images can give, whatever they say: that of a sign-flip test, 2 / 2^C.
+
+    Resampling and the normal distribution know no such end: of three images that agree they would be sure beyond measure.
+    """
+    return 2.0 ** (1 - clusters)
 
 
 def paired_p(a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable]) -> float:
     """Two-sided p of a difference of two means by its clustered standard error and the normal distribution.
 
-    Unlike the bootstrap's it has no smallest value, so it can be corrected for any number of tests. 1 where the error cannot be
-    known (one image).
+    Unlike the bootstrap's it does not end at the number of draws, so it can be corrected for any number of tests; it ends at
+    `least_p`. 1 where the error cannot be known (one image).
     """
     mean = clustered_mean([x - y for x, y in zip(a, b, strict=True)], clusters)
     if math.isnan(mean.stderr) or mean.value == 0:
         return 1.0
-    return math.erfc(abs(mean.value) / mean.stderr / math.sqrt(2)) if mean.stderr > 0 else 0.0
+    normal = math.erfc(abs(mean.value) / mean.stderr / math.sqrt(2)) if mean.stderr > 0 else 0.0
+    return max(normal, least_p(mean.clusters))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -119,8 +129,8 @@ def chance_corrected(score: float, chance: float) -> float:
 @dataclass(frozen=True)
 class Interval:
     value: float
-    low: float
-    high: float
+    low: float  # nan, as high, where a task has one image alone
+    high: float  # inf where a draw of the images may leave nothing to divide by
 
 
 def retention(
@@ -141,8 +151,12 @@ def retention(
         whole, _ = _cluster_sums(np.asarray(largest, dtype=np.float64), clusters)
         counts = rng.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), size=draws)
         value += mine.sum() / whole.sum() / len(tasks)
-        drawn += (counts @ mine) / np.maximum(counts @ whole, 1e-12) / len(tasks)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+        kept, all_of_it = counts @ mine, counts @ whole
+        ratio = np.where(kept > 0, np.inf, 1.0)  # of nothing, nothing is lost; something is more than any share of it
+        drawn += np.divide(kept, all_of_it, out=ratio, where=all_of_it > 0) / len(tasks)
+        if len(mine) == 1:
+            drawn[:] = np.nan
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")  # between a number and inf there is nothing
     return Interval(100 * float(value), 100 * float(low), 100 * float(high))
 
 

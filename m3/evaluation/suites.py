@@ -23,6 +23,9 @@ class SuiteTask:
     benchmark: str  # as papers name it, split included; what published/*.yaml calls its columns
     metric: str  # the harness's metric that tables and charts show
     needs: list[Need] = field(default_factory=list)
+    unit: Literal["share", "points"] = (
+        "share"  # points: a sum of some unit, which no mean takes in, however small it is
+    )
     near: dict[str, str] = field(default_factory=dict)  # benchmarks of the same data, scored otherwise -> in which way
 
 
@@ -61,3 +64,9 @@ def metric_of(task: str) -> str | None:
     """The metric that tables show for a task; None where no suite has it (then it is the task's first)."""
     known = known_tasks().get(task)
     return None if known is None else known.metric
+
+
+def unit_of(task: str) -> str:
+    """What a task's metric counts in; a share (of one, or of a hundred) where no suite says otherwise."""
+    known = known_tasks().get(task)
+    return "share" if known is None else known.unit

@@ -7,9 +7,10 @@ process answers its share of the documents, and the first one scores all of them
 
 import argparse
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,8 +21,16 @@ from lmms_eval.tasks import TaskManager
 from loguru import logger as harness_logger
 from transformers.utils import logging as transformers_logging
 
-from m3.evaluation.arguments import chosen_methods, labels, parse_arguments, reachable_scales, task_names
-from m3.evaluation.compare import Change, compare, described, not_compared
+from m3.evaluation.arguments import (
+    check_distinct,
+    chosen_methods,
+    label_of,
+    labels,
+    parse_arguments,
+    reachable_scales,
+    task_names,
+)
+from m3.evaluation.baseline import check_baseline, fallen
 from m3.evaluation.engine import Engine
 from m3.evaluation.examples import write_examples
 from m3.evaluation.judge import check_judge, price, set_judge
@@ -29,12 +38,13 @@ from m3.evaluation.latency import measure
 from m3.evaluation.lmms import default_device, local_device, sampling_of
 from m3.evaluation.methods import OWN, is_own
 from m3.evaluation.progress import Progress, check_disk
-from m3.evaluation.prompt_cost import NO_ANSWER_TEXT, cost_of, prompts_of
+from m3.evaluation.prompt_cost import NO_ANSWER_TEXT, costs_of, prompts_of
 from m3.evaluation.run_folder import (
     CellRow,
     CostRow,
     LatencyRow,
     ModelRow,
+    alone_in,
     environment,
     read_keys,
     write_json,
@@ -44,7 +54,6 @@ from m3.evaluation.scoring import failed_row, run_cell
 from m3.evaluation.store import Answer, Store
 from m3.evaluation.stored import Budget, StoredModel
 from m3.evaluation.suites import known_tasks
-from m3.evaluation.summary import Summary
 from m3.evaluation.tasks import BrokenTask, LoadedTask, load_tasks
 from m3.model import M3Config
 
@@ -87,6 +96,8 @@ def main(argv: list[str]) -> int:
         ValueError: a user's mistake.
     """
     arguments = parse_arguments(argv)
+    if arguments.baseline is not None:
+        check_baseline(arguments.out, arguments.baseline)
     paths = labels(arguments.models)
     configs = {name: M3Config.from_pretrained(path) for name, path in paths.items()}
     names, left_out = task_names(arguments.suite, arguments.tasks, arguments.judge is not None)
@@ -96,12 +107,15 @@ def main(argv: list[str]) -> int:
         set_judge(arguments.judge, arguments.judge_url)
         check_judge()
     scales, methods = reachable_scales(arguments.scales, configs), chosen_methods(arguments.methods)
+    check_distinct(list(paths), methods)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     found = find(arguments, names)
-    sweep = prepare(arguments, argv, found, scales, methods)
-    for name, path in paths.items():
-        sweep_model(sweep, name, path)
+    # of the processes that torchrun starts, the first writes
+    with alone_in(arguments.out) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        sweep = prepare(arguments, argv, found, scales, methods)
+        for name, path in paths.items():
+            sweep_model(sweep, name, path)
     if not sweep.is_writer:
         return 0
     fell = fallen(sweep.run, arguments.baseline) if arguments.baseline is not None else []
@@ -110,20 +124,6 @@ def main(argv: list[str]) -> int:
         logger.error("FAILED %s, %s at %d tokens: %s", cell.model, cell.task, cell.scale, cell.error)
     logger.info("%s: %d rows, %d failed. Next: m3 report %s", sweep.run, len(sweep.cells), len(failed), sweep.run)
     return 1 if failed or fell else 0
-
-
-def fallen(run: Path, baseline: Path) -> list[Change]:
-    """Says how every scale stands against `--baseline`; what fell beyond the noise, means and single tasks."""
-    new, old = Summary.read(run), Summary.read(baseline)
-    changes = compare(new, old)
-    silent = not_compared(changes, new, old)
-    if silent:
-        logger.warning("NOT compared with %s, for want of scores by document: %s", baseline, ", ".join(silent))
-    drops = [change for change in changes if change.is_drop]
-    for change in changes:
-        if change.task is None or change.is_drop:
-            logger.log(logging.ERROR if change.is_drop else logging.INFO, "%s", described(change))
-    return drops
 
 
 def find(arguments: argparse.Namespace, names: Sequence[str]) -> FoundTasks:
@@ -158,10 +158,20 @@ def prepare(
         shutil.rmtree(
             run / "submissions", ignore_errors=True
         )  # of other models or scales, or of older weights of these
+        clear(run)
         write_json(run / "environment.json", environment(argv))
         write_json(run / "baselines.json", {loaded.name: loaded.baselines for loaded in tasks if loaded.baselines})
     progress = Progress(budgets * (len(tasks) + len(broken)), run)
     return Sweep(arguments, run, scales, methods, manager, tasks, broken, accelerator, progress)
+
+
+def clear(run: Path) -> None:
+    """Tables of an earlier sweep in the folder, perhaps of other models or documents; its answers stay in the store."""
+    write_rows(run / "cells.csv", CellRow, [])
+    write_rows(run / "cost.csv", CostRow, [])
+    write_rows(run / "latency.csv", LatencyRow, [])
+    write_json(run / "models.json", [])
+    shutil.rmtree(run / "examples", ignore_errors=True)
 
 
 def sweep_model(sweep: Sweep, name: str, path: str) -> None:
@@ -178,6 +188,8 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
         logger.info("%s nests by pooling, so the method %s is its own nesting; it has no rows apart", name, method)
     for method in methods or [OWN]:
         sweep.models.append(describe(name, path, engine, method))
+    if sweep.is_writer:
+        write_json(sweep.run / "models.json", [vars(model) for model in sweep.models])
     budgets = [Budget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
     for broken in sweep.broken:
         for budget in budgets:
@@ -189,11 +201,9 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
             run_task(sweep, name, loaded, engine, store, budgets)
         if sweep.is_writer:
             add_costs(sweep, name, engine, store, methods or [OWN])
-    if sweep.is_writer:
-        write_json(sweep.run / "models.json", [vars(model) for model in sweep.models])
-        if path == arguments.models[0]:
-            first = sweep.models[0].name
-            write_examples(sweep.run, first, sweep.tasks, sweep.scales, sweep.cells, sampling_of(arguments.frames))
+    if sweep.is_writer and path == arguments.models[0]:
+        first = sweep.models[0].name
+        write_examples(sweep.run, first, sweep.tasks, sweep.scales, sweep.cells, sampling_of(arguments.frames))
 
 
 def run_task(
@@ -227,11 +237,6 @@ def add_cell(sweep: Sweep, rows: Sequence[CellRow], name: str, task: str, scale:
         sweep.progress.report(rows, name, task, scale)
 
 
-def label_of(name: str, method: str) -> str:
-    """The name of a model's rows, or of a control's."""
-    return name if method == OWN else f"{name}+{method}"
-
-
 @contextmanager
 def quiet(run: Path) -> Iterator[None]:
     """What the harness prints goes to the log."""
@@ -246,15 +251,17 @@ def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
     parameters = sum(parameter.numel() for parameter in engine.model.parameters())
     base = "" if method == OWN else name
     routers = len(engine.model.model.routers)
-    return ModelRow(label_of(name, method), path, engine.weights, scales, grid, kind, parameters, method, base, routers)
+    label, tiling = label_of(name, method), config.tiling.to_dict()
+    return ModelRow(label, path, engine.weights, scales, grid, kind, parameters, method, base, routers, tiling)
 
 
 def add_costs(sweep: Sweep, name: str, engine: Engine, store: Store, methods: Sequence[str]) -> None:
     """Cost of the prompts that were asked; times of one image of most tiles and a mean text, by the model's own nesting."""
     for method in methods:
         for scale in sweep.scales:
-            asked = prompts_of(answers_of(sweep, label_of(name, method), scale, store))
-            sweep.costs.append(cost_of(engine, label_of(name, method), method, scale, asked))
+            label = label_of(name, method)
+            asked = {task: prompts_of(found) for task, found in answers_of(sweep, label, scale, store).items()}
+            sweep.costs += costs_of(engine, label, method, scale, asked)
     if not sweep.arguments.no_latency:
         text = text_tokens(name, sweep.cells)
         measured = measure(engine.model, sweep.scales, text, LATENCY_BATCHES)
@@ -263,11 +270,11 @@ def add_costs(sweep: Sweep, name: str, engine: Engine, store: Store, methods: Se
     write_rows(sweep.run / "latency.csv", LatencyRow, sweep.times)
 
 
-def answers_of(sweep: Sweep, label: str, scale: int, store: Store) -> list[Answer]:
-    """Of all tasks that did not fail, a server's included."""
+def answers_of(sweep: Sweep, label: str, scale: int, store: Store) -> dict[str, list[Answer]]:
+    """Of every task that did not fail, a server's included."""
     failed = {cell.task for cell in sweep.cells if (cell.model, cell.scale, cell.status) == (label, scale, "failed")}
     tasks = [loaded.name for loaded in sweep.tasks if loaded.name not in failed]
-    return [store.answer(key) for task in tasks for key in read_keys(sweep.run, label, task, scale).values()]
+    return {task: [store.answer(key) for key in read_keys(sweep.run, label, task, scale).values()] for task in tasks}
 
 
 def text_tokens(name: str, cells: Sequence[CellRow]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 LATEX: Mapping[str, str] = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "±": r"$\pm$", "↓": r"$\downarrow$", "−": r"$-$", "×": r"$\times$", "≥": r"$\geq$", "–": "--",
+    "±": r"$\pm$", "↓": r"$\downarrow$", "−": r"$-$", "×": r"$\times$", "≥": r"$\geq$", "–": "--", "∞": r"$\infty$",
 }  # fmt: skip
 """What LaTeX reads as more than a character."""
 NOTHING = "–"
@@ -48,7 +48,7 @@ def as_markdown(table: Table) -> str:
     """A pipe table; a block's line is a row of its own."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("\\", r"\\").replace("|", r"\|") for cell in cells) + " |"
+        return "| " + " | ".join(markdown(cell) for cell in cells) + " |"
 
     lines = [f"**{table.caption}**", "", line(table.header), "|---|" + "---:|" * (len(table.header) - 1)]
     for index, row in enumerate(table.rows):
@@ -56,6 +56,11 @@ def as_markdown(table: Table) -> str:
             lines.append(line([f"*{table.blocks[index]}*", *[""] * (len(table.header) - 1)]))
         lines.append(line(row))
     return "\n".join([*lines, *(["", table.note] if table.note else []), ""])
+
+
+def markdown(text: str) -> str:
+    """Text of a cell with what Markdown reads as more than a character escaped; `&lt;` since some readers take HTML."""
+    return text.replace("\\", r"\\").replace("|", r"\|").replace("&", "&amp;").replace("<", "&lt;")
 
 
 def as_latex(table: Table) -> str:

@@ -5,11 +5,11 @@ and the manager that the harness runs them with. A task that cannot be loaded is
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.task import ConfigurableTask
@@ -108,7 +108,9 @@ def load_tasks(
 
 
 def _explained(error: BaseException) -> BaseException:
-    """A missing package with the extra that has it."""
+    """A missing package with the extra that has it; a task without documents, whose first one the harness asks for."""
+    if isinstance(error, IndexError) and "out of bounds for size 0" in str(error):  # the words of datasets
+        return ValueError("the task has no documents: its split is empty, or its process_docs leaves none")
     if isinstance(error, ModuleNotFoundError) and error.name is not None and error.name in EXTRAS:
         return ValueError(f"the task needs the package {error.name}: pip install -e '.[{EXTRAS[error.name]}]'")
     return error
@@ -139,13 +141,27 @@ def upstream() -> TaskManager:
     return TaskManager(include_defaults=True)
 
 
-def _leaf_names(name: str, index: dict) -> list[str]:
+def _leaf_names(name: str, index: dict, group: str = "") -> list[str]:
+    if name not in index:
+        raise ValueError(
+            f"the group {group} names {name}, but there is no such task; name the others of its tasks one by one"
+        )
     entry = index[name]
     if entry["type"] in ("task", "python_task"):
         return [name]
     listed = entry["task"] if entry["task"] != -1 else read_task(Path(entry["yaml_path"]))["task"]
-    members = [member if isinstance(member, str) else member["task"] for member in listed]
-    return [leaf for member in members for leaf in _leaf_names(member, index)]
+    return [leaf for member in _members(listed) for leaf in _leaf_names(member, index, name)]
+
+
+def _members(listed: Sequence[str | Mapping[str, Any]]) -> Iterator[str]:
+    """The names in a group: bare, with settings of their own, or in a group that is written where it is named."""
+    for member in listed:
+        if isinstance(member, str):
+            yield member
+        elif isinstance(member["task"], str):
+            yield member["task"]
+        else:
+            yield from _members(member["task"])
 
 
 def _load(file: TaskFile, manager: TaskManager) -> LoadedTask:

@@ -12,4 +12,9 @@ def engineering(number: int | float | None, unit: str = "") -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1e3:.3g}"
+    return "" if seconds is None else three_digits(seconds * 1e3)
+
+
+def three_digits(number: float) -> str:
+    """Or all before the point where there are more: 1253, not 1.25e+03."""
+    return f"{number:.0f}" if number >= 1000 else f"{number:.3g}"

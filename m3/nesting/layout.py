@@ -136,6 +136,10 @@ class TileLayout(ABC):
     ) -> Float[Tensor, "count d"]:
         """The token sequence of one image. Differentiable."""
 
+    def padding(self, shape: Grid, tiles: Tiles) -> Size:
+        """How many (rows, columns) of tokens on each side of the cut picture are left out, since they show padding."""
+        return 0, 0
+
 
 class Single(TileLayout):
     """One tile, as it is."""
@@ -184,6 +188,9 @@ class AnyRes(TileLayout):
         picture = picture[top : rows - top, left : columns - left]
         ends = repeat(newline.to(picture.dtype), "d -> rows 1 d", rows=len(picture))
         return torch.cat([tokens[0], torch.cat([picture, ends], dim=1).flatten(0, 1)])
+
+    def padding(self, shape: Grid, tiles: Tiles) -> Size:
+        return self._picture(shape, tiles)[1]
 
     def _picture(self, shape: Grid, tiles: Tiles) -> tuple[Size, Size]:
         """(rows, columns) of tokens of all tiles together, and how many (rows, columns) are padding on each side."""

@@ -1,13 +1,15 @@
 """Two runs against each other, on run folders whose difference is known."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from m3.evaluation import report, sweep
-from m3.evaluation.compare import Change, Side, compare, described, difference, not_compared
+from m3.evaluation import report, report_tables
+from m3.evaluation.baseline import fallen
+from m3.evaluation.compare import Change, Side, comparable, compare, described, difference, not_compared
 from m3.evaluation.run_folder import CellRow, read_rows, write_rows
 from m3.evaluation.store import Store
 from m3.evaluation.summary import Summary
@@ -52,10 +54,10 @@ def test_a_drop_is_found_and_a_rise_is_none(runs: dict[str, Path]):
 
 def test_a_sweep_fails_on_what_fell_against_its_baseline(runs: dict[str, Path], caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
-    found = sweep.fallen(runs["worse"], runs["as it was"])
+    found = fallen(runs["worse"], runs["as it was"])
     assert found == drops(runs["worse"], runs["as it was"])
     assert "m3-tiny at 9 tokens, mean of the tasks: FELL" in caplog.text
-    assert sweep.fallen(runs["as it was"], runs["as it was"]) == []
+    assert fallen(runs["as it was"], runs["as it was"]) == []
     assert "mean of the tasks: within the noise, +0.0" in caplog.text
 
 
@@ -98,8 +100,75 @@ def test_documents_count_in_the_unit_of_the_table(tmp_path: Path):
     assert difference(Side(judged, "m3-tiny", 1), Side(judged, "m3-tiny", 36)) is None
     with pytest.raises(ValueError, match="no model has scores by document in both"):
         compare(judged, judged)
-    assert not_compared([], judged, judged) == ["a_b", "c_d"]
-    assert not_compared(compare(plain, hundreds), plain, hundreds) == []
+    assert not_compared(judged, judged)[0] == "a_b of m3-tiny (failed, or without scores by document)"
+    assert len(not_compared(judged, judged)) == 2 * 2
+    assert not_compared(plain, hundreds) == []
+
+
+def without_scores(run: Path, task: str, *scales: int) -> Path:
+    """The same run, the documents of a task without scores of their own; or (`scales`) its cells failed there."""
+    cells = read_rows(run / "cells.csv", CellRow)
+    if scales:
+        gone = {"status": "failed", "value": None, "stderr": None, "error": "lost"}
+        cells = [replace(c, **gone) if (c.task, c.scale in scales) == (task, True) else c for c in cells]
+        write_rows(run / "cells.csv", CellRow, cells)
+        return run
+    keys = {
+        key for path in run.glob(f"results/*/{task}@*.json") for key in json.loads(path.read_text())["m3_keys"].values()
+    }
+    for path in (run / "store").glob("*.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [record for record in records if record["kind"] != "score" or record["key"] not in keys]
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    return run
+
+
+def test_a_mean_is_compared_over_the_tasks_that_can_be_and_says_so(tmp_path: Path):
+    tasks = ("a_scene", "a_words", "a_points")
+    summary = Summary.read(without_scores(make_run(tmp_path / "run", documents=20, tasks=tasks), "a_points"))
+    sides = Side(summary, "m3-tiny", 1), Side(summary, "m3-tiny", 36)
+    assert comparable(*sides, summary.averaged) == ("a_scene", "a_words")
+    found = difference(*sides)
+    means = [sum(summary.score("m3-tiny", task, scale).value for task in tasks[:2]) / 2 for scale in (1, 36)]
+    assert found is not None and found.value == pytest.approx(means[0] - means[1]) and found.n == 40
+    table = report_tables.differences_table(summary)
+    assert {row[-1] for row in table.rows} == {"2 of 3"}
+    assert "points: no scores by document in the table's unit in some rows or all" in table.note
+    rows = list(csv.DictReader(report_tables.write_csv(summary).open()))
+    assert [row["behind_first_tasks"] for row in rows] == [""] * 4 + ["2"] * 4
+    (change, *_) = compare(summary, summary)
+    assert change.left_out == ("a_points",) and "mean of 2 of 3 tasks" in described(change)
+    none = Summary.read(without_scores(without_scores(tmp_path / "run", "a_scene"), "a_words"))
+    table = report_tables.differences_table(none)
+    assert {tuple(row[1:]) for row in table.rows} == {("–", "–", "–", "0 of 3")}
+
+
+def test_what_a_baseline_lacks_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A cell that failed in one of the runs, a scale and a model of one alone: they cannot have fallen, and are not silent."""
+    new, old = (make_run(tmp_path / name, documents=8, tasks=("a_scene", "a_words")) for name in ("new", "old"))
+    without_scores(old, "a_words", 4, 9)
+    models = json.loads((old / "models.json").read_text())
+    (old / "models.json").write_text(json.dumps(models[:1]))
+    cells = [cell for cell in read_rows(old / "cells.csv", CellRow) if cell.scale != 36 and cell.model == "m3-tiny"]
+    write_rows(old / "cells.csv", CellRow, cells)
+    assert fallen(new, old) == []
+    assert not_compared(Summary.read(new), Summary.read(old)) == [
+        "the model m3-tiny-base",
+        "36 tokens",
+        "a_words of m3-tiny at 4, 9 tokens (failed, or without scores by document)",
+    ]
+    assert "NOT compared with" in caplog.text and "a_words of m3-tiny at 4, 9 tokens" in caplog.text
+
+
+def test_a_run_of_three_documents_is_no_proof(tmp_path: Path):
+    """All three fell, at every scale: what is sure by its error of zero is one of eight tosses of a coin."""
+    new, old = (
+        make_run(tmp_path / name, documents=6, tasks=("a_scene",), lift=lift) for name, lift in (("n", -2), ("o", 2))
+    )
+    changes = compare(Summary.read(new), Summary.read(old))
+    assert {change.difference.value for change in changes} == {-100.0}
+    assert {change.p for change in changes} == {0.25}  # two documents of each picture
+    assert not any(change.is_drop for change in changes)
 
 
 def test_report_of_two_runs(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,29 @@ def test_cells_that_contradict_each_other_are_refused(tmp_path: Path):
     write_rows(run / "cells.csv", CellRow, [*cells[1:], CellRow(**{**vars(cells[0]), "higher_is_better": False})])
     with pytest.raises(ValueError, match="says both that more and that less of suite_scene is better"):
         _ = Summary.read(run).kinds
+
+
+def test_points_are_no_share_however_few(tmp_path: Path):
+    """A model with 60 of MME's 2,000 points has not 60 %: they stay out of the mean."""
+    run = make_run(tmp_path / "run", documents=8, tasks=("mme", "gqa"))
+    cells = read_rows(run / "cells.csv", CellRow)
+    write_rows(run / "cells.csv", CellRow, [replace(c, value=60.0) if c.task == "mme" else c for c in cells])
+    summary = Summary.read(run)
+    assert summary.averaged == ("gqa",) and summary.percent("mme") == 1.0
+    assert summary.mean("m3-tiny", 36).value == summary.score("m3-tiny", "gqa", 36).value
+
+
+def test_no_oracle_where_a_scale_failed(tmp_path: Path):
+    """Without the largest scale, what is called the largest would be another."""
+    run = make_run(tmp_path / "run", documents=8, tasks=("a_b",))
+    cells = read_rows(run / "cells.csv", CellRow)
+    gone = [c if (c.model, c.scale) != ("m3-tiny", 36) else replace(c, status="failed", value=None) for c in cells]
+    write_rows(run / "cells.csv", CellRow, gone)
+    summary = Summary.read(run)
+    assert summary.oracle("m3-tiny", "a_b") is None and summary.oracle("m3-tiny-base", "a_b") is not None
+    assert "A model's task with a failed scale has no row (a_b)." in report_tables.oracle_table(summary).note
+    notes = [row[-1] for row in report_tables.kept_table(summary).rows[:3]]
+    assert not any("keeps 95 %" in note for note in notes)
 
 
 def test_an_error_without_an_end_has_no_oracle_but_a_direction():

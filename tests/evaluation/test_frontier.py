@@ -1,5 +1,7 @@
 """Front, knee and sufficient scale of curves drawn by hand."""
 
+import math
+
 import pytest
 
 from m3.evaluation.frontier import knee, pareto_front, sufficient
@@ -9,7 +11,7 @@ from m3.evaluation.statistics import chance_corrected, holm, paired_p, retention
 def test_front_keeps_what_nothing_beats():
     points = [(1.0, 50.0), (4.0, 45.0), (4.0, 60.0), (9.0, 60.0), (9.0, 70.0), (36.0, 69.0)]
     assert pareto_front(points) == [0, 2, 4]  # 3 costs more for the same; 5 costs more for less
-    assert pareto_front([(1.0, 5.0), (1.0, 5.0)]) == [0]
+    assert pareto_front([(1.0, 5.0), (4.0, 5.0), (1.0, 5.0)]) == [0, 2]  # a tie: neither beats the other
     assert pareto_front([]) == []
 
 
@@ -25,6 +27,7 @@ def test_sufficient_scale():
     assert sufficient(curve) == 36
     assert sufficient(curve, 0.9) == 9
     assert sufficient({1: 10.0, 9: 12.0, 36: 8.0}) == 1
+    assert sufficient({1: 0.0, 9: 4.0, 36: 0.0}) is None  # of nothing there is no share
     with pytest.raises(ValueError, match="share to keep must be above 0 and at most 1, got 95.0"):
         sufficient(curve, 95.0)
 
@@ -38,16 +41,31 @@ def test_retention_by_hand():
     assert retention([([0.0], [0.0], "a")]) is None
 
 
+def test_retention_knows_where_its_interval_ends():
+    """Right at the largest scale on one image of three: many a draw leaves it out, and any share of nothing is without end."""
+    found = retention([([0.0, 1.0, 1.0], [1.0, 0.0, 0.0], "abc")])
+    assert found is not None and found.value == pytest.approx(200.0) and math.isinf(found.high)
+    alone = retention([([1.0, 0.0], [1.0, 1.0], "aa")])
+    assert alone is not None and alone.value == 50.0 and math.isnan(alone.low) and math.isnan(alone.high)
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 
 def test_paired_p_is_the_normal_test():
-    a, b = [1.0] * 8 + [0.0] * 2, [0.0] * 10  # mean 0.8, standard error 0.4 / 3
-    assert paired_p(a, b, range(10)) == pytest.approx(2e-9, rel=0.05)  # z = 6
-    assert paired_p(b, b, range(10)) == 1.0
-    assert paired_p(a, b, ["one"] * 10) == 1.0
+    a, b = [1.0] * 20 + [0.0] * 70, [0.0] * 90  # mean 2/9, variance 14/81 * 90/89
+    assert paired_p(a, b, range(90)) == pytest.approx(4.5e-7, rel=0.05)  # z = 5.04
+    assert paired_p(b, b, range(90)) == 1.0
+    assert paired_p(a, b, ["one"] * 90) == 1.0
+
+
+def test_few_images_are_never_sure():
+    """Three documents that all fell: a sign-flip test gives 2 of 8, where an error of zero would say 0."""
+    assert paired_p([0.0] * 3, [1.0] * 3, "abc") == 0.25
+    assert paired_p([0.0] * 6, [1.0] * 6, "abcdef") == 2 / 64
+    assert paired_p([0.0] * 6, [1.0] * 6, "aaabbb") == 0.5
 
 
 def test_chance_correction():

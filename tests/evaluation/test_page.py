@@ -1,12 +1,15 @@
 """The page in a real browser: from the disk, without a network, with mouse and keyboard. Skipped where there is none."""
 
+import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from m3.evaluation import report
-from tests.evaluation.conftest import SUITE, SWEPT, make_run
+from m3.evaluation.run_folder import write_json
+from tests.evaluation.conftest import SUITE, SWEPT, make_image, make_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -93,6 +96,54 @@ def test_samples_are_browsed_with_buttons_and_arrows(opened: tuple):
     page.locator("#sample .scales").get_by_role("button", name="9", exact=True).click()
     assert page.locator("#sample line.over").count() == 4  # three by three cells
     assert page.locator("#sample tbody tr").count() == len(SWEPT)
+
+
+def tiled(run: Path) -> Path:
+    """The run as of models that cut pictures into tiles: a wide picture and a tall one, then one whose size was not kept."""
+    tiling = {"kind": "anyres", "tile_size": 24, "grid_pinpoints": [[24, 48], [48, 24], [48, 48]]}
+    models = json.loads((run / "models.json").read_text())
+    write_json(run / "models.json", [model | {"tiling": tiling} for model in models])
+    examples = json.loads((run / "examples" / "examples.json").read_text())
+    for example, size in zip(examples, ([8, 44], [44, 20], None), strict=True):
+        height, width = size or (24, 24)
+        make_image(1).resize((width * 8, height * 8)).save(run / "examples" / example["image"])
+        example["size"] = size
+    write_json(run / "examples" / "examples.json", examples)
+    return run
+
+
+def test_the_grid_of_cut_pictures_goes_over_their_tiles(opened: tuple, tmp_path: Path):
+    page, said, _, kept = opened
+    run = tiled(make_run(tmp_path / "run", documents=4, tasks=("a_wide", "a_tall", "a_old")))
+    assert report.main([str(run)]) == 0
+    browse = page.context.browser.new_page(viewport={"width": 1280, "height": 900})
+    browse.on("console", lambda message: said.append(message.text))
+    browse.on("pageerror", lambda error: said.append(str(error)))
+    browse.goto(f"file://{run / 'report.html'}")
+    assert "in tiles (thick lines)" in browse.locator("#grid-note").text_content()
+    pieces, whole = browse.locator("#sample figure").all()
+    assert pieces.locator("figcaption").text_content() == "in 1 × 2 tiles: 2 × 12 cells"
+    assert whole.locator("figcaption").text_content() == "as a whole: 6 × 6 cells"
+    # rows 3 and 4 of 6 show the picture, 2 above and 2 below its padding; 12 columns in two tiles
+    assert (pieces.locator("line.over").count(), pieces.locator("line.over.tile").count()) == (11 + 3, 1)
+    assert pieces.locator("rect.outside").count() == 2
+    assert whole.locator("line.over").count() == 5 + 5
+    assert (
+        "m3-tiny: 62 visual tokens for this image" in browse.locator("#sample .picture").text_content()
+    )  # 36 + 2 (12 + 1)
+    boxes = [figure.locator("svg").bounding_box() for figure in (pieces, whole)]
+    assert [box["width"] / box["height"] for box in boxes] == pytest.approx([2, 44 / 8], rel=0.06)  # with its border
+    for width in (400, 1280):
+        browse.set_viewport_size({"width": width, "height": 900})
+        assert browse.evaluate("document.documentElement.scrollWidth") == width
+        browse.locator("#samples").screenshot(path=kept / f"tiled-{width}.png")
+    browse.locator("#next").click()
+    assert "in 2 × 1 tiles" in browse.locator("#sample figcaption").first.text_content()
+    browse.locator("#next").click()
+    assert browse.locator("#sample line").count() == 0
+    assert "has not kept the size of this image: the tiles cannot be drawn" in browse.locator("#sample").text_content()
+    browse.close()
+    assert said == []
 
 
 def test_maps_of_experts_follow_the_scale_and_the_model(opened: tuple):

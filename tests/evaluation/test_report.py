@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -10,15 +11,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from m3.evaluation import cost_tables, page, report, report_tables
-from m3.evaluation.charts import accuracy_figure, save
-from m3.evaluation.published import published_scores
-from m3.evaluation.run_folder import CellRow, LatencyRow, ModelRow, read_rows, write_rows
+from m3.evaluation import cost_tables, report, report_tables
+from m3.evaluation.charts import accuracy_figure, draw, panels, place, save
+from m3.evaluation.page import page, page_data
+from m3.evaluation.published import PublishedScore, published_scores
+from m3.evaluation.run_folder import CellRow, CostRow, LatencyRow, read_rows, write_rows
 from m3.evaluation.suites import known_tasks
 from m3.evaluation.summary import Summary
 from tests.evaluation.conftest import FAMILIES, SUITE, SWEPT, make_run
+
+BY_TOKENS = "visual tokens in the prompt (mean)"
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +206,58 @@ def test_failed_cells_are_shown(tmp_path: Path):
     assert summary.mean("m3-tiny", 1) is None
 
 
+def test_a_score_that_is_no_number_is_failed_not_drawn(tmp_path: Path):
+    """Of a run from before: one NaN in the page's JSON, and no browser would draw anything."""
+    run = make_run(tmp_path / "run", documents=4, tasks=("a_b",))
+    cells = read_rows(run / "cells.csv", CellRow)
+    write_rows(run / "cells.csv", CellRow, [replace(cells[0], value=math.nan, stderr=math.nan), *cells[1:]])
+    summary = Summary.read(run)
+    assert summary.cells[0].status == "failed" and summary.score("m3-tiny", "a_b", 1) is None
+    html = page(summary, [report_tables.scores_table(summary)])
+    assert (
+        "the harness gave nan for exact_match" in html
+        and "NaN" not in html.split('id="data">')[1].split("</script>")[0]
+    )
+
+
+def test_a_task_is_drawn_against_the_cost_of_its_own_prompts(tmp_path: Path):
+    """One task of two pictures a prompt among others of one: its chart alone moves."""
+    run = make_run(tmp_path / "run", documents=4, tasks=("a_one", "a_pairs"))
+    before = page_data(Summary.read(run))
+    assert before["taskCosts"] is None and {panel.x_label for panel in panels(Summary.read(run))[1]} == {BY_TOKENS}
+    costs = read_rows(run / "cost.csv", CostRow)
+    pairs = [replace(c, task="a_pairs", prompts=1, visual_tokens=2 * c.scale) for c in costs]
+    write_rows(run / "cost.csv", CostRow, [*costs, *(replace(c, task="a_one", prompts=3) for c in costs), *pairs])
+    summary = Summary.read(run)
+    data = page_data(summary)
+    assert data["costs"] == before["costs"]
+    assert [data["taskCosts"]["m3-tiny"][task][36]["tokens"] for task in summary.tasks] == [36, 72]
+    places = {}
+    for panel in panels(summary)[1]:
+        axes = Figure().subplots()
+        draw(axes, panel, summary)
+        places[panel.task] = sorted({float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 1})
+    assert places == {"a_one": [1, 4, 9, 36], "a_pairs": [2, 8, 18, 72]}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "per", "ticks", "expected"),
+    [
+        (9, "image", {1.0: 1, 9.0: 9}, 9.0),
+        (16, "image", {1.0: 1, 9.0: 9}, 16.0),  # not ours, but counted alike
+        (9, "tile", {5.0: 1, 51.0: 9}, 51.0),  # the same scale: the same pictures in as many tiles
+        (16, "tile", {5.0: 1, 51.0: 9}, None),  # nobody knows how many tokens that is
+        (45, "video", {8.0: 1, 72.0: 9}, 45.0),
+        (9, "video", {8.0: 1, 72.0: 9}, 9.0),  # of the whole video: not our 72
+    ],
+)
+def test_published_scores_stand_where_they_cost_what_ours_do(
+    tokens: int, per: str, ticks: dict, expected: float | None
+):
+    score = PublishedScore("m", "b", 50.0, tokens, per, "paper", "url", "table", "")
+    assert place(score, ticks) == expected
+
+
 def test_unmeasured_latency_leaves_its_panel_and_table_out(tmp_path: Path):
     run = make_run(tmp_path / "run", documents=4)
     write_rows(run / "latency.csv", LatencyRow, [])
@@ -215,15 +272,3 @@ def test_not_a_run_folder(tmp_path: Path):
         ValueError, match=r"cells\.csv is missing; `m3 report` takes the folder that `m3 sweep --out` wrote"
     ):
         report.main([str(tmp_path)])
-
-
-def test_grid_lines_part_the_image_into_the_scale():
-    square = ModelRow("m", "m", "w", [144], [12, 12], "grid_pool", 1)
-    for scale in (4, 9, 36, 144):
-        lines = page.grid_lines(square, scale)
-        upright = sum(x1 == x2 for x1, _, x2, _ in lines)
-        assert (upright + 1) ** 2 == scale == (len(lines) - upright + 1) ** 2
-    assert page.grid_lines(square, 1) == page.grid_lines(square, 576) == []  # 576: of another model of the run
-    wide = ModelRow("m", "m", "w", [32], [4, 8], "grid_pool", 1)
-    assert len(page.grid_lines(wide, 8)) == 3 + 1
-    assert page.grid_lines(ModelRow("m", "m", "w", [4], [9], "query_prefix", 1), 4) == []

@@ -67,6 +67,13 @@ def test_paired_bootstrap_of_noise_and_of_nothing():
     assert (same.value, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
 
 
+def test_one_image_has_no_interval_and_few_are_never_sure():
+    alone = paired_bootstrap([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], "aaa")
+    assert (alone.value, alone.p) == (1.0, 1.0) and math.isnan(alone.low) and math.isnan(alone.high)
+    three = paired_bootstrap([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], "abc")
+    assert (three.low, three.p) == (1.0, 0.25)
+
+
 def test_paired_bootstrap_draws_whole_images():
     """Ten copies of each document leave the interval as wide as it was."""
     rng = np.random.default_rng(3)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 import torch
 
 from m3.evaluation import arguments, report, sweep
+from m3.evaluation.baseline import fallen
 from m3.evaluation.engine import Engine
 from m3.evaluation.picture_cache import PictureCache
+from m3.evaluation.run_folder import alone_in
 from m3.evaluation.store import Store
 from tests.evaluation.conftest import save_model, write_tasks
 
@@ -55,7 +58,11 @@ def test_every_cell_is_scored(swept: Path):
         result = json.loads((swept / "results" / cell["model"] / f"{cell['task']}@{cell['scale']}.json").read_text())
         assert result["results"][cell["task"]][f"{cell['metric']},none"] == pytest.approx(float(cell["value"]))
     assert {cell["clusters"] for cell in cells if cell["task"] == "tiny_two"} == {"3"}  # two questions about each image
-    assert len(rows(swept, "cost.csv")) == 2 * 3
+    costs = rows(swept, "cost.csv")  # of all prompts, and of each task's own
+    assert [sum(row["task"] == task for row in costs) for task in ("", "tiny_one", "tiny_two", "tiny_choice")] == [
+        6
+    ] * 4
+    assert len(costs) == 4 * 6
     assert rows(swept, "latency.csv") == []  # --no-latency
 
 
@@ -144,7 +151,7 @@ def test_more_scales_leave_the_others_as_they_are(swept: Path, tmp_path: Path, m
 def test_report_of_a_real_sweep(swept: Path):
     assert report.main([str(swept), "--formats", "svg"]) == 0
     page = (swept / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 * 6  # tasks, examples of each: all six documents
+    assert page.count("data:image/webp;base64,") == 3 * 6  # tasks, examples of each: all six documents
 
 
 def test_failing_task_is_shown_failed_and_the_others_are_scored(tmp_path: Path, model_folder: Path, task_folder: Path):
@@ -215,7 +222,7 @@ def test_baseline_is_kept_or_missed(swept: Path, tmp_path: Path, model_folder: P
         for task in ("tiny_one", "tiny_two"):
             store.add_scores({key: {"exact_match": 1.0} for key in keys_of(better, "tiny", f"{task}@9").values()})
     assert run_sweep(worse, tasks, model_folder, scales="9,36", extra=f"--baseline {better}") == 1
-    assert {change.scale for change in sweep.fallen(worse, better)} == {9}
+    assert {change.scale for change in fallen(worse, better)} == {9}
 
 
 def test_mistakes_are_named(tmp_path: Path, model_folder: Path, task_folder: Path):
@@ -233,6 +240,36 @@ def test_labels_tell_models_apart():
     assert list(arguments.labels(["a/b/m3-tiny", "x/other"])) == ["m3-tiny", "other"]
     assert list(arguments.labels(["a/tiny", "b/tiny"])) == ["a_tiny", "b_tiny"]
     assert list(arguments.labels(["runs/mine/checkpoints/final", "playground/m3-tiny"])) == ["mine", "m3-tiny"]
+
+
+def test_rows_of_a_model_and_of_a_control_are_never_mixed():
+    arguments.check_distinct(["tiny", "tiny+random"], ["nesting", "uniform"])
+    with pytest.raises(ValueError, match=r"tiny\+random would name the rows of a model and of a control; rename"):
+        arguments.check_distinct(["tiny", "tiny+random"], ["nesting", "random"])
+
+
+def test_two_sweeps_do_not_write_to_one_folder(tmp_path: Path, model_folder: Path, task_folder: Path):
+    with alone_in(tmp_path / "run"), pytest.raises(ValueError, match="another sweep is writing to .*run; wait for it"):
+        run_sweep(tmp_path / "run", task_folder, model_folder, tasks="tiny_one", scales="1")
+    with alone_in(tmp_path / "run"):  # free again
+        pass
+
+
+def test_other_weights_under_one_path_are_other_answers(tmp_path: Path, model_folder: Path, task_folder: Path):
+    """A checkpoint that is written over: everything is computed again, and nothing of the old one is in a table."""
+    model, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(model_folder, model)
+    assert run_sweep(run, task_folder, model, tasks="tiny_one", scales="1,9") == 0
+    before, known = samples(run), len(Store(run / "store"))
+    shutil.rmtree(model)
+    save_model(model, seed=5)
+    assert run_sweep(run, task_folder, model, tasks="tiny_one", scales="1,9") == 0
+    assert len(Store(run / "store")) == 2 * known
+    after = samples(run)
+    assert after.keys() == before.keys() and after != before
+    weights = {row["weights"] for row in json.loads((run / "models.json").read_text())}
+    keys = keys_of(run, "model", "tiny_one@9").values()
+    assert {Store(run / "store").answer(key).cell.weights for key in keys} == weights
 
 
 MOMENTS = int(os.environ.get("M3_TEST_KILLS", "2"))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from m3.evaluation import fetch, judge
 from m3.evaluation.arguments import chosen_methods, parse_arguments, task_names
@@ -126,3 +127,15 @@ def test_a_full_disk_is_foreseen(tmp_path: Path):
     ):
         check_disk(tmp_path, 10**12)
     assert [duration(seconds) for seconds in (5.0, 95.0, 7380.0)] == ["5 s", "1 min 35 s", "2 h 3 min"]
+
+
+def test_groups_in_groups_and_groups_of_what_there_is_not(tmp_path: Path):
+    """As lmms-eval has them: mmlu_generative writes groups where it names them, olympiadbench names a task that is not there."""
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\ndataset_path: json\n")
+    nested = {"group": "inner", "task": ["two", {"task": "three", "num_fewshot": 0}]}
+    (tmp_path / "outer.yaml").write_text(yaml.safe_dump({"group": "outer", "task": ["one", nested]}))
+    (tmp_path / "torn.yaml").write_text("group: torn\ntask: [one, nowhere]\n")
+    assert [file.name for file in find_tasks(["outer"], tmp_path)] == ["one", "two", "three"]
+    with pytest.raises(ValueError, match="the group torn names nowhere, but there is no such task"):
+        find_tasks(["torn"], tmp_path)

@@ -10,7 +10,7 @@ from m3.evaluation.decoding import Decoding
 from m3.evaluation.engine import Engine, Picture, Question, Reply
 from m3.evaluation.latency import measure
 from m3.evaluation.methods import OWN
-from m3.evaluation.prompt_cost import cost_of, prompts_of
+from m3.evaluation.prompt_cost import costs_of, prompts_of
 from m3.evaluation.store import Answer, Cell
 from m3.model.cost import CostModel
 from tests.evaluation.conftest import make_image, save_model
@@ -69,7 +69,9 @@ def test_the_cost_of_a_sweep_is_the_mean_over_the_prompts_it_asked(engine: Engin
     sizes = [((20, 44),), ((20, 44), (48, 48)), ()]
     cells = [Cell("w", "t", "d", str(n), "p", 4, "grid_pool") for n in range(3)]
     answers = [Answer(cell, "t", n, "", None, 0, 10 + n, 1, 0.1, (), sizes=sizes[n]) for n, cell in enumerate(cells)]
-    row = cost_of(engine, "tiled", OWN, 4, prompts_of([*answers, answers[0]]))
+    tasks = {"mixed": prompts_of([*answers, answers[0]]), "nothing": prompts_of([])}
+    row, of_task = costs_of(engine, "tiled", OWN, 4, tasks)
+    assert replace(row, task="mixed") == of_task
     formulas, expected = CostModel(engine.model), []
     for n in (0, 1, 2, 0):
         visual = sum(engine.processor.count_tokens(list(sizes[n]), 4))
@@ -83,7 +85,24 @@ def test_the_cost_of_a_sweep_is_the_mean_over_the_prompts_it_asked(engine: Engin
     assert row.most_first_token_flops == max(cost.first_token_flops for cost in expected) > row.first_token_flops
     assert row.first_token_flops < formulas.cost(4, 11).first_token_flops  # what one image of most tiles would take
     silent = prompts_of([replace(answers[0], sizes=None)])  # of an older store
-    assert cost_of(engine, "tiled", OWN, 4, silent).visual_tokens == formulas.cost(4, 10).visual_tokens
+    assert costs_of(engine, "tiled", OWN, 4, {"old": silent})[0].visual_tokens == formulas.cost(4, 10).visual_tokens
+    (unasked,) = costs_of(engine, "tiled", OWN, 4, {})
+    assert unasked.visual_tokens == formulas.cost(4, 32).visual_tokens
+
+
+def test_each_task_has_the_cost_of_its_own_prompts(engine: Engine) -> None:
+    """A task of texts and one of two pictures each: neither costs what the mean of both does."""
+    cells = [Cell("w", "t", "d", str(n), "p", 4, "grid_pool") for n in range(4)]
+    answers = [Answer(cell, "t", n, "", None, 0, 10, 1, 0.1, (), sizes=()) for n, cell in enumerate(cells)]
+    pictures = [replace(answer, sizes=((20, 44), (48, 48))) for answer in answers[:2]]
+    tasks = {"words": prompts_of(answers), "pairs": prompts_of(pictures)}
+    whole, words, pairs = costs_of(engine, "tiled", OWN, 4, tasks)
+    assert [row.task for row in (whole, words, pairs)] == ["", "words", "pairs"]
+    assert [row.prompts for row in (whole, words, pairs)] == [6, 4, 2]
+    assert (words.visual_tokens, words.vision_flops) == (0, 0)
+    assert pairs.visual_tokens == sum(engine.processor.count_tokens([(20, 44), (48, 48)], 4))
+    assert whole.visual_tokens == round(2 * pairs.visual_tokens / 6)
+    assert words.first_token_flops < whole.first_token_flops < pairs.first_token_flops
 
 
 def test_cost_and_latency_are_those_of_all_tiles(engine: Engine, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const AXES = {
-  tokens: "visual tokens in the prompt",
+  tokens: "visual tokens in the prompt (mean)",
   gflops: "GFLOP to the first token (computed)",
   kv: "KV cache in kB (computed)",
   ms: "ms to the first token (measured)",
@@ -53,8 +53,20 @@ function mean(model, tasks, scale) {
   const found = tasks.map((task) => score(model, task, scale));
   if (!found.length || found.includes(null)) return null;
   const value = found.reduce((sum, one) => sum + one.value, 0) / found.length;
-  const squares = found.reduce((sum, one) => sum + (one.error || 0) ** 2, 0);
-  return { value, error: Math.sqrt(squares) / found.length };
+  const squares = found.reduce((sum, one) => sum + one.error ** 2, 0);
+  return { value, error: found.some((one) => one.error === null) ? null : Math.sqrt(squares) / found.length };
+}
+
+// The cost of a mean prompt of the tasks: of all, as the tables have it; else of theirs alone, each prompt weighing the same.
+function costAt(model, tasks, scale) {
+  const whole = (data.costs[model] || {})[scale] || null;
+  const all = averaged(data.tasks.map((task) => task.id));
+  if (!whole || !data.taskCosts || (tasks.length > 1 && tasks.length === all.length)) return whole;
+  const parts = tasks.map((task) => (data.taskCosts[model][task] || {})[scale]);
+  if (parts.includes(undefined)) return null;
+  const prompts = parts.reduce((sum, part) => sum + part.prompts, 0);
+  const mean = (name) => parts.reduce((sum, part) => sum + part[name] * part.prompts, 0) / prompts;
+  return { ...whole, tokens: mean("tokens"), gflops: mean("gflops"), kv: mean("kv") };
 }
 
 function ourCurves(tasks) {
@@ -63,18 +75,27 @@ function ourCurves(tasks) {
     style: data.models.indexOf(model),
     points: data.scales.flatMap((scale) => {
       const found = mean(model.name, tasks, scale);
-      const cost = (data.costs[model.name] || {})[scale];
-      const x = cost ? cost[shown.axis] : shown.axis === "tokens" ? scale : null;
-      if (!found || x === null || x === undefined) return [];
+      const cost = costAt(model.name, tasks, scale);
+      const x = cost ? cost[shown.axis] : null;
+      if (!found || !x) return [];  // 0: no picture in a prompt, and no place on a logarithmic axis
       const trained = model.trained.includes(scale);
-      const lines = [model.name + (trained ? "" : " (not trained at this scale)"), `${found.value.toFixed(1)} ± ${found.error.toFixed(1)}`];
+      const lines = [model.name + (trained ? "" : " (not trained at this scale)"), found.value.toFixed(1) + (found.error === null ? "" : ` ± ${found.error.toFixed(1)}`)];
       if (cost) {
-        lines.push(`${cost.tokens} visual token${cost.tokens === 1 ? "" : "s"}, ${digits(cost.gflops)} GFLOP to the first token`);
+        lines.push(`${digits(cost.tokens)} visual token${cost.tokens === 1 ? "" : "s"}, ${digits(cost.gflops)} GFLOP to the first token`);
         if (cost.ms !== null) lines.push(`${digits(cost.ms)} ± ${digits(cost.spread)} ms to the first token (measured)`);
       }
       return [{ x, y: found.value, error: found.error, trained, lines, scale }];
     }),
   }));
+}
+
+// Papers count tokens per image or tile: a score at a scale stands where ours does, at another one only where a prompt of ours has
+// as many tokens as its scale says. Tokens per video are those of the prompt.
+function placeOf(row, tasks) {
+  const own = data.scales.map((scale) => [scale, costAt(data.models[0].name, tasks, scale)]).filter(([, cost]) => cost);
+  const same = own.find(([scale]) => scale === row.tokens);
+  if (row.per !== "video" && same) return same[1].tokens;
+  return row.per === "video" || own.every(([scale, cost]) => cost.tokens === scale) ? row.tokens : null;
 }
 
 function publishedCurves(tasks) {
@@ -83,10 +104,11 @@ function publishedCurves(tasks) {
     const rows = data.published.filter((row) => row.model === name && tasks.includes(row.task));
     const points = [...new Set(rows.map((row) => row.tokens))].sort((a, b) => a - b).flatMap((tokens) => {
       const at = tasks.map((task) => rows.find((row) => row.task === task && row.tokens === tokens));
-      if (at.includes(undefined)) return [];
+      const x = at.includes(undefined) ? null : placeOf(at[0], tasks);
+      if (!x) return [];
       const y = at.reduce((sum, row) => sum + row.value, 0) / at.length;
       const lines = [`${name} (published)`, y.toFixed(1), `${tokens} tokens per ${at[0].per}`, `${at[0].paper}, ${at[0].table}`];
-      return [{ x: tokens, y, error: null, trained: true, lines }];
+      return [{ x, y, error: null, trained: true, lines }];
     });
     return { name, style: -1, points };
   });
@@ -98,18 +120,21 @@ function chart(title, tasks, isSmall) {
   const width = 460, height = isSmall ? 280 : 330, left = 46, right = 14, top = 30, bottom = 44;
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${title}, by ${AXES[shown.axis]}` });
   svg.append(make("text", { x: left, y: 18, class: "title" }, title));
+  const isShare = tasks.every((id) => data.tasks.find((task) => task.id === id).kind.endsWith("share"));
+  svg.append(make("text", { x: width - right, y: 18, class: "tick unit" }, isShare ? "score, %" : "score, points"));
   const points = curves.flatMap((curve) => curve.points);
   if (!points.length) {
-    svg.append(make("text", { x: width / 2, y: height / 2, class: "empty" }, "nothing to draw: choose a task and a model"));
+    svg.append(make("text", { x: width / 2, y: height / 2, class: "empty" }, tasks.length && shown.models.size ? "nothing to draw: no score, no cost, or no picture" : "nothing to draw: choose a task and a model"));
     return svg;
   }
   const xs = points.map((point) => Math.log(point.x));
   const [low, high] = [Math.min(...xs), Math.max(...xs)];
   const most = Math.max(100, ...points.map((point) => point.y + (point.error || 0)));
   const x = (value) => left + 10 + (high > low ? (Math.log(value) - low) / (high - low) : 0.5) * (width - left - right - 20);
-  const y = (value) => height - bottom - (value / most) * (height - top - bottom);
+  const least = Math.min(0, ...points.map((point) => point.y - (point.y < 0 && point.error ? point.error : 0)));
+  const y = (value) => height - bottom - ((value - least) / (most - least)) * (height - top - bottom);
   const step = most > 100 ? 10 ** Math.floor(Math.log10(most)) / (most / 10 ** Math.floor(Math.log10(most)) < 4 ? 2 : 1) : 20;
-  for (let value = 0; value <= most; value += step) {
+  for (let value = Math.ceil(least / step) * step; value <= most; value += step) {
     svg.append(make("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: "grid" }));
     svg.append(make("text", { x: left - 7, y: y(value) + 4, class: "tick y" }, plain(value)));
   }
@@ -121,7 +146,7 @@ function chart(title, tasks, isSmall) {
     last = x(value);
   }
   svg.append(make("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" }));
-  svg.append(make("text", { x: (left + width - right) / 2, y: height - 8, class: "label" }, AXES[shown.axis]));
+  svg.append(make("text", { x: (left + width - right) / 2, y: height - 8, class: "label" }, AXES[shown.axis] + (data.taskCosts || shown.axis === "ms" ? "" : ", over all tasks")));
   blindLines(tasks).forEach(([name, label, value], i, lines) => {
     svg.append(make("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: `blind ${name}` }));
     const isClose = lines.length === 2 && Math.abs(lines[0][2] - lines[1][2]) < most / 15;
@@ -216,49 +241,6 @@ function drawNeeds(tasks) {
   }));
   byId("needs-model").textContent = model ? model.name : "";
 }
-
-// --- the sample browser --------------------------------------------------------------------------------------------
-const visible = () => data.samples.filter((sample) => shown.tasks.has(sample.task));
-
-function drawSample() {
-  const place = byId("sample");
-  if (!place) return;
-  const samples = visible();
-  shown.sample = Math.max(0, Math.min(shown.sample, samples.length - 1));
-  byId("sample-place").textContent = samples.length ? `${shown.sample + 1} of ${samples.length}` : "none";
-  const sample = samples[shown.sample];
-  if (!sample) return place.replaceChildren("No sample of the chosen tasks.");
-  const task = data.tasks.find((one) => one.id === sample.task);
-  const image = make("svg", { viewBox: "0 0 100 100", role: "img", "aria-label": `the image, in ${shown.scale} cells` });
-  image.append(make("image", { href: sample.image, width: 100, height: 100, preserveAspectRatio: "xMidYMid meet" }));
-  for (const [x1, y1, x2, y2] of data.grids[shown.scale] || []) {
-    image.append(make("line", { x1, y1, x2, y2, class: "under" }), make("line", { x1, y1, x2, y2, class: "over" }));
-  }
-  const scales = make("div", { class: "scales", role: "group", "aria-label": "grid drawn on the image" }, ...data.scales.map((scale) =>
-    make("button", { type: "button", "aria-pressed": String(scale === shown.scale), onclick: () => { shown.scale = scale; drawSample(); } }, String(scale))));
-  const models = data.models.filter((model) => shown.models.has(model.name));
-  const head = make("tr", {}, make("th", {}, "tokens"), ...models.map((model) => make("th", {}, model.name)), make("th", {}, "GFLOP"));
-  const rows = data.scales.map((scale) => make("tr", { class: scale === shown.scale ? "chosen" : "" }, make("td", {}, String(scale)),
-    ...models.map((model) => answer((sample.replies[model.name] || {})[scale])), make("td", {}, costOf(models[0], scale))));
-  place.replaceChildren(
-    make("div", { class: "picture" }, image, scales),
-    make("div", { class: "answers" }, make("p", { class: "question" }, sample.question),
-      make("p", { class: "soft" }, `${task.name}; expected: ${sample.target}`),
-      make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)))));
-}
-
-function answer(reply) {
-  if (!reply) return make("td", {}, "");
-  const mark = make("span", { class: reply.right ? "right" : "wrong" }, reply.right ? "✓ " : "✗ ");
-  return make("td", { class: "reply" }, ...(reply.right === null ? [] : [mark]), reply.text || "(nothing)");
-}
-
-function costOf(model, scale) {
-  const cost = model && (data.costs[model.name] || {})[scale];
-  return cost ? digits(cost.gflops) : "";
-}
-
-function turn(step) { shown.sample += step; drawSample(); }
 
 // --- start ---------------------------------------------------------------------------------------------------------
 choices("tasks", data.tasks.map((task) => task.id), shown.tasks, data.tasks.map((task) => task.name));
