@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, BaseImageProcessor, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, BaseImageProcessor, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import CHAT_TEMPLATE_FILE
 
 from m3.checkpoints.anyres import ROUNDING, problems, read_tiling, write_tiling
 from m3.checkpoints.base import Foreign, Format, Native, Options, Part, generation_config, read_json, refuse
@@ -22,6 +23,7 @@ from m3.checkpoints.layout import HubLayout, ModuleLayout
 from m3.checkpoints.processors import (
     IMAGE_TOKEN,
     add_image_token,
+    carries_images,
     clip_image_processor,
     load_image_processor,
     load_tokenizer,
@@ -122,7 +124,7 @@ class LlavaM3(Format):
         parts = [Part(folder, ModuleLayout(), keymap)]
         if not any(name.startswith(TOWER) for name in Weights(folder).meta):
             parts.append(_tower_part(folder, vision_config, options))
-        template = options.chat_template or vicuna(tokenizer)
+        template = options.chat_template or _saved_template(folder, tokenizer) or vicuna(tokenizer)
         processor = make_processor(native, image_processor, tokenizer, template, IMAGE_TOKEN)
         return Native(native, processor, tuple(parts), generation_config(text_config, folder))
 
@@ -137,11 +139,26 @@ class LlavaM3(Format):
                 f"the connector {config.connector.kind}": config.connector.kind not in CONNECTOR_ROWS,
                 f"the nesting {config.nesting.kind} (grid_pool is)": config.nesting.kind != "grid_pool",
                 "an encoder's last, normalised output": config.vision_feature_layer is None,
+                "several chat templates": not isinstance(native.processor.chat_template, str),
                 **problems(config.tiling, ROUNDING),
             },
         )
         keymap = Keymap(ROWS + CONNECTOR_ROWS[config.connector.kind])
         return Foreign(ModuleLayout(), keymap, partial(_save, native))
+
+
+def _saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What `_save` wrote; the original code knows no such file."""
+    file = folder / CHAT_TEMPLATE_FILE
+    if not file.is_file():
+        return None
+    template = file.read_text(encoding="utf-8")
+    if not carries_images(tokenizer, template, IMAGE_TOKEN):
+        raise ValueError(
+            f"{file} loses the image of a message (given as a string with {IMAGE_TOKEN}, or as a list of parts). Delete it for "
+            "Vicuna's format, or give another with --chat-template FILE"
+        )
+    return template
 
 
 def _tower(folder: Path, name: str, options: Options) -> tuple[PreTrainedConfig, BaseImageProcessor]:
@@ -170,7 +187,7 @@ def _tower_part(folder: Path, config: PreTrainedConfig, options: Options) -> Par
 
 
 def _save(native: Native, folder: Path) -> None:
-    """`config.json`, generation configuration, tokenizer, and the tower's configuration where no name stands for it."""
+    """`config.json`, generation configuration, tokenizer, chat template; the tower's configuration where it has no name."""
     config, text = native.config, native.config.text_config.to_dict()
     vision = config.vision_config.to_dict()
     known = [name for name, tower in KNOWN_TOWERS.items() if all(vision[key] == tower[key] for key in tower)]
@@ -199,6 +216,10 @@ def _save(native: Native, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(original, indent=2, sort_keys=True) + "\n")
     native.generation.save_pretrained(folder)
     native.processor.tokenizer.save_pretrained(folder)
+    template = native.processor.chat_template
+    assert isinstance(template, str)  # `write` refuses several
+    template = template.replace(native.processor.image_token, IMAGE_TOKEN)
+    (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")  # for `read`; LLaVA's code does not look at it
     if not known:
         config.vision_config.save_pretrained(folder / tower)
         native.processor.image_processor.save_pretrained(folder / tower)

@@ -68,7 +68,7 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     own = tokenizer.chat_template
     if not isinstance(own, str) or "generation" not in own:
         return None
-    return next((one for one in (own, _AS_PARTS + own) if _carries_images(tokenizer, one, IMAGE_TOKEN)), None)
+    return next((one for one in (own, _AS_PARTS + own) if carries_images(tokenizer, one, IMAGE_TOKEN)), None)
 
 
 def load_image_processor(folder: Path) -> BaseImageProcessor:
@@ -132,7 +132,7 @@ def choose_template(
     image_token = token_of(tokenizer, config.image_token_id)
     if isinstance(own, str):
         for template in (own, _AS_PARTS + own):
-            if _carries_images(tokenizer, template, image_token):
+            if carries_images(tokenizer, template, image_token):
                 return template
     if all(token in tokenizer.get_vocab() for token in CONTROL_TOKENS):
         return None
@@ -157,7 +157,7 @@ _AS_PARTS = (
 """Put before a template that reads lists of parts only (as those of transformers do): a string becomes one part."""
 
 
-def _carries_images(tokenizer: PreTrainedTokenizerBase, template: str, image_token: str) -> bool:
+def carries_images(tokenizer: PreTrainedTokenizerBase, template: str, image_token: str) -> bool:
     """Whether a chat template keeps text and image of a message, given as one string and as a list of parts."""
     parts = [{"type": "image"}, {"type": "text", "text": "probe"}]
     for content in (f"{image_token}\nprobe", parts):

@@ -21,6 +21,7 @@ from m3.data.tokenized import Tokenized
 from m3.model import ImageInputs, M3ForConditionalGeneration
 from m3.nesting import Tiles
 from m3.processing import M3Processor, expand_image_tokens
+from m3.processing.chat_template import chatml_template
 
 FLAT = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "flat"
 SCALES = (1, 4, 9, 16, 36, 64, 144, 576)
@@ -99,6 +100,23 @@ def test_there_and_back_is_byte_equal(flat: Path, tmp_path: Path, tokenizer_96: 
         assert (tmp_path / "again" / file).stat().st_size > 0
     again, native = load_file(tmp_path / "again" / "model.safetensors"), load_file(flat / "model.safetensors")
     assert again.keys() == native.keys() and all(torch.equal(again[name], native[name]) for name in native)
+
+
+def test_a_chat_format_of_its_own_comes_back(flat: Path, tmp_path: Path, processor: M3Processor) -> None:
+    own = chatml_template("<image>")
+    changed = M3Processor.from_pretrained(flat, chat_template=own)
+    shutil.copytree(flat, tmp_path / "own")
+    changed.save_pretrained(tmp_path / "own")
+    for source, name, template in ((tmp_path / "own", "own", own), (flat, "flat", processor.chat_template)):
+        convert(source, tmp_path / f"{name}_m3", to="m3")
+        convert(tmp_path / f"{name}_m3", tmp_path / f"{name}_again")
+        assert M3Processor.from_pretrained(tmp_path / f"{name}_again").chat_template == template
+    words_alone = "{% for message in messages %}{{ message.role }}{% endfor %}"
+    (tmp_path / "own_m3" / "chat_template.jinja").write_text(words_alone)
+    with pytest.raises(ValueError, match=r"chat_template.jinja loses the image of a message .*--chat-template FILE"):
+        convert(tmp_path / "own_m3", tmp_path / "lost")
+    convert(tmp_path / "own_m3", tmp_path / "given", options=Options(chat_template=own))
+    assert M3Processor.from_pretrained(tmp_path / "given").chat_template == own
 
 
 def test_what_a_checkpoint_may_carry_along_is_dropped(copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path) -> None:
