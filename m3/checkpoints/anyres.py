@@ -32,7 +32,7 @@ def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
         return TilingConfig()
     given = config.get("image_grid_pinpoints")
     try:
-        pinpoints = ast.literal_eval(given) if isinstance(given, str) else given
+        pinpoints: Any = ast.literal_eval(given) if isinstance(given, str) else given
         turned = [(int(height), int(width)) for width, height in pinpoints]
     except (SyntaxError, TypeError, ValueError) as error:
         raise ValueError(
