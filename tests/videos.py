@@ -1,6 +1,5 @@
 """Short video files for tests, made with PyAV."""
 
-from fractions import Fraction
 from pathlib import Path
 
 from PIL import Image
@@ -26,27 +25,6 @@ def write_video(path: Path, frames: int = 24, fps: int = 8, size: tuple[int, int
             container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         container.mux(stream.encode())
     return path
-
-
-def write_growing_video(path: Path, *sizes: tuple[int, int]) -> None:
-    """A second of each size; the file says that all of it has the first."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libvpx", rate=8)
-        stream.width, stream.height, stream.pix_fmt = *sizes[0], "yuv420p"
-        for second, size in enumerate(sizes):
-            codec = av.CodecContext.create("libvpx", "w")
-            codec.width, codec.height, codec.pix_fmt = *size, "yuv420p"
-            codec.time_base, codec.framerate = Fraction(1, 8), Fraction(8)
-            packets = []
-            for index in range(8):
-                frame = av.VideoFrame.from_image(Image.new("RGB", size, "red")).reformat(format="yuv420p")
-                frame.pts, frame.time_base = 8 * second + index, Fraction(1, 8)
-                packets += codec.encode(frame)
-            for packet in (*packets, *codec.encode(None)):
-                packet.stream = stream
-                container.mux(packet)
 
 
 def write_sound(path: Path) -> Path:

@@ -52,9 +52,16 @@ class Engine:
     """A model and its processor. Holds no scale: each question brings its own."""
 
     def __init__(
-        self, model: M3ForConditionalGeneration, processor: M3Processor, weights: str, cache_bytes: int = 1 << 30
+        self,
+        model: M3ForConditionalGeneration,
+        processor: M3Processor,
+        weights: str,
+        cache_bytes: int = 1 << 30,
+        outline: M3ForConditionalGeneration | None = None,
     ) -> None:
+        """`outline`: the same modules at their whole sizes, for counting, where `model` holds a part of every weight (ZeRO-3)."""
         self.model = model.eval()
+        self.outline = model if outline is None else outline
         self.processor = processor
         self.weights = weights
         self.pictures = PictureCache(model, processor, cache_bytes)

@@ -82,6 +82,19 @@ def from_hub(dataset: str, folder: Path) -> None:
         ) from error
 
 
+def extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """One file (of a link, what it points at), never outside `folder`; folders come with their files."""
+    content = archive.extractfile(member)
+    if content is None:
+        return
+    place = (folder / member.name).resolve()
+    if not place.is_relative_to(folder.resolve()):
+        raise ValueError(f"{archive.name}: {member.name} would be written outside of {folder}; the archive is not safe")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with content, place.open("wb") as file:
+        shutil.copyfileobj(content, file)
+
+
 def unpack(folder: Path, target: Path) -> None:
     """Unpacks all archives of a repository into `target`; parts of one archive (`x.tar.partaa`, ...) are joined first."""
     aside = target.with_name(f".{target.name}.partial")
@@ -103,7 +116,8 @@ def unpack(folder: Path, target: Path) -> None:
                     with piece.open("rb") as part:
                         shutil.copyfileobj(part, joined)
         with tarfile.open(whole) as archive:
-            archive.extractall(aside, filter="data")
+            for member in archive:  # `extractall(filter="data")` came with Python 3.11.4
+                extract(archive, member, aside)
     (aside / "joined.tar").unlink(missing_ok=True)
     if not any(aside.iterdir()):
         shutil.copytree(folder, aside, dirs_exist_ok=True, symlinks=True)  # videos lie in the repository as they are

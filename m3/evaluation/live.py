@@ -2,6 +2,7 @@
 
 In: the tasks, scales and limits, once; then the live model, its processor and the step. Out: scores by task and scale, and
 `step-N`, a folder as `m3 sweep` leaves one, for `m3 report`. Of several processes each answers its share, the first one scores.
+Where each process holds a part of every weight (ZeRO-3), all answer everything, in step.
 """
 
 import shutil
@@ -9,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from m3.evaluation.arguments import parse_arguments, task_names
 from m3.evaluation.engine import Engine
 from m3.evaluation.methods import OWN
 from m3.evaluation.run_folder import CellRow
 from m3.evaluation.store import digest
 from m3.evaluation.sweep import find, prepare, sweep_engine
-from m3.model import M3ForConditionalGeneration
+from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing.processor import M3Processor
 
 
@@ -32,14 +35,18 @@ class Choice:
 
 
 class LiveSweep:
-    """Sweeps into folders under `folder`; the tasks are loaded once, here.
+    """Sweeps into folders under `folder`; the tasks are loaded once, here. `sharded`: the model's configuration, where
+    ZeRO-3 cuts its weights up, which it does to every model made after this.
 
     Raises:
         ValueError: a task that there is not, that needs a judge, or that cannot be loaded.
     """
 
-    def __init__(self, folder: Path, choice: Choice) -> None:
-        self.folder, self.scales = folder, sorted(choice.scales)
+    def __init__(self, folder: Path, choice: Choice, sharded: M3Config | None = None) -> None:
+        self.folder, self.scales, self._outline = folder, sorted(choice.scales), None
+        if sharded is not None:
+            with torch.device("meta"):
+                self._outline = M3ForConditionalGeneration(sharded)
         self._options = [
             *("--tasks", ",".join(choice.tasks), "--scales", ",".join(map(str, self.scales)), "--no-latency"),
             *("--batch-size", str(choice.batch_size), "--include-path", choice.include_path),
@@ -63,7 +70,10 @@ class LiveSweep:
         if sweep.is_writer:
             shutil.rmtree(run / "store", ignore_errors=True)  # of a step that was interrupted, and is now made again
         sweep.accelerator.wait_for_everyone()
-        engine = Engine(model, processor, digest([str(run.resolve()), step]))
+        sweep.in_step = self._outline is not None
+        if self._outline is not None:
+            self._outline.to(model.dtype)  # pyright: ignore[reportArgumentType]  # transformers wraps `to` without its types
+        engine = Engine(model, processor, digest([str(run.resolve()), step]), outline=self._outline)
         sweep_engine(sweep, f"step-{step}", str(run), engine)
         model.train(was_training)
         return scores(sweep.cells)

@@ -41,7 +41,7 @@ def costs_of(engine: Engine, name: str, method: str, scale: int, tasks: Mapping[
     asked = {task: prompts for task, prompts in tasks.items() if prompts}
     whole = sum(asked.values(), Counter[Prompt]()) or Counter([Prompt(None, NO_ANSWER_TEXT)])
     costs = {
-        prompt: method_cost(engine.model, method, scale, prompt.text_tokens, tiles_of(engine, prompt.sizes))
+        prompt: method_cost(engine.outline, method, scale, prompt.text_tokens, tiles_of(engine, prompt.sizes))
         for prompt in whole
     }
     return [_mean(costs, name, task, prompts) for task, prompts in {"": whole, **asked}.items()]

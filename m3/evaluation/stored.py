@@ -87,11 +87,15 @@ class StoredModel(EngineModel):
         """Key of the answer to a request at `self.budget`."""
         return self._keys[identity(request)][self.budget]
 
-    def answer_share(self) -> None:
-        """Answers the documents of this process, of the several that torchrun started; the harness shares them out."""
+    def answer_share(self, everything: bool = False) -> None:
+        """Answers the documents of this process, of the several that torchrun started; the harness shares them out.
+
+        `everything`: those of all processes.
+        """
         task = self.loaded.task
         self.task_dict[self.loaded.name] = task.dataset
-        task.build_all_requests(limit=self.limit, rank=self._rank, world_size=self._world_size)
+        rank, processes = (0, 1) if everything else (self._rank, self._world_size)
+        task.build_all_requests(limit=self.limit, rank=rank, world_size=processes)
         self.fill(self.loaded.requests)
 
     def fill(self, requests: Sequence[Instance]) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import disable_progress_bars
@@ -68,7 +69,10 @@ PATIENCE = timedelta(days=30)
 
 @dataclass
 class Sweep:
-    """What a sweep works on, and the rows it has so far. `is_writer`: the first process, which scores and writes."""
+    """What a sweep works on, and the rows it has so far. `is_writer`: the first process, which scores and writes.
+
+    `in_step`: every process answers all documents, since none can run the model without the others (ZeRO-3).
+    """
 
     arguments: argparse.Namespace
     run: Path
@@ -79,6 +83,7 @@ class Sweep:
     broken: list[BrokenTask]
     accelerator: Accelerator
     progress: Progress
+    in_step: bool = False
     models: list[ModelRow] = field(default_factory=list)
     cells: list[CellRow] = field(default_factory=list)
     costs: list[CostRow] = field(default_factory=list)
@@ -196,7 +201,7 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
             label = label_of(name, budget.method)
             row = failed_row(label, broken.name, budget.scale, broken.metric, broken.error)
             add_cell(sweep, [row], label, broken.name, budget.scale)
-    with Store(sweep.run / "store") as store:
+    with own_store(sweep) as folder, Store(folder) as store:
         for loaded in sweep.tasks:
             run_task(sweep, name, loaded, engine, store, budgets)
         if sweep.is_writer:
@@ -206,16 +211,26 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
         write_examples(sweep.run, first, sweep.tasks, sweep.scales, sweep.cells, sampling_of(arguments.frames))
 
 
+@contextmanager
+def own_store(sweep: Sweep) -> Iterator[Path]:
+    """The folder of the run's store; in step, all processes have the same answers, and what the others hold goes."""
+    if sweep.is_writer or not sweep.in_step:
+        yield sweep.run / "store"
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def run_task(
     sweep: Sweep, name: str, loaded: LoadedTask, engine: Engine, store: Store, budgets: Sequence[Budget]
 ) -> None:
-    """One model on one task. Several processes answer first, each its share; then the first one scores."""
+    """One model on one task. Several processes answer first, each its share (in step: all); then the first one scores."""
     arguments = sweep.arguments
     label = f"{name}, {loaded.name}"
     model = StoredModel(engine, budgets, arguments.batch_size, loaded, store, label, arguments.frames, arguments.limit)
     if sweep.accelerator.num_processes > 1:
         with quiet(sweep.run):
-            model.answer_share()
+            model.answer_share(everything=sweep.in_step)
         sweep.accelerator.wait_for_everyone()
         store.refresh()
     if not sweep.is_writer:
@@ -248,7 +263,7 @@ def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
     config = engine.model.config
     grid = [config.grid] if isinstance(config.grid, int) else list(config.grid)
     scales, kind = list(config.nesting.trained_scales), config.nesting.kind
-    parameters = sum(parameter.numel() for parameter in engine.model.parameters())
+    parameters = sum(parameter.numel() for parameter in engine.outline.parameters())
     base = "" if method == OWN else name
     routers = len(engine.model.model.routers)
     label, tiling = label_of(name, method), config.tiling.to_dict()

@@ -58,11 +58,6 @@ def check_sharding(recipe: Recipe) -> None:
     """A `ValueError` where ZeRO-3, which leaves each process a part of every weight, meets what needs whole ones."""
     if zero_stage(recipe) != 3:
         return
-    if recipe.evaluation is not None:
-        raise ValueError(
-            "evaluation runs the whole model in every process, and ZeRO-3 leaves each a part of it; take scripts/deepspeed/"
-            "zero2.json (ZERO=zero2), or leave evaluation out and `m3 sweep` the run's checkpoints"
-        )
     if recipe.hardware.compile:
         raise ValueError(
             "hardware.compile: ZeRO-3 fetches the weights of a layer while the layer runs, which its compiled form would not "

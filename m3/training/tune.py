@@ -68,7 +68,8 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
         assert recipe.model is not None  # Recipe makes sure of it
         lora = lora_config(M3Config.from_pretrained(recipe.model), recipe.adapter, recipe.parts)
     new = build(recipe) if recipe.model is None else None  # drawn whole: DeepSpeed shards it when it is wrapped
-    arguments = training_arguments(
+    benchmarks = _benchmarks(recipe, run, open_benchmarks)
+    arguments = training_arguments(  # from here on, models are sharded when they are made, if ZeRO-3 is asked for
         run,
         schedule,
         recipe.optimiser,
@@ -78,7 +79,6 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
         len(mixture) // schedule.step_samples(devices),
         recipe.report_to,
     )
-    benchmarks = _benchmarks(recipe, run, open_benchmarks)
     model, processor = new or build(recipe)
     rates, adapted = apply_parts(model, recipe.parts), None
     if is_deepspeed_zero3_enabled():

@@ -1,5 +1,6 @@
 """Two processes on the CPU, through the launchers: equal to one process, killed and resumed, and no rank waits for another."""
 
+import json
 import os
 import signal
 import socket
@@ -13,13 +14,16 @@ import torch
 from training_runs import weights
 
 from m3.model import M3ForConditionalGeneration
-from m3.training.command import main
+from m3.train import main
 from m3.training.run_folder import RunFolder
 
 pytest.importorskip("deepspeed")
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "tests" / "training_ranks.py"
 STEPS = ["schedule.batch_size=1", "schedule.accumulation=null", "schedule.global_batch=2", "schedule.steps=8"]
+EVALUATION = (
+    f"evaluation={{every: 4, tasks: [m3_tiny_scene], scales: [1, 36], limit: 3, include_path: {ROOT}/lmms_eval_tasks}}"
+)
 ADAPTER = "adapter={rank: 4, targets: [attention, shared_experts, routed_experts]}"
 
 
@@ -45,7 +49,16 @@ def finish(command: list[str], zero: str = "zero3") -> None:
 
 
 def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in RunFolder(run).read_metrics()]
+    return [row["loss"] for row in RunFolder(run).read_metrics() if "loss" in row]
+
+
+def swept(run: Path) -> tuple[list[dict], list[dict], str]:
+    """What the sweeps on the way found: their scores, the model they describe, its costs."""
+    scores = [row for row in RunFolder(run).read_metrics() if "loss" not in row]
+    models = json.loads((run / "evaluation" / "step-8" / "models.json").read_text())
+    for model in models:
+        del model["path"], model["weights"]
+    return scores, models, (run / "evaluation" / "step-8" / "cost.csv").read_text()
 
 
 def distance(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
@@ -67,9 +80,12 @@ def overrides(recipe: Path, name: str, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_zero3_killed_and_resumed_equals_one_process(base: Path) -> None:
-    """Measured: losses 2e-7 apart, relative. The end is one safetensors file that `from_pretrained` takes."""
-    main([str(base), *overrides(base, "one")])
-    command = launch(base, *overrides(base, "two"))
+    """Measured: losses 2e-7 apart, relative. The end is one safetensors file that `from_pretrained` takes.
+
+    The benchmarks on its way are answered by both processes in step, as by the one.
+    """
+    main([str(base), *overrides(base, "one", EVALUATION)])
+    command = launch(base, *overrides(base, "two", EVALUATION))
     run = RunFolder(base.parent / "two")
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -84,6 +100,8 @@ def test_zero3_killed_and_resumed_equals_one_process(base: Path) -> None:
     finish(command)
     assert losses(run.path) == pytest.approx(losses(base.parent / "one"), rel=1e-3)
     assert len(losses(run.path)) == 8
+    assert swept(run.path) == swept(base.parent / "one")
+    assert [row["step"] for row in swept(run.path)[0]] == [4, 8]
     M3ForConditionalGeneration.from_pretrained(run.final)
     before, after = weights(base.parent / "first"), weights(run.path)
     moved = {name for name in before if not torch.equal(before[name], after[name])}

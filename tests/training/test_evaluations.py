@@ -111,18 +111,12 @@ def test_an_interrupted_run_ends_as_the_whole_one(runs: Path) -> None:
         (["evaluation.limit=0"], "evaluation: limit must be at least 1, got 0"),
         (["evaluation.scales=[5]"], "scale 5"),
         (["evaluation.data_root=/nowhere"], "--data-root /nowhere is no folder"),
-        ([f"hardware.deepspeed={ROOT}/scripts/deepspeed/zero3.json"], "ZeRO-3 leaves each a part of it; .*m3 sweep"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_training(recipe: Path, more: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main([str(recipe), EVALUATION, *more])
     assert not list((recipe.parent / "run").glob("metrics.jsonl"))
-
-
-def test_zero3_is_refused_by_the_plan(recipe: Path) -> None:
-    with pytest.raises(ValueError, match=r"evaluation runs the whole model in every process, and ZeRO-3 .*ZERO=zero2"):
-        main([str(recipe), EVALUATION, f"hardware.deepspeed={ROOT}/scripts/deepspeed/zero3.json", "--dry-run"])
 
 
 def test_the_plan_says_it(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
