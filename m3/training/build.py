@@ -12,9 +12,10 @@ from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
 from m3.model.connectors import build_connector
 from m3.processing import M3Processor
 from m3.training.compiling import compile_layers
+from m3.training.context import extended
 from m3.training.liger import apply_liger
 from m3.training.recipe import Recipe
-from m3.training.sections import NewModel
+from m3.training.sections import Context, NewModel
 
 
 def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
@@ -28,7 +29,9 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
         quantise = None if recipe.adapter is None else recipe.adapter.quantise
         is_half = recipe.adapter is not None and hardware.precision == "bfloat16"  # what is frozen needs no more
         dtype = torch.bfloat16 if is_half else torch.float32
-        model, processor = load_checkpoint(recipe.model, scales, hardware.experts_implementation, quantise, dtype)
+        model, processor = load_checkpoint(
+            recipe.model, scales, hardware.experts_implementation, quantise, dtype, recipe.context
+        )
     else:
         assert recipe.new_model is not None  # Recipe makes sure of one of them
         model, processor = train_at(*_new(recipe.new_model), scales)
@@ -62,6 +65,7 @@ def load_checkpoint(
     experts_implementation: str = "grouped_mm",
     quantise: str | None = None,
     dtype: torch.dtype = torch.float32,
+    context: Context | None = None,
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """A checkpoint folder, its weights in `dtype` (the decoder's packed if `quantise` says so), to be trained at `scales`.
 
@@ -69,11 +73,11 @@ def load_checkpoint(
         ValueError: weights that are missing or left over; transformers would draw them at random, or drop them.
     """
     row = None if quantise is None else get_quantisation(quantise)
-    config = M3Config.from_pretrained(path)
+    config = extended(M3Config.from_pretrained(path), context)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     packing = None if row is None else row.config(kept_modules(config), dtype, device)
     loaded = M3ForConditionalGeneration.from_pretrained(
-        path, dtype=dtype, quantization_config=packing, output_loading_info=True
+        path, config=config, dtype=dtype, quantization_config=packing, output_loading_info=True
     )
     model, found = cast(tuple[M3ForConditionalGeneration, dict], loaded)  # since the information is asked for
     wrong = {

@@ -15,6 +15,7 @@ from m3.config import load
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import CostModel
 from m3.training.build import new_config
+from m3.training.context import check_context, extended
 from m3.training.distributed import zero_options
 from m3.training.lora import lora_config
 from m3.training.recipe import Recipe
@@ -43,7 +44,8 @@ def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
         ValueError: the global batch cannot be made up on so many devices, or nothing says what the model is.
     """
     check_sharding(recipe)
-    config = before or planned_config(recipe)
+    config = extended(before or planned_config(recipe), recipe.context)
+    check_context(recipe, config)
     parameters = count_parameters(recipe, config)
     lines = [f"{'part':<14}{'parameters':>14}{'trained':>14}"]
     for part, number in parameters.items():

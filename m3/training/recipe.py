@@ -7,6 +7,7 @@ from typing import Literal
 from m3.data.recipe import Data
 from m3.training.sections import (
     Adapter,
+    Context,
     Distil,
     Evaluation,
     Hardware,
@@ -26,7 +27,8 @@ class Recipe:
     `model` is a checkpoint folder to continue from; `new_model` draws one instead. `matryoshka_vis_token_scale`: the
     scales trained over (they become the checkpoint's trained scales). `scales`: all of them every step, or a seeded draw.
     `scale_weights`: of the scales in the loss, 1 where none is given. `distil`: coarser scales learn from the largest too.
-    `memory`: `low` reads rows one at a time (m3/training/low_memory.py). `reset_connector`: of `model`, drawn anew; a chain does
+    `memory`: `low` reads rows one at a time (m3/training/low_memory.py). `context`: more positions for the
+    decoder of `model`. `reset_connector`: of `model`, drawn anew; a chain does
     so in its first stage. `report_to`: beside the run's own metrics. `architecture`: what `--dry-run` lays out where `model` is
     not on the machine (m3/recipes/architectures).
     """
@@ -41,6 +43,7 @@ class Recipe:
     new_model: NewModel | None = None
     architecture: str | None = None
     reset_connector: bool = False
+    context: Context | None = None
     memory: Literal["packed", "low"] = "packed"
     scale_weights: dict[int, float] | None = None
     distil: Distil | None = None
@@ -58,6 +61,11 @@ class Recipe:
             raise ValueError(
                 "recipe: reset_connector draws the connector anew and parts.connector is frozen, so it would stay random; give "
                 "parts.connector a learning rate, or leave reset_connector out"
+            )
+        if self.context is not None and (self.model is None or self.adapter is not None):
+            raise ValueError(
+                "recipe: context extends the decoder of a `model` whose own weights train; for a new_model say "
+                "max_position_embeddings in its text_config, and extend a model before it gets an adapter"
             )
         _check_length(self.schedule, self.optimiser)
         self._check_scales()

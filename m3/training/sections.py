@@ -54,6 +54,20 @@ class NewModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Context:
+    """More positions for the decoder (m3/training/context.py). `rope_theta`: the new base of its rotations; null keeps it."""
+
+    positions: int
+    rope_theta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.positions < 1 or (self.rope_theta is not None and not 0 < self.rope_theta < math.inf):
+            raise ValueError(
+                f"context: positions and rope_theta must be above 0, got {self.positions}, {self.rope_theta}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimiser:
     """AdamW. `warmup`: a share of the steps below 1, a number of steps from 1. `max_grad_norm`: 0 for no clipping."""
 

@@ -23,6 +23,7 @@ from m3.processing import M3Processor
 from m3.training.arguments import training_arguments
 from m3.training.build import build
 from m3.training.compiling import check_compile
+from m3.training.context import check_context, extended
 from m3.training.distributed import gather_experts_at_once, world
 from m3.training.evaluations import Benchmarks, Evaluation, OpenBenchmarks
 from m3.training.liger import check_liger
@@ -54,6 +55,7 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     run.start(recipe)
     _check_machine(recipe)
     check_sharding(recipe)
+    check_context(recipe, extended(planned_config(recipe), recipe.context))
     if world().is_first:
         logger.info("\n%s", plan(recipe, world().size))
     if recipe.hardware.threads is not None:
