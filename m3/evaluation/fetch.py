@@ -1,8 +1,8 @@
 """`m3 data fetch-eval SUITE --data-root DIR`: local copies of data, for machines without a network (`m3 sweep --data-root`).
 
 In: names of suites or tasks. Out: `DIR/NAME/`, the hub's repository of each data set, and its videos unpacked where the
-harness's tasks look for them (mirrors.py). A verb beside `m3 data`, not under it: what a suite needs is known to
-m3/evaluation, which m3/data may not import.
+harness's tasks look for them (mirrors.py). `m3 data` only names this verb:
+what a suite needs is known to the layers above the data.
 """
 
 import argparse
@@ -84,7 +84,12 @@ def from_hub(dataset: str, folder: Path) -> None:
 
 def extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     """One file (of a link, what it points at), never outside `folder`; folders come with their files."""
-    content = archive.extractfile(member)
+    try:
+        content = archive.extractfile(member)
+    except KeyError as error:
+        raise ValueError(
+            f"{archive.name}: {member.name} is a link to {member.linkname}, which is not in the archive"
+        ) from error
     if content is None:
         return
     place = (folder / member.name).resolve()

@@ -2,8 +2,8 @@
 
 in: a model's configuration and the recipe's `context`; out: the configuration with so many positions, rotated by another base
 where one is given. A larger base turns slower, so that far positions stay within angles that were seen before ("adjusted base
-frequency", Xiong et al., https://arxiv.org/abs/2309.16039; Aria's 64K stage, https://arxiv.org/abs/2410.05993, section 4). No
-weight changes here.
+frequency", Xiong et al., https://arxiv.org/abs/2309.16039; Aria's 64K stage, https://arxiv.org/abs/2410.05993). No weight
+changes here.
 """
 
 from copy import deepcopy

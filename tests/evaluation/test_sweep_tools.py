@@ -1,6 +1,7 @@
 """What stands around the sweep: suites on the command line, judges, copies of data, disk."""
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,25 @@ def test_an_overlay_changes_where_the_data_are_and_nothing_else(tmp_path: Path):
     (root / "somebody" / "Clips").mkdir(parents=True)
     assert local_copy(Data.of(read_task(path)), root) == root / "somebody" / "Clips"
     assert not Data.of({"dataset_path": "parquet"}).is_remote
+
+
+@pytest.mark.parametrize(
+    ("name", "link", "message"),
+    [
+        ("../outside.mp4", None, "outside.mp4 would be written outside of"),
+        ("one.mp4", "gone.mp4", "one.mp4 is a link to gone.mp4, which is not in the archive"),
+    ],
+)
+def test_an_archive_that_is_not_safe_or_whole_is_refused(tmp_path: Path, name: str, link: str | None, message: str):
+    (tmp_path / "Clips").mkdir()
+    member = tarfile.TarInfo(name)
+    if link is not None:
+        member.type, member.linkname = tarfile.SYMTYPE, link
+    with tarfile.open(tmp_path / "Clips" / "a.tar", "w") as archive:
+        archive.addfile(member)
+    with pytest.raises(ValueError, match=message):
+        fetch.unpack(tmp_path / "Clips", tmp_path / "data" / "clips")
+    assert not (tmp_path / "data" / "outside.mp4").exists() and not (tmp_path / "data" / "clips").exists()
 
 
 def test_fetching_copies_each_data_set_once_and_unpacks_videos(tmp_path: Path):
