@@ -44,7 +44,8 @@ EXTRAS = {
     "wandb": ["wandb>=0.18"],
     "liger": ["liger-kernel>=0.6"],
     "deepspeed": ["accelerate>=1.10", "deepspeed>=0.17"],
-    "cuda": ["bitsandbytes>=0.46", "deepspeed>=0.17", "torchvision>=0.23"],
+    # flash-attn is built against the torch that is installed: pip install --no-build-isolation
+    "cuda": ["bitsandbytes>=0.46", "deepspeed>=0.17", "flash-attn>=2.7", "torchvision>=0.23"],
     "dev": [
         "beartype>=0.21",
         "import-linter>=2.3",

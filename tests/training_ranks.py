@@ -42,7 +42,6 @@ def main(folder: str, checkpoint: str, data: str, at_a_time: str, config: str | 
         measure=measure,
         rates=rates,
         router=RouterLoad(len(model.model.routers), 4, arguments.device),
-        pad_token_id=model.config.text_config.pad_token_id,
         model=model,
         args=arguments,
         train_dataset=order,

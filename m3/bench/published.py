@@ -19,8 +19,9 @@ from m3.processing import M3Processor
 def published_batches(
     samples: Sequence[Sample], processor: M3Processor, scales: Sequence[int], max_length: int | None = None
 ) -> list[dict[str, Tensor]]:
-    """One padded batch per scale, each with its own copy of the pixels."""
-    return [Collator(processor, scales=(scale,), max_length=max_length)(samples) for scale in scales]
+    """One padded batch per scale, each with its own copy of the pixels; a mask says what is padding, as in the original."""
+    batches = [Collator(processor, scales=(scale,), max_length=max_length)(samples) for scale in scales]
+    return [{name: value for name, value in batch.items() if name != "sequence_lengths"} for batch in batches]
 
 
 def published_loss(model: M3ForConditionalGeneration, batches: Sequence[dict[str, Tensor]]) -> Tensor:

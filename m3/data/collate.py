@@ -6,6 +6,7 @@ showing `i` different images in `s` placeholder spans:
     input_ids     int64 [r, l]   sequences one after the other, then padding
     labels        int64 [r, l]   -100 where nothing is learned
     position_ids  int64 [r, l]   start at 0 with every sequence, and with the padding behind the last one
+    sequence_lengths int64 [r, q] lengths of each row's sequences in order, zeros behind them; the rest of the row is padding
     loss_weights  float32 [r, l] of each label token: 1 / (number of scales) with images, 1 without
     pixel_values  float32 [t, 3, H, W]  the tiles of every image once, however many scales and rows read it
     image_scales  int64 [s]      of each span, row by row, left to right
@@ -18,7 +19,8 @@ showing `i` different images in `s` placeholder spans:
     left_out      int64 [2]      broken samples and samples too long that the batch lacks; only where such may be left out
 
 Without images all that speaks of them is absent. Packed (`pack_length`), sequences share rows and no attention mask
-is given: the restarting positions say where attention must stop. Unpacked, each sequence has a row of its own.
+is given: the lengths say where attention must stop, and the restarting positions say so to decoders that take no lengths.
+Unpacked, each sequence has a row of its own.
 
 **Which scales a step trains** (`sandwich`, `random`) must be equal on all ranks and after a resume. A collate function
 runs in a worker process that knows neither step nor rank, but the position of its samples does: rank r's k-th batch of
@@ -254,7 +256,16 @@ def _tensors(rows: list[list[ScaledSequence]], pad_id: int, multiple: int, maske
     attention_mask = (np.arange(length)[None] < np.asarray(filled)[:, None]).astype(np.int64)
     tail = np.arange(length)[None] - np.asarray(filled)[:, None]  # 0, 1, 2 ... behind the last sequence
     position_ids = np.where(attention_mask == 1, position_ids, tail)
-    arrays = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "loss_weights": loss_weights}
+    lengths = np.zeros((len(filled), max((len(row) for row in rows), default=1)), dtype=np.int64)
+    for number, row in enumerate(rows):
+        lengths[number, : len(row)] = [len(sequence.input_ids) for sequence in row]
+    arrays = {
+        "input_ids": input_ids,
+        "labels": labels,
+        "position_ids": position_ids,
+        "sequence_lengths": lengths,
+        "loss_weights": loss_weights,
+    }
     if masked:
         arrays["attention_mask"] = attention_mask
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -23,6 +23,8 @@ from m3.model.aria_projector import AriaCrossAttention, AriaProjector
 from m3.model.configuration import M3Config
 from m3.model.connectors import Resampler, build_connector
 from m3.model.image_inputs import ImageInputs, Span
+from m3.model.packed_attention import takes_sequences
+from m3.model.packed_sequences import PackedSequences
 from m3.model.splice import splice
 from m3.model.vision import TileGroup, patch_mask, vision_inputs
 
@@ -178,6 +180,21 @@ class M3Model(M3PreTrainedModel):
             inputs.check_tokens(seen.tile_tokens, self.config.reader)
         token, newline = self.config.image_token_id, self.image_newline
         return splice(inputs_embeds, input_ids, features, inputs.images(), spans, token, self.config.reader, newline)
+
+    def packed_sequences(
+        self,
+        sequence_lengths: Int[Tensor, "b _"] | None,
+        position_ids: Int[Tensor, "b l"] | None,
+        row_length: int,
+    ) -> PackedSequences | None:
+        """How to give the decoder its sequences; None where its attention is told of them by positions and masks alone."""
+        if sequence_lengths is None or not takes_sequences(self.language_model.config._attn_implementation):
+            return None
+        if position_ids is None:
+            raise ValueError(
+                "sequence_lengths need position_ids that restart with every sequence, as Collator gives them"
+            )
+        return PackedSequences.from_lengths(sequence_lengths, row_length)
 
     def _known_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
         """A placeholder beyond the vocabulary is looked up as id 0: visual tokens take its place anyway."""

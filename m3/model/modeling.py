@@ -33,7 +33,8 @@ from m3.model.backbone import M3Model, M3PreTrainedModel
 from m3.model.configuration import M3Config
 from m3.model.distillation import Distillation, divergences, teachers
 from m3.model.image_inputs import IMAGE_INPUTS, ImageInputs
-from m3.model.router_losses import RouterLosses, RouterStep, is_real, router_losses
+from m3.model.packed_sequences import real_tokens
+from m3.model.router_losses import RouterLosses, RouterStep, router_losses
 from m3.model.splice import token_scales
 
 
@@ -47,7 +48,7 @@ class M3Output(ModelOutput):
     scales `[k]`, scale_loss_sums `[k]`, scale_loss_counts `[k]`: unweighted loss summed over label tokens, and their
         number, per scale read (0: text without an image); ascending.
     balance_losses `[layers]`, z_losses `[layers]`, expert_load `[layers, experts]`: of a mixture-of-experts decoder.
-    router_logits: one `[b * l, experts]` per layer.
+    router_logits: one `[tokens, experts]` per layer; of all `b * l` places, or of the sequences' tokens with packed attention.
     distil_loss, distil_loss_sum, distil_loss_count: scalars; divergence of the coarser scales' label tokens from the largest
         scale's, weighted and divided as `language_loss`; the unweighted sum, and over how many tokens. Where asked for.
     """
@@ -105,6 +106,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         pixel_mask: Bool[Tensor, "t h w"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "b l"] | None = None,
+        sequence_lengths: Int[Tensor, "b _"] | None = None,
         past_key_values: Cache | None = None,
         labels: Int[Tensor, "b l"] | None = None,
         loss_weights: Float[Tensor, "b l"] | None = None,
@@ -124,6 +126,8 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         Args:
             pixel_values ... pixel_mask: see above.
             position_ids: where they restart, a new sequence begins in the same row (packing); needs no attention_mask.
+            sequence_lengths: lengths of the sequences of each row, zeros behind them; the rest of a row is padding. With them
+                packed attention computes the sequences alone (m3/model/packed_attention.py).
             labels: next-token targets in place, -100 ignored.
             loss_weights: weight of each label token (default 1); all-scales training gives a copy at one of S scales 1/S.
             num_items_in_batch: what to divide the weighted loss by; default the sum of the weights.
@@ -148,15 +152,23 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         inputs_embeds = self.model.embed(input_ids, images, spans, is_continuation)
         top_k = self.model.router_top_k
         recording = {"output_router_logits": True} if top_k is not None and labels is not None else {}
-        decoded = self.model.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=bool(use_cache),
-            **recording,
-        )
-        hidden_states = decoded.last_hidden_state
+        packed = self.model.packed_sequences(sequence_lengths, position_ids, input_ids.shape[1])
+        if packed is None:
+            rows = {"attention_mask": attention_mask, "past_key_values": past_key_values, "use_cache": bool(use_cache)}
+            decoded = self.model.language_model(
+                inputs_embeds=inputs_embeds, position_ids=position_ids, **rows, **recording
+            )
+            hidden_states = decoded.last_hidden_state
+        else:
+            assert position_ids is not None  # packed_sequences asks for them
+            sequences = packed.decoder_arguments() | {"use_cache": False}
+            decoded = self.model.language_model(
+                inputs_embeds=packed.take(inputs_embeds),
+                position_ids=packed.take(position_ids),
+                **sequences,
+                **recording,
+            )
+            hidden_states = packed.put_back(decoded.last_hidden_state, input_ids.shape[1])
         output = M3Output(past_key_values=decoded.past_key_values)
         if skip_logits is None:
             skip_logits = self.training and labels is not None
@@ -171,7 +183,8 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             step = None
             if router_load is not None and router_tokens is not None:
                 step = RouterStep(router_load, router_tokens)
-            real = is_real(input_ids, attention_mask, self.config.text_config.pad_token_id)
+            real = real_tokens(input_ids, attention_mask, sequence_lengths)
+            real = real.flatten() if packed is None else packed.take(real)[0]
             self._add_router_losses(output, decoded.router_logits, top_k, real, step)
         return output
 

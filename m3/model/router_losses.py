@@ -16,7 +16,7 @@ it is split. Load over the whole batch rather than over each device's part is wh
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -58,14 +58,3 @@ def router_losses(
         z.append((logits.logsumexp(-1, keepdim=True).square() * real).sum() / divisor)
         load.append(share)
     return RouterLosses(torch.stack(balance), torch.stack(z), torch.stack(load))
-
-
-def is_real(
-    input_ids: Int[Tensor, "b l"], attention_mask: Tensor | None, pad_token_id: int | None
-) -> Bool[Tensor, " tokens"]:
-    """Which tokens are not padding. Packed batches have no mask; their padding is the pad token."""
-    if attention_mask is not None and attention_mask.shape == input_ids.shape:
-        return attention_mask.flatten().bool()
-    if pad_token_id is None:
-        return torch.ones_like(input_ids.flatten(), dtype=torch.bool)
-    return input_ids.flatten() != pad_token_id

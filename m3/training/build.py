@@ -10,19 +10,23 @@ from m3.checkpoints.processors import IMAGE_TOKEN, make_processor
 from m3.inference.quantisation import get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
 from m3.model.connectors import build_connector
+from m3.model.packed_attention import PACKED_ATTENTION
 from m3.processing import M3Processor
 from m3.training.compiling import compile_layers
 from m3.training.context import extended
 from m3.training.liger import apply_liger
 from m3.training.recipe import Recipe
+from m3.training.row_attention import RowAttention, choose_row_attention
 from m3.training.sections import Context, NewModel
 
 
-def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
+def build(recipe: Recipe, attention: RowAttention | None = None) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """The model and its processor, with the recipe's scales as the trained ones.
 
+    attention: of the decoder, chosen here by default; under ZeRO-3, which shards every model that is drawn, chosen before.
+
     Raises:
-        ValueError: a scale that the model's grid cannot reach.
+        ValueError: a scale that the model's grid cannot reach; rows that this decoder cannot pack.
     """
     scales, hardware = recipe.matryoshka_vis_token_scale, recipe.hardware
     if recipe.model is not None:
@@ -38,8 +42,11 @@ def build(recipe: Recipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
         model.set_experts_implementation(hardware.experts_implementation)
     if recipe.reset_connector:
         model.model.connector = build_connector(model.config).apply(model._init_weights)
-    if hardware.attention is not None:
+    if hardware.attention not in (None, PACKED_ATTENTION):
         model.set_attn_implementation(hardware.attention)
+    attention = attention or choose_row_attention(recipe, model.config)
+    if attention.implementation is not None:
+        model.model.language_model.set_attn_implementation(attention.implementation)
     if hardware.liger:
         apply_liger(model)
     if hardware.compile:
@@ -98,9 +105,7 @@ def train_at(
     kind = model.config.nesting.kind
     processor.check_scales(scales)
     model.config.nesting = NestingConfig(kind=kind, trained_scales=tuple(scales))
-    model.config.text_config.pad_token_id = (
-        processor.tokenizer.pad_token_id
-    )  # what rows are filled with, and router losses leave out
+    model.config.text_config.pad_token_id = processor.tokenizer.pad_token_id  # what rows are filled with
     processor.nesting = {"kind": kind, "trained_scales": sorted(scales)}
     return model, processor
 

@@ -15,7 +15,7 @@ from m3.model import M3ForConditionalGeneration
 from m3.model.image_inputs import IMAGE_INPUTS, ImageInputs
 from m3.training.distributed import sum_over_processes, world
 
-OF_TOKENS = ("input_ids", "labels", "position_ids", "loss_weights", "attention_mask")
+OF_ROWS = ("input_ids", "labels", "position_ids", "sequence_lengths", "loss_weights", "attention_mask")
 OF_SPANS = ("image_scales", "image_index")
 
 
@@ -52,9 +52,10 @@ def split_rows(
     row_ends = (batch["input_ids"] == token).sum(1).cumsum(0).cpu()
     row_of_span = torch.searchsorted(row_ends, ends).to(batch["input_ids"].device)
     for number in range(len(batch["input_ids"])):
-        row = {name: batch[name][number : number + 1] for name in OF_TOKENS if name in batch}
+        row = {name: batch[name][number : number + 1] for name in OF_ROWS if name in batch}
         if "attention_mask" in row:
-            row = {name: value[:, : int(row["attention_mask"].sum())] for name, value in row.items()}
+            length = int(row["attention_mask"].sum())
+            row = {name: value if name == "sequence_lengths" else value[:, :length] for name, value in row.items()}
         if features is not None and bool((row_of_span == number).any()):
             row |= {name: batch[name][row_of_span == number] for name in OF_SPANS}
             row |= shown | {"image_features": features}

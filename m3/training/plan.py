@@ -19,6 +19,7 @@ from m3.training.context import check_context, extended
 from m3.training.distributed import zero_options
 from m3.training.lora import lora_config
 from m3.training.recipe import Recipe
+from m3.training.row_attention import choose_row_attention
 from m3.training.sections import Evaluation
 from m3.training.stages import PARTS, apply_parts, part_of, router_names
 from m3.training.throughput import peak_flops
@@ -140,6 +141,7 @@ def _size_lines(recipe: Recipe, config: M3Config, parameters: dict[str, Paramete
         f"per sample      {drawn} sequences, about {tokens:.0f} tokens ({TEXT_TOKENS} of text assumed, one image at most tiles)",
         f"per step        {samples * drawn} sequences, about {samples * tokens:.2e} tokens, {flops:.2e} FLOP",
         f"rows            {'one sequence each, padded' if data.pack_length is None else f'packed, {data.pack_length} tokens'}",
+        f"attention       {choose_row_attention(recipe, config).reason}",
         f"memory          about {_memory(recipe, config, parameters, tokens, devices) / 2**30:.2f} GiB a device (estimate)",
     ]
     peak = peak_flops()

@@ -156,7 +156,8 @@ class Schedule:
 class Hardware:
     """Precision and launching. `deepspeed`: its JSON (scripts/deepspeed). `threads`: of torch on a CPU, null for its default.
 
-    `attention`: transformers' implementation (sdpa, flash_attention_2, ...), null for its choice. `liger`: Liger's kernels in the
+    `attention`: transformers' implementation (sdpa, flash_attention_2, ...) or `packed`; null for the best one that keeps packed
+    sequences apart (m3/model/packing_check.py). `liger`: Liger's kernels in the
     decoder (m3/training/liger.py). `compile`: torch.compile of the tower's and the decoder's layers (m3/training/compiling.py).
     """
 

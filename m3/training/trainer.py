@@ -15,7 +15,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils.generic import ModelOutput
 
 from m3.model import M3ForConditionalGeneration, M3Output
-from m3.model.router_losses import is_real
+from m3.model.packed_sequences import real_tokens
 from m3.training.distributed import sum_over_processes, union_over_processes, wait_for_everyone
 from m3.training.evaluations import AskWhenDue, Evaluation, kept_random_state
 from m3.training.left_out import LEFT_OUT, LeftOut
@@ -66,7 +66,6 @@ class RunTrainer(Trainer):
         measure: Measure,
         rates: Mapping[str, float] | None = None,
         router: RouterLoad | None = None,
-        pad_token_id: int | None = None,
         low_memory: M3ForConditionalGeneration | None = None,
         distil: Distil | None = None,
         meter: Meter | None = None,
@@ -83,7 +82,6 @@ class RunTrainer(Trainer):
         self._measure = measure
         self._rates = dict(rates or {})
         self._router = router
-        self._pad_token_id = pad_token_id
         if low_memory is not None and self.is_fsdp_enabled:
             raise ValueError(
                 "memory: low goes backward several times a step, which FSDP does not take; set it to packed, with "
@@ -101,7 +99,7 @@ class RunTrainer(Trainer):
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
         self._step_tokens = 1.0
-        self._tokens, self._since = 0, time.perf_counter()
+        self._tokens, self._places, self._since = 0, 0, time.perf_counter()
         self._left_out = LeftOut()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -135,7 +133,7 @@ class RunTrainer(Trainer):
         if items is None or not batches or "loss_weights" not in batches[0]:
             return batches, items
         weights = [batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum() for batch in batches]
-        tokens = sum(self._real_tokens(batch) for batch in batches)
+        tokens = sum(_real_tokens(batch) for batch in batches)
         both = sum_over_processes(torch.tensor([float(sum(weights)), tokens], device=device))
         self._step_tokens = max(float(both[1]), 1.0)
         if self._router is not None:
@@ -217,7 +215,7 @@ class RunTrainer(Trainer):
 
     def _note(self, outputs: ModelOutput, inputs: Mapping[str, Tensor]) -> None:
         """Keeps what is logged of a micro-batch, and its experts' load."""
-        tokens = self._real_tokens(inputs) if "input_ids" in inputs else 1
+        tokens = _real_tokens(inputs) if "input_ids" in inputs else 1
         for name, (value, count) in self._measure(outputs, tokens / self._step_tokens).items():
             self._sums[name] += value
             self._counts[name] += count
@@ -225,13 +223,15 @@ class RunTrainer(Trainer):
             assert isinstance(outputs, M3Output)  # only a decoder with experts has a router
             self._router.add(outputs, float(tokens))
         if "input_ids" in inputs:
+            rows = inputs["input_ids"]
+            if self.state.global_step == 0 and self._places == 0 and self.is_world_process_zero():
+                fill = tokens / rows.numel()
+                logger.info("first batch: %d rows of %d places, %.1f %% of them filled", *rows.shape, 100 * fill)
             self._tokens += tokens
+            self._places += rows.numel()
             if self._meter is not None:
                 shown = inputs["pixel_values"].shape[0] if "pixel_values" in inputs else 0
                 self._flops += self._meter.flops(tokens, shown)
-
-    def _real_tokens(self, batch: Mapping[str, Tensor]) -> int:
-        return int(is_real(batch["input_ids"], batch.get("attention_mask"), self._pad_token_id).sum())
 
     def log(self, logs: dict[str, float | int], start_time: float | None = None) -> None:
         """Adds the measured means and the speed; the screen leaves out the router's, the run's metrics have all."""
@@ -285,15 +285,23 @@ class RunTrainer(Trainer):
 
     def _collect(self) -> dict[str, float | int]:
         names = union_over_processes(self._sums)  # a rank whose batches had no image lacks the scales
-        values = [[self._sums[n], self._counts[n]] for n in names] + [[float(self._tokens), self._flops]]
+        values = [[self._sums[n], self._counts[n]] for n in names]
+        values += [[float(self._tokens), float(self._places)], [self._flops, 0.0]]
         table = sum_over_processes(torch.tensor(values, device=self.args.device)).cpu()
-        elapsed, tokens = time.perf_counter() - self._since, float(table[-1, 0])
-        rows = zip(names, table[:-1].tolist(), strict=True)
+        elapsed, (tokens, places) = time.perf_counter() - self._since, table[-2].tolist()
+        rows = zip(names, table[:-2].tolist(), strict=True)
         means = {name: round(float(s / c), 6) for name, (s, c) in rows if c}
         self._sums.clear()
         self._counts.clear()
-        self._tokens, self._flops, self._since = 0, 0.0, time.perf_counter()
-        speed = {"tokens_per_second": round(tokens / elapsed, 1)} if tokens else {}
+        self._tokens, self._places, self._flops, self._since = 0, 0, 0.0, time.perf_counter()
+        speed = (
+            {"tokens_per_second": round(tokens / elapsed, 1), "row_fill": round(tokens / places, 4)} if tokens else {}
+        )
         if self._meter is not None:
-            speed["mfu"] = round(float(table[-1, 1]) / (elapsed * self._meter.peak * self.args.world_size), 4)
+            speed["mfu"] = round(float(table[-1, 0]) / (elapsed * self._meter.peak * self.args.world_size), 4)
         return {**means, **speed, **self._left_out.collect(self.state.global_step, self.args.device)}
+
+
+def _real_tokens(batch: Mapping[str, Tensor]) -> int:
+    """Tokens of a batch that are no padding."""
+    return int(real_tokens(batch["input_ids"], batch.get("attention_mask"), batch.get("sequence_lengths")).sum())

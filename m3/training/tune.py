@@ -33,6 +33,7 @@ from m3.training.plan import check_sharding, plan, planned_config
 from m3.training.recipe import Recipe
 from m3.training.resume import check_data, check_resume
 from m3.training.router_load import RouterLoad
+from m3.training.row_attention import choose_row_attention
 from m3.training.run_folder import RunFolder
 from m3.training.sections import HeldOut
 from m3.training.stages import apply_parts, chosen_rates
@@ -55,7 +56,9 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     run.start(recipe)
     _check_machine(recipe)
     check_sharding(recipe)
-    check_context(recipe, extended(planned_config(recipe), recipe.context))
+    config = extended(planned_config(recipe), recipe.context)
+    check_context(recipe, config)
+    attention = choose_row_attention(recipe, config)
     if world().is_first:
         logger.info("\n%s", plan(recipe, world().size))
     if recipe.hardware.threads is not None:
@@ -69,7 +72,9 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     if recipe.adapter is not None:
         assert recipe.model is not None  # Recipe makes sure of it
         lora = lora_config(M3Config.from_pretrained(recipe.model), recipe.adapter, recipe.parts)
-    new = build(recipe) if recipe.model is None else None  # drawn whole: DeepSpeed shards it when it is wrapped
+    new = (
+        build(recipe, attention) if recipe.model is None else None
+    )  # drawn whole: DeepSpeed shards it when it is wrapped
     benchmarks = _benchmarks(recipe, run, open_benchmarks)
     arguments = training_arguments(  # from here on, models are sharded when they are made, if ZeRO-3 is asked for
         run,
@@ -81,7 +86,7 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
         len(mixture) // schedule.step_samples(devices),
         recipe.report_to,
     )
-    model, processor = new or build(recipe)
+    model, processor = new or build(recipe, attention)
     rates, adapted = apply_parts(model, recipe.parts), None
     if is_deepspeed_zero3_enabled():
         gather_experts_at_once(model, model.model.routers)
@@ -94,7 +99,6 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
         measure=measure,
         rates=rates,
         router=router,
-        pad_token_id=model.config.text_config.pad_token_id,
         model=adapted or model,
         args=arguments,
         train_dataset=mixture,

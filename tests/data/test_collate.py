@@ -145,7 +145,7 @@ def test_the_weighted_mean_is_m3s_average(
 
 def test_text_only_batch_has_no_image_entries(processor: M3Processor, make_sample: MakeSample) -> None:
     batch = Collator(processor, pack_length=100)([make_sample("a"), make_sample("b")])
-    assert sorted(batch) == ["input_ids", "labels", "loss_weights", "position_ids"]
+    assert sorted(batch) == ["input_ids", "labels", "loss_weights", "position_ids", "sequence_lengths"]
 
 
 def test_an_image_two_samples_share_is_seen_once(processor: M3Processor, make_sample: MakeSample) -> None:

@@ -51,7 +51,8 @@ def test_a_batch_that_is_all_padding_has_losses_of_zero() -> None:
 def test_a_batch_without_a_target_trains_nothing_and_is_finite(decoder: str) -> None:
     model = make_model(decoder=decoder).train()
     rows = batch([[5, 6, 7]])
-    loss = model(input_ids=rows["input_ids"] * 0, labels=torch.full((1, 3), -100), loss_weights=torch.zeros(1, 3)).loss
+    nothing = {"labels": torch.full((1, 3), -100), "loss_weights": torch.zeros(1, 3)}
+    loss = model(input_ids=rows["input_ids"], sequence_lengths=torch.zeros(1, 1, dtype=torch.long), **nothing).loss
     loss.backward()
     assert loss.item() == 0
     assert all(

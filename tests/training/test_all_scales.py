@@ -1,15 +1,17 @@
 """All-scales training is a way of packing: equal to M3's published loop, and to the same batch unpacked."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import DECODERS, MOE, PAD
+from tiny_models import DECODERS, MOE
 
 from m3.bench.published import published_batches, published_loss
 from m3.data.collate import Collator
 from m3.data.sample import Sample
 from m3.model import M3ForConditionalGeneration
+from m3.model.packed_attention import PACKED_ATTENTION
 from m3.processing import M3Processor
 
 SCALES = (1, 4, 9, 36, 144)
@@ -28,9 +30,10 @@ def relative_error(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor
     return float(difference / torch.cat([g.flatten() for g in theirs.values()]).norm())
 
 
+@pytest.mark.parametrize("attention", ["sdpa", PACKED_ATTENTION])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_packed_all_scales_gradients_equal_the_published_loop(
-    decoder: str, make_tuned: Make, processor: M3Processor, samples: list[Sample]
+    decoder: str, attention: str, make_tuned: Make, processor: M3Processor, samples: list[Sample]
 ) -> None:
     """Measured: 3e-7 to 9e-7 (float32). MoE decoders with balance and z losses over all scales together."""
     model = make_tuned(decoder).train()
@@ -38,8 +41,10 @@ def test_packed_all_scales_gradients_equal_the_published_loop(
     assert len(packed["pixel_values"]) == 4, "each different image once"
     assert len(packed["image_scales"]) == 5 * 5, "five spans at five scales"
     assert len(packed["input_ids"]) < 4 * 5, "sequences share rows"
+    model.model.language_model.set_attn_implementation(attention)
     output = model(**packed)
     ours = gradients(model, output.loss)
+    model.model.language_model.set_attn_implementation("sdpa")
     loop = published_loss(model, published_batches(samples, processor, SCALES))
     theirs = gradients(model, loop)
     assert abs(output.loss.item() - loop.item()) < 1e-5
@@ -60,13 +65,13 @@ def test_a_text_only_sample_goes_in_once_with_full_weight(
     assert output.scales.tolist() == [0, *SCALES]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED_ATTENTION])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_packed_equals_unpacked(
     decoder: str, attention: str, make_tuned: Make, processor: M3Processor, samples: list[Sample], text_sample: Sample
 ) -> None:
     model = make_tuned(decoder)
-    model.set_attn_implementation(attention)
+    model.model.language_model.set_attn_implementation(attention)
     mixed = [*samples, text_sample]
     packed = Collator(processor, scales="all", pack_length=700)(mixed)
     unpacked = Collator(processor, scales="all")(mixed)
@@ -80,6 +85,28 @@ def test_packed_equals_unpacked(
     if decoder in MOE:  # padding is left out of both
         torch.testing.assert_close(one.balance_losses, other.balance_losses, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(one.expert_load, other.expert_load)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", PACKED_ATTENTION])
+@pytest.mark.parametrize("decoder", MOE)
+def test_a_padding_token_that_sequences_end_with_is_still_counted(
+    decoder: str, attention: str, make_tuned: Make, processor: M3Processor, samples: list[Sample]
+) -> None:
+    """Many tokenizers pad with the token that ends an answer (pad = eos)."""
+    same = copy.deepcopy(processor)
+    same.tokenizer.pad_token = same.tokenizer.eos_token
+    model = make_tuned(decoder)
+    model.config.text_config.pad_token_id = same.tokenizer.pad_token_id
+    model.model.language_model.set_attn_implementation(attention)
+    packed, padded = Collator(same, pack_length=600)(samples), Collator(same)(samples)
+    assert int(packed["sequence_lengths"].sum()) == int(padded["attention_mask"].sum())
+    assert (packed["input_ids"] == same.tokenizer.pad_token_id).sum() > len(packed["input_ids"])
+    with torch.no_grad():
+        one, other = model(**packed), model(**padded)
+    torch.testing.assert_close(one.balance_losses, other.balance_losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(one.z_losses, other.z_losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(one.expert_load, other.expert_load)
+    torch.testing.assert_close(one.loss, other.loss, rtol=1e-5, atol=1e-6)
 
 
 def sorted_label_logits(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
@@ -132,7 +159,7 @@ def test_router_losses_of_micro_batches_add_up_to_those_of_the_step(
     collate = Collator(processor, scales="all", pack_length=1024)
     mixed = [*samples, text_sample]
     plain = model(**collate(mixed))
-    total = sum(int((batch["input_ids"] != PAD).sum()) for batch in [collate(mixed)])
+    total = int(collate(mixed)["sequence_lengths"].sum())
     options = {"router_tokens": torch.tensor(float(total)), "router_load": plain.expert_load}
     own = model(**collate(mixed), **options)
     torch.testing.assert_close(own.balance_losses, plain.balance_losses, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,7 @@
 """Building what a recipe names: the model and its processor agree on what is padding."""
 
+import copy
+
 import torch
 
 from m3.data.collate import Collator
@@ -7,8 +9,8 @@ from m3.training.build import train_at
 
 
 def test_what_rows_are_filled_with_has_no_part_in_router_losses(make_tuned, processor, samples) -> None:
-    """Many checkpoints say no padding token, or another than their tokenizer; packed rows have no mask that says where it is."""
-    model = make_tuned("aria_text")
+    """Padding is known by its place, whatever token it is made of: also where the tokenizer pads with what ends a sequence."""
+    model, processor = make_tuned("aria_text"), copy.deepcopy(processor)  # train_at changes its scales
     model.config.text_config.pad_token_id = None
     train_at(model, processor, (1, 9))
     assert model.config.text_config.pad_token_id == processor.tokenizer.pad_token_id

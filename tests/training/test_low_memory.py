@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import PAD
 from training_runs import weights
 
 from m3.config import load
 from m3.data.collate import Collator
 from m3.data.sample import Sample
 from m3.model import M3ForConditionalGeneration
-from m3.model.router_losses import is_real
+from m3.model.packed_sequences import real_tokens
 from m3.processing import M3Processor
 from m3.training.command import find_recipe, main
 from m3.training.low_memory import row_by_row
@@ -57,7 +56,7 @@ def test_gradients_equal_the_joint_step_with_less_kept(
     """Measured: gradients 2e-7 to 6e-7 apart. Bytes kept for the backward: at most those of the largest scale alone."""
     model = make_tuned(decoder).train()
     batch = Collator(processor, scales="all", pack_length=pack_length)([*samples, text_sample])
-    real = is_real(batch["input_ids"], batch.get("attention_mask"), PAD).sum()
+    real = real_tokens(batch["input_ids"], batch.get("attention_mask"), batch["sequence_lengths"]).sum()
     options = {"num_items_in_batch": batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum()}
     if model.model.routers:
         options |= {"router_tokens": real.float(), "router_load": torch.rand(2, 4).softmax(-1)}

@@ -1,0 +1,53 @@
+"""The attention that a run computes its rows with: the recipe's, or the best one that keeps packed sequences apart.
+
+in: a recipe and the configuration of its model; out: the name for `set_attn_implementation`, and a line for the plan.
+"""
+
+from dataclasses import dataclass
+
+from m3.model import M3Config
+from m3.model.packed_attention import takes_sequences
+from m3.model.packing_check import PackingTrial, choose_packed_attention
+from m3.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RowAttention:
+    """`implementation` of the decoder, None for transformers' choice; `reason`: how rows are computed, and why so."""
+
+    implementation: str | None
+    reason: str
+
+
+def choose_row_attention(recipe: Recipe, config: M3Config) -> RowAttention:
+    """What the decoder of this run attends with.
+
+    Raises:
+        ValueError: rows are to be packed, and no attention of this decoder keeps their sequences apart.
+    """
+    decoder, is_packed = config.text_config, recipe.data.pack_length is not None
+    given = recipe.hardware.attention
+    if given is not None:
+        refusal = PackingTrial(decoder).refusal(given) if is_packed else None
+        if refusal is not None:
+            raise ValueError(
+                f"hardware.attention: {given} cannot compute packed rows of this {decoder.model_type} decoder: {refusal}. Leave "
+                "hardware.attention out, or set data.pack_length to null (a row for each sequence)"
+            )
+        return RowAttention(given, _how(given))
+    choice = choose_packed_attention(decoder, recipe.hardware.precision == "bfloat16")
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.refused.items())
+    if choice.implementation is not None:
+        return RowAttention(choice.implementation, _how(choice.implementation) + (f" ({reasons})" if reasons else ""))
+    if is_packed:
+        raise ValueError(
+            f"data.pack_length: no attention keeps the packed sequences of this {decoder.model_type} decoder apart ({reasons}). "
+            "Set data.pack_length to null (a row for each sequence)"
+        )
+    return RowAttention(None, "transformers' own, with padded rows")
+
+
+def _how(implementation: str) -> str:
+    if takes_sequences(implementation):
+        return f"{implementation}, each sequence by itself"
+    return f"{implementation}, a mask over whole rows"
