@@ -11,12 +11,14 @@ def colour(index: int, frames: int) -> tuple[int, int, int]:
     return red, 0, 255 - red
 
 
-def write_video(path: Path, frames: int = 24, fps: int = 8, size: tuple[int, int] = (64, 48), **options: str) -> Path:
+def write_video(
+    path: Path, frames: int = 24, fps: int = 8, size: tuple[int, int] = (64, 48), codec: str = "mpeg4", **options: str
+) -> Path:
     """`frames` frames of one colour each (the upper left quarter is white), `frames / fps` seconds long."""
     import av
 
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("mpeg4", rate=fps)
+        stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
         for index in range(frames):

@@ -152,7 +152,8 @@ def _read(
     """The frames with their times, and the length of the video."""
     import av
 
-    container = av.open(file, "r", options={"format_whitelist": ",".join(CONTAINERS)})
+    # not `options`: those go to every stream too, and ffmpeg reads past their end where streams appear late (FLV, MPEG-TS)
+    container = av.open(file, "r", container_options={"format_whitelist": ",".join(CONTAINERS)})
     try:
         stream = _stream(container, name, limits.pixels)
         seconds = _seconds(container, stream)

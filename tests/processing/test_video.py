@@ -17,10 +17,10 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("video") / "short.mp4")
 
 
-def near(picture: Image.Image, wanted: tuple[int, int, int]) -> bool:
+def near(picture: Image.Image, wanted: tuple[int, int, int], tolerance: int = 12) -> bool:
     """At the lower right corner, within what the codec loses."""
     got = picture.getpixel((picture.width - 4, picture.height - 4))
-    return max(abs(a - b) for a, b in zip(got, wanted, strict=True)) < 12
+    return max(abs(a - b) for a, b in zip(got, wanted, strict=True)) < tolerance
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,23 @@ def test_bytes_and_other_containers_give_the_same_frames(video: Path, tmp_path: 
     assert load_video(video.read_bytes()).times == times
     assert load_video(write_video(tmp_path / "short.mkv")).times == pytest.approx(times, abs=0.01)
     assert load_video(write_video(tmp_path / "short.avi")).times == pytest.approx(times, abs=0.01)
+
+
+@pytest.mark.parametrize("suffix", ["flv", "ts", "mov", "webm", "mpg", "asf"])
+def test_every_container_is_read(suffix: str, tmp_path: Path) -> None:
+    """Its streams may appear only after it was opened (FLV, MPEG-TS); an option given to each of them would end the process."""
+    codec = {"webm": "vp8", "flv": "flv1", "ts": "mpeg2video", "mpg": "mpeg2video"}.get(suffix, "mpeg4")
+    path = write_video(tmp_path / f"short.{suffix}", fps=25, codec=codec)
+    read = load_video(path, Sampling(num_frames=4))
+    assert all(near(p, colour(round(t * 25), 24), 40) for p, t in zip(read.frames, read.times, strict=True))
+    assert len(read.frames) == 4
+
+
+def test_the_list_of_containers_is_kept_to(tmp_path: Path) -> None:
+    path = tmp_path / "list.m3u8"
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    with pytest.raises(ValueError, match="not a video that can be read"):
+        load_video(path)
 
 
 def test_a_long_video_is_jumped_through_to_the_same_frames(tmp_path: Path) -> None:
