@@ -82,14 +82,13 @@ def llava_parquet(folder: Path) -> Written:
 
 
 def llava_tar(folder: Path) -> Written:
-    """Two shards; the second names its image, and has one that nobody names."""
+    """Two shards; the second names its image."""
     for shard in range(2):
         members = {}
         for n in (2 * shard, 2 * shard + 1):
             record: dict[str, Any] = {"conversations": talk(n)}
             if shard:
                 record["image"] = f"s{n}.1.png"
-                members[f"s{n}.0.png"] = picture(0)
             members[f"s{n}.{shard}.png"] = picture(n)
             members[f"s{n}.json"] = json.dumps(record).encode()
         write_tar(folder / f"shard-{shard}.tar", members)

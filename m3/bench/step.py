@@ -94,7 +94,7 @@ def suite_samples(images: int, rounds: int) -> list[Sample]:
     rows = [train_row(families[n % len(families)], n // len(families), seed=0) for n in range(images)]
     for row in rows:
         row["conversations"] = row["conversations"][: 2 * rounds] if rounds else row["conversations"]
-    return [sample_from_record(row, f"picture {n}", str(n), None) for n, row in enumerate(rows)]
+    return [sample_from_record(row, f"picture {n}", str(n)) for n, row in enumerate(rows)]
 
 
 def step(model: M3ForConditionalGeneration, loss: Callable[[], Tensor]) -> None:

@@ -39,6 +39,8 @@ class SourceFindings:
     """By the source's filters: of each how many; they are no samples of it."""
     costs: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     """Tokens of every record over all scales, -1 where it is broken; for `m3/data/balance.py`."""
+    unused: Counter[str] = field(default_factory=Counter)
+    """Keys of records that are not used: how many records have each."""
     counts: Counter[str] = field(default_factory=Counter)
     """Of each kind of problem."""
     messages: dict[str, list[str]] = field(default_factory=dict)
@@ -154,6 +156,7 @@ def _walk(
         for facts in loader:
             for fact in facts:
                 findings.images += fact.images
+                findings.unused.update(set(fact.unused))
                 for counter, length in zip(findings.lengths, fact.lengths, strict=False):  # none of a broken one
                     counter[length] += 1
                 findings.costs[fact.record] = fact.cost

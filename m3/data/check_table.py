@@ -10,7 +10,7 @@ PERCENTILES = (50, 90, 99)
 
 def table(findings: Findings) -> str:
     """Lines for a terminal."""
-    return "\n".join([*_sources(findings), "", *_lengths(findings), "", *_problems(findings)])
+    return "\n".join([*_sources(findings), "", *_lengths(findings), "", *_problems(findings), *_unused(findings)])
 
 
 def _sources(findings: Findings) -> list[str]:
@@ -76,6 +76,15 @@ def _problems(findings: Findings) -> list[str]:
     return [
         *lines,
         f"{total:,} problem{'s' * (total > 1)}: {', '.join(f'{n:,} {kind}' for kind, n in findings.wrong.items())}",
+    ]
+
+
+def _unused(findings: Findings) -> list[str]:
+    """The keys and members that nothing reads, the most frequent first."""
+    return [
+        f"not used of {source.name}: " + ", ".join(f"{key} ({count:,} x)" for key, count in source.unused.most_common())
+        for source in findings.sources
+        if source.unused
     ]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from m3.data.collate import excess
 from m3.data.multiscale import ScaledSequence, expand
 from m3.data.sample import AnySample, Document, ImageMarksError, SampleSource
-from m3.data.tokenized import tokenize_sample
+from m3.data.tokenized import TemplateRefusalError, tokenize_sample
 from m3.processing.images import MAX_PIXELS, load_image
 from m3.processing.processor import M3Processor
 
@@ -58,6 +58,8 @@ class Fact:
     content_hash: int = 0
     cost: int = -1
     """Tokens of all its sequences, in the steps that train every scale; -1 if broken."""
+    unused: tuple[str, ...] = ()
+    """Keys of the record that are not used."""
     kind: str | None = None
     """A key of `KINDS`, or None if all is well."""
     message: str = ""
@@ -71,7 +73,13 @@ def look_at(source: SampleSource, record: int, processor: M3Processor, limits: L
         return Fact(record, kind="marks", message=str(error))
     except ValueError as error:
         return Fact(record, kind="record", message=str(error))
-    fact = Fact(record, images=len(sample.images), id_hash=_hash(sample.id), content_hash=_content_hash(sample))
+    fact = Fact(
+        record,
+        images=len(sample.images),
+        id_hash=_hash(sample.id),
+        content_hash=_content_hash(sample),
+        unused=sample.unused,
+    )
     for image in sample.images:
         if isinstance(image, str | Path) and not str(image).startswith("data:") and not Path(image).is_file():
             return replace(fact, kind="missing", message=f"sample {sample.id!r}: {image}: no such image file")
@@ -81,7 +89,11 @@ def look_at(source: SampleSource, record: int, processor: M3Processor, limits: L
             load_image(image, MAX_PIXELS)
     except ValueError as error:
         return replace(fact, kind="image", message=f"sample {sample.id!r}: {error}")
-    sequences = expand(tokenize_sample(sample, processor), limits.scales, processor, outlines)
+    try:
+        tokenized = tokenize_sample(sample, processor)
+    except TemplateRefusalError as error:
+        return replace(fact, kind="record", message=str(error))
+    sequences = expand(tokenized, limits.scales, processor, outlines)
     cost = sum(len(sequence.input_ids) for sequence in sequences)
     fact = replace(fact, lengths=_lengths(sequences, limits.scales), cost=cost)
     too_much = excess(sample, sequences, limits.max_length, limits.max_images)
@@ -103,5 +115,9 @@ def _hash(*parts: str | bytes) -> int:
 
 
 def _content_hash(sample: AnySample) -> int:
-    texts = sample.texts if isinstance(sample, Document) else [turn.text for turn in sample.turns]
+    texts = (
+        sample.texts
+        if isinstance(sample, Document)
+        else [text for turn in sample.turns for text in (turn.role, *turn.texts)]
+    )
     return _hash(*texts, *(image if isinstance(image, bytes) else str(image) for image in sample.images))

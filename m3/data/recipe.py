@@ -70,11 +70,15 @@ class Source:
 
     filters: Filters | None = None
     """What is left out of captioned images."""
+    num_frames: int | None = None
+    """Of a video whose record does not say it; null for 8."""
+    ignore: tuple[str, ...] | None = None
+    """Keys of records (columns, kinds of a tar's members) that hold content and are left out all the same."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight of {self.path}: expected a number from 0, got {self.weight}")
-        check_positive(f"source {self.path}", chunk_bytes=self.chunk_bytes, take=self.take)
+        check_positive(f"source {self.path}", chunk_bytes=self.chunk_bytes, take=self.take, num_frames=self.num_frames)
 
 
 @dataclass(frozen=True, kw_only=True)

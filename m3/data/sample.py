@@ -5,7 +5,7 @@ size costs only its text. `<image>` in a user's turn marks where each image stan
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -26,42 +26,69 @@ class ImageMarksError(ValueError):
     """Images and the marks that say where they stand differ in number."""
 
 
+Role = Literal["system", "user", "assistant"]
+
+
 @dataclass(frozen=True)
 class Turn:
-    """What one side says."""
+    """What one side says. `learned`: whether an answer is.
 
-    role: Literal["user", "assistant"]
-    text: str
+    `said` is a text, in which a user's `<image>` marks stand for images; or the texts around the images, one more than
+    images, in which `<image>` is ordinary text.
+    """
+
+    role: Role
+    said: InitVar[str | tuple[str, ...]]
+    learned: bool = True
+    texts: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self, said: str | tuple[str, ...]) -> None:
+        if isinstance(said, str):
+            said = tuple(said.split(IMAGE_MARK)) if self.role == "user" else (said,)
+        assert self.role == "user" or len(said) == 1  # the formats refuse images that a user does not show
+        object.__setattr__(self, "texts", said)  # frozen
+
+    @property
+    def text(self) -> str:
+        """All of it, with marks for the images."""
+        return IMAGE_MARK.join(self.texts)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation about zero or more images. The answers are learned, the user's turns are not.
+    """One conversation about zero or more images. The answers are learned; system prompt and user's turns are not.
+
+    `unused`: keys of its record that were not read, for `m3 data check`.
 
     Raises:
-        ValueError: turns do not alternate from a user to an assistant, an answer is empty, or images and `<image>`
-            marks differ in number.
+        ValueError: turns do not alternate from a user to an assistant, an answer is empty, none is learned, or images and
+            `<image>` marks differ in number.
     """
 
     id: str
     images: tuple[str | Path | bytes, ...]
     turns: tuple[Turn, ...]
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         roles = [turn.role for turn in self.turns]
-        expected = ["user", "assistant"] * max(1, (len(roles) + 1) // 2)
-        if roles != expected:
+        talk = roles[1:] if roles[:1] == ["system"] else roles
+        expected = ["user", "assistant"] * max(1, (len(talk) + 1) // 2)
+        if talk != expected:
             raise ValueError(
-                f"sample {self.id!r}: turns must go user, assistant, user, assistant ... and end with an assistant; "
-                f"got {', '.join(roles) if roles else 'no turns'}"
+                f"sample {self.id!r}: turns must go user, assistant, user, assistant ... and end with an assistant, behind a "
+                f"system prompt or none; got {', '.join(roles) if roles else 'no turns'}"
             )
         for number, turn in enumerate(self.turns):
-            check_text(turn.text, f"sample {self.id!r}: turn {number}")
-            if turn.role == "assistant" and not turn.text.strip():
+            for text in turn.texts:
+                check_text(text, f"sample {self.id!r}: turn {number}")
+            if turn.role == "assistant" and turn.learned and not turn.text.strip():
                 raise ValueError(
                     f"sample {self.id!r}: the answer in turn {number} is empty; there is nothing to learn from it"
                 )
-        marks = sum(turn.text.count(IMAGE_MARK) for turn in self.turns if turn.role == "user")
+        if not any(turn.learned for turn in self.turns if turn.role == "assistant"):
+            raise ValueError(f"sample {self.id!r}: all of its answers have weight 0; there is nothing to learn from it")
+        marks = sum(len(turn.texts) - 1 for turn in self.turns)
         if marks != len(self.images):
             raise ImageMarksError(
                 f"sample {self.id!r}: {marks} {IMAGE_MARK} marks in the user's turns but {len(self.images)} images. "
@@ -74,7 +101,7 @@ class Document:
     """Text and images in reading order. Nobody asks and nobody answers: all of the text is learned, and its end.
 
     `texts` has one entry more than `images`: what stands before the first image, between the images and behind the
-    last. An entry may be empty. `<image>` in a text is ordinary text.
+    last. An entry may be empty. `<image>` in a text is ordinary text. `unused` is that of `Sample`.
 
     Raises:
         ValueError: no text at all, or a number of texts that does not fit the images.
@@ -83,6 +110,7 @@ class Document:
     id: str
     images: tuple[str | Path | bytes, ...]
     texts: tuple[str, ...]
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if len(self.texts) != len(self.images) + 1:

@@ -9,21 +9,15 @@ import re
 
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from m3.processing import M3Processor
+from m3.processing.control_tokens import control_tokens
 
 FENCED = re.compile("\U000f0000.*?\U000f0001", re.DOTALL)
 """What `mark_control_tokens` puts around a control token that is text."""
 
 
-def control_tokens(processor: M3Processor) -> re.Pattern[str]:
-    """The image token, and what the tokenizer or the chat template treats as more than text."""
-    added = processor.tokenizer.added_tokens_decoder.values()
-    template = str(processor.chat_template)
-    known = {token.content for token in added if token.content.strip() and (token.special or token.content in template)}
-    longest_first = sorted({*known, processor.image_token}, key=len, reverse=True)
-    return re.compile("|".join(re.escape(token) for token in longest_first))
-
-
 def plain(text: str, tokens: re.Pattern[str]) -> str:
     """`text` with every control token fenced."""
     return mark_control_tokens(text, tokens)
+
+
+__all__ = ["FENCED", "control_tokens", "plain"]

@@ -17,7 +17,7 @@ from m3.data.formats.text_jsonl import TextJsonl
 from m3.data.recipe import Source
 from m3.data.sample import SampleSource
 
-OPTIONS = ("image_folder", "chunk_bytes", "split", "take", "filters")
+OPTIONS = ("image_folder", "chunk_bytes", "split", "take", "filters", "num_frames", "ignore")
 """What only some formats read of a recipe's source."""
 
 
@@ -29,19 +29,23 @@ class Format:
     reads: tuple[str, ...] = ()
 
 
+_MEDIA = ("image_folder", "num_frames", "ignore")
 FORMATS: dict[str, Format] = {
-    "llava_json": Format(lambda s: LlavaJson(s.path, s.image_folder), ("image_folder",)),
-    "llava_parquet": Format(lambda s: LlavaParquet(s.path, s.image_folder), ("image_folder",)),
-    "llava_tar": Format(lambda s: LlavaTar(s.path)),
-    "aria_jsonl": Format(lambda s: AriaJsonl(s.path, s.image_folder), ("image_folder",)),
-    "caption_tar": Format(lambda s: CaptionTar(s.path, s.filters), ("filters",)),
-    "interleaved_jsonl": Format(lambda s: InterleavedJsonl(s.path, s.image_folder), ("image_folder",)),
-    "interleaved_tar": Format(lambda s: InterleavedTar(s.path)),
-    "ocr_jsonl": Format(lambda s: OcrJsonl(s.path, s.image_folder), ("image_folder",)),
-    "text_jsonl": Format(lambda s: TextJsonl(s.path)),
+    "llava_json": Format(lambda s: LlavaJson(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA),
+    "llava_parquet": Format(lambda s: LlavaParquet(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA),
+    "llava_tar": Format(lambda s: LlavaTar(s.path, s.num_frames, s.ignore or ()), ("num_frames", "ignore")),
+    "aria_jsonl": Format(lambda s: AriaJsonl(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA),
+    "caption_tar": Format(lambda s: CaptionTar(s.path, s.filters, s.ignore or ()), ("filters", "ignore")),
+    "interleaved_jsonl": Format(
+        lambda s: InterleavedJsonl(s.path, s.image_folder, s.ignore or ()), ("image_folder", "ignore")
+    ),
+    "interleaved_tar": Format(lambda s: InterleavedTar(s.path, s.ignore or ()), ("ignore",)),
+    "ocr_jsonl": Format(lambda s: OcrJsonl(s.path, s.image_folder, s.ignore or ()), ("image_folder", "ignore")),
+    "text_jsonl": Format(lambda s: TextJsonl(s.path, s.ignore or ()), ("ignore",)),
     "text_files": Format(lambda s: TextFiles(s.path, s.chunk_bytes), ("chunk_bytes",)),
     "hf_dataset": Format(
-        lambda s: HfDataset(s.path, s.image_folder, s.split, s.take), ("image_folder", "split", "take")
+        lambda s: HfDataset(s.path, s.image_folder, s.split, s.take, s.num_frames, s.ignore or ()),
+        (*_MEDIA, "split", "take"),
     ),
 }
 """Name in a recipe -> how it is read."""
@@ -60,6 +64,8 @@ def open_source(source: Source) -> SampleSource:
         "split": source.split,
         "take": source.take,
         "filters": source.filters,
+        "num_frames": source.num_frames,
+        "ignore": source.ignore,
     }
     for option in OPTIONS:
         if given[option] is not None and option not in row.reads:

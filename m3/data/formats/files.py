@@ -2,7 +2,8 @@
 
 import codecs
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def check_index(index: int, length: int, name: str) -> None:
 def parse_json(text: str | bytes, where: str) -> Any:
     """Parsed JSON, or a `ValueError` that begins with `where`."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 text ({error})") from error
     except ValueError as error:  # JSONDecodeError, and what Python says of a number of thousands of digits
@@ -82,10 +83,13 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise ValueError(f"{where}: not valid JSON: nested too deeply") from error
 
 
-def id_of(record: Mapping[str, Any], default: object) -> str:
-    """What stands under `id`; `default` where nothing does, or null."""
-    found = record.get("id")
-    return str(default if found is None else found)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object; a `ValueError` for one with a key twice, of which JSON's readers drop the first without a word."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return values
 
 
 class JsonLines:

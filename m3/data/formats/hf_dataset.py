@@ -5,43 +5,64 @@ n-th sample. So data is on the local disk, memory-mapped: all of a split, or the
 once without downloading the rest. `datasets` keeps both and finds them again.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
+from m3.data.formats.fields import Fields, is_given, shown
 from m3.data.formats.files import check_index
 from m3.data.formats.llava_parquet import undecoded
-from m3.data.formats.messages import sample_from_messages
-from m3.data.formats.record import images_of, sample_from_record, shown
-from m3.data.sample import AnySample, Document
-
-Read = Callable[[dict[str, Any], str, str, Path | None], AnySample]
+from m3.data.formats.record import Options, RecordReader
+from m3.data.formats.turns import rows_of
+from m3.data.sample import AnySample
 
 
-def _conversation(row: dict[str, Any], where: str, id: str, folder: Path | None) -> AnySample:
-    images = row.get("images") if row.get("image") is None else row["image"]
-    return sample_from_record({"id": id, "image": images, "conversations": row["conversations"]}, where, id, folder)
+def _rounds(reader: RecordReader) -> AnySample:
+    """the_cauldron's and FineVision's `texts`."""
+    entries = rows_of(reader.fields.raw("texts"))
+    rounds: list[tuple[str, str]] = []
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        where = f"{reader.where}, texts {number}"
+        fields = Fields(entry if isinstance(entry, dict) else {}, where, reader.unused, "texts")
+        question, answer = fields.raw("user"), fields.raw("assistant")
+        if not isinstance(question, str) or not isinstance(answer, str):
+            raise ValueError(f"{where}: expected an object with 'user' and 'assistant', texts both; got {shown(entry)}")
+        fields.close()
+        rounds.append((question, answer))
+    return reader.rounds(rounds)
 
 
-def _messages(row: dict[str, Any], where: str, id: str, folder: Path | None) -> AnySample:
-    images = row.get("image") if row.get("images") is None else row["images"]
-    return sample_from_messages(row["messages"], images_of(images, where, folder), where, id)
+def _question(reader: RecordReader) -> AnySample:
+    question, answer = reader.fields.raw("question"), reader.fields.raw("answer")
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise ValueError(
+            f"{reader.where}: 'question' and 'answer' must be texts, got {shown(question)} and {shown(answer)}"
+        )
+    return reader.rounds([(question, answer)])
 
 
-def _document(row: dict[str, Any], where: str, id: str, folder: Path | None) -> AnySample:
-    if not isinstance(row["text"], str):
-        raise ValueError(f"{where}: 'text' must be text, got {shown(row['text'])}")
-    try:
-        return Document(id, (), (row["text"],))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+def _document(reader: RecordReader) -> AnySample:
+    """Text; or an image, or several, and then its caption."""
+    text = reader.fields.take("text", "caption")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"{reader.where}: 'text' must be text, got {shown(text)}")
+    visuals, _ = reader.visuals()
+    images = [image for visual in visuals for image in visual]
+    return reader.document([*("" for _ in images), text or ""], images)
 
 
-COLUMNS: Mapping[str, Read] = {"conversations": _conversation, "messages": _messages, "text": _document}
-"""The column that says how a data set's rows are read; the first that it has. Images are in `image` or `images`."""
+COLUMNS: Mapping[str, Callable[[RecordReader], AnySample]] = {
+    "conversations": RecordReader.conversation,
+    "messages": RecordReader.conversation,
+    "texts": _rounds,
+    "question": _question,
+    "text": _document,
+    "caption": _document,
+}
+"""The column that says how a row is read: the first that is not empty in it. Images are in `image` or `images`."""
 
 
 class HfDataset:
@@ -53,6 +74,8 @@ class HfDataset:
         image_folder: str | Path | None = None,
         split: str | None = None,
         take: int | None = None,
+        num_frames: int | None = None,
+        ignore: Iterable[str] = (),
     ) -> None:
         """
         Args:
@@ -60,21 +83,19 @@ class HfDataset:
             image_folder: what image paths are relative to, for rows that hold paths instead of images.
             split: `train` unless given.
             take: only the first so many samples; the others are not downloaded.
+            num_frames, ignore: of `Options`.
 
         Raises:
             ValueError: no such data set or split, or none of the columns.
         """
         self.name = str(path)
-        self.image_folder = None if image_folder is None else Path(image_folder)
+        self.options = Options.of(image_folder, num_frames, ignore)
         table = _load(self.name, split or "train", take)
-        kinds = [column for column in COLUMNS if column in table.column_names]
-        if not kinds:
+        self._columns = [column for column in COLUMNS if column in table.column_names and column not in ignore]
+        if not self._columns:
             raise ValueError(
                 f"{self.name}: has none of the columns {', '.join(COLUMNS)} (columns: {', '.join(table.column_names)})"
             )
-        self._read = COLUMNS[kinds[0]]
-        kept = [column for column in ("id", kinds[0], "image", "images") if column in table.column_names]
-        table = table.select_columns(kept)
         self._table = table.cast(undecoded(table.features))
 
     def __len__(self) -> int:
@@ -83,9 +104,9 @@ class HfDataset:
     def __getitem__(self, index: int) -> AnySample:
         check_index(index, len(self), self.name)
         row = self._table[index]
-        id = row.get("id")
-        where = f"{self.name}, record {index}"
-        return self._read(row, where, str(index) if id is None else str(id), self.image_folder)
+        given = [column for column in self._columns if is_given(row[column])]
+        reader = RecordReader(row, f"{self.name}, record {index}", str(index), self.options)
+        return COLUMNS[[*given, *self._columns][0]](reader)
 
 
 def _load(name: str, split: str, take: int | None) -> datasets.Dataset:

@@ -4,11 +4,12 @@
 reading order. These are the keys of mllm-npu's pickled shards, with member names in the place of base64 text.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from m3.data.formats.fields import Fields, Unused, close_group, shown
 from m3.data.formats.interleaved import document_from_slots
-from m3.data.formats.record import shown
 from m3.data.formats.tar_index import Group, TarIndex
 from m3.data.sample import Document
 
@@ -16,29 +17,34 @@ from m3.data.sample import Document
 class InterleavedTar:
     """One document per sample of the tars."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, ignore: Iterable[str] = ()) -> None:
         """
         Args:
             path: a tar, a folder of them, or a pattern with `*`.
+            ignore: keys and kinds of members that are left out whatever they hold.
 
         Raises:
             ValueError: see `TarIndex`.
         """
-        self._tars = TarIndex(path)
+        self._tars, self._ignore = TarIndex(path), frozenset(ignore)
 
     def __len__(self) -> int:
         return len(self._tars)
 
     def __getitem__(self, index: int) -> Document:
         group = self._tars[index]
-        record = group.record()
-        slots = [text if image is None else group.read(group.named(image)) for text, image in _slots(record, group)]
+        unused = Unused(self._ignore)
+        pairs = _slots(group.record(), group, unused)
+        members = [group.named(image) for _, image in pairs if image is not None]
+        close_group(group, [*members, *group.find("json")], unused)
+        slots = [text if image is None else group.read(group.named(image)) for text, image in pairs]
         is_image = [isinstance(slot, bytes) for slot in slots]
-        return document_from_slots(group.key, slots, is_image, group.where)
+        return document_from_slots(group.key, slots, is_image, group.where, unused.keys)
 
 
-def _slots(record: Any, group: Group) -> list[tuple[Any, Any]]:
-    texts, images = (record.get("texts"), record.get("images")) if isinstance(record, dict) else (None, None)
+def _slots(record: Any, group: Group, unused: Unused) -> list[tuple[Any, Any]]:
+    fields = Fields(record if isinstance(record, dict) else {}, group.where, unused)
+    texts, images = fields.raw("texts"), fields.raw("images")
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
         raise ValueError(
             f"{group.where}: expected an object with 'texts' and 'images', lists of one length, got {shown(record)}"
@@ -49,4 +55,5 @@ def _slots(record: Any, group: Group) -> list[tuple[Any, Any]]:
                 f"{group.where}: slot {number} must hold a text or the name of an image, the other null; got "
                 f"{shown(text)} and {shown(image)}"
             )
+    fields.close(has_media=any(image is not None for image in images))
     return list(zip(texts, images, strict=True))

@@ -1,18 +1,19 @@
 """LLaVA's instruction data: a JSON list (or one JSON object per line) beside a folder of images.
 
-{"id": "...", "image": "coco/1.jpg" | ["a.jpg", "b.jpg"] | absent,
+{"id": "...", "image": "coco/1.jpg" | ["a.jpg", "b.jpg"] | absent, or "video": "a.mp4", "system": "..." or absent,
  "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}, ...]}
 """
 
 import codecs
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from m3.data.formats.files import JsonLines, check_index, check_plain, parse_json
-from m3.data.formats.record import sample_from_record
+from m3.data.formats.record import Options, sample_from_record
 from m3.data.sample import Sample
 
 
@@ -23,17 +24,24 @@ class LlavaJson:
     dataloader workers share it instead of copying it when they touch it. Of a `.jsonl` only the places of its lines are.
     """
 
-    def __init__(self, path: str | Path, image_folder: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        image_folder: str | Path | None = None,
+        num_frames: int | None = None,
+        ignore: Iterable[str] = (),
+    ) -> None:
         """
         Args:
             path: the file.
             image_folder: what image paths are relative to; None for the file's own folder.
+            num_frames, ignore: of `Options`.
 
         Raises:
             ValueError: no such file, not JSON, or not a list of records.
         """
         self.path = Path(path)
-        self.image_folder = self.path.parent if image_folder is None else Path(image_folder)
+        self.options = Options.of(self.path.parent if image_folder is None else image_folder, num_frames, ignore)
         self._lines = JsonLines(self.path) if self.path.suffix == ".jsonl" else None
         lines = [] if self._lines is not None else [json.dumps(record).encode() for record in _records(self.path)]
         self._ends = np.cumsum([0, *map(len, lines)], dtype=np.int64)
@@ -49,7 +57,7 @@ class LlavaJson:
         else:
             record = json.loads(self._text[self._ends[index] : self._ends[index + 1]])
             where = f"{self.path}, record {index}"
-        return sample_from_record(record, where, str(index), self.image_folder)
+        return sample_from_record(record, where, str(index), self.options)
 
 
 def _records(path: Path) -> list[Any]:

@@ -64,7 +64,8 @@ BROKEN_RECORDS: list[tuple[FormatName, Make, str]] = [
     ("aria_jsonl", line({"text": "a"}), r"line 2: expected an object with messages, and images or video; got text"),
     ("aria_jsonl", line({"messages": "a"}), r"line 2: 'messages' must be a list of messages, got 'a'"),
     ("aria_jsonl", line({"messages": [{"role": "user"}]}), r"message 0: expected an object with 'role' and 'content'"),
-    ("aria_jsonl", line({"messages": [message("system", "a")]}), r"'role' must be user or assistant, got 'system'"),
+    ("aria_jsonl", line({"messages": [message("tool", "a")]}), r"'role' must be one of human, .* system, got 'tool'"),
+    ("aria_jsonl", line({"messages": [message("system", "a")]}), r"behind a system prompt or none; got system"),
     ("aria_jsonl", line({"messages": [message("user", 3)]}), r"'content' must be text or a list of parts, got 3"),
     (
         "aria_jsonl",
@@ -76,7 +77,12 @@ BROKEN_RECORDS: list[tuple[FormatName, Make, str]] = [
     ("aria_jsonl", line({"messages": [message("user", "a"), message("assistant", " ")]}), r"answer in turn 1 is empty"),
     ("aria_jsonl", line({"messages": [message("user", [{"type": "video"}])]}), r"part of type video, but the record"),
     ("aria_jsonl", line({"messages": [], "images": ["a"], "video": {"path": "b"}}), r"one or the other"),
-    ("aria_jsonl", line({"messages": [], "video": "b.mp4"}), r"'video' must be an object with 'path' and 'num_frames'"),
+    (
+        "aria_jsonl",
+        line({"messages": [], "video": 3}),
+        r"'video' must be a path, or an object with 'path' and 'num_frames'",
+    ),
+    ("aria_jsonl", line({"messages": [], "video": "b.mp4"}), r"d\.jsonl, line 2: .*b\.mp4: no such video file"),
     ("aria_jsonl", line({"messages": [], "video": {"path": "b.mp4"}}), r"d\.jsonl, line 2: .*b\.mp4"),
     ("text_jsonl", line({"text": "a \ud800"}), r"line 2: document '1': text 0 holds half of a character \(U\+D800\)"),
     (
@@ -115,7 +121,7 @@ BROKEN_RECORDS: list[tuple[FormatName, Make, str]] = [
     ("llava_tar", members(json=b"[]"), r"sample 'k': expected an object with conversations, got \[\]"),
     ("llava_tar", members(json={"conversations": talk(0)}), r"sample 'k': 1 <image> marks .* but 0 images"),
     ("llava_tar", members(png=b"a", json={"conversations": talk(0), "image": "b.png"}), r"names 'b\.png', which is no"),
-    ("llava_tar", members(json={"conversations": talk(0), "image": 3}), r"'image' must name members of the sample"),
+    ("llava_tar", members(json={"conversations": talk(0), "image": 3}), r"'image' must be a path"),
     ("interleaved_tar", members(png=b"a"), r"expected one \.json member, got 0"),
     ("interleaved_tar", members(json={"texts": ["a"]}), r"'texts' and 'images', lists of one length"),
     ("interleaved_tar", members(json={"texts": ["a"], "images": ["b"]}), r"slot 0 must hold a text or the name of an"),
@@ -157,7 +163,7 @@ def zipped(folder: Path) -> Path:
 
 
 def text_column(folder: Path) -> Path:
-    pq.write_table(pa.table({"caption": ["a"]}), folder / "d.parquet")
+    pq.write_table(pa.table({"title": ["a"]}), folder / "d.parquet")
     return folder
 
 
@@ -252,7 +258,7 @@ CANNOT_BE_OPENED: list[tuple[FormatName, Make, str]] = [
     ("text_files", write("a.txt", b"a\xff"), r"a\.txt: not UTF-8 text .*Convert it, or take it out of the folder"),
     ("text_files", write("a.txt", b" \n"), r"a\.txt: holds no text"),
     ("text_files", lambda folder: folder / "nowhere", r"nowhere: no such file or folder"),
-    ("hf_dataset", text_column, r"has none of the columns conversations, messages, text \(columns: caption\)"),
+    ("hf_dataset", text_column, r"has none of the columns conversations, messages, .*text, caption \(columns: title\)"),
     ("hf_dataset", lambda folder: folder / "nowhere", r"nowhere: cannot be read as a data set"),
 ]
 

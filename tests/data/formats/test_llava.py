@@ -103,8 +103,9 @@ BAD_RECORDS = [
     ({"conversations": [TALK[0], TALK[0]], "image": ["a", "b"]}, "got user, user"),
     ({"conversations": TALK}, "1 <image> marks in the user's turns but 0 images"),
     ({"conversations": TALK, "image": 3}, "'image' must be a path, encoded bytes, a list of these or absent, got 3"),
-    ({"conversations": TALK, "image": ""}, "'image' must be a path"),
-    ({"conversations": TALK, "image": {"bytes": None, "path": None}}, "'image' must be a path"),
+    ({"conversations": TALK, "image": ""}, "1 <image> marks in the user's turns but 0 images"),
+    ({"conversations": TALK, "image": {"bytes": None, "path": None}}, "1 <image> marks .* but 0 images"),
+    ({"conversations": TALK, "image": ["a.png", ""]}, "'image' must be a path"),
 ]
 
 

@@ -1,0 +1,135 @@
+"""Which keys of a record hold content: what a model would see or learn, or what says how it is learned.
+
+A key is split into words (`videoPaths` -> video, path). It holds content if one of them is in `CONTENT` and none in `FACTS`,
+which speak about content (`image_id`, `text_length`). Whatever its name, a value of bytes is content, and so is the path
+of a media file in a record that shows nothing else.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from m3.data.formats.tar_index import IMAGE_SUFFIXES
+
+VIDEO_SUFFIXES = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "flv", "ogv", "wmv")
+AUDIO_SUFFIXES = ("wav", "mp3", "flac", "ogg", "m4a", "opus", "aac")
+TEXT_SUFFIXES = ("txt", "json", "jsonl", "caption", "md")
+
+MEDIA = frozenset(
+    {
+        *("image", "img", "picture", "pic", "photo", "thumbnail", "pixel", "base64"),
+        *("video", "movie", "frame", "mp4"),
+        *("audio", "sound", "speech", "voice", "wav", "mp3"),
+    }
+)
+CONTENT = MEDIA | frozenset(
+    {
+        *("text", "caption", "conversation", "message", "turn", "dialog", "dialogue", "history"),
+        *("question", "answer", "query", "response", "prompt", "completion", "instruction"),
+        *("input", "output", "content", "value", "hint", "context", "choice", "option"),
+        *("chosen", "rejected", "reasoning", "thinking", "thought", "rationale", "explanation"),
+        *("system", "tool", "function"),
+        *("weight", "loss", "train", "training", "trained", "trainable", "learn", "learned", "mask"),
+    }
+)
+REFERENCES = frozenset({"url", "uri", "link", "path", "file", "filename", "name"})
+"""Words for where something is. In a record that shows media they say where that came from; in any other they are its only
+trace."""
+FACTS = frozenset(
+    {
+        *("id", "uid", "uuid", "key", "index", "idx", "hash", "sha", "md5", "phash", "checksum", "digest", "version"),
+        *(
+            "width",
+            "height",
+            "size",
+            "shape",
+            "length",
+            "len",
+            "count",
+            "num",
+            "number",
+            "aspect",
+            "ratio",
+            "resolution",
+            "dimension",
+            "dim",
+            "duration",
+            "fps",
+        ),
+        *(
+            "min",
+            "max",
+            "mean",
+            "avg",
+            "std",
+            "score",
+            "similarity",
+            "sim",
+            "rating",
+            "quality",
+            "correspondence",
+            "token",
+        ),
+        *("source", "origin", "dataset", "split", "license", "date", "time", "timestamp", "lang", "language", "model"),
+        *("format", "type", "kind", "ext", "extension", "class", "category", "meta", "metadata", "status", "error"),
+    }
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
+_KNOWN = CONTENT | REFERENCES | FACTS
+
+
+def holds_content(key: str, value: Any, has_media: bool) -> bool:
+    """Whether leaving the key out would leave content out.
+
+    Args:
+        key: its name.
+        value: what it says; not empty.
+        has_media: whether the record shows an image or a video.
+    """
+    words = _words(key)
+    if _holds_bytes(value) or (not has_media and _names_media_file(value)):
+        return True
+    if words.isdisjoint(CONTENT) or not words.isdisjoint(FACTS):
+        return False
+    return words.isdisjoint(REFERENCES) or not has_media
+
+
+def is_content_file(suffix: str) -> bool:
+    """Whether a member of a tar that ends so is a medium or a text."""
+    return suffix.rpartition(".")[2] in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *TEXT_SUFFIXES)
+
+
+def _words(key: str) -> frozenset[str]:
+    """In lower case and the singular; digits behind a word belong to it only where that is a word of its own (mp3)."""
+    words = {word.lower() for word in _WORD.findall(key)}
+    plain = {word if word in _KNOWN else word.rstrip("0123456789") for word in words}
+    return frozenset(_singular(word) for word in plain)
+
+
+def _singular(word: str) -> str:
+    if word in _KNOWN or word.endswith("ss"):
+        return word
+    if word.endswith("ies"):
+        return f"{word[:-3]}y"
+    return word.removesuffix("s")
+
+
+def _holds_bytes(value: Any) -> bool:
+    """Bytes, a `data:` address, or anything that is no JSON (what a decoder made), at any depth."""
+    if isinstance(value, str):
+        return value.startswith("data:")
+    if isinstance(value, Mapping):
+        return any(map(_holds_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_bytes, value))
+    return isinstance(value, bytes)
+
+
+def _names_media_file(value: Any) -> bool:
+    """A path of an image, a video or a sound; addresses on the network are where a text came from."""
+    if isinstance(value, list | tuple):
+        return any(map(_names_media_file, value))
+    if not isinstance(value, str) or ("://" in value and not value.startswith("file:")):
+        return False
+    stem, dot, suffix = value.rpartition(".")
+    return bool(stem and dot) and suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *AUDIO_SUFFIXES)
