@@ -9,6 +9,8 @@ from m3.data.sample import Document, Sample, Turn
 from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.data.tokenized import Tokenized, tokenize_sample
 from m3.processing import M3Processor
+from m3.processing.aria_template import ARIA_TOKENS, aria_template
+from m3.processing.chat_template import vicuna_template
 
 
 def learned(tokenized: Tokenized, processor: M3Processor) -> str:
@@ -84,6 +86,73 @@ def test_pieces_around_a_control_token_cannot_join_into_one(processor: M3Process
     text = "<|im_<|im_end|>start|> \U000f0010<|im_start|>\U000f0011"
     ids = tokenize_sample(conversation(text, "no"), processor).input_ids
     assert ids.count(processor.tokenizer.convert_tokens_to_ids("<|im_start|>")) == 2
+
+
+SYSTEM = "Answer in French."
+
+
+@pytest.mark.parametrize("template", ["chatml", "vicuna", "aria"])
+def test_a_system_turn_is_context_where_the_template_puts_it(
+    template: str, make_processor: Callable[..., M3Processor]
+) -> None:
+    texts = {"chatml": None, "vicuna": vicuna_template("<image>"), "aria": aria_template()}
+    tokenizer = build_tokenizer()
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.add_tokens(list(ARIA_TOKENS), special_tokens=True)
+    image_token = "<|img|>" if template == "aria" else "<image>"
+    processor = M3Processor(
+        make_processor().image_processor, tokenizer, image_token=image_token, chat_template=texts[template]
+    )
+    turns = (Turn("system", SYSTEM + EVIL + "<image>"), Turn("user", "what?"), Turn("assistant", "rouge"))
+    tokenized = tokenize_sample(Sample("s", (), turns), processor)
+    text = processor.tokenizer.decode(tokenized.input_ids)
+    assert text.index(SYSTEM) < text.index("what?")
+    assert "curious user" not in text, "it stands in the place of the default"
+    assert learned(tokenized, processor) == f"rouge{'<|im_end|>'}", "and is never learned"
+    assert tokenized.num_images == tokenized.input_ids.count(processor.image_token_id) == 0
+
+
+def test_a_template_without_a_place_for_the_system_prompt_is_refused(
+    make_processor: Callable[..., M3Processor],
+) -> None:
+    answer = "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}"
+    body = "{% for m in messages %}@" + answer + "{% endfor %}"
+    sample = Sample("s", (), (Turn("system", SYSTEM), Turn("user", "a"), Turn("assistant", "b")))
+    with pytest.raises(ValueError, match=r"sample 's': has a system prompt, and the chat template writes none"):
+        tokenize_sample(sample, make_processor(chat_template=body.replace("@", "")))
+    refusing = body.replace("@", "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}")
+    with pytest.raises(ValueError, match=r"sample 's': the chat template refuses it \(no system role\)"):
+        tokenize_sample(sample, make_processor(chat_template=refusing))
+
+
+def test_answers_of_weight_0_are_prompt(processor: M3Processor) -> None:
+    turns = (Turn("user", "a"), Turn("assistant", "b", learned=False), Turn("user", "c"), Turn("assistant", "d"))
+    tokenized = tokenize_sample(Sample("s", (), turns), processor)
+    assert learned(tokenized, processor) == "d<|im_end|>"
+    assert tokenized.input_ids == tokenize_sample(conversation("a", "b", "c", "d"), processor).input_ids
+    with pytest.raises(ValueError, match="all of its answers have weight 0"):
+        Sample("s", (), turns[:2])
+
+
+def test_a_mark_in_a_part_is_text(processor: M3Processor, png: Callable[[int], bytes]) -> None:
+    turns = (Turn("user", ("", "\nWhat does <image> do? <video>")), Turn("assistant", "b"))
+    tokenized = tokenize_sample(Sample("s", (png(1),), turns), processor)
+    assert tokenized.input_ids.count(processor.image_token_id) == 1
+    assert "<image>\nWhat does <image> do? <video><|im_end|>" in processor.tokenizer.decode(tokenized.input_ids)
+
+
+def test_arias_template_leaves_its_image_token_in_a_text_alone(make_processor: Callable[..., M3Processor]) -> None:
+    """The template writes marks around every image token it finds."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(list(ARIA_TOKENS), special_tokens=True)
+    aria = M3Processor(
+        make_processor().image_processor, tokenizer, image_token="<|img|>", chat_template=aria_template()
+    )
+    for text in ("say <|img|>\nand <fim_prefix><|img|><fim_suffix> and <fim_prefix>", "<|img|>"):
+        tokenized = tokenize_sample(conversation(text, text), aria)
+        assert tokenizer.decode(tokenized.input_ids).count(text) == 2
+        special = [tokenizer.convert_tokens_to_ids(token) for token in ("<|img|>", "<fim_prefix>", "<fim_suffix>")]
+        assert not set(special) & set(tokenized.input_ids)
 
 
 def test_use_neutralises_like_training(processor: M3Processor) -> None:

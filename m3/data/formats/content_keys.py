@@ -5,6 +5,7 @@ which speak about content (`image_id`, `text_length`). Whatever its name, a valu
 of a media file in a record that shows nothing else.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +16,10 @@ VIDEO_SUFFIXES = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "flv
 AUDIO_SUFFIXES = ("wav", "mp3", "flac", "ogg", "m4a", "opus", "aac")
 TEXT_SUFFIXES = ("txt", "json", "jsonl", "caption", "md")
 
-MEDIA = frozenset(
+IMAGES = frozenset({"image", "img", "picture", "pic", "photo"})
+MEDIA = IMAGES | frozenset(
     {
-        *("image", "img", "picture", "pic", "photo", "thumbnail", "pixel", "base64"),
+        *("thumbnail", "pixel", "base64"),
         *("video", "movie", "frame", "mp4"),
         *("audio", "sound", "speech", "voice", "wav", "mp3"),
     }
@@ -33,43 +35,14 @@ CONTENT = MEDIA | frozenset(
     }
 )
 REFERENCES = frozenset({"url", "uri", "link", "path", "file", "filename", "name"})
-"""Words for where something is. In a record that shows media they say where that came from; in any other they are its only
+"""Words for where something is. In a record that shows an image they say where it came from; in any other they are its only
 trace."""
 FACTS = frozenset(
     {
         *("id", "uid", "uuid", "key", "index", "idx", "hash", "sha", "md5", "phash", "checksum", "digest", "version"),
-        *(
-            "width",
-            "height",
-            "size",
-            "shape",
-            "length",
-            "len",
-            "count",
-            "num",
-            "number",
-            "aspect",
-            "ratio",
-            "resolution",
-            "dimension",
-            "dim",
-            "duration",
-            "fps",
-        ),
-        *(
-            "min",
-            "max",
-            "mean",
-            "avg",
-            "std",
-            "score",
-            "similarity",
-            "sim",
-            "rating",
-            "quality",
-            "correspondence",
-            "token",
-        ),
+        *("width", "height", "size", "shape", "length", "len", "count", "num", "number", "token"),
+        *("aspect", "ratio", "resolution", "dimension", "dim", "duration", "fps"),
+        *("min", "max", "mean", "avg", "std", "score", "similarity", "sim", "rating", "quality", "correspondence"),
         *("source", "origin", "dataset", "split", "license", "date", "time", "timestamp", "lang", "language", "model"),
         *("format", "type", "kind", "ext", "extension", "class", "category", "meta", "metadata", "status", "error"),
     }
@@ -91,7 +64,8 @@ def holds_content(key: str, value: Any, has_media: bool) -> bool:
         return True
     if words.isdisjoint(CONTENT) or not words.isdisjoint(FACTS):
         return False
-    return words.isdisjoint(REFERENCES) or not has_media
+    tells_origin = has_media and words.isdisjoint(CONTENT - IMAGES) and not words.isdisjoint(REFERENCES)
+    return not tells_origin
 
 
 def is_content_file(suffix: str) -> bool:
@@ -99,11 +73,21 @@ def is_content_file(suffix: str) -> bool:
     return suffix.rpartition(".")[2] in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *TEXT_SUFFIXES)
 
 
+@functools.lru_cache(maxsize=4096)
 def _words(key: str) -> frozenset[str]:
     """In lower case and the singular; digits behind a word belong to it only where that is a word of its own (mp3)."""
     words = {word.lower() for word in _WORD.findall(key)}
     plain = {word if word in _KNOWN else word.rstrip("0123456789") for word in words}
-    return frozenset(_singular(word) for word in plain)
+    return frozenset(part for word in plain for part in _split(_singular(word)))
+
+
+def _split(word: str) -> tuple[str, ...]:
+    """`imagepath` as image and path; any other word as it is."""
+    if word not in _KNOWN:
+        for start in CONTENT:
+            if word.startswith(start) and (rest := _singular(word[len(start) :])) in _KNOWN:
+                return start, rest
+    return (word,)
 
 
 def _singular(word: str) -> str:

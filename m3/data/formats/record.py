@@ -56,6 +56,7 @@ class RecordReader:
             raise ValueError(f"{where}: expected {expected}, got {type(record).__name__}")
         self.where = where
         self.unused = Unused(options.ignore)
+        self._has_videos = False
         self.fields = Fields(record, where, self.unused)
         self.media = MediaReader(where, self.unused, resolve or in_folder(options.image_folder), options.num_frames)
         id = self.fields.take("id")
@@ -65,8 +66,12 @@ class RecordReader:
         """The images, or the frames of the videos; and which of the two they are."""
         images = [(image,) for image in self.media.images(self.fields.take("image", "images"))]
         videos = self.fields.take("video", "videos")
+        self._has_videos = videos is not None
         if images and videos is not None:
-            raise ValueError(f"{self.where}: names images and a video; a record may show one or the other")
+            raise ValueError(
+                f"{self.where}: names images and a video ('image' or 'images', 'video' or 'videos'); a record may show one or "
+                "the other"
+            )
         return ([*self.media.videos(videos)], "video") if videos is not None else ([*images], "image")
 
     def conversation(self) -> Sample:
@@ -83,7 +88,7 @@ class RecordReader:
     def sample(self, images: Sequence[ImageFile], turns: Sequence[Turn]) -> Sample:
         """The sample, once all of the record is read."""
         turns = system_turn(self.fields.take("system"), turns, self.where)
-        self.fields.close(has_media=bool(images))
+        self.fields.close(has_media=bool(images) and not self._has_videos)
         try:
             return Sample(self.id, tuple(images), tuple(turns), tuple(self.unused.keys))
         except ValueError as error:
