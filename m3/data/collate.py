@@ -162,7 +162,10 @@ class Collator:
 
     def _refuse_or_leave_out(self, too_much: str, left_out: "_LeftOut") -> None:
         if self.overlong == "error":
-            raise ValueError(f"{too_much}. Raise the limit, leave the sample out, or set overlong='drop'")
+            raise ValueError(
+                f"{too_much}. Raise the limit, leave the sample out, drop such: `data.too_long: drop` in a recipe, or "
+                "overlong='drop' of a Collator"
+            )
         left_out.too_long(too_much)
 
     def _rows(self, sequences: list[ScaledSequence]) -> list[list[ScaledSequence]]:

@@ -151,6 +151,16 @@ def test_check_of_every_format_is_clean_and_keeps_lengths(tmp_path: Path, capsys
         assert abs(sum(step[:4]) - sum(step[4:])) <= max(step), "what a recipe's lengths are for"
 
 
+def test_check_lists_what_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = written(tmp_path, "text_jsonl", "interleaved_jsonl")
+    assert main(["data", "check", str(recipe(tmp_path, *rows)), "--headers"]) == 0
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert re.search(r"^not used of text_jsonl:\S+: meta \(4 x\)$", last[0])
+    assert re.search(
+        r"^not used of interleaved_jsonl:\S+: image_info\.(matched_sim|raw_url) \(4 x\), image_info\.", last[1]
+    )
+
+
 def test_a_run_skips_drops_and_counts(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """8 steps of 2 samples: two passes over 4 captions and the half of 8 records, the same half each time."""
     told = ["data.broken=skip", "data.too_long=drop", "run=" + str(broken.parent / "run")]

@@ -286,10 +286,9 @@ def test_columns_of_lists_are_rows(folder: Path) -> None:
     """What `datasets.Sequence` once made of a list of objects."""
     turns = {"from": ["human", "gpt"], "value": ["a", "b"]}
     pq.write_table(pa.table({"conversations": [turns]}), folder / "d.parquet")
-    assert open_source(Source(path=str(folder), format="hf_dataset"))[0].turns == (
-        Turn("user", "a"),
-        Turn("assistant", "b"),
-    )  # pyright: ignore
+    sample = open_source(Source(path=str(folder), format="hf_dataset"))[0]
+    assert isinstance(sample, Sample)
+    assert sample.turns == (Turn("user", "a"), Turn("assistant", "b"))
 
 
 def test_a_row_of_nan_shows_no_image(folder: Path) -> None:
