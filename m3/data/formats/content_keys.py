@@ -1,8 +1,8 @@
 """Which keys of a record hold content: what a model would see or learn, or what says how it is learned.
 
 A key is split into words (`videoPaths` -> video, path). It holds content if one of them is in `CONTENT` and none in `FACTS`,
-which speak about content (`image_id`, `text_length`). Whatever its name, a value of bytes is content, and so is the path
-of a media file in a record that shows nothing else.
+which speak about content (`image_id`, `text_length`). Whatever its name, a media file is content, and so is the path of
+one in a record that shows nothing else.
 """
 
 import functools
@@ -48,6 +48,11 @@ FACTS = frozenset(
     }
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
+_STARTS = (
+    *(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"P6"),
+    *(b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"\xff\xfb", b"FLV", b"\0\0\0\x0cjP"),
+)
+"""How files of images, videos and sounds begin."""
 _KNOWN = CONTENT | REFERENCES | FACTS
 
 
@@ -60,7 +65,7 @@ def holds_content(key: str, value: Any, has_media: bool) -> bool:
         has_media: whether the record shows an image or a video.
     """
     words = _words(key)
-    if _holds_bytes(value) or (not has_media and _names_media_file(value)):
+    if _holds_media(value) or (not has_media and _names_media_file(value)):
         return True
     if words.isdisjoint(CONTENT) or not words.isdisjoint(FACTS):
         return False
@@ -98,15 +103,15 @@ def _singular(word: str) -> str:
     return word.removesuffix("s")
 
 
-def _holds_bytes(value: Any) -> bool:
-    """Bytes, a `data:` address, or anything that is no JSON (what a decoder made), at any depth."""
+def _holds_media(value: Any) -> bool:
+    """A file in bytes (as `datasets` writes media, or by how it begins) or a `data:` address, at any depth."""
     if isinstance(value, str):
         return value.startswith("data:")
     if isinstance(value, Mapping):
-        return any(map(_holds_bytes, value.values()))
+        return bool(value.get("bytes")) or any(map(_holds_media, value.values()))
     if isinstance(value, list | tuple):
-        return any(map(_holds_bytes, value))
-    return isinstance(value, bytes)
+        return any(map(_holds_media, value))
+    return isinstance(value, bytes) and (value.startswith(_STARTS) or value[4:8] == b"ftyp")
 
 
 def _names_media_file(value: Any) -> bool:

@@ -15,6 +15,7 @@ from m3.data.formats import FORMATS, open_source
 from m3.data.formats.content_keys import holds_content
 from m3.data.recipe import FormatName, Source
 from m3.data.sample import AnySample, Sample
+from m3.data.synthetic.suite import TRAIN_FEATURES, train_row
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a"}]
 CHAT: list[dict[str, Any]] = [
@@ -208,6 +209,18 @@ def test_what_is_harmless_is_counted_and_what_is_empty_is_not_there(reader: str,
 )
 def test_which_keys_hold_content(key: str, value: Any, content: bool) -> None:
     assert holds_content(key, value, has_media=False) == content
+
+
+def test_bytes_are_content_where_they_are_a_file() -> None:
+    assert holds_content("anything", picture(0), has_media=True)
+    assert holds_content("anything", [{"bytes": b"1", "path": None}], has_media=True)
+    assert not holds_content("patch_slot", bytes(144), has_media=True), "the labels of the embedded suite"
+
+
+def test_the_embedded_suite_is_read(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([train_row("digits", 0, 0)], features=TRAIN_FEATURES).to_parquet(tmp_path / "a.parquet")
+    sample = open_source(Source(path=str(tmp_path), format="llava_parquet"))[0]
+    assert set(sample.unused) == {"family", "patch_class", "patch_slot"}
 
 
 def test_where_a_picture_came_from_is_no_content_beside_the_picture() -> None:
