@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from m3.data.collate import Collator
 from m3.data.sample import Sample
@@ -26,14 +27,21 @@ def published_batches(
 
 def published_loss(model: M3ForConditionalGeneration, batches: Sequence[dict[str, Tensor]]) -> Tensor:
     """The mean over scales of the language loss; the router losses, which M3's dense decoder has not, over all together."""
-    outputs = [model(**batch) for batch in batches]
-    loss = torch.stack([output.language_loss for output in outputs]).mean()
     top_k = model.model.router_top_k
     if top_k is None:
-        return loss
+        return torch.stack([whole_logits_loss(model, batch) for batch in batches]).mean()
+    outputs = [model(**batch) for batch in batches]
+    loss = torch.stack([output.language_loss for output in outputs]).mean()
     logits = tuple(torch.cat(layers) for layers in zip(*(output.router_logits for output in outputs), strict=True))
     is_real = torch.cat([batch["attention_mask"].flatten().bool() for batch in batches])
     routers = router_losses(logits, top_k, is_real)
     return (
         loss + model.config.router_balance_coef * routers.balance.sum() + model.config.router_z_coef * routers.z.sum()
     )
+
+
+def whole_logits_loss(model: M3ForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
+    """As `LlamaForCausalLM.forward`, which M3's loop calls: logits of all places in float32, then the shifted cross entropy."""
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "loss_weights")}
+    logits = model(**inputs).logits.float()[:, :-1]
+    return cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)

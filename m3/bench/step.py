@@ -1,4 +1,10 @@
-"""`m3 bench step`: one all-scales training step, ours (one tower and one packed decoder pass) against the published way."""
+"""`m3 bench step`: one all-scales training step, ours (one tower and packed decoder passes) against the published loop.
+
+The published way runs tower, connector and decoder once per scale and computes logits at every place (m3/bench/published.py).
+All steps are run in turns in one process; memory is the peak above rest of a process of its own. The use of the machine is
+the step's floating-point operations (causal half of attention, three passes of what is trained) per CPU second, of those of a
+square float32 product in the same run.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -8,103 +14,198 @@ import torch
 from torch import Tensor
 
 from m3.bench.published import published_batches, published_loss
-from m3.bench.timing import Timing, alternate, peak_memory
+from m3.bench.shapes import SHAPES
+from m3.bench.timing import Timing, alternate, matmul_peak, peak_memory
 from m3.data.collate import Collator
-from m3.data.formats.record import sample_from_record
-from m3.data.sample import Sample
-from m3.data.synthetic.suite import FAMILIES, train_row
-from m3.model import M3ForConditionalGeneration
-from m3.processing import M3Processor
-from m3.training.build import load_checkpoint
+from m3.model.cost import CostModel, head_dim
+from m3.model.packing_check import choose_packed_attention
+
+PUBLISHED = "published"
+TOLERANCE = 1e-5
+"""Largest relative difference of gradients from the published loop's; float32 rounds to 1e-6."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """What is measured. `rounds`: questions kept of each picture; 0 keeps all."""
 
-    model: str
+    shape: str
+    model: str | None
     scales: tuple[int, ...]
     images: int
     rounds: int
-    pack_length: int
+    pack_lengths: tuple[int, ...]
+    tower: str
     threads: int
+
+    @property
+    def ways(self) -> list[str]:
+        """The published loop, then ours at each length of rows."""
+        return [PUBLISHED, *map(str, self.pack_lengths)]
 
 
 def main(argv: list[str]) -> int:
-    """Prints times, peak memory and their ratios; 1 when the gradients differ."""
-    parser = argparse.ArgumentParser(prog="m3 bench step", description=__doc__)
-    parser.add_argument("--model", default="playground/m3-tiny-base")
-    parser.add_argument("--matryoshka_vis_token_scale", default="1,4,9,36,144", help="scales of the step")
-    parser.add_argument("--images", type=int, default=24, help="pictures of the embedded suite in a step")
+    """Prints seconds, memory and ratios; the last line is the smallest ratio. 1 when gradients differ."""
+    parser = argparse.ArgumentParser(
+        prog="m3 bench step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="what is measured (m3/bench/shapes.py)")
+    parser.add_argument("--model", help="a checkpoint folder, for --shape tiny")
+    parser.add_argument("--matryoshka_vis_token_scale", help="scales of the step, by default those of the shape")
+    parser.add_argument("--images", type=int, help="pictures in a step, by default as many as the shape says")
     parser.add_argument("--rounds", type=int, default=1, help="questions kept of each picture; 0: all of them")
-    parser.add_argument("--pack-length", type=int, default=512)
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--pack-lengths", help="tokens of a row, one measurement for each")
+    parser.add_argument("--towers", help="frozen, trained or both, separated by a comma")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args(argv)
-    scales = tuple(int(scale) for scale in arguments.matryoshka_vis_token_scale.split(","))
-    setting = Setting(
-        arguments.model, scales, arguments.images, arguments.rounds, arguments.pack_length, arguments.threads
+    shape = SHAPES[arguments.shape]
+    scales = _numbers(arguments.matryoshka_vis_token_scale or shape.scales)
+    lengths = _numbers(arguments.pack_lengths or shape.pack_lengths)
+    towers = tuple(arguments.towers.split(",")) if arguments.towers else shape.towers
+    images = arguments.images or shape.images
+    torch.set_num_threads(arguments.threads)
+    peak = matmul_peak()
+    print(f"{arguments.shape}: {arguments.model or shape.title}")
+    print(f"{images} pictures, scales {list(scales)}, {arguments.threads} threads, {arguments.repetitions} repetitions")
+    print(f"float32 product: {peak / 1e9:.1f} GFLOP per CPU second")
+    print(HEADER)
+    rows: list[Row] = []
+    for tower in towers:
+        setting = Setting(
+            arguments.shape, arguments.model, scales, images, arguments.rounds, lengths, tower, arguments.threads
+        )
+        rows += measure(setting, arguments.repetitions, peak)
+    print(f"worst: {min(row.speed for row in rows):.2f}x")
+    return 0 if max(row.error for row in rows) <= TOLERANCE else 1
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+HEADER = (
+    f"{'tower':9}{'rows of':>10}{'rows':>6}{'fill':>7}{'wall s':>9}{'+-':>7}{'CPU s':>9}{'tokens/s':>10}{'speed':>8}"
+    f"{'peak MiB':>10}{'memory':>8}{'use':>7}{'gradient':>10}"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: ours at a length of rows, its CPU seconds and memory against the published loop's."""
+
+    speed: float
+    error: float
+
+
+def measure(setting: Setting, repetitions: int, peak: float) -> list[Row]:
+    """Runs all ways in turns and prints a line for each."""
+    bench = StepBench(setting)
+    expected = bench.gradient(PUBLISHED)
+    errors = {way: relative_difference(bench.gradient(way), expected) for way in setting.ways}
+    steps = [lambda way=way: bench.step(way) for way in setting.ways]
+    timings = dict(zip(setting.ways, alternate(steps, repetitions), strict=True))
+    memory = {way: peak_memory(run_once, setting, way) for way in setting.ways}
+    rows = []
+    for way in setting.ways:
+        timing, use = timings[way], bench.flops(way) / timings[way].cpu_median / peak
+        speed = timings[PUBLISHED].cpu_median / timing.cpu_median
+        print(_line(setting.tower, way, bench, timing, speed, memory[way], memory[PUBLISHED], use, errors[way]))
+        if way != PUBLISHED:
+            rows.append(Row(speed, errors[way]))
+    return rows
+
+
+def _line(
+    tower: str,
+    way: str,
+    bench: "StepBench",
+    timing: Timing,
+    speed: float,
+    memory: int,
+    published_memory: int,
+    use: float,
+    error: float,
+) -> str:
+    rows, places = bench.rows(way)
+    return (
+        f"{tower:9}{way:>10}{rows:>6}{bench.tokens / places:7.2f}{timing.median:9.2f}{timing.spread:7.2f}{timing.cpu_median:9.2f}"
+        f"{bench.tokens / timing.cpu_median:10.0f}{speed:7.2f}x{memory / 2**20:10.0f}{memory / published_memory:7.2f}x{use:7.0%}"
+        f"{error:10.1e}"
     )
-    error, (ours, published) = measure_time(setting, arguments.repetitions)
-    memory = {name: peak_memory(run_once, setting, name) for name in ("ours", "published")}
-    print(
-        f"{setting.images} pictures, scales {list(scales)}, {setting.threads} threads, {arguments.repetitions} repetitions"
-    )
-    print(f"gradients: relative difference {error:.1e}")
-    print(f"{'':12}{'s/step':>10}{'+-':>8}{'peak MiB':>11}")
-    for name, timing in (("published", published), ("ours", ours)):
-        print(f"{name:12}{timing.median:10.3f}{timing.spread:8.3f}{memory[name] / 2**20:11.0f}")
-    print(
-        f"ours is {published.median / ours.median:.2f}x faster at {memory['ours'] / memory['published']:.2f}x the memory"
-    )
-    return 0 if error <= 1e-5 else 1
 
 
-def measure_time(setting: Setting, repetitions: int) -> tuple[float, list[Timing]]:
-    """Relative difference of the two ways' gradients, and the times of ours and of the published way."""
-    model, ways = prepare(setting)
-    gradients = []
-    for name in ("ours", "published"):
-        step(model, ways[name])
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    error = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
-    tasks = [lambda name=name: step(model, ways[name]) for name in ("ours", "published")]
-    return error, alternate(tasks, repetitions)
+class StepBench:
+    """A model, and for each way of a step its batches, made beforehand."""
+
+    def __init__(self, setting: Setting) -> None:
+        torch.set_num_threads(setting.threads)
+        shape = SHAPES[setting.shape]
+        self.model, processor = shape.load(setting.model, setting.scales)
+        self.model.train()
+        self.model.model.vision_tower.requires_grad_(setting.tower == "trained")
+        self.model.model.freeze_unread()
+        self.decoder = self.model.model.language_model
+        self.native = self.decoder.config._attn_implementation
+        self.packed = choose_packed_attention(self.model.config.text_config).implementation
+        samples = shape.make_samples(processor, setting.images, setting.rounds)
+        self.loop = published_batches(samples, processor, setting.scales)
+        self.batches = {
+            str(length): Collator(processor, scales=setting.scales, pack_length=length)(samples)
+            for length in setting.pack_lengths
+        }
+        self.tower_passes = 3 if setting.tower == "trained" else 1
+        self.tokens = int(sum(batch["attention_mask"].sum() for batch in self.loop))
+
+    def loss(self, way: str) -> Tensor:
+        """Each way with the attention that it would be run with."""
+        self.decoder.set_attn_implementation(self.native if way == PUBLISHED else self.packed)
+        return published_loss(self.model, self.loop) if way == PUBLISHED else self.model(**self.batches[way]).loss
+
+    def step(self, way: str) -> None:
+        """Forward and backward."""
+        self.model.zero_grad()
+        self.loss(way).backward()
+
+    def gradient(self, way: str) -> Tensor:
+        """Of all parameters in a row, after one step."""
+        self.step(way)
+        return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+
+    def rows(self, way: str) -> tuple[int, int]:
+        """Rows of the decoder's batches, and places in them."""
+        batches = self.loop if way == PUBLISHED else [self.batches[way]]
+        ids = [batch["input_ids"] for batch in batches]
+        return sum(len(rows) for rows in ids), sum(rows.numel() for rows in ids)
+
+    def flops(self, way: str) -> float:
+        """Operations that the step needs: real tokens, half of attention's square, what is trained three times."""
+        costs, config = CostModel(self.model), self.model.config
+        width = costs.decoder_layers * config.text_config.num_attention_heads * head_dim(config.text_config)
+        batches = self.loop if way == PUBLISHED else [self.batches[way]]
+        lengths = torch.cat([_lengths(batch) for batch in batches]).double()
+        decoder = float((2 * lengths * costs.decoder.active(costs.top_k) + 2 * lengths.square() * width).sum())
+        targets = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+        heads = sum(batch["input_ids"].numel() for batch in batches) if way == PUBLISHED else targets
+        tiles = sum(len(batch["pixel_values"]) for batch in batches)
+        tower = tiles * (self.tower_passes * costs.vision_flops() + 3 * costs.connector_flops())
+        return 3 * (decoder + 2.0 * heads * costs.head) + tower
 
 
-def prepare(setting: Setting) -> tuple[M3ForConditionalGeneration, dict[str, Callable[[], Tensor]]]:
-    """The model, and for each way the function that computes its loss from batches made beforehand."""
-    torch.set_num_threads(setting.threads)
-    model, processor = load_checkpoint(setting.model, setting.scales)
-    samples = suite_samples(setting.images, setting.rounds)
-    packed = packed_batch(samples, processor, setting)
-    loop = published_batches(samples, processor, setting.scales)
-    model.train()
-    return model, {"ours": lambda: model(**packed).loss, "published": lambda: published_loss(model, loop)}
+def _lengths(batch: dict[str, Tensor]) -> Tensor:
+    """Of the sequences of a batch, packed or padded."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"].sum(1)
+    return batch["sequence_lengths"][batch["sequence_lengths"] > 0]
 
 
-def packed_batch(samples: list[Sample], processor: M3Processor, setting: Setting) -> dict[str, Tensor]:
-    """All scales of all samples in packed rows."""
-    return Collator(processor, scales=setting.scales, pack_length=setting.pack_length)(samples)
-
-
-def suite_samples(images: int, rounds: int) -> list[Sample]:
-    """Training pictures of the embedded suite, its families in turn."""
-    families = list(FAMILIES)
-    rows = [train_row(families[n % len(families)], n // len(families), seed=0) for n in range(images)]
-    for row in rows:
-        row["conversations"] = row["conversations"][: 2 * rounds] if rounds else row["conversations"]
-    return [sample_from_record(row, f"picture {n}", str(n)) for n, row in enumerate(rows)]
-
-
-def step(model: M3ForConditionalGeneration, loss: Callable[[], Tensor]) -> None:
-    """Forward and backward."""
-    model.zero_grad()
-    loss().backward()
+def relative_difference(one: Tensor, other: Tensor) -> float:
+    """Of two vectors, by the norm of the second."""
+    return float((one - other).norm() / other.norm())
 
 
 def run_once(mark: Callable[[], None], setting: Setting, way: str) -> None:
     """One step in a fresh process, after `mark` has noted the memory at rest."""
-    model, ways = prepare(setting)
+    bench = StepBench(setting)
     mark()
-    step(model, ways[way])
+    bench.step(way)

@@ -1,5 +1,6 @@
 """Measuring two things in one run: each in a process of its own for memory, turn about for time."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -7,16 +8,23 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every repetition, in order."""
+    """Wall seconds of every repetition in order, and CPU seconds of all threads, which other work on the machine moves less."""
 
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu_seconds)
 
     @property
     def spread(self) -> float:
@@ -29,14 +37,25 @@ class Timing:
 
 def alternate(tasks: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 1) -> list[Timing]:
     """Runs the tasks turn about, so that whatever slows the machine slows all of them alike."""
-    found: list[list[float]] = [[] for _ in tasks]
+    measured: list[list[tuple[float, float]]] = [[] for _ in tasks]
     for repetition in range(warm_up + repetitions):
-        for task, seconds in zip(tasks, found, strict=True):
-            start = time.perf_counter()
+        for task, seconds in zip(tasks, measured, strict=True):
+            wall, cpu = time.perf_counter(), time.process_time()
             task()
             if repetition >= warm_up:
-                seconds.append(time.perf_counter() - start)
-    return [Timing(tuple(seconds)) for seconds in found]
+                seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return [Timing(*map(tuple, zip(*seconds, strict=True))) for seconds in measured]
+
+
+def matmul_peak(size: int = 1536, seconds: float = 1.0) -> float:
+    """Floating-point operations per CPU second of square float32 products, with torch's threads as they are set."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    fastest, began = math.inf, time.process_time()
+    while time.process_time() - began < seconds:
+        start = time.process_time()
+        left @ right
+        fastest = min(fastest, time.process_time() - start)
+    return 2 * size**3 / fastest
 
 
 def peak_memory(task: Callable[..., object], *arguments: Any) -> int:

@@ -159,6 +159,11 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
                 inputs_embeds=inputs_embeds, position_ids=position_ids, **rows, **recording
             )
             hidden_states = decoded.last_hidden_state
+        elif past_key_values is not None or use_cache:
+            raise ValueError(
+                "packed rows (sequence_lengths) have no cache: their sequences would see each other in it. Leave use_cache and "
+                "past_key_values out, or give each sequence a row of its own with an attention_mask"
+            )
         else:
             assert position_ids is not None  # packed_sequences asks for them
             sequences = packed.decoder_arguments() | {"use_cache": False}

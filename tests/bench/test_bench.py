@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bench_tasks import allocate, fail
 
-from m3.bench import step
+from m3.bench import shapes, step
 from m3.bench.command import main
 from m3.bench.timing import Timing, alternate, peak_memory
 
@@ -30,15 +30,38 @@ def test_peak_memory_is_that_of_the_work_alone() -> None:
 
 
 @pytest.mark.slow
-def test_step_compares_two_ways_of_equal_gradients(
-    tmp_path: Path, tiny_checkpoint: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("shape", ["tiny", "real"])
+def test_step_compares_ours_with_the_published_loop(
+    shape: str, tmp_path: Path, tiny_checkpoint: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = str(tiny_checkpoint(tmp_path / "model"))
-    code = main(["step", "--model", model, "--images", "6", "--rounds", "2", "--repetitions", "1", "--threads", "1"])
-    printed = capsys.readouterr().out
-    assert code == 0
-    assert float(re.search(r"relative difference (\S+)", printed)[1]) < 1e-5
-    assert re.search(r"ours is \d+\.\d\dx faster at \d+\.\d\dx the memory", printed)
+    options = ["--images", "1", "--repetitions", "1", "--pack-lengths", "700,1400", "--towers", "frozen,trained"]
+    options += ["--model", str(tiny_checkpoint(tmp_path / "model"))] if shape == "tiny" else []
+    assert main(["step", "--shape", shape, *options]) == 0
+    *_, header, first, second, third, fourth, fifth, sixth, worst = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in (first, second, third, fourth, fifth, sixth)]
+    assert [row[:2] for row in table] == [
+        [tower, way] for tower in ("frozen", "trained") for way in ("published", "700", "1400")
+    ]
+    assert all(float(row[-1]) <= 1e-5 for row in table)
+    speeds = [float(row[8].removesuffix("x")) for row in table if row[1] != "published"]
+    assert worst == f"worst: {min(speeds):.2f}x"
+
+
+def test_both_ways_of_a_step_give_one_loss() -> None:
+    setting = step.Setting("real", None, (1, 9, 36), 2, 1, (100,), "trained", 1)
+    bench = step.StepBench(setting)
+    published, ours = (bench.loss(way).item() for way in setting.ways)
+    assert abs(published - ours) < 1e-6 * published
+    assert bench.packed == "packed"
+    assert all(len(lengths) == 6 for lengths in (step._lengths(bench.batches["100"]),))
+    assert {
+        int(row["attention_mask"].sum(1)[0]) - scale for row, scale in zip(bench.loop, (1, 9, 36), strict=True)
+    } == {60}
+
+
+def test_the_real_shape_draws_its_own_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="--shape real draws its own model"):
+        shapes.draw_real("playground/m3-tiny", (1,))
 
 
 @pytest.mark.slow
@@ -52,8 +75,8 @@ def test_train_compares_every_way_of_equal_gradients(
 
 
 def test_suite_samples_keep_as_many_questions_as_asked() -> None:
-    assert [len(sample.turns) for sample in step.suite_samples(6, 1)] == [2] * 6
-    assert all(len(sample.turns) > 2 for sample in step.suite_samples(6, 0))
+    assert [len(sample.turns) for sample in shapes.suite_samples(6, 1)] == [2] * 6
+    assert all(len(sample.turns) > 2 for sample in shapes.suite_samples(6, 0))
 
 
 def test_unknown_bench_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

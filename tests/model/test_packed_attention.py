@@ -290,6 +290,14 @@ def test_lengths_need_positions() -> None:
         model(input_ids=torch.tensor([[5, 6, 7]]), sequence_lengths=torch.tensor([[3]]))
 
 
+def test_packed_rows_have_no_cache() -> None:
+    model = make_model(decoder="llama")
+    model.model.language_model.set_attn_implementation(PACKED_ATTENTION)
+    rows = {"input_ids": torch.tensor([[5, 6, 7]]), "position_ids": torch.tensor([[0, 1, 0]])}
+    with pytest.raises(ValueError, match="packed rows .sequence_lengths. have no cache"):
+        model(**rows, sequence_lengths=torch.tensor([[2, 1]]), use_cache=True)
+
+
 def test_what_is_not_honoured_is_refused() -> None:
     states = torch.randn(1, 2, 3, 4)
     with pytest.raises(ValueError, match="does not compute position_bias of Module: set hardware.attention to eager"):

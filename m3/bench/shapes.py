@@ -1,0 +1,137 @@
+"""What a training step is measured on: the shipped tiny model, or one with the token grid and proportions of a real one.
+
+`real` is drawn in a second: the tower of LLaVA-1.5 (CLIP, 336 pixels, patches of 14: 24 x 24 = 576 tokens) and a Llama decoder,
+narrow and shallow enough for a CPU, so that tower, decoder, attention and head stand in realistic proportion.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+
+from m3.data.formats.record import sample_from_record
+from m3.data.sample import Sample, Turn
+from m3.data.synthetic.suite import FAMILIES, train_row
+from m3.data.synthetic.tokenizer import build_tokenizer
+from m3.data.tokenized import tokenize_sample
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.processing import M3Processor
+from m3.training.build import load_checkpoint
+
+Loaded = tuple[M3ForConditionalGeneration, M3Processor]
+REAL_TEXT_TOKENS = 60
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One row of `SHAPES`: how its model and its samples are made, and what is measured on them by default.
+
+    load: (checkpoint or None, scales) -> model and processor. samples: (processor, images, rounds) -> samples.
+    towers: whether the vision tower is frozen, trained, or each in turn.
+    """
+
+    title: str
+    load: Callable[[str | None, Sequence[int]], Loaded]
+    make_samples: Callable[[M3Processor, int, int], list[Sample]]
+    scales: str
+    images: int
+    pack_lengths: str
+    towers: tuple[str, ...]
+
+
+def load_tiny(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
+    """A checkpoint folder, by default the shipped one."""
+    return load_checkpoint(checkpoint or "playground/m3-tiny-base", scales)
+
+
+def suite_samples(images: int, rounds: int) -> list[Sample]:
+    """Training pictures of the embedded suite, its families in turn; `rounds` questions of each, 0: all of them."""
+    families = list(FAMILIES)
+    rows = [train_row(families[n % len(families)], n // len(families), seed=0) for n in range(images)]
+    for row in rows:
+        row["conversations"] = row["conversations"][: 2 * rounds] if rounds else row["conversations"]
+    return [sample_from_record(row, f"picture {n}", str(n)) for n, row in enumerate(rows)]
+
+
+def draw_real(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
+    """Random weights, always the same; 28.6 million of them."""
+    if checkpoint is not None:
+        raise ValueError("--shape real draws its own model; leave --model out, or take --shape tiny")
+    tokenizer: PreTrainedTokenizerBase = build_tokenizer()
+    text = {
+        "model_type": "llama",
+        "vocab_size": 4096,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 16384,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {
+        "model_type": "clip_vision_model",
+        "image_size": 336,
+        "patch_size": 14,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    }
+    nesting = {"kind": "grid_pool", "trained_scales": sorted(scales)}
+    image_token_id = cast(int, tokenizer.convert_tokens_to_ids("<image>"))  # of one token; a list only of several
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = M3Config(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=image_token_id,
+            drop_class_token=True,
+            vision_feature_layer=-2,
+            nesting=nesting,
+        )
+        model = M3ForConditionalGeneration(config)
+    pixels = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    return model, M3Processor(pixels, tokenizer, grid=(24, 24), nesting=nesting)
+
+
+def noise_samples(processor: M3Processor, images: int, rounds: int) -> list[Sample]:
+    """Pictures of noise with one question and answer each, `REAL_TEXT_TOKENS` of text in all."""
+    random = np.random.default_rng(0)
+    samples = []
+    for number in range(images):
+        buffer = io.BytesIO()
+        Image.fromarray(random.integers(0, 255, (336, 336, 3), dtype=np.uint8)).save(buffer, "PNG")
+        question = Turn("user", "<image>\n" + " ".join(["red"] * 20))
+        sample = Sample(f"noise {number}", (buffer.getvalue(),), (question, Turn("assistant", "blue")))
+        short = REAL_TEXT_TOKENS + 1 - len(tokenize_sample(sample, processor).input_ids)  # one of them is the image's
+        answer = Turn("assistant", " ".join(["blue"] * (1 + short)))
+        samples.append(Sample(sample.id, sample.images, (question, answer)))
+    return samples
+
+
+SHAPES: Mapping[str, Shape] = {
+    "tiny": Shape(
+        title="a checkpoint folder (by default the tiny base: 12 x 12 grid, mixture of experts) on the embedded suite",
+        load=load_tiny,
+        make_samples=lambda processor, images, rounds: suite_samples(images, rounds),
+        scales="1,4,9,36,144",
+        images=24,
+        pack_lengths="512,4096",
+        towers=("trained",),
+    ),
+    "real": Shape(
+        title="24 x 24 grid: CLIP tower 336/14 (width 256, 6 layers), Llama decoder (width 512, 6 layers, 4096 words)",
+        load=draw_real,
+        make_samples=noise_samples,
+        scales="1,9,36,144,576",
+        images=4,
+        pack_lengths="640,2048,4096,8192",
+        towers=("frozen", "trained"),
+    ),
+}
