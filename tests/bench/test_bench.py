@@ -1,6 +1,5 @@
 """`m3 bench`: it measures what it says; no time is asserted."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def test_step_compares_ours_with_the_published_loop(
     options = ["--images", "1", "--repetitions", "1", "--pack-lengths", "700,1400", "--towers", "frozen,trained"]
     options += ["--model", str(tiny_checkpoint(tmp_path / "model"))] if shape == "tiny" else []
     assert main(["step", "--shape", shape, *options]) == 0
-    *_, header, first, second, third, fourth, fifth, sixth, worst = capsys.readouterr().out.splitlines()
+    *_, first, second, third, fourth, fifth, sixth, worst = capsys.readouterr().out.splitlines()
     table = [line.split() for line in (first, second, third, fourth, fifth, sixth)]
     assert [row[:2] for row in table] == [
         [tower, way] for tower in ("frozen", "trained") for way in ("published", "700", "1400")
