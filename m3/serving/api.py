@@ -22,6 +22,7 @@ from m3.serving.engine import Engine
 from m3.serving.errors import add_error_handlers
 from m3.serving.fetch import Fetcher
 from m3.serving.guard import Guard
+from m3.serving.json_route import JsonRoute
 from m3.serving.requests import Refused, Request
 from m3.serving.responses import CLIENT_LEFT, ClientLeft, chat_stream, completion, npu_answer, whole
 from m3.serving.schema import ChatCompletion, ChatRequest, ErrorReport, GenerateRequest, Health, ModelCard, ModelList
@@ -77,7 +78,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 
 def answers(engine: Engine, settings: Settings) -> APIRouter:
     """The routes that ask the model."""
-    router = APIRouter(responses=ERRORS)
+    router = APIRouter(responses=ERRORS, route_class=JsonRoute)
     card, fetch = model_card(engine, settings), Fetcher(settings.allowed_hosts)
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion)
@@ -94,7 +95,8 @@ def answers(engine: Engine, settings: Settings) -> APIRouter:
         """mllm-npu's payload; the answer is `{"text", "error_code"}`, ended by a NUL."""
         if body.model is not None:
             _check_model(body.model, card)
-        return npu_answer((await whole(http, engine, generate_request(body, settings.limits))).text)
+        request = await asyncio.to_thread(generate_request, body, settings.limits)
+        return npu_answer((await whole(http, engine, request)).text)
 
     return router
 

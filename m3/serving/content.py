@@ -4,6 +4,7 @@ In: a `ChatRequest` or `GenerateRequest`. Out: `Request`. `data:` addresses are 
 (m3/serving/fetch.py), which asks whether they are allowed. Paths and `file:` addresses are no images here, whatever stands there.
 """
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Awaitable, Callable
@@ -90,7 +91,7 @@ async def _content(address: str, max_bytes: int, fetch: Fetch, place: str) -> by
         head, comma, body = address.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise Refused(f"{place}: expected 'data:<type>;base64,<content>', got {address[:40]!r}...", param=place)
-        return decode_base64(body, max_bytes, place)
+        return await asyncio.to_thread(decode_base64, body, max_bytes, place)
     if address[:8].lower().startswith(("http://", "https://")):
         try:
             return await fetch(address, max_bytes)

@@ -3,6 +3,7 @@
 In: models by name, each an ASGI app that speaks OpenAI's API for itself alone (m3/serving/api.py). Out: one app for all of them.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -66,7 +67,7 @@ class Choose:
         body = await read_body(receive)
         if body is None:
             return
-        name = named(body)
+        name = await asyncio.to_thread(named, body)
         model = self._first if name is None else find(self._models, name)
         await model.app(scope, replay(body, receive), send)
 

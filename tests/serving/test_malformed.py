@@ -149,6 +149,7 @@ MANY = [
     b'{"messages": [' + b"0," * 100_000 + b"0]}",
     b"{" + b",".join(b'"a%d":0' % n for n in range(100_000)) + b"}",
     b'{"metadata": {' + b",".join(b'"a%d":0' % n for n in range(100_000)) + b"}}",
+    b'{"a":' * 100_000,
     b'{"a": "' + rb"\"" * 100_000 + b"," * 20_000,
 ]
 
@@ -263,7 +264,7 @@ BODIES = [
     b"{}",
     b'{"model": "tiny"',
     b"[" * 100_000,
-    b'{"a":' * 100_000,
+    b'{"a":' * 9_000,
     b'{"messages": ' + b"9" * 100_000 + b"}",
     b'{"temperature": NaN}',
     b'{"temperature": Infinity, "model": "tiny", "messages": [{"role": "user", "content": "hi"}]}',
