@@ -7,12 +7,17 @@ from numpy.lib.npyio import NpzFile
 from tiny_models import make_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
     CLIPImageProcessorPil,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
 )
+
+from m3.checkpoints.assemble import Choices, assemble
 
 ORIGINAL_IMAGE = -200
 """The original's placeholder."""
@@ -31,6 +36,20 @@ def make_tokenizer(words: int, *tokens: str) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         additional_special_tokens=list(tokens),
     )
+
+
+def assemble_small(folder: Path, tied: bool = False, **sizes: int) -> Path:
+    """A tiny Llama of 96 words and no chat format with a tiny SigLIP before it; `<image>` and ChatML get the ids 96 to 98."""
+    config = make_config("llama", vision="siglip_vision_model")
+    torch.manual_seed(1)
+    AutoModel.from_config(config.vision_config).save_pretrained(folder / "vision")
+    SiglipImageProcessorPil(size={"height": 48, "width": 48}).save_pretrained(folder / "vision")
+    text = config.text_config
+    text.update({"tie_word_embeddings": tied, **sizes})
+    AutoModelForCausalLM.from_config(text).save_pretrained(folder / "decoder")
+    make_tokenizer(96).save_pretrained(folder / "decoder")
+    assemble(folder / "vision", folder / "decoder", folder / "model", Choices(scales=(1, 9, 144)))
+    return folder / "model"
 
 
 def ids_of(reference: NpzFile, image_token_id: int) -> list[int]:

@@ -1,7 +1,7 @@
 """`m3 assemble`: any vision encoder and any causal decoder become one new checkpoint, to be trained.
 
 in: a folder (or hub id) of each, a connector and a nesting by name; way: both checkpoints are parts of one in our terms,
-the connector's weights are drawn, the image token and what the chat format needs get new rows at the mean of the old;
+the connector's weights are drawn, and so are rows for the image token and for what the chat format needs, like the old rows;
 out: a native checkpoint, streamed like any conversion.
 """
 
@@ -34,7 +34,7 @@ from m3.checkpoints.keymap import Dropped, Keymap, Row
 from m3.checkpoints.layout import HubLayout
 from m3.checkpoints.places import find
 from m3.checkpoints.processors import IMAGE_TOKEN, add_tokens, load_image_processor, make_processor, own_template
-from m3.checkpoints.rows import mean_rows
+from m3.checkpoints.rows import drawn_rows
 from m3.checkpoints.tower import empty_tower, tower_keymap
 from m3.model import M3Config
 from m3.model.connectors import build_connector
@@ -60,7 +60,7 @@ LOGIT_CHANGES = (
 
 @dataclass(frozen=True)
 class Choices:
-    """What joins the two, and the seed of the connector's weights. `scales`: to be trained; none for the largest."""
+    """What joins the two, and the seed of the new weights. `scales`: to be trained; none for the largest."""
 
     connector: str = "mlp2x_gelu"
     nesting: str = "grid_pool"
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--queries", type=int, default=64, help="of the resampler")
     parser.add_argument("--matryoshka_vis_token_scale", help="scales to be trained, such as 1,9,36,144,576")
     parser.add_argument("--chat-template", type=Path, help="a Jinja file to use instead of the tokenizer's own format")
-    parser.add_argument("--seed", type=int, default=0, help="of the connector's weights")
+    parser.add_argument("--seed", type=int, default=0, help="of the connector and of the new tokens' rows")
     given = parser.parse_args(argv)
     scales = [scale.strip() for scale in (given.matryoshka_vis_token_scale or "").split(",") if scale.strip()]
     if not all(scale.isdecimal() for scale in scales):
@@ -106,14 +106,15 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
     refuse_existing(dest)
     tower_config = empty_tower(AutoConfig.from_pretrained(vision)).config
     text_config = AutoConfig.from_pretrained(decoder)
-    part, tokenizer, chat, new_ids = _decoder_part(decoder, text_config, choices.chat_template)
-    kind = tower_config.model_type
+    part, tokenizer, chat, new_ids = _decoder_part(decoder, text_config, choices)
+    kind, image_token_id = tower_config.model_type, tokenizer.get_vocab()[IMAGE_TOKEN]
     config = M3Config(
         vision_config=tower_config,
         text_config=text_config.to_dict() | {"vocab_size": max(text_config.vocab_size, len(tokenizer))},
         connector={"kind": choices.connector, "num_queries": choices.queries},
         nesting={"kind": choices.nesting, "trained_scales": list(choices.scales)},
-        image_token_id=tokenizer.get_vocab()[IMAGE_TOKEN],
+        image_token_id=image_token_id,
+        new_token_ids=[token for token in new_ids if token != image_token_id],
         vision_feature_layer=FEATURE_LAYERS.get(kind),
         drop_class_token=has_class_token(tower_config),
         tie_word_embeddings=text_config.tie_word_embeddings,
@@ -126,7 +127,7 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
         generation=_generation(text_config, decoder, tokenizer, chat),
         new=new_connector(config, choices.seed),
     )
-    logger.info("%d new rows in the embedding (ids %s), at the mean of the old", len(new_ids), new_ids)
+    logger.info("%d new rows in the embedding (ids %s), drawn like the old", len(new_ids), new_ids)
     write(native, dest, NATIVE, f"{vision} and {decoder}")
 
 
@@ -159,7 +160,7 @@ def new_connector(config: M3Config, seed: int) -> dict[str, Tensor]:
 
 
 def _decoder_part(
-    folder: Path, config: PreTrainedConfig, template: str | None
+    folder: Path, config: PreTrainedConfig, choices: Choices
 ) -> tuple[Part, PreTrainedTokenizerBase, str | None, list[int]]:
     """The decoder's part of the weights, its tokenizer and chat template (None: ChatML), and the ids that are new."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -172,7 +173,7 @@ def _decoder_part(
             "its probabilities would be others. Use another decoder"
         )
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
-    chat = template or own_template(tokenizer)
+    chat = choices.chat_template or own_template(tokenizer)
     before = len(tokenizer)
     new_ids = add_tokens(tokenizer, (IMAGE_TOKEN,) if chat else (IMAGE_TOKEN, *CONTROL_TOKENS))
     with torch.device("meta"):
@@ -185,7 +186,7 @@ def _decoder_part(
         ),
     )
     rows = max(config.vocab_size, len(tokenizer))
-    return Part(folder, HubLayout(model), keymap, mean_rows(new_ids, before, rows)), tokenizer, chat, new_ids
+    return Part(folder, HubLayout(model), keymap, drawn_rows(new_ids, before, rows, choices.seed)), tokenizer, chat, new_ids
 
 
 def _generation(

@@ -22,6 +22,7 @@ KINDS: dict[str, str] = {
     "missing": "an image file is missing",
     "image": "an image cannot be decoded",
     "too_long": "does not fit a row",
+    "unsayable": "an answer holds a token that this run cannot teach the model to say",
     "duplicate_id": "an id stands twice in its source",
     "duplicate": "the same sample stands twice",
 }

@@ -85,6 +85,8 @@ class M3Config(PreTrainedConfig):
             Without it an image is one tile.
         image_token_id: the placeholder that visual tokens replace. It may lie beyond the decoder's vocabulary (in
             checkpoints whose vocabulary has no room for it): then it has no embedding and is never generated.
+        new_token_ids: tokens of text that the decoder's vocabulary got without any pre-training (`m3 assemble`): their rows are
+            trained where the decoder's tables are not (m3/training/new_tokens.py).
         vision_feature_layer: index into the encoder's hidden states (LLaVA: -2); None is its last, normalised output.
         drop_class_token: whether the first feature is a class token to drop (CLIP, DINOv2: yes; SigLIP: no).
         router_balance_coef, router_z_coef: weights of the router losses, used when the decoder has experts
@@ -107,6 +109,7 @@ class M3Config(PreTrainedConfig):
     nesting: NestingChoice = None
     tiling: Tiling = None
     image_token_id: int = 0
+    new_token_ids: list[int] | None = None
     vision_feature_layer: int | None = None
     drop_class_token: bool = False
     router_balance_coef: float = 1e-4

@@ -210,9 +210,9 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             is_target = is_target & (torch.diff(position_ids, dim=1) == 1)
         targets = labels[:, 1:][is_target]
         token = self.config.image_token_id
-        if token >= self.lm_head.out_features and bool((targets == token).any()):
+        if token >= self.config.text_config.vocab_size and bool((targets == token).any()):
             raise ValueError(
-                f"labels hold the image placeholder {token}, which lies beyond the {self.lm_head.out_features} tokens that "
+                f"labels hold the image placeholder {token}, which lies beyond the {self.config.text_config.vocab_size} tokens that "
                 "the model can say: set these labels to -100"
             )
         logits = self.lm_head(hidden_states[:, :-1][is_target])

@@ -85,6 +85,8 @@ def _say(chosen: list[Recipe] | list[TowerRecipe], devices: int) -> int:
         print(f"run             {recipe.run}\nmodel           {recipe.model or 'of new weights'}")
         print(plan(recipe, devices, before))
         before = before or planned_config(recipe)
+        if recipe.trains_tables:
+            before.new_token_ids = None  # the next stage begins with tokens that have been trained
     return 0
 
 

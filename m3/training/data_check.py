@@ -9,9 +9,14 @@ from m3.data.balance import write_lengths
 from m3.data.check import check
 from m3.data.check_table import table
 from m3.data.fact import KINDS
+from m3.data.formats import open_source
 from m3.data.read import lengths_names
+from m3.data.recipe import Source
+from m3.processing import M3Processor
 from m3.training.build import build_processor
 from m3.training.command import find_recipe
+from m3.training.new_tokens import new_rows, unsayable_tokens, warning
+from m3.training.plan import planned_config
 from m3.training.recipe import Recipe
 
 
@@ -29,15 +34,19 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
     recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
     held_out = () if recipe.held_out is None else (recipe.held_out.source,)
+    processor = build_processor(recipe)
     findings = check(
         replace(recipe.data, sources=(*recipe.data.listed, *held_out)),
-        build_processor(recipe),
+        processor,
         recipe.matryoshka_vis_token_scale,
         workers=recipe.data.workers if arguments.workers is None else arguments.workers,
         decode=not arguments.headers,
         most=arguments.messages,
         allowed=frozenset(arguments.allow),
     )
+    for source, found in zip(recipe.data.listed, findings.sources, strict=False):  # the held-out ones come last
+        if source.weight > 0 and not found.counts["source"] and (warned := _warning(recipe, source, processor)):
+            found.add("unsayable", warned, arguments.messages)
     print(table(findings))
     if arguments.lengths is not None:
         read = [number for number, source in enumerate(recipe.data.listed) if source.weight > 0]
@@ -45,3 +54,11 @@ def main(argv: list[str]) -> int:
         write_lengths(Path(arguments.lengths), [findings.sources[number].costs for number in read], names)
         print(f"lengths: {arguments.lengths}")
     return 1 if findings.wrong else 0
+
+
+def _warning(recipe: Recipe, source: Source, processor: M3Processor) -> str | None:
+    """What the answers of a source hold that the run could not teach the model to say."""
+    unsayable = unsayable_tokens(recipe, processor, [open_source(source)])
+    if not unsayable:
+        return None
+    return warning(unsayable, processor, new_rows(recipe, planned_config(recipe), unsayable))

@@ -14,12 +14,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from m3.checkpoints.rows import EMBEDDING, OUTPUT
 from m3.inference.adapters import add_adapter
 from m3.inference.quantisation import fused_experts
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.training.build import load_checkpoint
+from m3.training.new_tokens import NewRows
 from m3.training.sections import Adapter, Parts
 from m3.training.stages import part_of, router_names
+
+TOKEN_ROWS = ".trainable_tokens_delta."
+"""In PEFT's names of parameters that are single rows of a table."""
 
 
 def targets(model: M3ForConditionalGeneration) -> dict[str, list[str]]:
@@ -40,8 +45,10 @@ def targets(model: M3ForConditionalGeneration) -> dict[str, list[str]]:
     return found
 
 
-def lora_config(config: M3Config, adapter: Adapter, parts: Parts) -> LoraConfig:
+def lora_config(config: M3Config, adapter: Adapter, parts: Parts, rows: NewRows | None = None) -> LoraConfig:
     """PEFT's configuration. It is made before DeepSpeed is, under which shapes cannot be read off the weights.
+
+    `rows`: of the embedding and the output layer, which train beside the adapters and are saved with them.
 
     Raises:
         ValueError: a target that the decoder does not have.
@@ -67,11 +74,18 @@ def lora_config(config: M3Config, adapter: Adapter, parts: Parts) -> LoraConfig:
         target_modules=[name for target in adapter.targets if target != "routed_experts" for name in found[target]],
         target_parameters=found["routed_experts"] if "routed_experts" in adapter.targets else None,
         modules_to_save=[f"model.{part}" for part in whole] + list(routers) or None,
+        trainable_token_indices=None  # tied tables are one to PEFT too
+        if rows is None
+        else {name.removesuffix(".weight"): list(rows.ids) for name in (EMBEDDING, OUTPUT)},
     )
 
 
 def add_lora(
-    model: M3ForConditionalGeneration, config: LoraConfig, rates: dict[str, float], seed: int
+    model: M3ForConditionalGeneration,
+    config: LoraConfig,
+    rates: dict[str, float],
+    seed: int,
+    rows: NewRows | None = None,
 ) -> tuple[PeftModel, dict[str, float]]:
     """The model with fresh adapters, and the learning rate of each parameter that trains."""
     routers = router_names(model)
@@ -84,7 +98,10 @@ def add_lora(
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    return adapted, {name: by_part[part_of(name, routers)] for name in trained}
+    found = {name: by_part[part_of(name, routers)] for name in trained}
+    if rows is not None:
+        found |= {name: rows.rate for name in trained if TOKEN_ROWS in name}
+    return adapted, found
 
 
 def merge(base: str, scales: Sequence[int], adapter: Path, folder: Path) -> None:

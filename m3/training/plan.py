@@ -11,13 +11,16 @@ from pathlib import Path
 import torch
 from peft import get_peft_model
 
+from m3.checkpoints.rows import EMBEDDING, OUTPUT
 from m3.config import load
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import CostModel
-from m3.training.build import new_config
+from m3.processing import M3Processor
+from m3.training.build import build_processor, new_config
 from m3.training.context import check_context, extended
 from m3.training.distributed import zero_options
 from m3.training.lora import lora_config
+from m3.training.new_tokens import NewRows, describe, new_rows, unsayable_tokens, warning
 from m3.training.recipe import Recipe
 from m3.training.row_attention import choose_row_attention
 from m3.training.sections import Evaluation
@@ -44,23 +47,42 @@ def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
     Raises:
         ValueError: the global batch cannot be made up on so many devices, or nothing says what the model is.
     """
-    check_sharding(recipe)
     config = extended(before or planned_config(recipe), recipe.context)
+    unsayable, processor = _unsayable(recipe)
+    rows = new_rows(recipe, config, unsayable)
+    check_sharding(recipe, rows)
     check_context(recipe, config)
-    parameters = count_parameters(recipe, config)
+    parameters = count_parameters(recipe, config, rows)
     lines = [f"{'part':<14}{'parameters':>14}{'trained':>14}"]
     for part, number in parameters.items():
         lines.append(f"{part:<14}{number.total / 1e6:>13.3f}M{number.trained / 1e6:>13.3f}M")
     lines += [*_batch_lines(recipe, devices), *_size_lines(recipe, config, parameters, devices)]
     if recipe.evaluation is not None:
         lines.append(_evaluation_line(recipe, recipe.evaluation, config))
-    return "\n".join(lines)
+    if rows is not None:
+        lines.append(describe(rows, processor))
+    warned = None if processor is None else warning(unsayable, processor, rows)
+    return "\n".join(lines if warned is None else [*lines, f"WARNING: {warned}"])
 
 
-def check_sharding(recipe: Recipe) -> None:
+def _unsayable(recipe: Recipe) -> tuple[dict[int, str], M3Processor | None]:
+    """Tokens of the chat template that the model cannot say, and its processor; nothing where it is not on this machine."""
+    if recipe.model is None or not (Path(recipe.model) / "processor_config.json").is_file():
+        return {}, None
+    processor = build_processor(recipe)
+    return unsayable_tokens(recipe, processor), processor
+
+
+def check_sharding(recipe: Recipe, rows: NewRows | None = None) -> None:
     """A `ValueError` where ZeRO-3, which leaves each process a part of every weight, meets what needs whole ones."""
     if zero_stage(recipe) != 3:
         return
+    if rows is not None and recipe.adapter is not None:
+        raise ValueError(
+            f"ZeRO-3 shards the tables of which {len(rows.ids)} rows (new tokens) train beside the adapter, and PEFT does not gather "
+            "them; take scripts/deepspeed/zero2.json (ZERO=zero2), train the decoder without an adapter first, or set "
+            "parts.new_tokens: frozen"
+        )
     if recipe.hardware.compile:
         raise ValueError(
             "hardware.compile: ZeRO-3 fetches the weights of a layer while the layer runs, which its compiled form would not "
@@ -84,7 +106,7 @@ def planned_config(recipe: Recipe) -> M3Config:
     return M3Config(**load(shipped, dict))
 
 
-def count_parameters(recipe: Recipe, config: M3Config) -> dict[str, Parameters]:
+def count_parameters(recipe: Recipe, config: M3Config, rows: NewRows | None = None) -> dict[str, Parameters]:
     """By part, adapters included; nothing is allocated."""
     with torch.device("meta"):
         model = M3ForConditionalGeneration(config)
@@ -92,7 +114,7 @@ def count_parameters(recipe: Recipe, config: M3Config) -> dict[str, Parameters]:
         routers = router_names(model)
         whole = model
         if recipe.adapter is not None:
-            whole = get_peft_model(model, lora_config(config, recipe.adapter, recipe.parts))  # pyright: ignore
+            whole = get_peft_model(model, lora_config(config, recipe.adapter, recipe.parts, rows))  # pyright: ignore
             rates = {name: 0.0 for name, parameter in whole.named_parameters() if parameter.requires_grad}
     total, trained = Counter[str](), Counter[str]()
     for name, parameter in whole.named_parameters():
@@ -102,6 +124,9 @@ def count_parameters(recipe: Recipe, config: M3Config) -> dict[str, Parameters]:
             continue  # a second copy of what is counted already
         total[part] += parameter.numel()
         trained[part] += parameter.numel() if name in rates else 0
+    if rows is not None and recipe.adapter is None:
+        tables = sum(name in (EMBEDDING, OUTPUT) for name, _ in whole.named_parameters())
+        trained["decoder"] += tables * len(rows.ids) * config.text_config.hidden_size
     return {part: Parameters(total[part], trained[part]) for part in (*PARTS, "adapters") if total[part]}
 
 

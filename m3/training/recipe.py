@@ -72,6 +72,16 @@ class Recipe:
         self._check_memory()
         if self.adapter is not None:
             self._check_adapter(self.adapter)
+        if self.parts.new_tokens is not None and self.trains_tables:
+            raise ValueError(
+                "recipe: parts.new_tokens is of rows whose tables are frozen, and here the decoder trains whole; leave it out"
+            )
+
+    @property
+    def trains_tables(self) -> bool:
+        """Whether the decoder's embedding and output layer train whole."""
+        parts = self.parts
+        return parts.decoder != "frozen" and parts.decoder_last_layers is None and self.adapter is None
 
     def _check_scales(self) -> None:
         """Scales, and what is said of them elsewhere in the recipe."""

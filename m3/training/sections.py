@@ -14,20 +14,23 @@ Scales = Literal["all", "sandwich", "random"]
 class Parts:
     """Learning rate of each part of the model, or `frozen`.
 
-    `router`: of the decoder's routers, null for the decoder's own rate. `*_last_layers`: only so many of the part's last
-    layers train, and nothing of it outside them.
+    `router`: of the decoder's routers, null for the decoder's own rate. `new_tokens`: of the rows of tokens that the decoder's
+    pre-training has not seen, where the tables are frozen (an adapter, a frozen decoder); null for the rate of the decoder, or
+    else of the connector (m3/training/new_tokens.py). `*_last_layers`: only so many of the part's last layers train, and
+    nothing of it outside them.
     """
 
     vision_tower: Rate
     connector: Rate
     decoder: Rate
     router: Rate | None = None
+    new_tokens: Rate | None = None
     vision_last_layers: int | None = None
     decoder_last_layers: int | None = None
 
     def __post_init__(self) -> None:
         rates = {"vision_tower": self.vision_tower, "connector": self.connector, "decoder": self.decoder}
-        for part, rate in (rates | {"router": self.router}).items():
+        for part, rate in (rates | {"router": self.router, "new_tokens": self.new_tokens}).items():
             if isinstance(rate, int | float) and not 0 < rate < math.inf:
                 raise ValueError(
                     f"parts.{part}: a learning rate must be a number above 0 (1e-4), or frozen, got {rate}"

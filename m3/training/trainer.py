@@ -51,6 +51,7 @@ class MarkWhole(TrainerCallback):
 class RunTrainer(Trainer):
     """Trainer that knows its run folder. `measure` says what to log of every output; `rates` the rate of each parameter.
 
+    `undecayed`: parameters that weight decay leaves alone.
     `low_memory`: the model (within PEFT's) whose rows are read one at a time. `held_out`: how often the loss of which batches is
     measured. `benchmarks`: what is evaluated beside it, and how often.
     `distil`: self-distillation over scales; the batches then name the teachers (`teacher_index`).
@@ -65,6 +66,7 @@ class RunTrainer(Trainer):
         run: RunFolder,
         measure: Measure,
         rates: Mapping[str, float] | None = None,
+        undecayed: frozenset[str] = frozenset(),
         router: RouterLoad | None = None,
         low_memory: M3ForConditionalGeneration | None = None,
         distil: Distil | None = None,
@@ -80,7 +82,7 @@ class RunTrainer(Trainer):
         super().__init__(callbacks=callbacks, **kwargs)
         self.run = run
         self._measure = measure
-        self._rates = dict(rates or {})
+        self._rates, self._undecayed = dict(rates or {}), undecayed
         self._router = router
         if low_memory is not None and self.is_fsdp_enabled:
             raise ValueError(
@@ -108,7 +110,7 @@ class RunTrainer(Trainer):
             return super().create_optimizer(model)
         model = self.model if model is None else model
         assert model is not None  # Trainer was given one
-        decayed = set(self.get_decay_parameter_names(model))
+        decayed = set(self.get_decay_parameter_names(model)) - self._undecayed
         groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

@@ -21,13 +21,14 @@ from m3.data.read import lengths_names, read_mixture
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.arguments import training_arguments
-from m3.training.build import build
+from m3.training.build import build, build_processor
 from m3.training.compiling import check_compile
 from m3.training.context import check_context, extended
 from m3.training.distributed import gather_experts_at_once, world
 from m3.training.evaluations import Benchmarks, Evaluation, OpenBenchmarks
 from m3.training.liger import check_liger
 from m3.training.lora import add_lora, lora_config, merge
+from m3.training.new_tokens import NewRows, new_rows, train_rows, unsayable_tokens, warning
 from m3.training.objective import measure
 from m3.training.plan import check_sharding, plan, planned_config
 from m3.training.recipe import Recipe
@@ -55,7 +56,6 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     check_resume(run, recipe.schedule, world().size)
     run.start(recipe)
     _check_machine(recipe)
-    check_sharding(recipe)
     config = extended(planned_config(recipe), recipe.context)
     check_context(recipe, config)
     attention = choose_row_attention(recipe, config)
@@ -67,11 +67,13 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     mixture = _mixture(recipe, devices)
     read = [source for source in recipe.data.listed if source.weight > 0]
     check_data(run, lengths_names(read), [len(source) for source in mixture.sources])
+    rows = _new_rows(recipe, mixture)
+    check_sharding(recipe, rows)
     torch.manual_seed(schedule.seed)
     lora = None
     if recipe.adapter is not None:
         assert recipe.model is not None  # Recipe makes sure of it
-        lora = lora_config(M3Config.from_pretrained(recipe.model), recipe.adapter, recipe.parts)
+        lora = lora_config(M3Config.from_pretrained(recipe.model), recipe.adapter, recipe.parts, rows)
     new = (
         build(recipe, attention) if recipe.model is None else None
     )  # drawn whole: DeepSpeed shards it when it is wrapped
@@ -91,13 +93,19 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     if is_deepspeed_zero3_enabled():
         gather_experts_at_once(model, model.model.routers)
     router = _router_load(model, arguments.device)
+    tables = {}
     if lora is not None:
-        adapted, rates = add_lora(model, lora, rates, schedule.seed)
+        adapted, rates = add_lora(model, lora, rates, schedule.seed, rows)
+    elif rows is not None:
+        tables = train_rows(model, rows)
+    if recipe.trains_tables:
+        model.config.new_token_ids = None  # they will not be new to those who begin with what this run leaves
     collator = _collator(recipe, processor, schedule.step_samples(devices))
     trainer = RunTrainer(
         run=run,
         measure=measure,
-        rates=rates,
+        rates=rates | tables,
+        undecayed=frozenset(tables),
         router=router,
         model=adapted or model,
         args=arguments,
@@ -114,6 +122,21 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     )
     trainer.run_to_end(None if adapted is None else lambda folder: _save_adapted(trainer, recipe, folder))
     return run
+
+
+def _new_rows(recipe: Recipe, mixture: Mixture) -> NewRows | None:
+    """Which rows of frozen tables train; a warning where answers hold tokens that the model then cannot learn to say."""
+    processor = build_processor(recipe)
+    unsayable = unsayable_tokens(recipe, processor, mixture.sources)
+    rows = new_rows(recipe, planned_config(recipe), unsayable)
+    if rows is not None and recipe.adapter is None and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ValueError(
+            "FSDP shards the tables of which single rows (new tokens) would train; take DeepSpeed or plain data parallelism, or "
+            "set parts.new_tokens: frozen"
+        )
+    if world().is_first and (warned := warning(unsayable, processor, rows)):
+        logger.warning("%s", warned)
+    return rows
 
 
 def _check_machine(recipe: Recipe) -> None:

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from m3.checkpoints.assemble import Choices, assemble, has_class_token
+from m3.checkpoints.rows import EMBEDDING, OUTPUT, drawn_rows
 from m3.cli import main
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
@@ -109,11 +110,39 @@ def test_every_part_is_where_it_came_from(connector: str, decoder: str, vision: 
         (model.lm_head.weight, causal.lm_head.weight),
     ):
         assert len(ours) == 99 and len(theirs) == 96
-        torch.testing.assert_close(ours[96:], theirs.mean(0).expand(3, -1))
+        assert len(ours[96:].unique(dim=0)) == 3, "rows at the mean itself would tie for ever"
+        far = (ours - theirs.mean(0)).norm(dim=1)
+        assert far[:96].min() * 0.5 < far[96:].min() and far[96:].max() < far[:96].max() * 2
+    assert model.config.new_token_ids == [97, 98], "the image token is no token of text"
     assert model.config.image_token_id == 96 and not model.config.drop_class_token
     assert all(
         parameter.abs().sum() > 0 for name, parameter in model.model.connector.named_parameters() if "bias" not in name
     )
+
+
+def test_new_rows_are_drawn_like_the_old() -> None:
+    """Their mean and covariance are those of the table, which here is narrow, long and far from zero."""
+    torch.manual_seed(0)
+    table = torch.randn(20000, 3) @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, 2.0]]) + 5
+    edits = drawn_rows(range(20000, 24000), 20000, 24000)
+    drawn = edits[OUTPUT](table)[20000:]
+    torch.testing.assert_close(drawn.mean(0), table.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), table.T.cov(), atol=0.25, rtol=0.05)
+    assert torch.equal(edits[EMBEDDING](table)[:20000], table)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_new_rows_may_stand_within_the_table(dtype: torch.dtype) -> None:
+    """Decoders whose tables are longer than their tokenizers; the rows that no token uses take no part."""
+    table = torch.randn(40, 8).to(dtype)
+    table[30:] = 1000
+    edit = drawn_rows([30, 31, 32], 30, 40, seed=1)[OUTPUT]
+    grown = edit(table)
+    assert grown.dtype == dtype and torch.equal(grown[:30], table[:30]) and torch.equal(grown[33:], table[33:])
+    assert grown[30:33].abs().max() < 10 and len(grown[30:33].unique(dim=0)) == 3
+    assert torch.equal(grown, edit(table)) and edit(table.to("meta")).shape == table.shape
+    other = drawn_rows([30, 31, 32], 30, 40, seed=2)[OUTPUT](table)
+    assert not torch.equal(grown[30:33], other[30:33])
 
 
 def test_the_same_seed_draws_the_same_connector(vision: Path, tmp_path: Path) -> None:

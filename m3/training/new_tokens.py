@@ -1,0 +1,156 @@
+"""Tokens that no pre-training has seen: which rows of the decoder's tables train where the tables themselves are frozen.
+
+in: a recipe, the model's configuration, the tokens that answers hold; out: the rows to train and their rate, and sentences about
+tokens that the model could never learn to say. An adapter leaves both tables as they are, and so does a frozen decoder; a token
+whose output row then equals another one, or the mean of all, has its probability for ever. Where it ends an answer, no answer ends.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from m3.checkpoints.rows import EMBEDDING, OUTPUT
+from m3.checkpoints.weights import INDEX, SINGLE, Weights
+from m3.data.sample import Sample, SampleSource, Turn
+from m3.data.tokenized import tokenize_sample
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.processing import M3Processor
+from m3.training.recipe import Recipe
+
+SAMPLES = 500
+"""Of each source, spread over it: as many are tokenised to see what its answers hold."""
+NEAR = 0.02
+"""Of the median distance between a row and the mean of all: what is nearer counts as the mean itself."""
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Rows `ids` of the embedding and of the output layer, and their learning rate."""
+
+    ids: tuple[int, ...]
+    rate: float
+
+
+def new_rows(recipe: Recipe, config: M3Config, unsayable: Iterable[int] = ()) -> NewRows | None:
+    """The rows that train although their tables are frozen: of the model's new tokens, and of those that are `unsayable`.
+
+    Their rate is `parts.new_tokens`, or else the first that there is of the decoder, the connector, the tower and the router.
+
+    Raises:
+        ValueError: a rate for new tokens where there are none.
+    """
+    parts, ids = recipe.parts, tuple(sorted({*(config.new_token_ids or ()), *unsayable}))
+    if parts.new_tokens not in (None, "frozen") and not ids:
+        raise ValueError("parts.new_tokens: the model has no new tokens; leave it out")
+    if recipe.trains_tables or parts.new_tokens == "frozen" or not ids:
+        return None
+    rates = (parts.new_tokens, parts.decoder, parts.connector, parts.vision_tower, parts.router)
+    return NewRows(ids, next(float(rate) for rate in rates if rate is not None and rate != "frozen"))  # Parts has one
+
+
+def train_rows(model: M3ForConditionalGeneration, rows: NewRows) -> dict[str, float]:
+    """Lets these rows of the frozen tables train, and no other; returns the rate of each table, by name.
+
+    The tables get gradients that are zero in every other row, which AdamW without weight decay then leaves as it is.
+    """
+    names = [name for name, _ in model.named_parameters() if name in (EMBEDDING, OUTPUT)]  # one of them where they are tied
+    for name in names:
+        table = model.get_parameter(name).requires_grad_(True)
+        table.register_hook(partial(_only_rows, ids=list(rows.ids)))
+    return dict.fromkeys(names, rows.rate)
+
+
+def _only_rows(gradient: Tensor, ids: list[int]) -> Tensor:
+    kept = torch.zeros_like(gradient)
+    kept[ids] = gradient[ids]
+    return kept
+
+
+def template_tokens(processor: M3Processor) -> set[int]:
+    """Tokens that the chat template puts into every answer, such as the end of a turn."""
+    answers = [tokenize_sample(Sample("probe", (), (Turn("user", "a"), Turn("assistant", text))), processor) for text in "ab"]
+    found = [{*_learned(answer.input_ids, answer.labels_mask)} for answer in answers]
+    return found[0] & found[1]
+
+
+def label_tokens(source: SampleSource, processor: M3Processor) -> set[int]:
+    """Tokens that the answers of a source hold, seen on `SAMPLES` of its samples; broken ones are passed over."""
+    found: set[int] = set()
+    for number in range(0, len(source), -(-len(source) // SAMPLES)):
+        try:
+            tokenized = tokenize_sample(source[number], processor)
+        except ValueError:
+            continue  # told where it is read
+        found |= {*_learned(tokenized.input_ids, tokenized.labels_mask)}
+    return found
+
+
+def _learned(ids: Sequence[int], mask: Sequence[bool]) -> list[int]:
+    return [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
+
+
+def unsayable_tokens(
+    recipe: Recipe, processor: M3Processor, sources: Sequence[SampleSource] = ()
+) -> dict[int, str]:
+    """Tokens of the template and of the sources' answers whose row of the output layer is not their own: what it equals.
+
+    None where the layer trains whole, or where no weights are at `recipe.model` (yet).
+    """
+    folder = None if recipe.model is None else Path(recipe.model)
+    if recipe.trains_tables or folder is None or not any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        return {}
+    tokens = template_tokens(processor).union(*(label_tokens(source, processor) for source in sources))
+    with Weights(folder) as weights:
+        table = weights.read(OUTPUT if OUTPUT in weights.meta else EMBEDDING)  # tied ones are stored once
+    return alike_rows(table, tokens)
+
+
+def alike_rows(table: Tensor, ids: Iterable[int]) -> dict[int, str]:
+    """Those of `ids` whose row of the table is another's, the mean of all, or zero; with the words for it."""
+    mean = table.mean(0, dtype=torch.float32)
+    far = torch.cat([(chunk.float() - mean).norm(dim=1) for chunk in table.split(8192)])
+    near = NEAR * far.median() + torch.finfo(table.dtype).eps * mean.norm()
+    digests = [hashlib.blake2b(row, digest_size=16).digest() for row in table.view(torch.uint8).numpy()]
+    rows = Counter(digests)
+    found: dict[int, str] = {}
+    for token in sorted({token for token in ids if token < len(table)}):
+        if not table[token].any():
+            found[token] = "zero"
+        elif far[token] <= near:
+            found[token] = "the mean of all rows"
+        elif rows[digests[token]] > 1:
+            other = next(n for n, digest in enumerate(digests) if digest == digests[token] and n != token)
+            found[token] = f"the row of token {other}"
+    return found
+
+
+def warning(unsayable: Mapping[int, str], processor: M3Processor, rows: NewRows | None) -> str | None:
+    """What is wrong with tokens that stay unsayable in this run, and what to do; None where there are none."""
+    trained = () if rows is None else rows.ids
+    stuck = {token: what for token, what in unsayable.items() if token not in trained}
+    if not stuck:
+        return None
+    named = ", ".join(
+        f"{processor.tokenizer.convert_ids_to_tokens(token)} (id {token}: {what})" for token, what in list(stuck.items())[:8]
+    )
+    ends = stuck.keys() & template_tokens(processor)
+    return (
+        f"answers hold {len(stuck)} token{'s' * (len(stuck) > 1)} whose row of the output layer is frozen and not their own: {named}. "
+        f"The model cannot learn to say {'them' if len(stuck) > 1 else 'it'}"
+        f"{', so that its answers would never end' if ends else ''}. Give parts.new_tokens a learning rate, or train the decoder "
+        "without an adapter"
+    )
+
+
+def describe(rows: NewRows, processor: M3Processor | None) -> str:
+    """The plan's line about rows that train; by their ids where there is no processor."""
+    names = ", ".join(
+        str(token if processor is None else processor.tokenizer.convert_ids_to_tokens(token)) for token in rows.ids[:8]
+    )
+    return f"new tokens      {len(rows.ids)} rows of the frozen tables train at {rows.rate:g} ({names})"
