@@ -1,9 +1,13 @@
 """What tests of training share: a recipe of a tiny random model, and the weights a run leaves."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from checkpoint_tools import assemble_small
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 
 from m3.model import M3ForConditionalGeneration
@@ -25,6 +29,18 @@ hardware: {{threads: 1}}
 """
 
 
+NEW_RECIPE = """
+run: {folder}/run
+model: {folder}/model
+matryoshka_vis_token_scale: [1, 9]
+parts: {{vision_tower: frozen, connector: 1e-2, decoder: 1e-2}}
+data: {{sources: [{{path: {folder}/data.json, image_folder: {folder}}}], pack_length: 64}}
+schedule: {{batch_size: 1, steps: 60, log_every: 1, save_every: 30}}
+optimiser: {{warmup: 0, schedule: constant, weight_decay: 0.1}}
+hardware: {{threads: 1}}
+"""
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "final" / "model.safetensors")
 
@@ -38,3 +54,13 @@ def check_merged(base: Path, run: Path) -> None:
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def make_new_tokens(folder: Path, **options) -> Path:
+    """An assembled model, one sample, and a recipe over both."""
+    assemble_small(folder, **options)
+    Image.fromarray(np.full((20, 30, 3), 100, np.uint8)).save(folder / "0.png")
+    talk = [{"from": "human", "value": "<image>\nw4 w5"}, {"from": "gpt", "value": "w6 w7"}]
+    (folder / "data.json").write_text(json.dumps([{"id": "0", "image": "0.png", "conversations": talk}]))
+    (folder / "recipe.yaml").write_text(NEW_RECIPE.format(folder=folder))
+    return folder / "recipe.yaml"

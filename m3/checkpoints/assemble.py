@@ -186,7 +186,12 @@ def _decoder_part(
         ),
     )
     rows = max(config.vocab_size, len(tokenizer))
-    return Part(folder, HubLayout(model), keymap, drawn_rows(new_ids, before, rows, choices.seed)), tokenizer, chat, new_ids
+    return (
+        Part(folder, HubLayout(model), keymap, drawn_rows(new_ids, before, rows, choices.seed)),
+        tokenizer,
+        chat,
+        new_ids,
+    )
 
 
 def _generation(

@@ -210,9 +210,10 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             is_target = is_target & (torch.diff(position_ids, dim=1) == 1)
         targets = labels[:, 1:][is_target]
         token = self.config.image_token_id
-        if token >= self.config.text_config.vocab_size and bool((targets == token).any()):
+        vocabulary = self.config.text_config.vocab_size  # a head that an adapter wraps does not say its width
+        if token >= vocabulary and bool((targets == token).any()):
             raise ValueError(
-                f"labels hold the image placeholder {token}, which lies beyond the {self.config.text_config.vocab_size} tokens that "
+                f"labels hold the image placeholder {token}, which lies beyond the {vocabulary} tokens that "
                 "the model can say: set these labels to -100"
             )
         logits = self.lm_head(hidden_states[:, :-1][is_target])

@@ -2,7 +2,7 @@
 
 in: a recipe, the model's configuration, the tokens that answers hold; out: the rows to train and their rate, and sentences about
 tokens that the model could never learn to say. An adapter leaves both tables as they are, and so does a frozen decoder; a token
-whose output row then equals another one, or the mean of all, has its probability for ever. Where it ends an answer, no answer ends.
+whose output row then is another's, or the mean of all, is as likely as that for ever. Where it ends an answer, no answer ends.
 """
 
 import hashlib
@@ -59,7 +59,9 @@ def train_rows(model: M3ForConditionalGeneration, rows: NewRows) -> dict[str, fl
 
     The tables get gradients that are zero in every other row, which AdamW without weight decay then leaves as it is.
     """
-    names = [name for name, _ in model.named_parameters() if name in (EMBEDDING, OUTPUT)]  # one of them where they are tied
+    names = [
+        name for name, _ in model.named_parameters() if name in (EMBEDDING, OUTPUT)
+    ]  # one of them where they are tied
     for name in names:
         table = model.get_parameter(name).requires_grad_(True)
         table.register_hook(partial(_only_rows, ids=list(rows.ids)))
@@ -74,9 +76,8 @@ def _only_rows(gradient: Tensor, ids: list[int]) -> Tensor:
 
 def template_tokens(processor: M3Processor) -> set[int]:
     """Tokens that the chat template puts into every answer, such as the end of a turn."""
-    answers = [tokenize_sample(Sample("probe", (), (Turn("user", "a"), Turn("assistant", text))), processor) for text in "ab"]
-    found = [{*_learned(answer.input_ids, answer.labels_mask)} for answer in answers]
-    return found[0] & found[1]
+    answer = tokenize_sample(Sample("probe", (), (Turn("user", "a"), Turn("assistant", "a"))), processor)
+    return {*_learned(answer.input_ids, answer.labels_mask)} - {*processor.tokenizer("a").input_ids}
 
 
 def label_tokens(source: SampleSource, processor: M3Processor) -> set[int]:
@@ -95,9 +96,7 @@ def _learned(ids: Sequence[int], mask: Sequence[bool]) -> list[int]:
     return [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
 
 
-def unsayable_tokens(
-    recipe: Recipe, processor: M3Processor, sources: Sequence[SampleSource] = ()
-) -> dict[int, str]:
+def unsayable_tokens(recipe: Recipe, processor: M3Processor, sources: Sequence[SampleSource] = ()) -> dict[int, str]:
     """Tokens of the template and of the sources' answers whose row of the output layer is not their own: what it equals.
 
     None where the layer trains whole, or where no weights are at `recipe.model` (yet).
@@ -136,15 +135,12 @@ def warning(unsayable: Mapping[int, str], processor: M3Processor, rows: NewRows 
     stuck = {token: what for token, what in unsayable.items() if token not in trained}
     if not stuck:
         return None
-    named = ", ".join(
-        f"{processor.tokenizer.convert_ids_to_tokens(token)} (id {token}: {what})" for token, what in list(stuck.items())[:8]
-    )
-    ends = stuck.keys() & template_tokens(processor)
+    names = processor.tokenizer.convert_ids_to_tokens
+    listed = ", ".join(f"{names(token)} (id {token}: {what})" for token, what in list(stuck.items())[:8])
+    ends = ", so that its answers would never end" if stuck.keys() & template_tokens(processor) else ""
     return (
-        f"answers hold {len(stuck)} token{'s' * (len(stuck) > 1)} whose row of the output layer is frozen and not their own: {named}. "
-        f"The model cannot learn to say {'them' if len(stuck) > 1 else 'it'}"
-        f"{', so that its answers would never end' if ends else ''}. Give parts.new_tokens a learning rate, or train the decoder "
-        "without an adapter"
+        f"answers hold {len(stuck)} of the tokens whose row of the output layer is frozen and not their own: {listed}. The model "
+        f"cannot learn to say them{ends}. Give parts.new_tokens a learning rate, or train the decoder without an adapter"
     )
 
 

@@ -79,8 +79,8 @@ def check_sharding(recipe: Recipe, rows: NewRows | None = None) -> None:
         return
     if rows is not None and recipe.adapter is not None:
         raise ValueError(
-            f"ZeRO-3 shards the tables of which {len(rows.ids)} rows (new tokens) train beside the adapter, and PEFT does not gather "
-            "them; take scripts/deepspeed/zero2.json (ZERO=zero2), train the decoder without an adapter first, or set "
+            f"ZeRO-3 shards the tables of which {len(rows.ids)} rows (new tokens) train beside the adapter, and PEFT does not "
+            "gather them; take scripts/deepspeed/zero2.json (ZERO=zero2), train the decoder without an adapter first, or set "
             "parts.new_tokens: frozen"
         )
     if recipe.hardware.compile:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import weights
+from safetensors.torch import load_file
+from training_runs import make_new_tokens, weights
 
+from m3.checkpoints.rows import EMBEDDING, OUTPUT
 from m3.model import M3ForConditionalGeneration
 from m3.train import main
 from m3.training.run_folder import RunFolder
@@ -139,3 +141,20 @@ def test_one_rank_of_text_and_one_of_images(base: Path) -> None:
     assert distance(alone, after) < 0.02 * distance(before, alone)
     assert all(torch.equal(before[name], after[name]) for name in before if "vision_tower" in name)
     assert any(not torch.equal(before[name], after[name]) for name in before if "router" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("zero", "what"),
+    [
+        ("zero3", "parts={vision_tower: frozen, connector: 1e-2, decoder: frozen}"),
+        ("zero2", "adapter={rank: 8, targets: [attention, mlp]}"),
+    ],
+)
+def test_rows_of_new_tokens_train_in_sharded_tables(zero: str, what: str, tmp_path: Path) -> None:
+    recipe = make_new_tokens(tmp_path)
+    steps = ["schedule.steps=4", "schedule.global_batch=2", "schedule.save_every=2"]
+    finish(launch(recipe, what, *steps), zero)
+    before, after = load_file(tmp_path / "model" / "model.safetensors"), weights(tmp_path / "run")
+    for name in (EMBEDDING, OUTPUT):
+        assert (before[name] != after[name]).any(1).nonzero().flatten().tolist() == [97, 98]

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_tools import assemble_small
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from training_runs import check_merged, weights
+from training_runs import check_merged, make_new_tokens, weights
 
 from m3.checkpoints.rows import EMBEDDING, OUTPUT
 from m3.cli import main
@@ -21,29 +20,9 @@ from m3.training.new_tokens import alike_rows
 from m3.training.run_folder import RunFolder
 
 END = 98
-RECIPE = """
-run: {folder}/run
-model: {folder}/model
-matryoshka_vis_token_scale: [1, 9]
-parts: {{vision_tower: frozen, connector: 1e-2, decoder: 1e-2}}
-data: {{sources: [{{path: {folder}/data.json, image_folder: {folder}}}], pack_length: 64}}
-schedule: {{batch_size: 1, steps: 60, log_every: 1, save_every: 30}}
-optimiser: {{warmup: 0, schedule: constant, weight_decay: 0.1}}
-hardware: {{threads: 1}}
-"""
 LORA = "adapter={rank: 8, targets: [attention, mlp]}"
 FROZEN = "parts={vision_tower: frozen, connector: 1e-2, decoder: frozen}"
 ADAPTER_ALONE = "parts={vision_tower: frozen, connector: frozen, decoder: 1e-2}"
-
-
-def make_recipe(folder: Path, **options) -> Path:
-    """An assembled model, one sample, and a recipe over both."""
-    assemble_small(folder, **options)
-    Image.fromarray(np.full((20, 30, 3), 100, np.uint8)).save(folder / "0.png")
-    talk = [{"from": "human", "value": "<image>\nw4 w5"}, {"from": "gpt", "value": "w6 w7"}]
-    (folder / "data.json").write_text(json.dumps([{"id": "0", "image": "0.png", "conversations": talk}]))
-    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
-    return folder / "recipe.yaml"
 
 
 def give_mean_rows(model: Path) -> None:
@@ -70,17 +49,17 @@ def answer(model: Path) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_recipe(tmp_path_factory.mktemp("new_tokens"))
+    return make_new_tokens(tmp_path_factory.mktemp("new_tokens"))
 
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_recipe(tmp_path_factory.mktemp("tied"), tied=True)
+    return make_new_tokens(tmp_path_factory.mktemp("tied"), tied=True)
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = make_recipe(tmp_path_factory.mktemp("old"))
+    recipe = make_new_tokens(tmp_path_factory.mktemp("old"))
     give_mean_rows(recipe.parent / "model")
     return recipe
 
@@ -91,7 +70,7 @@ def test_an_adapter_learns_to_end_its_answer(base: str, parts: list[str], reques
     recipe: Path = request.getfixturevalue(base)
     run = recipe.parent / f"lora{len(parts)}"
     assert main(["train", str(recipe), f"run={run}", LORA, *parts]) == 0
-    assert answer(run / "checkpoints" / "final") == "w6 w7 <|im_end|>"
+    assert answer(run / "checkpoints" / "final").endswith("<|im_end|>")
     before, after = load_file(recipe.parent / "model" / "model.safetensors"), weights(run)
     for name in {EMBEDDING, OUTPUT} & before.keys():
         moved = (before[name] != after[name]).any(1).nonzero().flatten().tolist()
@@ -148,7 +127,9 @@ def test_a_frozen_decoder_trains_these_rows_and_nothing_else(
             continue
         moved = (before[name] != after[name]).any(1).nonzero().flatten().tolist()
         assert set(moved) <= {97, 98}, "weight decay leaves the other rows alone too"
-    assert not torch.equal(before[OUTPUT if OUTPUT in before else EMBEDDING][END], after[OUTPUT if OUTPUT in after else EMBEDDING][END])
+    assert not torch.equal(
+        before[OUTPUT if OUTPUT in before else EMBEDDING][END], after[OUTPUT if OUTPUT in after else EMBEDDING][END]
+    )
     model = M3ForConditionalGeneration.from_pretrained(run / "checkpoints" / "final").eval()
     ids = torch.tensor([[97, 4, 5, 98, 97, 6, 7, 98]])
     with torch.no_grad():
@@ -159,14 +140,14 @@ def test_a_frozen_decoder_trains_these_rows_and_nothing_else(
 
 def test_rows_that_stay_frozen_are_named(old: Path, caplog: pytest.LogCaptureFixture, capsys) -> None:
     frozen = [*(f"run={old.parent}/frozen", "schedule.steps=1"), "parts.new_tokens=frozen"]
-    words = r"<\|im_end\|> \(id 98: the mean of all rows\)"
     for what in ([LORA], ["parts.decoder=frozen"], ["parts.decoder_last_layers=1"]):
         assert main(["train", str(old), *frozen, *what, "--dry-run"]) == 0
         assert "<|im_end|> (id 98: the mean of all rows)" in capsys.readouterr().out
     assert main(["train", str(old), *frozen, LORA]) == 0
     assert any(
-        "answers would never end. Give parts.new_tokens a learning rate" in record.getMessage() for record in caplog.records
-    ), words
+        "answers would never end. Give parts.new_tokens a learning rate" in record.getMessage()
+        for record in caplog.records
+    )
     assert main(["data", "check", str(old), *frozen, LORA]) == 1
     out = capsys.readouterr().out
     assert "unsayable" in out and "parts.new_tokens" in out
@@ -208,7 +189,7 @@ def test_a_model_without_new_tokens_takes_no_rate_for_them(old: Path, capsys: py
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_that_are_not_their_own(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    table = torch.randn(300, 16) * 0.02 + 0.5
+    table = torch.randn(300, 16) * 0.02 + 0.05
     table[290] = table[:290].mean(0)
     table[291] = table[:290].mean(0) + 1e-5 * torch.randn(16)  # as transformers resizes embeddings
     table[292] = table[7]
