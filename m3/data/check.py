@@ -6,6 +6,8 @@ Every record is read, decoded and tokenised once, in as many processes as asked 
 count for every different length, and the first few messages of each kind, however large the data is.
 """
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,11 +20,13 @@ from m3.data.fact import BROKEN, KINDS, NOTICES, Fact, Limits, look_at
 from m3.data.formats import open_source
 from m3.data.mixture import pass_length
 from m3.data.recipe import Data, Source
-from m3.data.sample import FilteredSource, SampleSource
+from m3.data.sample import FilteredSource, PartlyReadSource, SampleSource
 from m3.processing.processor import M3Processor
 
 _CHUNK = 32
 """Records that a process looks at before it reports."""
+_RECORDS_OF_A_PROCESS = 2000
+"""A source with fewer is read in this process."""
 
 
 @dataclass
@@ -40,7 +44,7 @@ class SourceFindings:
     costs: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     """Tokens of every record over all scales, -1 where it is broken; for `m3/data/balance.py`."""
     unused: Counter[str] = field(default_factory=Counter)
-    """Keys of records that are not used: how many records have each."""
+    """Keys of records, members of tars and files that are not used: how many there are of each."""
     counts: Counter[str] = field(default_factory=Counter)
     """Of each kind of problem."""
     messages: dict[str, list[str]] = field(default_factory=dict)
@@ -81,7 +85,7 @@ def check(
     data: Data,
     processor: M3Processor,
     scales: tuple[int, ...],
-    workers: int = 0,
+    workers: int | None = None,
     decode: bool = True,
     most: int = 5,
     allowed: frozenset[str] = frozenset(),
@@ -92,7 +96,7 @@ def check(
         data: of the recipe.
         processor: with which it would be trained.
         scales: over which it would be trained.
-        workers: processes that look; 0 for this one.
+        workers: processes that look; 0 for this one, None for one per core where a source is large.
         decode: decode every image, rather than look whether its file is there.
         most: messages kept of each kind and source.
         allowed: kinds that do not make the check fail, beside those that the recipe says to leave out.
@@ -115,10 +119,20 @@ def check(
             continue
         if isinstance(samples, FilteredSource):
             findings.left_out = dict(samples.left_out)
-        _walk(source, samples, processor, limits, workers, most, findings)
+        if isinstance(samples, PartlyReadSource):
+            findings.unused.update(samples.unread)
+        _walk(
+            source, samples, processor, limits, _processes(len(samples)) if workers is None else workers, most, findings
+        )
     _duplicates(found, most)
     left_out = (BROKEN if data.broken == "skip" else frozenset()) | ({"too_long"} if data.too_long == "drop" else set())
     return Findings(scales, found, allowed | left_out)
+
+
+def _processes(samples: int) -> int:
+    """Those that a source is worth: starting one costs as much as some thousand records."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return 0 if cores == 1 else min(cores, samples // _RECORDS_OF_A_PROCESS)
 
 
 class _Chunks(Dataset[list[Fact]]):

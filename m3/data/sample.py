@@ -136,6 +136,14 @@ class FilteredSource(Protocol):
 
 
 @runtime_checkable
+class PartlyReadSource(Protocol):
+    """A source that leaves files or members alone: how many, by how their names end."""
+
+    @property
+    def unread(self) -> Mapping[str, int]: ...
+
+
+@runtime_checkable
 class SampleSource(Protocol):
     """Samples by number: random access, nothing loaded before it is asked for."""
 

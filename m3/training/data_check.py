@@ -26,7 +26,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="m3 data check", description=__doc__, epilog=f"Kinds of problems: {kinds}.")
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.pack_length=2048")
-    parser.add_argument("--workers", type=int, help="processes that read (default: the recipe's data.workers)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that read (default: the recipe's data.workers, or if that is 0 one per core)",
+    )
     parser.add_argument("--headers", action="store_true", help="only look whether image files are there: much faster")
     parser.add_argument("--allow", action="append", default=[], metavar="KIND", help="a kind of problem that is fine")
     parser.add_argument("--messages", type=int, default=5, help="messages shown of each kind and source (default: 5)")
@@ -39,7 +43,7 @@ def main(argv: list[str]) -> int:
         replace(recipe.data, sources=(*recipe.data.listed, *held_out)),
         processor,
         recipe.matryoshka_vis_token_scale,
-        workers=recipe.data.workers if arguments.workers is None else arguments.workers,
+        workers=recipe.data.workers or None if arguments.workers is None else arguments.workers,
         decode=not arguments.headers,
         most=arguments.messages,
         allowed=frozenset(arguments.allow),

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -152,13 +153,17 @@ def test_check_of_every_format_is_clean_and_keeps_lengths(tmp_path: Path, capsys
 
 
 def test_check_lists_what_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = written(tmp_path, "text_jsonl", "interleaved_jsonl")
+    rows = written(tmp_path, "text_jsonl", "interleaved_jsonl", "text_files", "caption_tar")
+    with tarfile.open(tmp_path / "caption_tar" / "captions.tar", "a") as tar:
+        tar.add(tmp_path / "text_files" / "a.py", "._a.png")
     assert main(["data", "check", str(recipe(tmp_path, *rows)), "--headers"]) == 0
-    last = capsys.readouterr().out.splitlines()[-2:]
+    last = capsys.readouterr().out.splitlines()[-4:]
     assert re.search(r"^not used of text_jsonl:\S+: meta \(4 x\)$", last[0])
     assert re.search(
         r"^not used of interleaved_jsonl:\S+: image_info\.(matched_sim|raw_url) \(4 x\), image_info\.", last[1]
     )
+    assert re.search(r"^not used of text_files:\S+: files \.png \(1 x\)$", last[2])
+    assert re.search(r"^not used of caption_tar:\S+: similarity \(2 x\), hidden members and those .* \(1 x\)$", last[3])
 
 
 def test_a_run_skips_drops_and_counts(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:

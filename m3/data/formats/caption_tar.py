@@ -53,6 +53,11 @@ class CaptionTar:
         """How many samples each filter left out; one that fails several counts for the first."""
         return self._left_out
 
+    @property
+    def unread(self) -> Mapping[str, int]:
+        """Members that belong to no sample."""
+        return self._tars.unread
+
     def __len__(self) -> int:
         return len(self._numbers)
 

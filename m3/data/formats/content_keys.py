@@ -1,13 +1,14 @@
 """Which keys of a record hold content: what a model would see or learn, or what says how it is learned.
 
 A key is split into words (`videoPaths` -> video, path). It holds content if one of them is in `CONTENT` and none in `FACTS`,
-which speak about content (`image_id`, `text_length`). Whatever its name, a media file is content, and so is the path of
-one in a record that shows nothing else.
+which speak about content (`image_id`, `text_length`); or if a key of an object under it does. Whatever its name, a media file
+is content, and so is the path of one in a record that shows nothing else.
 """
 
 import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from m3.data.formats.tar_index import IMAGE_SUFFIXES
@@ -67,10 +68,34 @@ def holds_content(key: str, value: Any, has_media: bool) -> bool:
     words = _words(key)
     if _holds_media(value) or (not has_media and _names_media_file(value)):
         return True
-    if words.isdisjoint(CONTENT) or not words.isdisjoint(FACTS):
+    if not words.isdisjoint(FACTS):
         return False
+    if words.isdisjoint(CONTENT):
+        return any(holds_content(name, entry, has_media) for name, entry in _entries(value) if is_given(entry))
     tells_origin = has_media and words.isdisjoint(CONTENT - IMAGES) and not words.isdisjoint(REFERENCES)
     return not tells_origin
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """The keys of an object, or of all objects in a list."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _entries(entry)
+
+
+def is_given(value: Any) -> bool:
+    """Whether a value says anything: null, NaN, empty, and lists or objects of nothing else do not."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    if isinstance(value, str | bytes):
+        return bool(value)
+    if isinstance(value, Mapping):
+        return any(is_given(entry) for entry in value.values())
+    if isinstance(value, list | tuple):
+        return any(is_given(entry) for entry in value)
+    return True
 
 
 def is_content_file(suffix: str) -> bool:

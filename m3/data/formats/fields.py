@@ -4,12 +4,11 @@ In: an object of a record, read key by key. Out: values; at `close` a `ValueErro
 the names of all other keys, which `m3 data check` lists. `m3/data/formats/content_keys.py` says what content is.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from m3.data.formats.content_keys import holds_content, is_content_file
+from m3.data.formats.content_keys import holds_content, is_content_file, is_given
 from m3.data.formats.tar_index import Group, Member
 
 
@@ -81,19 +80,6 @@ class Fields:
 
     def _ignored(self, name: str) -> bool:
         return name in self.values and self._unused.ignores(name, self._prefix + name)
-
-
-def is_given(value: Any) -> bool:
-    """Whether a value says anything: null, NaN, empty, and lists or objects of nothing else do not."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return False
-    if isinstance(value, str | bytes):
-        return bool(value)
-    if isinstance(value, Mapping):
-        return any(is_given(entry) for entry in value.values())
-    if isinstance(value, list | tuple):
-        return any(is_given(entry) for entry in value)
-    return True
 
 
 def close_group(group: Group, used: Iterable[Member], unused: Unused) -> None:

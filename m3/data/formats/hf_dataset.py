@@ -12,7 +12,8 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from m3.data.formats.fields import Fields, is_given, shown
+from m3.data.formats.content_keys import is_given
+from m3.data.formats.fields import Fields, shown
 from m3.data.formats.files import check_index
 from m3.data.formats.llava_parquet import undecoded
 from m3.data.formats.record import Options, RecordReader

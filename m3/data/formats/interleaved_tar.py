@@ -4,7 +4,7 @@
 reading order. These are the keys of mllm-npu's pickled shards, with member names in the place of base64 text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ class InterleavedTar:
             ValueError: see `TarIndex`.
         """
         self._tars, self._ignore = TarIndex(path), frozenset(ignore)
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        """Members that belong to no sample."""
+        return self._tars.unread
 
     def __len__(self) -> int:
         return len(self._tars)

@@ -4,13 +4,13 @@ The images (or videos) of a sample are all its members of that kind in the order
 `image` (or `video`) names; one that is then left over is refused.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from m3.data.formats.content_keys import VIDEO_SUFFIXES
-from m3.data.formats.fields import close_group, is_given, shown
+from m3.data.formats.content_keys import VIDEO_SUFFIXES, is_given
+from m3.data.formats.fields import close_group, shown
 from m3.data.formats.record import Options, RecordReader
 from m3.data.formats.tar_index import Group, TarIndex
 from m3.data.sample import Sample
@@ -30,6 +30,11 @@ class LlavaTar:
         """
         self._tars = TarIndex(path)
         self.options = Options.of(None, num_frames, ignore)
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        """Members that belong to no sample."""
+        return self._tars.unread
 
     def __len__(self) -> int:
         return len(self._tars)

@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from m3.data.formats.fields import Fields, Unused, is_given, shown
+from m3.data.formats.content_keys import is_given
+from m3.data.formats.fields import Fields, Unused, shown
 from m3.processing.video import Sampling, load_video
 
 FRAMES = 8

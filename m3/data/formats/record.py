@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m3.data.formats.fields import Fields, Unused, is_given
+from m3.data.formats.content_keys import is_given
+from m3.data.formats.fields import Fields, Unused
 from m3.data.formats.media import ImageFile, MediaReader, in_folder
 from m3.data.formats.turns import LAYOUTS, TurnReader, Visual, system_turn
 from m3.data.sample import IMAGE_MARK, Document, Sample, Turn

@@ -7,6 +7,7 @@ once: order, resuming and dealing to workers and ranks are the mixture's busines
 """
 
 import tarfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ class TarIndex:
         suffixes = sorted({suffix for scan in scanned for suffix in scan.suffixes})
         code = {suffix: number for number, suffix in enumerate(suffixes)}
         self._suffixes = suffixes
+        no_data = sum(scan.no_data for scan in scanned)
+        self.unread: Mapping[str, int] = {"hidden members and those without an extension": no_data} if no_data else {}
         self._suffix_of = np.asarray([code[suffix] for scan in scanned for suffix in scan.suffixes], dtype=np.int32)
         self._places = np.concatenate([scan.places for scan in scanned])
         counts = np.concatenate([scan.members_per_sample for scan in scanned])
@@ -133,16 +136,22 @@ class _Scan:
     suffixes: list[str]
     places: np.ndarray
     """`[members, 2]` first byte and size."""
+    no_data: int
+    """Members that belong to no sample."""
 
 
 def _scan(path: Path) -> _Scan:
     groups: dict[str, list[tuple[str, int, int]]] = {}
+    no_data = 0
     for member in _headers(path):
         name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         folder, _, last = name.rpartition("/")
         stem, dot, suffix = last.partition(".")
         if not stem or not dot or member.isdir():
-            continue  # webdataset's rule: hidden files, and files without an extension, are no data
+            no_data += (
+                not member.isdir()
+            )  # webdataset's rule: hidden files, and files without an extension, are no data
+            continue
         _check_member(path, name, member)
         suffix = suffix.lower()
         if suffix.rpartition(".")[2] in PICKLES:
@@ -158,6 +167,7 @@ def _scan(path: Path) -> _Scan:
         np.asarray([len(group) for group in groups.values()], dtype=np.int64),
         [suffix for suffix, _, _ in members],
         np.asarray([place for _, *place in members], dtype=np.int64).reshape(-1, 2),
+        no_data,
     )
 
 

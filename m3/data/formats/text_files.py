@@ -1,6 +1,8 @@
 """Plain text and code: every file of a folder (with its sub-folders) is a document, or several if it is long."""
 
 import codecs
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +39,17 @@ class TextFiles:
             ValueError: no such file, no text in it, a file that is not UTF-8 text.
         """
         self.root = Path(path)
-        self.files = _text_files(self.root)
+        self.files, self._unread = _text_files(self.root)
         pieces = [_pieces(file, chunk_bytes or CHUNK_BYTES) for file in self.files]
         self._file_of = np.repeat(np.arange(len(self.files), dtype=np.int32), [len(found) for found in pieces])
         self._pieces = np.concatenate(pieces)
         if not len(self._pieces):
             raise ValueError(f"{path}: holds no text")
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        """How many files of the folder are no text, by suffix."""
+        return self._unread
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -57,17 +64,20 @@ class TextFiles:
         return Document(f"{path}:{start}", (), (text,))
 
 
-def _text_files(root: Path) -> list[Path]:
+def _text_files(root: Path) -> tuple[list[Path], Counter[str]]:
+    """The files that are read; how many are not, by suffix."""
     if root.is_file():
-        return [root]
+        return [root], Counter()
     if not root.is_dir():
         raise ValueError(f"{root}: no such file or folder (looked from {Path.cwd()})")
-    found = present(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+    entries = list(root.rglob("*"))
+    found = present(file for file in entries if file.suffix.lower() in SUFFIXES)
+    others = [file for file in entries if file.suffix.lower() not in SUFFIXES and file.is_file()]
     if not found:
         raise ValueError(
             f"{root}: holds no text files; looked for {' '.join(sorted(SUFFIXES))}. Name a file to read any other"
         )
-    return found
+    return found, Counter(f"files {file.suffix.lower() or 'without a suffix'}" for file in others)
 
 
 def _pieces(path: Path, limit: int) -> np.ndarray:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from m3.data.formats.fields import Fields, is_given, shown
+from m3.data.formats.content_keys import is_given
+from m3.data.formats.fields import Fields, shown
 from m3.data.formats.media import ImageFile, MediaReader
 from m3.data.sample import IMAGE_MARK, ImageMarksError, Role, Turn
 
@@ -87,7 +88,7 @@ class TurnReader:
                 f"{where}: expected an object with {layout.role!r} and {layout.text!r}, got {shown(entry)}"
             )
         fields = Fields(entry, where, self.media.unused, layout.column)
-        written, content = fields.raw(layout.role), fields.raw(layout.text)
+        written, content = fields.raw(layout.role), rows_of(fields.raw(layout.text))
         role = ROLES.get(written) if isinstance(written, str) else None
         if role is None:
             raise ValueError(f"{where}: {layout.role!r} must be one of {', '.join(ROLES)}, got {shown(written)}")
