@@ -43,7 +43,7 @@ from m3.data.mixture import Broken, Positioned
 from m3.data.multiscale import IGNORED, ScaledSequence, ScaleMode, draw_scales, expand, teacher_index
 from m3.data.packing import pack
 from m3.data.sample import AnySample
-from m3.data.tokenized import tokenize_sample
+from m3.data.tokenized import TemplateRefusalError, tokenize_sample
 from m3.processing.images import MAX_PIXELS, ImageSource, load_image
 from m3.processing.processor import M3Processor
 
@@ -114,9 +114,14 @@ class Collator:
                     raise
                 left_out.broken(f"sample {sample.id!r}: {error}")
                 continue
-            expanded = expand(
-                tokenize_sample(sample, self.processor), scales, self.processor, outlines, self.scale_weights
-            )
+            try:
+                tokenized = tokenize_sample(sample, self.processor)
+            except TemplateRefusalError as error:
+                if self.broken != "skip":
+                    raise
+                left_out.broken(str(error))
+                continue
+            expanded = expand(tokenized, scales, self.processor, outlines, self.scale_weights)
             too_much = excess(sample, expanded, self.limit, self.max_images if self.pack_length is not None else None)
             if too_much is not None:
                 self._refuse_or_leave_out(too_much, left_out)

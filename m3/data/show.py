@@ -20,7 +20,7 @@ from m3.data.fact import Limits
 from m3.data.mixture import Broken, Mixture
 from m3.data.multiscale import IGNORED, expand
 from m3.data.sample import AnySample, Document
-from m3.data.tokenized import Tokenized, tokenize_sample
+from m3.data.tokenized import TemplateRefusalError, Tokenized, tokenize_sample
 from m3.processing.images import load_image
 from m3.processing.processor import M3Processor
 
@@ -90,7 +90,10 @@ def show_position(
         images = tuple(_thumbnail(image) for image in sample.images)
     except ValueError as error:
         return Shown(position, names[source], record, sample.id, kind, str(error))
-    tokenized = tokenize_sample(sample, processor)
+    try:
+        tokenized = tokenize_sample(sample, processor)
+    except TemplateRefusalError as error:
+        return Shown(position, names[source], record, sample.id, kind, str(error), images)
     rows, error = _rows(sample, tokenized, processor, limits)
     return Shown(position, names[source], record, sample.id, kind, error, images, spans_of(tokenized, processor), rows)
 

@@ -192,6 +192,19 @@ def test_too_long_is_refused_with_its_name(processor: M3Processor, make_sample: 
         Collator(processor, pack_length=900, max_images=2)([make_sample("many", (1, 2, 3))])
 
 
+def test_a_system_prompt_without_a_place_is_refused_or_skipped(
+    make_processor: Callable[..., M3Processor], make_sample: MakeSample
+) -> None:
+    answer = "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}"
+    processor = make_processor(chat_template="{% for m in messages %}" + answer + "{% endfor %}")
+    good = make_sample("good")
+    prompted = Sample("prompted", (), (Turn("system", "be brief"), *good.turns))
+    with pytest.raises(ValueError, match="sample 'prompted': has a system prompt, and the chat template writes none"):
+        Collator(processor, pack_length=100)([prompted])
+    batch = Collator(processor, pack_length=100, broken="skip")([prompted, good])
+    assert batch["left_out"].tolist() == [1, 0]
+
+
 def test_too_long_is_dropped_whole_and_counted(
     processor: M3Processor, make_sample: MakeSample, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -186,7 +186,7 @@ def _learned(value: Any, role: Role, where: str) -> bool:
         )
     if value and role != "assistant":
         raise ValueError(f"{where}: asks to learn what the {role} says; only answers of the assistant are learned")
-    return bool(value)
+    return bool(value) or role != "assistant"
 
 
 def system_turn(system: Any, turns: Sequence[Turn], where: str) -> list[Turn]:
