@@ -6,6 +6,7 @@ from pathlib import Path
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training import command
+from m3.training.evaluations import check_folders
 from m3.training.plan import planned_config, zero_stage
 from m3.training.recipe import Recipe
 
@@ -23,6 +24,7 @@ def open_benchmarks(
 
     wanted = recipe.evaluation
     assert wanted is not None  # only then is it asked for
+    check_folders(wanted)
     scales = recipe.matryoshka_vis_token_scale if wanted.scales is None else wanted.scales
     choice = Choice(wanted.tasks, scales, wanted.limit, wanted.batch_size, wanted.include_path, wanted.data_root)
     return LiveSweep(folder, choice, planned_config(recipe) if zero_stage(recipe) == 3 else None)

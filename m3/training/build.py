@@ -122,6 +122,12 @@ def new_config(spec: NewModel) -> M3Config:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    tied = text.get("tie_word_embeddings", False)
+    if options.setdefault("tie_word_embeddings", tied) != tied and "tie_word_embeddings" in text:
+        raise ValueError(
+            f"new_model.config: tie_word_embeddings is {options['tie_word_embeddings']}, and {tied} in its text_config; say it "
+            "once"
+        )
     if spec.vision_tower is not None:
         options["vision_config"] = AutoConfig.from_pretrained(spec.vision_tower)
     image_token_id = cast(int, tokenizer.convert_tokens_to_ids(image_token))  # of one token; a list only of several

@@ -56,6 +56,14 @@ def union_over_processes(names: Iterable[str]) -> list[str]:
     return sorted({name for one in everyone for name in one})
 
 
+def say_to_everyone(text: str | None) -> str | None:
+    """What the first process says, in every process."""
+    said = [text]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
 def zero_options(config: str) -> dict[str, Any]:
     """What DeepSpeed's JSON says under `zero_optimization`; a `ValueError` if there is no such file, or it says no stage."""
     if not Path(config).is_file():

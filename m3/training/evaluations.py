@@ -16,6 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.recipe import Recipe
+from m3.training.sections import TASKS_FOLDER
+from m3.training.sections import Evaluation as Settings
 
 Benchmarks = Callable[[M3ForConditionalGeneration, M3Processor, int], dict[str, float]]
 """Scores of the live model at a step, as names and numbers of the metrics. Every process comes here."""
@@ -29,6 +31,15 @@ class Evaluation:
 
     every: int
     measure: Callable[[int], dict[str, float]]
+
+
+def check_folders(wanted: Settings) -> None:
+    """A `ValueError` for a folder that a recipe's `evaluation` names and that is not there: its tasks would not be found."""
+    for key, path in (("include_path", wanted.include_path), ("data_root", wanted.data_root)):
+        if path not in (None, TASKS_FOLDER) and not Path(path).is_dir():
+            raise ValueError(
+                f"evaluation.{key}: there is no folder {path} (looked from {Path.cwd()}); correct the path, or leave {key} out"
+            )
 
 
 class AskWhenDue(TrainerCallback):

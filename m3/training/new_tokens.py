@@ -25,6 +25,8 @@ from m3.training.recipe import Recipe
 
 SAMPLES = 500
 """Of each source, spread over it: as many are tokenised to see what its answers hold."""
+HELD = 2**26
+"""Bytes of pictures within records (frames of videos) that are read for it."""
 NEAR = 0.02
 """Of the median distance between a row and the mean of all: what is nearer counts as the mean itself."""
 
@@ -83,9 +85,14 @@ def template_tokens(processor: M3Processor) -> set[int]:
 def label_tokens(source: SampleSource, processor: M3Processor) -> set[int]:
     """Tokens that the answers of a source hold, seen on `SAMPLES` of its samples; broken ones are passed over."""
     found: set[int] = set()
+    held = 0
     for number in range(0, len(source), -(-len(source) // SAMPLES)):
+        if held > HELD:
+            break
         try:
-            tokenized = tokenize_sample(source[number], processor)
+            sample = source[number]
+            held += sum(len(image) for image in sample.images if isinstance(image, bytes))
+            tokenized = tokenize_sample(sample, processor)
         except ValueError:
             continue  # told where it is read
         found |= {*_learned(tokenized.input_ids, tokenized.labels_mask)}

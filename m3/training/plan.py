@@ -19,6 +19,7 @@ from m3.processing import M3Processor
 from m3.training.build import build_processor, new_config
 from m3.training.context import check_context, extended
 from m3.training.distributed import zero_options
+from m3.training.evaluations import check_folders
 from m3.training.lora import lora_config
 from m3.training.new_tokens import NewRows, describe, new_rows, unsayable_tokens, warning
 from m3.training.recipe import Recipe
@@ -140,7 +141,8 @@ def _batch_lines(recipe: Recipe, devices: int) -> list[str]:
 
 
 def _evaluation_line(recipe: Recipe, wanted: Evaluation, config: M3Config) -> str:
-    """A `ValueError` if a scale is out of reach."""
+    """A `ValueError` if a scale is out of reach, or a folder that is named not there."""
+    check_folders(wanted)
     scales = recipe.matryoshka_vis_token_scale if wanted.scales is None else wanted.scales
     for scale in scales:
         config.reader.count(scale, config.tiling.largest())

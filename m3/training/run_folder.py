@@ -117,9 +117,14 @@ def environment() -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
+        "packages": installed_packages(),
         "commit": _commit(),
     }
+
+
+def installed_packages() -> dict[str, str]:
+    """Versions of those that a run's numbers depend on."""
+    return {name: installed for name in PACKAGES if (installed := _version(name))}
 
 
 def _step(checkpoint: Path) -> int:

@@ -8,6 +8,8 @@ from m3.data.recipe import Source, check_positive
 
 Rate = float | Literal["frozen"]
 Scales = Literal["all", "sandwich", "random"]
+TASKS_FOLDER = "lmms_eval_tasks"
+"""Where tasks of one's own are looked for unless a recipe says otherwise; it need not be there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +208,7 @@ class Evaluation:
     scales: tuple[int, ...] | None = None
     limit: int | None = 64
     batch_size: int = 16
-    include_path: str = "lmms_eval_tasks"
+    include_path: str = TASKS_FOLDER
     data_root: str | None = None
 
     def __post_init__(self) -> None:

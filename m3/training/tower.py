@@ -12,6 +12,7 @@ from transformers import AutoConfig, SiglipImageProcessorPil
 from m3.training.arguments import training_arguments
 from m3.training.compiling import check_compile, compile_layers
 from m3.training.distributed import world
+from m3.training.fingerprints import check_tower_fingerprints
 from m3.training.patch_labels import PatchLabelCollator, PatchLabeller, PatchLabellerOutput
 from m3.training.recipe import TowerRecipe
 from m3.training.resume import check_resume
@@ -41,13 +42,15 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
     image_processor = SiglipImageProcessorPil(size={"height": config.image_size, "width": config.image_size})
     rows = _rows(recipe)
     steps = len(rows) // recipe.schedule.step_samples(world().size)
+    arguments = training_arguments(
+        run, recipe.schedule, recipe.optimiser, recipe.hardware, recipe.learning_rate, recipe.workers, steps
+    )
+    check_tower_fingerprints(run, recipe)
     trainer = RunTrainer(
         run=run,
         measure=_measure,
         model=model,
-        args=training_arguments(
-            run, recipe.schedule, recipe.optimiser, recipe.hardware, recipe.learning_rate, recipe.workers, steps
-        ),
+        args=arguments,
         train_dataset=rows,
         data_collator=PatchLabelCollator(image_processor),
         processing_class=image_processor,

@@ -26,6 +26,7 @@ from m3.training.compiling import check_compile
 from m3.training.context import check_context, extended
 from m3.training.distributed import gather_experts_at_once, world
 from m3.training.evaluations import Benchmarks, Evaluation, OpenBenchmarks
+from m3.training.fingerprints import check_fingerprints
 from m3.training.liger import check_liger
 from m3.training.lora import add_lora, lora_config, merge
 from m3.training.new_tokens import NewRows, new_rows, train_rows, unsayable_tokens, warning
@@ -88,11 +89,13 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
         len(mixture) // schedule.step_samples(devices),
         recipe.report_to,
     )
+    device = arguments.device  # with it the processes meet
+    check_fingerprints(run, recipe, mixture.sources)
     model, processor = new or build(recipe, attention)
     rates, adapted = apply_parts(model, recipe.parts), None
     if is_deepspeed_zero3_enabled():
         gather_experts_at_once(model, model.model.routers)
-    router = _router_load(model, arguments.device)
+    router = _router_load(model, device)
     tables = {}
     if lora is not None:
         adapted, rates = add_lora(model, lora, rates, schedule.seed, rows)

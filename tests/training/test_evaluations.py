@@ -139,3 +139,11 @@ def test_random_states_are_kept() -> None:
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.mark.parametrize("key", ["include_path", "data_root"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_a_folder_that_is_not_there_is_named(key: str, more: list[str], recipe: Path) -> None:
+    wanted = f"evaluation={{every: 2, tasks: [m3_tiny_scene], {key}: nowhere/at/all}}"
+    with pytest.raises(ValueError, match=rf"evaluation.{key}: there is no folder nowhere/at/all \(looked from /"):
+        main([str(recipe), *STEPS, wanted, *more])

@@ -65,6 +65,11 @@ def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
     raise ValueError(f"{path}: no such data file (looked from {Path.cwd()}){hint}")
 
 
+def json_lines_files(path: str | Path) -> list[Path]:
+    """The file `path`, or the files of JSON lines that it means."""
+    return find_files(path, (".jsonl",))
+
+
 def check_index(index: int, length: int, name: str) -> None:
     """An `IndexError` that says how many records there are."""
     if not 0 <= index < length:
@@ -107,7 +112,7 @@ class JsonLines:
         Raises:
             ValueError: no such file, a compressed one, or no line in it.
         """
-        self.files = find_files(path, (".jsonl",))
+        self.files = json_lines_files(path)
         for file in self.files:
             check_plain(file)
         starts, ends, numbers = zip(*(_lines(file) for file in self.files), strict=True)

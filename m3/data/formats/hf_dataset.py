@@ -138,3 +138,13 @@ def _first(name: str, split: str, take: int) -> Iterator[dict[str, Any]]:
     """The rows that are kept; a module's function, so that `datasets` finds what it kept of an earlier call."""
     stream = datasets.load_dataset(name, split=split, streaming=True)
     yield from stream.decode(False).take(take)
+
+
+def table_files(path: str) -> list[Path]:
+    """The data files of a folder, without what tells how they came to be; none of a name on the hub."""
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file()) if Path(path).is_dir() else []
+    return [file for file in files if file.suffix in (".arrow", ".parquet", ".jsonl", ".csv") or _is_records(file)]
+
+
+def _is_records(file: Path) -> bool:
+    return file.suffix == ".json" and file.name not in ("state.json", "dataset_info.json", "dataset_dict.json")

@@ -64,6 +64,11 @@ class TextFiles:
         return Document(f"{path}:{start}", (), (text,))
 
 
+def text_files(path: str | Path) -> list[Path]:
+    """The file itself, or every text file of a folder at any depth, by name; a `ValueError` if there is none."""
+    return _text_files(Path(path))[0]
+
+
 def _text_files(root: Path) -> tuple[list[Path], Counter[str]]:
     """The files that are read; how many are not, by suffix."""
     if root.is_file():
