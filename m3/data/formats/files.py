@@ -93,7 +93,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"an object has the key {twice!r} twice")
+        start = str(values)[:80]  # says which, in a file that is one line
+        raise ValueError(f"an object has the key {twice!r} twice: {start}")
     return values
 
 

@@ -291,6 +291,17 @@ def test_columns_of_lists_are_rows(folder: Path) -> None:
     assert sample.turns == (Turn("user", "a"), Turn("assistant", "b"))
 
 
+def test_parts_as_columns_and_a_question_that_is_not_learned_anyway(folder: Path) -> None:
+    parts = {"type": ["image", "text"], "image": ["0.png", None], "text": [None, "What?"]}
+    rows = [
+        {"messages": chat(parts, 0)},
+        {"messages": [{"role": "user", "content": "a", "train": False}, *chat("", 0)[1:]]},
+    ]
+    source = open_source(Source(path=str(write_lines(folder / "train.jsonl", rows)), format="aria_jsonl"))
+    assert texts(source[0]) == ("", "\nWhat?")
+    assert source[1] == Sample("1", (), (Turn("user", "a"), Turn("assistant", COLOURS[0])))
+
+
 def test_a_row_of_nan_shows_no_image(folder: Path) -> None:
     table = pa.table({"image": np.asarray([np.nan]), "conversations": [said("a", 0)]})
     pq.write_table(table, folder / "d.parquet")
