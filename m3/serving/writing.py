@@ -1,7 +1,8 @@
 """Tokens to text while they come: each piece as soon as it is sure, and the end where a stop text begins.
 
 In: a token at a time. Out: pieces; put together they are the answer as one decoding of all tokens would give it, without white
-space around it, up to the first stop text.
+space around it, up to the first stop text. A stop text that is a token of its own, which decoding leaves out, stops by its id.
+The work of a token does not grow with the answer.
 """
 
 from collections.abc import Sequence
@@ -9,14 +10,20 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\ufffd"
-"""What a decoder writes for the first bytes of a character of several."""
+"""What a decoder writes for the first bytes of a character of several, and for bytes that are no character."""
+LONGEST_CHARACTER = 4
+"""Bytes of a character, and so tokens of one: what is undecodable before the last four is sure."""
+MOST_UNSURE = 32
+"""Tokens without a sure end after which one is looked for among the last."""
 
 
 class Writing:
     """One answer. `tokens`: those written so far; `text`: what was given out; `stopped`: a stop text came."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+        special = tokenizer.get_added_vocab()
+        self._tokenizer, self._stop = tokenizer, [text for text in stop if text not in special]
+        self._stop_ids = {special[text] for text in stop if text in special}
         self._begin = self._end = 0  # decoded anew with each token; what stands before `_end` was already taken
         self._held = ""  # sure, but perhaps white space at the end, or the beginning of a stop text
         self.tokens: list[int] = []
@@ -26,11 +33,36 @@ class Writing:
     def add(self, token: int) -> str:
         """The piece that `token` makes sure; often none."""
         self.tokens.append(token)
+        if token in self._stop_ids:
+            self.tokens.pop()
+            piece = self.finish()
+            self.tokens.append(token)
+            self.stopped = True
+            return piece
         known, new = self._decode(self._begin, self._end), self._decode(self._begin, None)
-        if len(new) <= len(known) or new.endswith(UNFINISHED):
+        end = len(self.tokens)
+        if new.endswith(UNFINISHED):
+            if end - self._end < MOST_UNSURE:
+                return ""
+            end = self._sure_end(new)
+            new = self._decode(self._begin, end)
+        elif len(new) <= len(known):
+            if end - self._end >= MOST_UNSURE:  # tokens that are left out, one after the other
+                self._begin, self._end = self._end, end
             return ""
-        self._begin, self._end = self._end, len(self.tokens)
+        self._begin, self._end = self._end, end
         return self._give(new[len(known) :], is_last=False)
+
+    def _sure_end(self, text: str) -> int:
+        """The last place among the tokens that divides no character: what is decoded before and behind it makes up `text`.
+
+        One of four places does, since no character has more bytes.
+        """
+        last = len(self.tokens)
+        for end in range(last - 1, last - 1 - LONGEST_CHARACTER, -1):
+            if self._decode(self._begin, end) + self._decode(end, None) == text:
+                return end
+        return last
 
     def finish(self) -> str:
         """The last piece."""

@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.serving.writing import Writing
@@ -71,3 +72,68 @@ def test_a_stop_text_is_never_given_out(
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     whole, pieces = written(tokenizer, ids, stop)
     assert whole == "".join(pieces) == expected
+
+
+def byte_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A vocabulary of single bytes and a few words: byte-level as GPT-2's, or falling back on bytes as Llama's."""
+    if kind == "byte level":
+        alphabet = {character: n for n, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
+    else:
+        words = ["<unk>", "▁a", "▁", "b", "'", "ö"]
+        vocabulary = {word: n for n, word in enumerate(words + [f"<0x{n:02X}>" for n in range(256)])}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=["<|end|>", "<|start|>"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed"), [*(("byte level", n) for n in range(6)), *(("byte fallback", n) for n in range(3))]
+)
+def test_long_runs_of_broken_bytes_are_their_decoding(kind: str, seed: int) -> None:
+    """Not of any bytes with byte fallback: there one wrong byte makes those before it wrong that were given out already."""
+    tokenizer, rng = byte_tokenizer(kind), random.Random(seed)
+    first = len(tokenizer) - 2 - 256
+    lead = [rng.randrange(first + 128, first + 256) for _ in range(3)] if seed < 3 else list(range(first, first + 256))
+    ids = [rng.choice(lead) for _ in range(300)]
+    whole, pieces = written(tokenizer, ids)
+    assert whole == "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert len(pieces) > 4, "what is sure is given out on the way"
+
+
+@pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
+def test_the_work_of_a_token_is_bounded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes: bytes of no character, tokens that decoding leaves out."""
+    tokenizer = byte_tokenizer(kind)
+    special = tokenizer.convert_tokens_to_ids("<|start|>")
+    decode, longest = tokenizer.decode, []
+
+    def counted(ids: list[int], **options: bool) -> str:
+        longest.append(len(ids))
+        return decode(ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", counted)
+    writing = Writing(tokenizer, ())
+    for token in [*[len(tokenizer) - 3] * 500, *[special] * 500]:
+        writing.add(token)
+    writing.finish()
+    assert max(longest) < 100
+    assert len(longest) < 4 * 1000
+
+
+@pytest.mark.parametrize("stop", ["<|im_end|>", "<|im_start|>", "<pad>", "<image>"])
+def test_a_stop_text_that_is_a_special_token_stops(tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
+    ids = tokenizer("hello", add_special_tokens=False)["input_ids"]
+    world = tokenizer(" world", add_special_tokens=False)["input_ids"]
+    writing = Writing(tokenizer, (stop,))
+    for token in ids:
+        writing.add(token)
+    writing.add(tokenizer.convert_tokens_to_ids(stop))
+    assert (writing.text, writing.stopped) == ("hello", True)
+    assert writing.finish() == ""
+    assert written(tokenizer, [*ids, *world], (stop,))[0] == "hello world"
