@@ -12,7 +12,13 @@ def colour(index: int, frames: int) -> tuple[int, int, int]:
 
 
 def write_video(
-    path: Path, frames: int = 24, fps: int = 8, size: tuple[int, int] = (64, 48), codec: str = "mpeg4", **options: str
+    path: Path,
+    frames: int = 24,
+    fps: int = 8,
+    size: tuple[int, int] = (64, 48),
+    codec: str = "mpeg4",
+    codec_options: dict[str, str] | None = None,
+    **options: str,
 ) -> Path:
     """`frames` frames of one colour each (the upper left quarter is white), `frames / fps` seconds long."""
     import av
@@ -20,6 +26,7 @@ def write_video(
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
+        stream.options = codec_options or {}
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
         for index in range(frames):
             picture = Image.new("RGB", size, colour(index, frames))

@@ -11,6 +11,8 @@ open an address. Limits: pixels per frame, seconds, frames.
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, pairwise
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +31,12 @@ CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "gif", "mpegts", "mpeg", 
 """ffmpeg's names of the demuxers that a file may choose from. Left out on purpose: those that open further files."""
 MAX_SECONDS = 4 * 3600.0
 MAX_FRAMES = 1024
+PROBED_PACKETS = 64
+"""Packets whose times are looked at before a file's times are believed."""
 SEEK_BEYOND_S = 10.0
 """A gap between wanted frames that is skipped by a jump to a key frame; what is nearer is decoded through."""
+_DECODING_TIMES = frozenset({"avi", "asf"})
+"""Containers that say when a packet is decoded, not when its frame is shown."""
 COLLAGE = (3, 2)
 """Rows and columns of IG-VLM's image grid (https://arxiv.org/abs/2403.18406), which M3 reads videos as."""
 
@@ -48,10 +54,12 @@ class Sampling:
             raise ValueError(f"give num_frames ({self.num_frames}) or fps ({self.fps}), not both")
         if self.collage and (self.num_frames is not None or self.fps is not None):
             raise ValueError(f"a collage always has {COLLAGE[0] * COLLAGE[1]} frames: leave out num_frames and fps")
-        if self.num_frames is not None and not 1 <= self.num_frames <= MAX_FRAMES:
-            raise ValueError(f"num_frames is {self.num_frames}; expected 1 to {MAX_FRAMES}")
-        if self.fps is not None and self.fps <= 0:
-            raise ValueError(f"fps is {self.fps}; expected more than 0")
+        if self.num_frames is not None and not (_is_whole(self.num_frames) and 1 <= self.num_frames <= MAX_FRAMES):
+            raise ValueError(f"num_frames is {self.num_frames!r}; expected a whole number from 1 to {MAX_FRAMES}")
+        if self.fps is not None and not (
+            isinstance(self.fps, Real) and not isinstance(self.fps, bool) and self.fps > 0
+        ):
+            raise ValueError(f"fps is {self.fps!r}; expected a number above 0")
 
     def times(self, seconds: float, max_frames: int = MAX_FRAMES) -> list[float]:
         """The moments to look at, in seconds. 8 of them where nothing is said."""
@@ -66,6 +74,10 @@ class Sampling:
         if number > max_frames:
             raise ValueError(f"{number} frames of a video were asked for, more than the limit of {max_frames}")
         return [(k + 0.5) * seconds / number for k in range(number)]
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 @dataclass(frozen=True)
@@ -168,6 +180,8 @@ def _read(
                 f"{name}: {len(times)} of its frames have {pixels:,} pixels, more than the limit of "
                 f"{limits.pixels_in_all:,}: ask for fewer frames, or shrink the video"
             )
+        if "avi" in _formats(container):
+            _check_avi_size(file, name)
         return list(_shown_at(container, stream, times, name)), seconds
     finally:
         container.close()
@@ -208,17 +222,18 @@ def _shown_at(
     assert stream.time_base is not None  # a stream with packets has one
     start = float((stream.start_time or 0) * stream.time_base)
     size = stream.codec_context.width, stream.codec_context.height  # read once: the decoder sets it to what comes
-    frames = _timed(container, stream, start, size, name)
+    ordered = _times_in_order(container, stream)
+    frames = _timed(container, stream, start, ordered, size, name)
     current = following = next(frames, None)
     taken: float | None = None
     for wanted in times:
-        if following is not None and wanted - following[1] > SEEK_BEYOND_S:
+        if ordered is None and following is not None and wanted - following[1] > SEEK_BEYOND_S:
             container.seek(round((wanted + start) / stream.time_base), stream=stream)
-            frames = _timed(container, stream, start, size, name)
+            frames = _timed(container, stream, start, None, size, name)
             current = following = next(frames, None)
         while following is not None and following[1] <= wanted:
             current, following = following, next(frames, None)
-        if current is not None and following is None:
+        if current is not None and following is None and "avi" not in _formats(container):
             _check_end(stream, *current, name)
         if current is not None and current[1] != taken:
             taken = current[1]
@@ -226,8 +241,11 @@ def _shown_at(
 
 
 def _check_end(stream: "VideoStream", last: "VideoFrame", time: float, name: str) -> None:
-    """Where the stream says how long it is, its last frame stays on the screen until then; else the file was cut."""
-    if stream.duration is None or stream.time_base is None or last.time_base is None:
+    """Where the stream says how long it is, its last frame stays on the screen until then; else the file was cut.
+
+    A duration of 0 is none that is known.
+    """
+    if stream.duration is None or stream.time_base is None or last.time_base is None or not last.duration:
         return
     stated, end = float(stream.duration * stream.time_base), time + float(last.duration * last.time_base)
     if stated - end > max(0.5, 0.02 * stated):
@@ -236,18 +254,77 @@ def _check_end(stream: "VideoStream", last: "VideoFrame", time: float, name: str
         )
 
 
+def _formats(container: "InputContainer") -> list[str]:
+    """ffmpeg's names of the format; several where they are read alike."""
+    return container.format.name.split(",")
+
+
+def _check_avi_size(file: io.BufferedIOBase, name: str) -> None:
+    """AVI gives every frame the same duration, held or not, but says at its start how large it is."""
+    place = file.tell()
+    file.seek(0)
+    stated = int.from_bytes(file.read(8)[4:], "little")
+    size = file.seek(0, io.SEEK_END)
+    file.seek(place)
+    if stated not in (0, 0xFFFFFFFF) and size < stated + 8:  # written to a pipe, it does not know
+        raise ValueError(
+            f"{name}: the video is cut short: it has {size:,} bytes of {stated + 8:,}. Copy or download it again"
+        )
+
+
+def _times_in_order(container: "InputContainer", stream: "VideoStream") -> list[float] | None:
+    """Times of the frames in the order in which they are shown, where packets do not say when; None where they do.
+
+    AVI and ASF store when a packet is decoded, not when its frame is shown; where frames are reordered, ffmpeg guesses. Elsewhere
+    times that ascend from packet to packet are a guess too. The decoder's order is right all the same, so the k-th frame is shown
+    at the k-th time of decoding.
+    """
+    assert stream.time_base is not None  # a stream with packets has one
+    packets = (packet for packet in container.demux(stream) if packet.size)
+    first = list(islice(packets, PROBED_PACKETS))
+    shown = [packet.pts for packet in first if packet.pts is not None]
+    is_ascending = len(shown) > 2 and all(a < b for a, b in pairwise(shown))
+    is_guessed = stream.codec_context.has_b_frames and (
+        is_ascending or not _DECODING_TIMES.isdisjoint(_formats(container))
+    )
+    ordered: list[float] | None = None
+    if is_guessed or len(shown) < len(first):
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        decoded = [packet.dts for packet in (*first, *packets)]
+        known = [dts for dts in decoded if dts is not None]
+        if len(known) == len(decoded) and all(a < b for a, b in pairwise(known)):
+            ordered = [float((dts - known[0]) * stream.time_base) for dts in known]
+        else:
+            ordered = [number / rate for number in range(len(decoded))]
+    container.seek(0)
+    return ordered
+
+
 def _timed(
-    container: "InputContainer", stream: "VideoStream", start: float, size: tuple[int, int], name: str
+    container: "InputContainer",
+    stream: "VideoStream",
+    start: float,
+    ordered: Sequence[float] | None,
+    size: tuple[int, int],
+    name: str,
 ) -> Iterator[tuple["VideoFrame", float]]:
-    """Each frame, and when it is shown. None is larger than `size` (width, height), which the limits were asked about."""
-    for frame in container.decode(stream):
+    """Each frame, and when it is shown; times ascend. None is larger than `size` (width, height), as limits were told."""
+    step = 1 / float(stream.average_rate or 25)
+    last: float | None = None
+    for number, frame in enumerate(container.decode(stream)):
         if frame.width * frame.height > size[0] * size[1]:
             raise ValueError(
                 f"{name}: a frame is {frame.width} x {frame.height} pixels, where the video says {size[0]} x {size[1]}. "
                 "Convert it to one size"
             )
-        if frame.time is not None:
-            yield frame, frame.time - start
+        if ordered is not None and number < len(ordered):
+            time = ordered[number]
+        elif ordered is None and frame.time is not None:
+            time = frame.time - start
+        else:
+            time = 0.0 if last is None else last + step
+        last = time if last is None or time > last else last + step
+        yield frame, last
 
 
 def _upright(frame: "VideoFrame") -> Image.Image:

@@ -21,7 +21,7 @@ class Writing:
     """One answer. `tokens`: those written so far; `text`: what was given out; `stopped`: a stop text came."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
-        special = tokenizer.get_added_vocab()
+        special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
         self._tokenizer, self._stop = tokenizer, [text for text in stop if text not in special]
         self._stop_ids = {special[text] for text in stop if text in special}
         self._begin = self._end = 0  # decoded anew with each token; what stands before `_end` was already taken

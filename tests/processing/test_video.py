@@ -1,5 +1,6 @@
 """Files to frames: which ones, upright, within limits; and everything that is no video."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -53,14 +54,55 @@ def test_bytes_and_other_containers_give_the_same_frames(video: Path, tmp_path: 
     assert load_video(write_video(tmp_path / "short.avi")).times == pytest.approx(times, abs=0.01)
 
 
-@pytest.mark.parametrize("suffix", ["flv", "ts", "mov", "webm", "mpg", "asf"])
+@pytest.mark.parametrize("suffix", ["flv", "ts", "mov", "mpg", "asf"])
 def test_every_container_is_read(suffix: str, tmp_path: Path) -> None:
     """Its streams may appear only after it was opened (FLV, MPEG-TS); an option given to each of them would end the process."""
-    codec = {"webm": "vp8", "flv": "flv1", "ts": "mpeg2video", "mpg": "mpeg2video"}.get(suffix, "mpeg4")
+    codec = {"flv": "flv1", "ts": "mpeg2video", "mpg": "mpeg2video"}.get(suffix, "mpeg4")
     path = write_video(tmp_path / f"short.{suffix}", fps=25, codec=codec)
     read = load_video(path, Sampling(num_frames=4))
     assert all(near(p, colour(round(t * 25), 24), 40) for p, t in zip(read.frames, read.times, strict=True))
     assert len(read.frames) == 4
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [(suffix, codec) for suffix in ("avi", "asf", "mp4", "mkv", "ts") for codec in ("libx264", "mpeg4")]
+    + [("flv", "libx264")],
+)
+def test_frames_that_are_stored_out_of_order_come_in_order(suffix: str, codec: str, tmp_path: Path) -> None:
+    """AVI and ASF say when a frame is decoded, not when it is shown."""
+    path = write_video(tmp_path / f"b.{suffix}", codec=codec, codec_options={"bf": "3"})
+    every = load_video(path, Sampling(num_frames=200))
+    assert len(every.frames) == 24
+    assert all(a < b for a, b in itertools.pairwise(every.times))
+    reds = [picture.getpixel((60, 44))[0] for picture in every.frames]
+    assert all(a < b for a, b in itertools.pairwise(reds))
+    if suffix != "asf":  # it says that the video is longer than its frames
+        eight = load_video(path, Sampling(num_frames=8))
+        assert all(near(p, colour(1 + 3 * k, 24), 30) for k, p in enumerate(eight.frames))
+
+
+def test_a_frame_that_avi_holds_is_no_end(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "held.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index, time in enumerate([0, 40, 90, 91, 140]):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), colour(index, 5)))
+            frame.pts = time
+            for packet in stream.encode(frame):
+                packet.duration = 60 if index == 4 else 0
+                container.mux(packet)
+        for packet in stream.encode():
+            packet.duration = 60
+            container.mux(packet)
+    read = load_video(path, Sampling(num_frames=40))
+    assert read.seconds == 20.0
+    with pytest.raises(ValueError, match="the video is cut short: it has [0-9,]+ bytes of"):
+        load_video(path.read_bytes()[:-700])
+    assert read.times == pytest.approx([0.0, 4.0, 9.1, 14.0])  # what stands still for 0.1 s is not met
 
 
 def test_the_list_of_containers_is_kept_to(tmp_path: Path) -> None:
@@ -156,9 +198,13 @@ def test_limits(video: Path) -> None:
     ("options", "message"),
     [
         ({"num_frames": 4, "fps": 1.0}, "give num_frames (4) or fps (1.0), not both"),
-        ({"num_frames": 0}, "num_frames is 0; expected 1 to 1024"),
-        ({"num_frames": 2000}, "num_frames is 2000; expected 1 to 1024"),
-        ({"fps": 0.0}, "fps is 0.0; expected more than 0"),
+        ({"num_frames": 0}, "num_frames is 0; expected a whole number from 1 to 1024"),
+        ({"num_frames": 2000}, "num_frames is 2000; expected a whole number from 1 to 1024"),
+        ({"num_frames": True}, "num_frames is True; expected a whole number"),
+        ({"fps": float("nan")}, "fps is nan; expected a number above 0"),
+        ({"fps": -1}, "fps is -1; expected a number above 0"),
+        ({"fps": True}, "fps is True; expected a number above 0"),
+        ({"fps": 0.0}, "fps is 0.0; expected a number above 0"),
         ({"fps": 1.0, "collage": True}, "a collage always has 6 frames"),
     ],
 )
