@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import httpx2
 from PIL import Image
 
 from m3.serving.api import create_app
@@ -47,4 +48,27 @@ def serving(engine: Engine, settings: Settings) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def bystander(address: str) -> Iterator[list[float]]:
+    """Another client, which asks for /health all the time; the seconds of each answer."""
+    seconds: list[float] = []
+    over = threading.Event()
+
+    def ask_again_and_again() -> None:
+        with httpx2.Client(base_url=address, timeout=60) as client:
+            while not over.is_set():
+                start = time.perf_counter()
+                assert client.get("/health").status_code == 200
+                seconds.append(time.perf_counter() - start)
+                over.wait(0.02)
+
+    thread = threading.Thread(target=ask_again_and_again)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        over.set()
         thread.join()

@@ -18,6 +18,7 @@ def write_video(
     size: tuple[int, int] = (64, 48),
     codec: str = "mpeg4",
     codec_options: dict[str, str] | None = None,
+    pixel_format: str = "yuv420p",
     **options: str,
 ) -> Path:
     """`frames` frames of one colour each (the upper left quarter is white), `frames / fps` seconds long."""
@@ -27,7 +28,7 @@ def write_video(
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.options = codec_options or {}
-        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        stream.pix_fmt, stream.bit_rate = pixel_format, 4_000_000
         for index in range(frames):
             picture = Image.new("RGB", size, colour(index, frames))
             picture.paste((255, 255, 255), (0, 0, size[0] // 2, size[1] // 2))

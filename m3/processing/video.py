@@ -1,109 +1,36 @@
-"""A video file to a few upright RGB pictures, each with its time.
+"""A video file to a few upright RGB pictures, each with its time (m3/processing/video_frames.py says which).
 
-In: a path or the bytes of a file, and how to sample. Out: `Video`. A frame stands for a stretch of time: of `n` frames the
-k-th is what the screen shows in the middle of the k-th of n equal stretches. What is shown twice is taken once, so a short
-video gives fewer frames than were asked for.
-
-PyAV (the extra `video`) decodes; only local files, only the containers of `CONTAINERS`, so that no playlist makes ffmpeg
-open an address. Limits: pixels per frame, seconds, frames.
+In: a path or the bytes of a file, and how to sample. Out: `Video`. PyAV (the extra `video`) decodes, in a process of its own: a
+damaged file that ends the decoder, or never ends itself, is an error of that file and of nothing else.
 """
 
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice, pairwise
-from numbers import Integral, Real
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from m3.packages import require
 from m3.processing.images import MAX_PIXELS
+from m3.processing.video_frames import CONTAINERS, MAX_FRAMES, Sampling, Video, VideoLimits, collage
+from m3.processing.video_process import VIDEO_PROCESSES, VideoProcessError
 
-if TYPE_CHECKING:
-    from av import VideoFrame
-    from av.container import InputContainer
-    from av.video.stream import VideoStream
+__all__ = ["CONTAINERS", "MAX_FRAMES", "Sampling", "Video", "VideoSource", "collage", "load_video"]
 
 VideoSource = str | Path | bytes
-CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "gif", "mpegts", "mpeg", "flv", "ogg", "asf")
-"""ffmpeg's names of the demuxers that a file may choose from. Left out on purpose: those that open further files."""
+EVENLY = Sampling()
 MAX_SECONDS = 4 * 3600.0
-MAX_FRAMES = 1024
-PROBED_PACKETS = 64
-"""Packets whose times are looked at before a file's times are believed."""
-SEEK_BEYOND_S = 10.0
-"""A gap between wanted frames that is skipped by a jump to a key frame; what is nearer is decoded through."""
-_DECODING_TIMES = frozenset({"avi", "asf"})
-"""Containers that say when a packet is decoded, not when its frame is shown."""
-COLLAGE = (3, 2)
-"""Rows and columns of IG-VLM's image grid (https://arxiv.org/abs/2403.18406), which M3 reads videos as."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Which frames: `num_frames` spread evenly, or `fps` per second; not both. `collage`: six of them as one picture."""
-
-    num_frames: int | None = None
-    fps: float | int | None = None
-    collage: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_frames is not None and self.fps is not None:
-            raise ValueError(f"give num_frames ({self.num_frames}) or fps ({self.fps}), not both")
-        if self.collage and (self.num_frames is not None or self.fps is not None):
-            raise ValueError(f"a collage always has {COLLAGE[0] * COLLAGE[1]} frames: leave out num_frames and fps")
-        if self.num_frames is not None and not (_is_whole(self.num_frames) and 1 <= self.num_frames <= MAX_FRAMES):
-            raise ValueError(f"num_frames is {self.num_frames!r}; expected a whole number from 1 to {MAX_FRAMES}")
-        if self.fps is not None and not (
-            isinstance(self.fps, Real) and not isinstance(self.fps, bool) and self.fps > 0
-        ):
-            raise ValueError(f"fps is {self.fps!r}; expected a number above 0")
-
-    def times(self, seconds: float, max_frames: int = MAX_FRAMES) -> list[float]:
-        """The moments to look at, in seconds. 8 of them where nothing is said."""
-        number = COLLAGE[0] * COLLAGE[1] if self.collage else self.num_frames or 8
-        if self.fps is not None:
-            number = max(round(min(seconds * self.fps, 1e9)), 1)  # the product may be infinite
-            if number > max_frames:
-                raise ValueError(
-                    f"{self.fps:g} frames per second over {seconds:.1f} s are {number} frames, more than the limit of "
-                    f"{max_frames}: lower fps, or ask for num_frames"
-                )
-        if number > max_frames:
-            raise ValueError(f"{number} frames of a video were asked for, more than the limit of {max_frames}")
-        return [(k + 0.5) * seconds / number for k in range(number)]
-
-
-def _is_whole(number: object) -> bool:
-    return isinstance(number, Integral) and not isinstance(number, bool)
-
-
-@dataclass(frozen=True)
-class Video:
-    """What is read of a video: its pictures (one where they are put into a collage), when each was shown, its length."""
-
-    frames: tuple[Image.Image, ...]
-    times: tuple[float, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Limits:
-    pixels: int
-    seconds: float
-    frames: int
-    pixels_in_all: int | None
+MAX_DECODE_SECONDS = 900.0
+"""Longest that decoding may take; the server allows less."""
 
 
 def load_video(
     source: VideoSource,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = EVENLY,
     max_pixels: int = MAX_PIXELS,
     max_seconds: float = MAX_SECONDS,
     max_frames: int = MAX_FRAMES,
     max_pixels_in_all: int | None = None,
+    decode_seconds: float = MAX_DECODE_SECONDS,
 ) -> Video:
     """Decode the frames that `sampling` asks for. `max_pixels` is of one frame, `max_pixels_in_all` of all that are read.
 
@@ -112,40 +39,29 @@ def load_video(
         ModuleNotFoundError: PyAV is not installed; the text says what to install.
     """
     require("av")
-    from av.error import FFmpegError
-
     name = f"video of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
-    limits = _Limits(max_pixels, max_seconds, max_frames, max_pixels_in_all)
-    with _file(source, name) as file:
-        try:
-            shown, seconds = _read(file, name, sampling, limits)
-        except FFmpegError as error:
-            raise ValueError(
-                f"{name}: not a video that can be read, or damaged ({error.strerror}). Copy or download it again"
-            ) from error
-    if not shown:
-        raise ValueError(f"{name}: the video has no frame that can be decoded. Copy or download it again")
-    pictures, times = tuple(_upright(frame) for frame, _ in shown), tuple(time for _, time in shown)
-    return Video((collage(pictures),) if sampling.collage else pictures, times, seconds)
+    _check_file(source, name)
+    limits = VideoLimits(max_pixels, max_seconds, max_frames, max_pixels_in_all)
+    path = None if isinstance(source, bytes) else str(Path(source).resolve())
+    request = {"name": name, "path": path, "sampling": asdict(sampling), "limits": asdict(limits)}
+    content = source if isinstance(source, bytes) else b""
+    try:
+        answer, pixels = VIDEO_PROCESSES.decode(request, content, decode_seconds)
+    except VideoProcessError as error:
+        raise ValueError(f"{name}: {error}. Copy or download it again, or convert it (ffmpeg -i IN OUT.mp4)") from error
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    sizes = [tuple(size) for size in answer["sizes"]]
+    pictures = tuple(Image.frombytes("RGB", size, rgb) for size, rgb in zip(sizes, pixels, strict=True))
+    return Video(pictures, tuple(answer["times"]), answer["seconds"])
 
 
-def collage(pictures: Sequence[Image.Image], rows: int = COLLAGE[0], columns: int = COLLAGE[1]) -> Image.Image:
-    """The pictures side by side in reading order, all as large as the first; what is left over is black."""
-    width, height = pictures[0].size
-    if len(pictures) > rows * columns:
-        raise ValueError(f"{len(pictures)} pictures do not fit into {rows} x {columns}")
-    grid = Image.new("RGB", (columns * width, rows * height))
-    for place, picture in enumerate(pictures):
-        grid.paste(picture.resize((width, height)), (place % columns * width, place // columns * height))
-    return grid
-
-
-def _file(source: VideoSource, name: str) -> io.BufferedIOBase:
-    """Opened here, so that ffmpeg gets no path, which it would read as an address (`http:`, `concat:`)."""
+def _check_file(source: VideoSource, name: str) -> None:
+    """Before anything is decoded; only local files are."""
     if isinstance(source, bytes):
         if not source:
             raise ValueError(f"{name}: the video file is empty (0 bytes). Copy or download it again")
-        return io.BytesIO(source)
+        return
     if name.startswith(("http://", "https://")):
         raise ValueError(f"{name}: network addresses are not fetched: download the video and pass its path or bytes")
     path = Path(source)
@@ -155,179 +71,3 @@ def _file(source: VideoSource, name: str) -> io.BufferedIOBase:
         raise ValueError(f"{name}: no such video file (looked from {Path.cwd()})")
     if path.stat().st_size == 0:
         raise ValueError(f"{name}: the video file is empty (0 bytes). Copy or download it again")
-    return path.open("rb")
-
-
-def _read(
-    file: io.BufferedIOBase, name: str, sampling: Sampling, limits: _Limits
-) -> tuple[list[tuple["VideoFrame", float]], float]:
-    """The frames with their times, and the length of the video."""
-    import av
-
-    # not `options`: those go to every stream too, and ffmpeg reads past their end where streams appear late (FLV, MPEG-TS)
-    container = av.open(file, "r", container_options={"format_whitelist": ",".join(CONTAINERS)})
-    try:
-        stream = _stream(container, name, limits.pixels)
-        seconds = _seconds(container, stream)
-        if seconds > limits.seconds:
-            raise ValueError(
-                f"{name}: the video is {seconds:.0f} s long, more than the limit of {limits.seconds:.0f} s: cut it first"
-            )
-        times = sampling.times(seconds, limits.frames)
-        pixels = stream.codec_context.width * stream.codec_context.height * len(times)
-        if limits.pixels_in_all is not None and pixels > limits.pixels_in_all:
-            raise ValueError(
-                f"{name}: {len(times)} of its frames have {pixels:,} pixels, more than the limit of "
-                f"{limits.pixels_in_all:,}: ask for fewer frames, or shrink the video"
-            )
-        if "avi" in _formats(container):
-            _check_avi_size(file, name)
-        return list(_shown_at(container, stream, times, name)), seconds
-    finally:
-        container.close()
-
-
-def _stream(container: "InputContainer", name: str, max_pixels: int) -> "VideoStream":
-    from av.stream import Disposition
-
-    moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if not moving:
-        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-        raise ValueError(f"{name}: no video in this file, it holds {', '.join(kinds)}")
-    stream = moving[0]
-    stream.thread_type = "AUTO"
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > max_pixels:
-        raise ValueError(
-            f"{name}: its frames are {width} x {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}"
-        )
-    return stream
-
-
-def _seconds(container: "InputContainer", stream: "VideoStream") -> float:
-    """Length of the video: as the stream says, else the file, else the end of its last packet."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None:
-        return container.duration / 1e6
-    ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in container.demux(stream) if p.pts is not None]
-    container.seek(0)
-    return max(ends, default=0.0)
-
-
-def _shown_at(
-    container: "InputContainer", stream: "VideoStream", times: Sequence[float], name: str
-) -> Iterator[tuple["VideoFrame", float]]:
-    """The frame on the screen at each of `times` (ascending), with its own time; each frame once."""
-    assert stream.time_base is not None  # a stream with packets has one
-    start = float((stream.start_time or 0) * stream.time_base)
-    size = stream.codec_context.width, stream.codec_context.height  # read once: the decoder sets it to what comes
-    ordered = _times_in_order(container, stream)
-    frames = _timed(container, stream, start, ordered, size, name)
-    current = following = next(frames, None)
-    taken: float | None = None
-    for wanted in times:
-        if ordered is None and following is not None and wanted - following[1] > SEEK_BEYOND_S:
-            container.seek(round((wanted + start) / stream.time_base), stream=stream)
-            frames = _timed(container, stream, start, None, size, name)
-            current = following = next(frames, None)
-        while following is not None and following[1] <= wanted:
-            current, following = following, next(frames, None)
-        if current is not None and following is None and "avi" not in _formats(container):
-            _check_end(stream, *current, name)
-        if current is not None and current[1] != taken:
-            taken = current[1]
-            yield current
-
-
-def _check_end(stream: "VideoStream", last: "VideoFrame", time: float, name: str) -> None:
-    """Where the stream says how long it is, its last frame stays on the screen until then; else the file was cut.
-
-    A duration of 0 is none that is known.
-    """
-    if stream.duration is None or stream.time_base is None or last.time_base is None or not last.duration:
-        return
-    stated, end = float(stream.duration * stream.time_base), time + float(last.duration * last.time_base)
-    if stated - end > max(0.5, 0.02 * stated):
-        raise ValueError(
-            f"{name}: the video is cut short: it ends after {end:.1f} s of {stated:.1f} s. Copy or download it again"
-        )
-
-
-def _formats(container: "InputContainer") -> list[str]:
-    """ffmpeg's names of the format; several where they are read alike."""
-    return container.format.name.split(",")
-
-
-def _check_avi_size(file: io.BufferedIOBase, name: str) -> None:
-    """AVI gives every frame the same duration, held or not, but says at its start how large it is."""
-    place = file.tell()
-    file.seek(0)
-    stated = int.from_bytes(file.read(8)[4:], "little")
-    size = file.seek(0, io.SEEK_END)
-    file.seek(place)
-    if stated not in (0, 0xFFFFFFFF) and size < stated + 8:  # written to a pipe, it does not know
-        raise ValueError(
-            f"{name}: the video is cut short: it has {size:,} bytes of {stated + 8:,}. Copy or download it again"
-        )
-
-
-def _times_in_order(container: "InputContainer", stream: "VideoStream") -> list[float] | None:
-    """Times of the frames in the order in which they are shown, where packets do not say when; None where they do.
-
-    AVI and ASF store when a packet is decoded, not when its frame is shown; where frames are reordered, ffmpeg guesses. Elsewhere
-    times that ascend from packet to packet are a guess too. The decoder's order is right all the same, so the k-th frame is shown
-    at the k-th time of decoding.
-    """
-    assert stream.time_base is not None  # a stream with packets has one
-    packets = (packet for packet in container.demux(stream) if packet.size)
-    first = list(islice(packets, PROBED_PACKETS))
-    shown = [packet.pts for packet in first if packet.pts is not None]
-    is_ascending = len(shown) > 2 and all(a < b for a, b in pairwise(shown))
-    is_guessed = stream.codec_context.has_b_frames and (
-        is_ascending or not _DECODING_TIMES.isdisjoint(_formats(container))
-    )
-    ordered: list[float] | None = None
-    if is_guessed or len(shown) < len(first):
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        decoded = [packet.dts for packet in (*first, *packets)]
-        known = [dts for dts in decoded if dts is not None]
-        if len(known) == len(decoded) and all(a < b for a, b in pairwise(known)):
-            ordered = [float((dts - known[0]) * stream.time_base) for dts in known]
-        else:
-            ordered = [number / rate for number in range(len(decoded))]
-    container.seek(0)
-    return ordered
-
-
-def _timed(
-    container: "InputContainer",
-    stream: "VideoStream",
-    start: float,
-    ordered: Sequence[float] | None,
-    size: tuple[int, int],
-    name: str,
-) -> Iterator[tuple["VideoFrame", float]]:
-    """Each frame, and when it is shown; times ascend. None is larger than `size` (width, height), as limits were told."""
-    step = 1 / float(stream.average_rate or 25)
-    last: float | None = None
-    for number, frame in enumerate(container.decode(stream)):
-        if frame.width * frame.height > size[0] * size[1]:
-            raise ValueError(
-                f"{name}: a frame is {frame.width} x {frame.height} pixels, where the video says {size[0]} x {size[1]}. "
-                "Convert it to one size"
-            )
-        if ordered is not None and number < len(ordered):
-            time = ordered[number]
-        elif ordered is None and frame.time is not None:
-            time = frame.time - start
-        else:
-            time = 0.0 if last is None else last + step
-        last = time if last is None or time > last else last + step
-        yield frame, last
-
-
-def _upright(frame: "VideoFrame") -> Image.Image:
-    """In RGB, turned as the file says that players should."""
-    picture = frame.to_image()
-    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture

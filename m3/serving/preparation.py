@@ -101,6 +101,7 @@ class Preparation:
                 limits.video_seconds,
                 limits.frames,
                 limits.video_pixels,
+                limits.decode_seconds,
             )
             prepared = tuple(prepare(self._processor, video.frames, limits.video_pixels))
         return Sight(digest, tuple(tiles for batch in prepared for tiles in batch.images), None, prepared)

@@ -30,6 +30,8 @@ class Limits:
     video_pixels: int = 64_000_000
     """Width x height x frames read of a video, which are held at once."""
     video_seconds: float = 600.0
+    decode_seconds: float = 30.0
+    """In which the frames of a video must have been decoded."""
     turns: int = 128
     characters: int = 200_000
     """Of all text."""

@@ -184,7 +184,15 @@ class Desk:
         limits = self._limits
         if visual.kind == "video":
             sampling = visual.sampling
-            video = load_video(visual.content, sampling, limits.pixels, limits.video_seconds, limits.frames)
+            video = load_video(
+                visual.content,
+                sampling,
+                limits.pixels,
+                limits.video_seconds,
+                limits.frames,
+                limits.video_pixels,
+                limits.decode_seconds,
+            )
             picture = video.frames[0]
         else:
             picture = load_image(visual.content, limits.pixels)

@@ -3,14 +3,10 @@
 import base64
 import json
 import statistics
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx2
 import pytest
-from serving_files import ask, png
+from serving_files import ask, bystander, png
 
 from m3.serving.guard import MOST_ESCAPES, MOST_QUOTES, MOST_VALUES, check_json_size
 from m3.serving.requests import Refused
@@ -49,29 +45,6 @@ def test_what_people_send_passes() -> None:
     check_json_size(json.dumps([0] * (MOST_VALUES - 10)).encode())
     check_json_size(b'"' + b'\\"' * (MOST_QUOTES - 1) + b'"')
     check_json_size(b"")
-
-
-@contextmanager
-def bystander(address: str) -> Iterator[list[float]]:
-    """Another client, which asks for /health all the time; the seconds of each answer."""
-    seconds: list[float] = []
-    over = threading.Event()
-
-    def ask_again_and_again() -> None:
-        with httpx2.Client(base_url=address, timeout=60) as client:
-            while not over.is_set():
-                start = time.perf_counter()
-                assert client.get("/health").status_code == 200
-                seconds.append(time.perf_counter() - start)
-                over.wait(0.02)
-
-    thread = threading.Thread(target=ask_again_and_again)
-    thread.start()
-    try:
-        yield seconds
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.mark.slow

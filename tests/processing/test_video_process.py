@@ -1,0 +1,123 @@
+"""Videos are decoded in a process of their own: what ends or holds it is an error of that video alone."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from damaged_videos import damaged
+from videos import write_video
+
+from m3.processing import video_process
+from m3.processing.video import Sampling, load_video
+from m3.processing.video_process import VideoProcess, VideoProcessError, VideoProcesses
+
+REQUEST = {"name": "a video", "path": None, "sampling": {"num_frames": 2}}
+REQUEST["limits"] = {"pixels": 10**6, "seconds": 100.0, "frames": 8, "pixels_in_all": None}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "short.mp4")
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_video(tmp_path_factory.mktemp("video") / "long.mp4", frames=2000, fps=25).read_bytes()
+
+
+def test_a_process_is_kept_for_the_next_video(video: Path) -> None:
+    processes = VideoProcesses()
+    for _ in range(3):
+        answer, pixels = processes.decode(REQUEST, video.read_bytes(), 30.0)
+        assert (len(answer["times"]), [len(rgb) for rgb in pixels]) == (2, [64 * 48 * 3] * 2)
+    (process,) = processes._idle
+    processes.end()
+    assert process._process.returncode == -signal.SIGKILL
+
+
+def test_a_crash_is_an_error_of_its_video(video: Path, long_video: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = VideoProcesses()
+    processes.decode(REQUEST, video.read_bytes(), 30.0)
+    (process,) = processes._idle
+    read = process._read
+
+    def crash_first() -> bytes:
+        os.kill(process._process.pid, signal.SIGSEGV)
+        return read()
+
+    monkeypatch.setattr(process, "_read", crash_first)
+    with pytest.raises(VideoProcessError, match=r"the decoder crashed on it \(exit code -11\)"):
+        processes.decode(REQUEST, long_video, 30.0)
+    assert processes._idle == []
+    assert len(processes.decode(REQUEST, video.read_bytes(), 30.0)[1]) == 2
+    processes.end()
+
+
+def test_a_process_that_died_while_it_waited_costs_nothing(video: Path) -> None:
+    processes = VideoProcesses()
+    processes.decode(REQUEST, video.read_bytes(), 30.0)
+    (process,) = processes._idle
+    process._process.kill()
+    process._process.wait()
+    assert len(processes.decode(REQUEST, video.read_bytes(), 30.0)[1]) == 2
+    processes.end()
+
+
+def test_decoding_without_end_is_ended(long_video: bytes) -> None:
+    with pytest.raises(
+        ValueError, match=r"video of [0-9,]+ bytes: decoding it took longer than 0.01 s. Copy or download it"
+    ):
+        load_video(long_video, Sampling(num_frames=500), decode_seconds=0.01)
+
+
+def test_memory_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_process, "MEMORY", 2**28)
+    process = VideoProcess()
+    with pytest.raises(VideoProcessError, match="the decoder crashed on it"):
+        process.decode(REQUEST, bytes(300 * 2**20), 30.0)
+
+
+def test_many_threads_have_processes_of_their_own(video: Path) -> None:
+    results: list[tuple[float, ...]] = []
+    threads = [threading.Thread(target=lambda: results.append(load_video(video).times)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 6
+    assert len(set(results)) == 1
+    assert len(video_process.VIDEO_PROCESSES._idle) <= video_process.MOST_IDLE
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_has_processes_of_its_own(video: Path) -> None:
+    expected = load_video(video).times
+    idle = len(video_process.VIDEO_PROCESSES._idle)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            is_new = not video_process.VIDEO_PROCESSES._idle
+            code = 0 if is_new and load_video(video).times == expected else 1
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(video_process.VIDEO_PROCESSES._idle) == idle >= 1
+    assert load_video(video).times == expected
+
+
+@pytest.mark.slow
+def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
+    """Whatever their damage does to the decoder: pictures or a sentence, and never the end of this process."""
+    read, refusals = 0, []
+    for content in damaged(tmp_path, 160, seed=1):
+        try:
+            read += bool(load_video(content, Sampling(num_frames=4), decode_seconds=5.0).frames)
+        except ValueError as error:
+            refusals.append(str(error))
+    assert all(text.startswith("video of ") for text in refusals)
+    assert min(read, len(refusals)) > 10
