@@ -23,6 +23,7 @@ KINDS: dict[str, str] = {
     "image": "an image cannot be decoded",
     "too_long": "does not fit a row",
     "unsayable": "an answer holds a token that this run cannot teach the model to say",
+    "endless": "answers are not taught to end where generation stops",
     "duplicate_id": "an id stands twice in its source",
     "duplicate": "the same sample stands twice",
 }

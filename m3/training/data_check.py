@@ -12,10 +12,11 @@ from m3.data.fact import KINDS
 from m3.data.formats import open_source
 from m3.data.read import lengths_names
 from m3.data.recipe import Source
+from m3.data.sample import Sample
 from m3.processing import M3Processor
 from m3.training.build import build_processor
 from m3.training.command import find_recipe
-from m3.training.new_tokens import new_rows, unsayable_tokens, warning
+from m3.training.new_tokens import endless, new_rows, unsayable_tokens, warning
 from m3.training.plan import planned_config
 from m3.training.recipe import Recipe
 
@@ -51,6 +52,8 @@ def main(argv: list[str]) -> int:
     for source, found in zip(recipe.data.listed, findings.sources, strict=False):  # the held-out ones come last
         if source.weight > 0 and not found.counts["source"] and (warned := _warning(recipe, source, processor)):
             found.add("unsayable", warned, arguments.messages)
+        if found.samples and (sentence := _endless(recipe, source, processor)):
+            found.add("endless", sentence, arguments.messages)
     print(table(findings))
     if arguments.lengths is not None:
         read = [number for number, source in enumerate(recipe.data.listed) if source.weight > 0]
@@ -66,3 +69,12 @@ def _warning(recipe: Recipe, source: Source, processor: M3Processor) -> str | No
     if not unsayable:
         return None
     return warning(unsayable, processor, new_rows(recipe, planned_config(recipe), unsayable))
+
+
+def _endless(recipe: Recipe, source: Source, processor: M3Processor) -> str | None:
+    """What is wrong with the ends of a source's answers, if it begins with a conversation."""
+    try:
+        is_talk = isinstance(open_source(source)[0], Sample)
+    except ValueError:
+        return None  # told already
+    return endless(recipe, planned_config(recipe), processor) if is_talk else None

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from m3.checkpoints.base import read_json
 from m3.checkpoints.rows import EMBEDDING, OUTPUT
 from m3.checkpoints.weights import INDEX, SINGLE, Weights
 from m3.data.sample import Sample, SampleSource, Turn
@@ -77,9 +78,16 @@ def _only_rows(gradient: Tensor, ids: list[int]) -> Tensor:
 
 
 def template_tokens(processor: M3Processor) -> set[int]:
-    """Tokens that the chat template puts into every answer, such as the end of a turn."""
-    answer = tokenize_sample(Sample("probe", (), (Turn("user", "a"), Turn("assistant", "a"))), processor)
-    return {*_learned(answer.input_ids, answer.labels_mask)} - {*processor.tokenizer("a").input_ids}
+    """Tokens that the chat template puts into every answer, such as the end of a turn; none of one that marks no answers."""
+    found: list[set[int]] = []
+    for text in "ab":  # what both have is no text of theirs, unless the tokenizer knows neither
+        sample = Sample("probe", (), (Turn("user", "a"), Turn("assistant", text)))
+        try:
+            answer = tokenize_sample(sample, processor)
+        except ValueError:
+            return set()  # told where a conversation is read
+        found.append({*_learned(answer.input_ids, answer.labels_mask)})
+    return (found[0] & found[1]) - {*processor.tokenizer("a", add_special_tokens=False).input_ids}
 
 
 def label_tokens(source: SampleSource, processor: M3Processor) -> set[int]:
@@ -148,6 +156,25 @@ def warning(unsayable: Mapping[int, str], processor: M3Processor, rows: NewRows 
     return (
         f"answers hold {len(stuck)} of the tokens whose row of the output layer is frozen and not their own: {listed}. The model "
         f"cannot learn to say them{ends}. Give parts.new_tokens a learning rate, or train the decoder without an adapter"
+    )
+
+
+def endless(recipe: Recipe, config: M3Config, processor: M3Processor) -> str | None:
+    """What is wrong where generation stops at nothing that answers are taught to end with; None where all is well."""
+    file = None if recipe.model is None else Path(recipe.model) / "generation_config.json"
+    given = (
+        config.text_config.eos_token_id if file is None or not file.is_file() else read_json(file).get("eos_token_id")
+    )
+    stops = given if isinstance(given, list) else [given]
+    learned, template = template_tokens(processor), processor.chat_template
+    if not isinstance(template, str) or "generation" not in template or not learned.isdisjoint(stops):
+        return None
+    name = processor.tokenizer.convert_ids_to_tokens
+    behind = ", ".join(str(name(token)) for token in sorted(learned)) or "nothing"
+    stopping = ", ".join(str(name(stop)) for stop in stops if stop is not None) or "nothing"
+    return (
+        f"answers would never end: by the chat template {behind} is learned behind each, and generation stops at {stopping}. Put "
+        "the end of a turn inside {% generation %} ... {% endgeneration %}, or its id into eos_token_id of generation_config.json"
     )
 
 

@@ -21,7 +21,7 @@ from m3.training.context import check_context, extended
 from m3.training.distributed import zero_options
 from m3.training.evaluations import check_folders
 from m3.training.lora import lora_config
-from m3.training.new_tokens import NewRows, describe, new_rows, unsayable_tokens, warning
+from m3.training.new_tokens import NewRows, describe, endless, new_rows, unsayable_tokens, warning
 from m3.training.recipe import Recipe
 from m3.training.row_attention import choose_row_attention
 from m3.training.sections import Evaluation
@@ -62,8 +62,8 @@ def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
         lines.append(_evaluation_line(recipe, recipe.evaluation, config))
     if rows is not None:
         lines.append(describe(rows, processor))
-    warned = None if processor is None else warning(unsayable, processor, rows)
-    return "\n".join(lines if warned is None else [*lines, f"WARNING: {warned}"])
+    warned = [] if processor is None else [warning(unsayable, processor, rows), endless(recipe, config, processor)]
+    return "\n".join([*lines, *(f"WARNING: {sentence}" for sentence in warned if sentence is not None)])
 
 
 def _unsayable(recipe: Recipe) -> tuple[dict[int, str], M3Processor | None]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from training_runs import make_new_tokens, weights
 
@@ -158,3 +160,19 @@ def test_rows_of_new_tokens_train_in_sharded_tables(zero: str, what: str, tmp_pa
     before, after = load_file(tmp_path / "model" / "model.safetensors"), weights(tmp_path / "run")
     for name in (EMBEDDING, OUTPUT):
         assert (before[name] != after[name]).any(1).nonzero().flatten().tolist() == [97, 98]
+
+
+@pytest.mark.slow
+def test_every_process_refuses_other_data(tmp_path: Path) -> None:
+    """The first one looks; none of them goes on."""
+    recipe = make_new_tokens(tmp_path)
+    command = launch(recipe, "schedule.steps=4", "schedule.global_batch=2", "schedule.save_every=2")
+    around = environment() | {"LAUNCHER": "torchrun"}
+    first = subprocess.run(command, env=around, capture_output=True, text=True, timeout=200, check=False)
+    assert first.returncode == 0, first.stderr[-2000:]
+    for name in ("final", "checkpoint-4"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / name)
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(tmp_path / "0.png")
+    again = subprocess.run(command, env=around, capture_output=True, text=True, timeout=200, check=False)
+    assert again.returncode != 0
+    assert again.stderr.count("samples or pictures behind the same names. Put it back") == 2

@@ -202,3 +202,26 @@ def test_rows_that_are_not_their_own(dtype: torch.dtype) -> None:
         292: "the row of token 7",
         293: "zero",
     }
+
+
+def test_answers_that_are_not_taught_to_end_are_named(made: Path, tmp_path: Path, capsys) -> None:
+    """The end of a turn stands outside the marks, or generation stops at something else."""
+    words = "answers would never end: by the chat template {} is learned behind each, and generation stops at {}. Put"
+    assert main(["data", "check", str(made)]) == 0
+    for name, behind, stops in (("outside", "nothing", "</s>, <|im_end|>"), ("other", "<|im_end|>", "</s>")):
+        model = tmp_path / name
+        shutil.copytree(made.parent / "model", model)
+        if name == "outside":
+            template = (model / "chat_template.jinja").read_text()
+            inside = "{{- render(message.content) ~ '<|im_end|>' -}}\n        {%- endgeneration -%}"
+            assert inside in template
+            moved = "{{- render(message.content) -}}{%- endgeneration -%}{{- '<|im_end|>' -}}"
+            (model / "chat_template.jinja").write_text(template.replace(inside, moved))
+        else:
+            (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+        capsys.readouterr()
+        assert main(["train", str(made), f"model={model}", "--dry-run"]) == 0
+        assert f"WARNING: {words.format(behind, stops)}" in capsys.readouterr().out
+        assert main(["data", "check", str(made), f"model={model}"]) == 1
+        assert words.format(behind, stops) in capsys.readouterr().out
+        assert main(["data", "check", str(made), f"model={model}", "--allow", "endless"]) == 0

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import check_merged, weights
+from training_runs import check_merged, make_new_tokens, weights
 
+from m3.checkpoints.rows import EMBEDDING, OUTPUT
 from m3.config import load
 from m3.training.build import build
 from m3.training.command import find_recipe, main
@@ -108,3 +109,13 @@ def test_packed_experts_take_no_adapter() -> None:
     wanted = "adapter={targets: [attention, routed_experts], quantise: bnb-4bit}"
     with pytest.raises(ValueError, match="leave routed_experts out of targets, or take quantise: bnb-8bit"):
         load(find_recipe("tiny_all_scales"), Recipe, [wanted])
+
+
+@pytest.mark.parametrize("quantise", ["bnb-4bit", "bnb-8bit"])
+def test_rows_of_new_tokens_train_beside_it(quantise: str, tmp_path: Path) -> None:
+    recipe = make_new_tokens(tmp_path, hidden_size=64, intermediate_size=64)
+    adapter = f"adapter={{rank: 4, targets: [attention, mlp], quantise: {quantise}}}"
+    main([str(recipe), adapter, "schedule.steps=4"])
+    before, after = load_file(tmp_path / "model" / "model.safetensors"), weights(tmp_path / "run")
+    for name in (EMBEDDING, OUTPUT):
+        assert (before[name] != after[name]).any(1).nonzero().flatten().tolist() == [97, 98]
