@@ -27,7 +27,10 @@ EXTRAS = {
         "scikit-learn>=1.6",
     ],
     # the version is exact because the plug-in follows interfaces that lmms-eval does not promise to keep
-    "eval": ["lmms-eval==0.7.3", "datasets>=4.0", "matplotlib>=3.9", "openpyxl>=3.1", "psutil>=6.0", "pyarrow>=18.0"],
+    "eval": [
+        *("lmms-eval==0.7.3", "datasets>=4.0", "matplotlib>=3.9", "openpyxl>=3.1", "psutil>=6.0", "pyarrow>=18.0"),
+        "scipy>=1.13",
+    ],
     # sentencepiece 0.2.3 is made for protobuf 7.36, the tested protobuf is older
     "convert": ["protobuf>=5.0", "sentencepiece>=0.2,<=0.2.1"],
     # below 16, as lmms-eval asks

@@ -27,14 +27,20 @@ class Calibration:
 
 
 def calibration(confidences: Sequence[float], scores: Sequence[float], bins: int = 10) -> Calibration:
-    """Calibration of answers with their scores in [0, 1]; at most `bins` bins, fewer for fewer answers."""
+    """Calibration of answers with their scores in [0, 1]; at most `bins` bins, fewer for fewer answers.
+
+    Answers of equal confidence each count with their mean score, so that the order of the answers tells nothing.
+    """
     if len(confidences) != len(scores) or not len(scores):
         raise ValueError(
             f"{len(confidences)} confidences for {len(scores)} scores; one of each per answer, at least one"
         )
     sure, right = np.asarray(confidences, dtype=np.float64), np.asarray(scores, dtype=np.float64)
-    order = np.argsort(sure, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    order = np.lexsort((right, sure))
+    sure, right = sure[order], right[order]
+    _, ties, sizes = np.unique(sure, return_inverse=True, return_counts=True)
+    right = (np.bincount(ties, weights=right) / sizes)[ties]
+    parts = [part for part in np.array_split(np.arange(len(sure)), bins) if len(part)]
     found = tuple(Bin(float(sure[part].mean()), float(right[part].mean()), len(part)) for part in parts)
     error = sum(one.n * abs(one.confidence - one.accuracy) for one in found) / len(sure)
     return Calibration(found, float(error), float(sure.mean()), len(sure))

@@ -1,15 +1,15 @@
 """Two budgets, two models or two runs against each other, document by document.
 
-In: `Summary`s. Out: differences with intervals (paired bootstrap, images drawn with all their documents), and `Change`s between
-two runs, corrected for their number. `m3 report A B` shows them; `m3 sweep --baseline` fails on the drops.
+In: `Summary`s. Out: differences with intervals (paired bootstrap within each task, images drawn with all their documents),
+and `Change`s between two runs, corrected for their number. `m3 report A B` shows them; `m3 sweep --baseline` fails on the drops.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from m3.evaluation.direction import LESS
-from m3.evaluation.statistics import Difference, holm, paired_bootstrap, paired_p
+from m3.evaluation.statistics import Difference, TaskPairs, holm, mean_difference
 from m3.evaluation.summary import Summary
 
 LEVEL = 0.05
@@ -34,7 +34,7 @@ class Change:
     task: str | None  # None: the mean over the tasks
     scale: int
     difference: Difference
-    p: float  # normal approximation, clustered by image
+    p: float  # Student's t, clustered by image within each task
     p_holm: float  # corrected for all changes of the same kind (means, or tasks)
     higher_is_better: bool
     tasks: tuple[str, ...]  # that it is over
@@ -54,26 +54,13 @@ class Change:
         return self.is_significant and not self.is_for_better
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    a: list[float]
-    b: list[float]
-    clusters: list[Hashable]
-
-    def difference(self) -> Difference:
-        return paired_bootstrap(self.a, self.b, self.clusters)
-
-    def p(self) -> float:
-        return paired_p(self.a, self.b, self.clusters)
-
-
 def difference(a: Side, b: Side) -> Difference | None:
     """Mean of `a` minus mean of `b` over the documents that both have, in the metric's own sign; every task weighs the same.
 
     Over those tasks of a's mean that are `comparable`; None where there is none.
     """
     tasks = comparable(a, b, a.summary.averaged)
-    return _pairs(a, b, tasks).difference() if tasks else None
+    return mean_difference(_pairs(a, b, tasks)) if tasks else None
 
 
 def comparable(a: Side, b: Side, tasks: Sequence[str]) -> tuple[str, ...]:
@@ -86,25 +73,23 @@ def _is_known(side: Side, task: str) -> bool:
     return task in side.summary.units and samples is not None and side.scale in samples.scales
 
 
-def _pairs(a: Side, b: Side, tasks: Sequence[str]) -> _Pairs:
+def _pairs(a: Side, b: Side, tasks: Sequence[str]) -> list[TaskPairs]:
     """`tasks`: at least one, and comparable."""
-    left, right, clusters = [], [], []
+    pairs = []
     for task in tasks:
         mine, theirs = a.summary.samples[a.model, task], b.summary.samples[b.model, task]
         rows = {key: row for row, key in enumerate(zip(theirs.doc_ids, theirs.documents, strict=True))}
-        found = [
+        common = [
             (row, rows[key]) for row, key in enumerate(zip(mine.doc_ids, mine.documents, strict=True)) if key in rows
         ]
-        if not found:
+        if not common:
             raise ValueError(
                 f"{a.summary.run} and {b.summary.run} have no document of {task} in common: they were run on other data"
             )
-        weight = a.summary.units[task] / len(found)
-        left += [mine.at(a.scale)[row] * weight for row, _ in found]
-        right += [theirs.at(b.scale)[row] * weight for _, row in found]
-        clusters += [mine.images[row] for row, _ in found]
-    weight = len(left) / len(tasks)
-    return _Pairs([float(x * weight) for x in left], [float(x * weight) for x in right], clusters)
+        left, right = (side.summary.units[task] * of.at(side.scale) for side, of in ((a, mine), (b, theirs)))
+        own, other = (list(column) for column in zip(*common, strict=True))
+        pairs.append(TaskPairs(left[own].tolist(), right[other].tolist(), [mine.images[row] for row in own]))
+    return pairs
 
 
 def compare(new: Summary, old: Summary) -> list[Change]:
@@ -154,8 +139,8 @@ def _change(new: Side, old: Side, task: str | None, averaged: Sequence[str]) -> 
     if not tasks:
         return None
     pairs, is_higher = _pairs(new, old, tasks), new.summary.kind(task).higher_is_better
-    p, left_out = pairs.p(), tuple(one for one in asked if one not in tasks)
-    return Change(new.model, old.model, task, new.scale, pairs.difference(), p, p, is_higher, tasks, left_out)
+    left_out, found = tuple(one for one in asked if one not in tasks), mean_difference(pairs)
+    return Change(new.model, old.model, task, new.scale, found, found.p, found.p, is_higher, tasks, left_out)
 
 
 def not_compared(new: Summary, old: Summary) -> list[str]:

@@ -22,7 +22,7 @@ class Samples:
     scales: tuple[int, ...]
     doc_ids: tuple[int, ...]
     documents: tuple[str, ...]  # digests of the documents: equal in two runs where the data are
-    images: tuple[tuple[str, ...], ...]  # the clusters (`cluster`)
+    images: tuple[int, ...]  # the clusters (`picture_clusters`)
     scores: Float[np.ndarray, "n k"]
     tokens: Float[np.ndarray, "n k"]  # visual tokens of the prompt, as counted
     confidences: Float[np.ndarray, "n k"]  # nan where none was recorded
@@ -31,9 +31,25 @@ class Samples:
         return self.scores[:, self.scales.index(scale)]
 
 
-def cluster(answer: Answer) -> tuple[str, ...]:
-    """What documents are not independent within: their pictures, by digest. One without a picture stands for itself."""
-    return answer.images or (f"text {answer.cell.document}",)
+def picture_clusters(answers: Sequence[Answer]) -> list[int]:
+    """A number per document: alike where documents share a picture (by content digest), or a chain of such documents does.
+
+    Documents are not independent within such a component. One without a picture stands for itself.
+    """
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        parents.setdefault(name, name)
+        while parents[name] != name:
+            parents[name] = name = parents[parents[name]]
+        return name
+
+    names = [answer.images or (f"text {answer.cell.document}",) for answer in answers]
+    for first, *others in names:
+        for other in others:
+            parents[root(other)] = root(first)
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(root(first), len(numbers)) for first, *_ in names]
 
 
 def read_samples(run: Path, store: Store, model: str, task: str, scales: Sequence[int], metric: str) -> Samples | None:
@@ -48,7 +64,7 @@ def read_samples(run: Path, store: Store, model: str, task: str, scales: Sequenc
         scales=tuple(scales),
         doc_ids=tuple(doc_ids),
         documents=tuple(row[0].cell.document for row in answers),
-        images=tuple(cluster(row[0]) for row in answers),
+        images=tuple(picture_clusters([row[0] for row in answers])),
         scores=np.asarray(scores, dtype=np.float64),
         tokens=np.asarray([[answer.visual_tokens for answer in row] for row in answers], dtype=np.float64),
         confidences=np.asarray([[answer.confidence for answer in row] for row in answers], dtype=np.float64),

@@ -18,8 +18,9 @@ from lmms_eval import evaluator
 from lmms_eval.tasks import TaskManager
 
 from m3.evaluation.decoding import SCALE
+from m3.evaluation.numbers import as_number
 from m3.evaluation.run_folder import CellRow, result_path, submission_folder, write_json
-from m3.evaluation.samples import cluster
+from m3.evaluation.samples import picture_clusters
 from m3.evaluation.statistics import Mean, clustered_mean
 from m3.evaluation.store import Answer
 from m3.evaluation.stored import StoredModel
@@ -108,9 +109,16 @@ def reported(results: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, value in results.items():
         metric, comma, _ = name.partition(",")
-        if comma and "_stderr" not in metric and metric not in found and isinstance(value, int | float):
-            found[metric] = float(value)
-    return {metric: value for metric, value in found.items() if math.isfinite(value)}
+        if not comma or "_stderr" in metric or metric in found:
+            continue
+        number = as_number(value)
+        if number is not None and math.isfinite(number):
+            found[metric] = number
+        elif metric != SUBMISSION:
+            logger.warning(
+                "the harness gave %.200r for %s, which is no finite number: the metric has no row", value, name
+            )
+    return found
 
 
 def per_document(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
@@ -118,9 +126,9 @@ def per_document(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str,
     scores = {}
     for metric in metrics:
         value = sample.get(metric)
-        value = value.get("score") if isinstance(value, dict) else value
-        if isinstance(value, int | float) and math.isfinite(value):
-            scores[metric] = float(value)
+        number = as_number(value.get("score") if isinstance(value, dict) else value)
+        if number is not None and math.isfinite(number):
+            scores[metric] = number
     return scores
 
 
@@ -148,7 +156,7 @@ def _row(
         value=value,
         stderr=None if ours is None or unit is None else unit * ours.stderr,
         n=len(documents),
-        clusters=len({cluster(answer) for answer in first}),
+        clusters=len(set(picture_clusters(first))),
         visual_tokens=sum(answer.visual_tokens for answer in first) / len(first),
         text_tokens=sum(answer.text_tokens for answer in first) / len(first),
         answer_tokens=sum(answer.answer_tokens for answer in first) / len(first),
@@ -167,8 +175,13 @@ def _mean(
     """Clustered mean, where every document has a score for the metric."""
     values = [scores[doc_id][metric] for doc_id in documents if metric in scores[doc_id]]
     if len(values) != len(documents):
+        if values:
+            lost = len(documents) - len(values)
+            logger.warning(
+                "%s: %d of %d documents have no finite number; it has no standard error", metric, lost, len(documents)
+            )
         return None
-    return clustered_mean(values, [cluster(answers[doc_id][0]) for doc_id in documents])
+    return clustered_mean(values, picture_clusters([answers[doc_id][0] for doc_id in documents]))
 
 
 def _cause(error: BaseException) -> str:

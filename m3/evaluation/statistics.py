@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import norm
+from scipy.stats import t as student
 
 DRAWS = 2_000
 """Bootstrap resamples: the ends of a 95 % interval are then known to about 4 % of its width."""
@@ -29,9 +31,9 @@ class Difference:
     """Mean of (a - b) over the same documents, with a bootstrap interval."""
 
     value: float
-    low: float  # nan, as high, where there is one image alone
+    low: float  # nan, as high, where a task has one image alone
     high: float
-    p: float  # two-sided: how often resampling puts the difference on the other side of zero, times two
+    p: float  # two-sided (`paired_p`)
     n: int = 0  # documents compared
 
 
@@ -70,43 +72,98 @@ def paired_bootstrap(
 ) -> Difference:
     """Difference of two means over the same documents; images are drawn with replacement, with all their documents.
 
-    `a[i]`, `b[i]` and `clusters[i]` belong to one document. Percentile interval; p is at least 2 / (iterations + 1), and
-    `least_p`. One image alone has no interval.
+    `a[i]`, `b[i]` and `clusters[i]` belong to one document. One image alone has no interval.
     """
     _check_lengths(a=len(a), b=len(b), clusters=len(clusters))
-    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    sums, sizes = _cluster_sums(differences, clusters)
+    return mean_difference([TaskPairs(a, b, clusters)], iterations, seed, confidence)
+
+
+@dataclass(frozen=True)
+class TaskPairs:
+    """Scores of one task's documents on both sides, and the image that each document shows."""
+
+    a: Sequence[float]
+    b: Sequence[float]
+    clusters: Sequence[Hashable]
+
+    def differences(self) -> Float[np.ndarray, " n"]:
+        _check_lengths(a=len(self.a), b=len(self.b), clusters=len(self.clusters))
+        return np.asarray(self.a, dtype=np.float64) - np.asarray(self.b, dtype=np.float64)
+
+    def mean(self) -> Mean:
+        return clustered_mean(self.differences().tolist(), self.clusters)
+
+
+def mean_difference(
+    tasks: Sequence[TaskPairs], iterations: int = DRAWS, seed: int = 0, confidence: float = 0.95
+) -> Difference:
+    """Difference of two unweighted means over the same tasks, with an interval drawn within each task.
+
+    The tasks are fixed: another draw of the images is another experiment, another choice of tasks is another question. Images
+    are drawn apart in each task. The percentile interval is widened about the difference for few images, as t exceeds the
+    normal distribution and sqrt(C / (C - 1)) exceeds 1 (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789).
+    """
+    means = [task.mean() for task in tasks]
+    value = mean_of_means(means).value
     rng = np.random.default_rng(seed)
-    drawn = np.empty(iterations)
-    for start in range(0, iterations, 500):
-        rows = min(500, iterations - start)
-        counts = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=rows)
-        drawn[start : start + rows] = (counts @ sums) / (counts @ sizes)
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(sums) > 1 else (math.nan,) * 2
-    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    p = max(min(1.0, 2 * (tail + 1) / (iterations + 1)), least_p(len(sums)))
-    return Difference(float(differences.mean()), float(low), float(high), float(p), len(differences))
+    deviation = np.zeros(iterations)
+    for task, mean in zip(tasks, means, strict=True):
+        sums, sizes = _cluster_sums(task.differences(), task.clusters)
+        correction = math.sqrt(len(sums) / (len(sums) - 1)) if len(sums) > 1 else math.nan
+        for start in range(0, iterations, 500):
+            rows = min(500, iterations - start)
+            counts = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=rows)
+            drawn = (counts @ sums) / (counts @ sizes) - mean.value
+            deviation[start : start + rows] += correction * drawn / len(tasks)
+    ends = (1 - confidence) / 2, (1 + confidence) / 2
+    freedom = degrees_of_freedom(means)
+    widening = float(student.ppf(ends[1], freedom)) / float(norm.ppf(ends[1])) if freedom > 0 else 1.0
+    low, high = (value + widening * float(np.quantile(deviation, end)) for end in ends)
+    return Difference(value, low, high, difference_p(means), sum(mean.n for mean in means))
+
+
+def degrees_of_freedom(means: Sequence[Mean]) -> float:
+    """Degrees of freedom of a mean over tasks: C - 1 for one task, else Satterthwaite's; 0 where no error is known.
+
+    With v the squared error of each task's mean, (sum v)^2 / sum(v^2 / (C - 1)) (Satterthwaite 1946).
+    """
+    variances = [mean.stderr**2 for mean in means]
+    largest = max(variances)
+    if any(math.isnan(variance) for variance in variances) or largest == 0:
+        return 0.0
+    shares = [variance / largest for variance in variances]  # errors of 1e-160 have squares too
+    return sum(shares) ** 2 / sum(
+        share**2 / (mean.clusters - 1) for share, mean in zip(shares, means, strict=True) if share
+    )
+
+
+def difference_p(means: Sequence[Mean]) -> float:
+    """Two-sided p of an unweighted mean over tasks of differences: Student's t of its clustered error; see `paired_p`."""
+    mean = mean_of_means(means)
+    if math.isnan(mean.stderr) or mean.value == 0:
+        return 1.0
+    if mean.stderr == 0:
+        return least_p(mean.clusters)
+    freedom = degrees_of_freedom(means)
+    p = 2 * float(student.sf(abs(mean.value) / mean.stderr, freedom)) if freedom > 0 else 0.0
+    return max(p, least_p(mean.clusters))
 
 
 def least_p(clusters: int) -> float:
     """The smallest two-sided p that so many images can give, whatever they say: that of a sign-flip test, 2 / 2^C.
 
-    Resampling and the normal distribution know no such end: of three images that agree they would be sure beyond measure.
+    Resampling and Student's t know no such end: of three images that agree they would be sure beyond measure.
     """
     return 2.0 ** (1 - clusters)
 
 
 def paired_p(a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """Two-sided p of a difference of two means by its clustered standard error and the normal distribution.
+    """Two-sided p of a difference of two means by its clustered standard error and Student's t of C - 1 degrees of freedom.
 
-    Unlike the bootstrap's it does not end at the number of draws, so it can be corrected for any number of tests; it ends at
+    Unlike a count of draws it does not end at their number, so it can be corrected for any number of tests; it ends at
     `least_p`. 1 where the error cannot be known (one image).
     """
-    mean = clustered_mean([x - y for x, y in zip(a, b, strict=True)], clusters)
-    if math.isnan(mean.stderr) or mean.value == 0:
-        return 1.0
-    normal = math.erfc(abs(mean.value) / mean.stderr / math.sqrt(2)) if mean.stderr > 0 else 0.0
-    return max(normal, least_p(mean.clusters))
+    return difference_p([TaskPairs(a, b, clusters).mean()])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

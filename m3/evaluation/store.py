@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -54,9 +55,9 @@ class Cell:
     scale: int  # visual tokens per image
     method: str  # how the visual tokens were made: the kind of nesting
 
-    @property
+    @cached_property
     def key(self) -> str:
-        return digest(asdict(self))
+        return digest({field.name: getattr(self, field.name) for field in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from m3.evaluation import report
@@ -37,6 +38,17 @@ def test_fewer_answers_than_bins():
     assert calibration([0.5, 0.1], [0.0, 0.0]).bins == (Bin(0.1, 0.0, 1), Bin(0.5, 0.0, 1))
 
 
+def test_the_order_of_equally_sure_answers_tells_nothing():
+    assert calibration([0.5] * 100, [0.0] * 50 + [1.0] * 50).error == 0.0
+    rng = np.random.default_rng(0)
+    for levels in (1, 3, 7, 1000):
+        sure, right = rng.integers(0, levels + 1, 97) / (levels + 1), rng.random(97)
+        expected = calibration(sure.tolist(), right.tolist())
+        for _ in range(20):
+            order = rng.permutation(97)
+            assert calibration(sure[order].tolist(), right[order].tolist()) == expected
+
+
 @pytest.mark.parametrize("lengths", [(2, 1), (0, 0)])
 def test_one_score_per_confidence(lengths: tuple[int, int]):
     with pytest.raises(ValueError, match=rf"{lengths[0]} confidences for {lengths[1]} scores; one of each per answer"):
@@ -63,7 +75,7 @@ def test_report_shows_it_where_there_is_confidence(tmp_path: Path):
     assert table.header == ["tokens", "scene", "mean", "confidence"]  # the other task has none
     assert len(table.rows) == 2 * len(SWEPT)
     scores = summary.samples["m3-tiny", SUITE[0]].at(1)
-    by_hand = sum(abs(0.75 - scores[i : i + 2].mean()) for i in range(0, 20, 2)) / 10  # all as sure: bins in order
+    by_hand = abs(0.75 - scores.mean())  # all as sure: their order tells nothing
     assert table.rows[0] == ["1", f"{100 * by_hand:.1f}", f"{100 * by_hand:.1f}", "75.0"]
     assert (run / "tables" / "calibration.md").exists()
     assert "Expected calibration error" in (run / "report.html").read_text()
