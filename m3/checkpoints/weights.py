@@ -100,6 +100,7 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
         return [folder / file for file in files], {name: folder / file for name, file in place.items()}
     if single.is_file():
         return [single], {}
+    _refuse_adapter(folder)
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise ValueError(
@@ -108,6 +109,29 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
             f"safetensors.torch.save_file as {SINGLE}, and convert that"
         )
     raise ValueError(f"{folder} has no weights: expected {SINGLE}, or {INDEX} and its shards")
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """A `ValueError` for a folder of LoRA, or of a connector alone, as LLaVA's training writes them: half a model."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = _base_of(adapter)
+        raise ValueError(
+            f"{folder} is a LoRA adapter of {base} ({adapter.name}), not a whole model: merge it into that model with "
+            "LLaVA's scripts/merge_lora_weights.py, save with safetensors, and convert the result"
+        )
+    if (folder / "mm_projector.bin").is_file():
+        raise ValueError(
+            f"{folder} holds the connector of LLaVA's pre-training alone (mm_projector.bin), not a whole model: fine-tune "
+            "with it first, and convert the result"
+        )
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        return str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return "a model that it does not name"
 
 
 def _weight_map(index: Path) -> dict[str, str]:

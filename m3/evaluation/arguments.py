@@ -7,6 +7,7 @@ from pathlib import Path
 from m3.evaluation.lmms import FRAMES, sampling_of
 from m3.evaluation.methods import METHODS, OWN, get_method
 from m3.evaluation.suites import get_suite, known_tasks, suites
+from m3.inference.loading import DTYPES
 from m3.model import M3Config
 from m3.nesting import get_nesting
 
@@ -38,7 +39,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--frames", default=FRAMES, help="frames of a video, each an image; or collage: six as one image, as M3 does"
     )
     parser.add_argument("--device", help="default: the accelerator that torch sees, else cpu")
-    parser.add_argument("--dtype", default="auto", help="auto: as saved; or float32, bfloat16, float16")
+    parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: as saved")
     parser.add_argument("--no-latency", action="store_true", help="do not measure times and memory, compute cost alone")
     parser.add_argument(
         "--judge", metavar="MODEL", help="language model that scores open answers; see docs/evaluation.md"

@@ -157,11 +157,17 @@ class M3Model(M3PreTrainedModel):
             self.vision_tower.get_submodule(name).requires_grad_(False)
 
     def embed(
-        self, input_ids: Int[Tensor, "b l"], inputs: ImageInputs, spans: list[Span], is_continuation: bool = False
+        self,
+        input_ids: Int[Tensor, "b l"],
+        inputs: ImageInputs,
+        spans: list[Span],
+        is_continuation: bool = False,
+        written: int = 0,
     ) -> Float[Tensor, "b l d"]:
         """Embeddings of the text with every placeholder replaced by the tokens of its image at its scale.
 
-        `is_continuation`: the text goes on from a cache; a placeholder in it was written by the model and stands for itself.
+        `is_continuation`: the text goes on from a cache; a placeholder in it was written by the model and stands for itself,
+        as do the last `written` ones of a single row.
         """
         if inputs.pixel_values is not None and inputs.image_features is not None:
             raise ValueError("give pixel_values or image_features (seen before), not both")
@@ -179,6 +185,9 @@ class M3Model(M3PreTrainedModel):
             assert features is not None and seen.tile_tokens is not None  # get_image_features always gives them
             inputs.check_tokens(seen.tile_tokens, self.config.reader)
         token, newline = self.config.image_token_id, self.image_newline
+        if written:
+            input_ids = input_ids.clone()  # no span may take them for its own
+            input_ids[0, torch.where(input_ids[0] == token)[0][-written:]] = -1
         return splice(inputs_embeds, input_ids, features, inputs.images(), spans, token, self.config.reader, newline)
 
     def packed_sequences(

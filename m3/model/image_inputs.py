@@ -5,6 +5,7 @@ out: per image its `Tiles`, per placeholder span a `Span`: the scale, the image 
 """
 
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -105,13 +106,70 @@ class ImageInputs:
             raise ValueError(f"image_index spans {shown}, but there are {len(images)} images")
         return [Span(s, i, reader.count(s, images[i])) for s, i in zip(scales, shown, strict=True)]
 
+    def behind_cache(
+        self, rows: Int[Tensor, "b l"], length: int, image_token_id: int, reader: ImageReader
+    ) -> "ImageInputs":
+        """The images whose placeholders stand behind the first `length` columns, which a cache holds already.
+
+        What is given are the images of all `rows`, or already those behind the cache alone.
+
+        Raises:
+            ValueError: images that fit neither, or a cache that ends between the placeholders of one image.
+        """
+        spans, is_image = self.spans(reader), rows == image_token_id
+        behind, given = int(is_image[:, length:].sum()), sum(span.count for span in spans)
+        if given != int(is_image.sum()):
+            if given == behind:
+                return self
+            raise ValueError(
+                f"the text has {int(is_image.sum())} image placeholders, {behind} of them behind the {length} tokens of the "
+                f"cache, but the images ask for {given}: give the images of the whole text, or those behind the cache"
+            )
+        columns = torch.where(is_image)[1].tolist()
+        ends = list(accumulate(span.count for span in spans))
+        left = []
+        for number, (span, end) in enumerate(zip(spans, ends, strict=True)):
+            if not span.count or columns[end - 1] < length:
+                continue
+            if columns[end - span.count] < length:
+                raise ValueError(
+                    f"the cache of {length} tokens ends between the {span.count} placeholders of image span {number}: crop "
+                    f"{length - columns[end - span.count]} tokens more off it"
+                )
+            left.append(span)
+        return self._only(left)
+
+    def _only(self, spans: list[Span]) -> "ImageInputs":
+        """These spans, and no image that none of them shows."""
+        if not spans:
+            return ImageInputs()
+        assert self.image_scales is not None  # there are spans
+        shown = sorted({span.image for span in spans})
+        tiles = [image.number for image in self.images()]
+        ends = list(accumulate(tiles))
+        of_tiles = [tile for image in shown for tile in range(ends[image] - tiles[image], ends[image])]
+
+        def take(tensor: Tensor | None, index: list[int]) -> Tensor | None:
+            return None if tensor is None else tensor[torch.tensor(index, device=tensor.device)]
+
+        return ImageInputs(
+            pixel_values=take(self.pixel_values, of_tiles),
+            image_features=take(self.image_features, of_tiles),
+            image_scales=self.image_scales.new_tensor([span.scale for span in spans]),
+            image_index=self.image_scales.new_tensor([shown.index(span.image) for span in spans]),
+            image_tiles=take(self.image_tiles, shown),
+            image_sizes=take(self.image_sizes, shown),
+            tile_tokens=take(self.tile_tokens, shown),
+            pixel_mask=take(self.pixel_mask, of_tiles),
+        )
+
     def repeated(
         self, rows: Int[Tensor, "b l"], times: int, image_token_id: int, reader: ImageReader
     ) -> dict[str, Tensor]:
         """The tensors for a batch in which every row of `rows` stands `times` times: more spans, but no more images.
 
         Raises:
-            ValueError: fewer placeholders than the spans ask for.
+            ValueError: fewer or more placeholders than the spans ask for.
         """
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: tensor for name, tensor in given.items() if tensor is not None}
@@ -121,7 +179,7 @@ class ImageInputs:
         ends = torch.tensor([span.count for span in spans], device=rows.device).cumsum(0)
         row_ends = (rows == image_token_id).sum(1).cumsum(0)
         row_of_span = torch.searchsorted(row_ends, ends).tolist()
-        if len(rows) in row_of_span:
+        if int(row_ends[-1]) != sum(span.count for span in spans):
             raise ValueError(
                 f"the text has {int(row_ends[-1])} image placeholders, but image_scales {[span.scale for span in spans]} ask "
                 f"for {int(ends[-1])}: {[span.count for span in spans]} per span. Expand each image to exactly its tokens "

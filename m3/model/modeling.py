@@ -120,6 +120,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         skip_logits: bool | None = None,
         return_dict: bool | None = None,
+        written_placeholders: int = 0,
     ) -> M3Output:
         """One pass over any mix of scales.
 
@@ -137,6 +138,8 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
                 both of the first two, or none.
             use_cache: off unless asked for. A cache made during training would let packed sequences see each other.
             logits_to_keep: only the last so many positions get logits; 0 is all.
+            written_placeholders: how many placeholders at the end of a single row the model wrote itself (candidates of
+                assisted generation): they stand for themselves and belong to no image.
             skip_logits: with labels, compute logits at label positions alone and return none; default in training.
 
         Raises:
@@ -149,7 +152,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             pixel_values, image_features, image_scales, image_index, image_tiles, image_sizes, tile_tokens, pixel_mask
         )
         spans = images.spans(self.config.reader)
-        inputs_embeds = self.model.embed(input_ids, images, spans, is_continuation)
+        inputs_embeds = self.model.embed(input_ids, images, spans, is_continuation, written_placeholders)
         top_k = self.model.router_top_k
         recording = {"output_router_logits": True} if top_k is not None and labels is not None else {}
         packed = self.model.packed_sequences(sequence_lengths, position_ids, input_ids.shape[1])
@@ -263,7 +266,12 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             is_first_iteration = True
         inputs = prepare(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and inputs.get("use_cache"):
-            inputs |= dict.fromkeys(IMAGE_INPUTS)
+            return inputs | dict.fromkeys(IMAGE_INPUTS)
+        images = ImageInputs(**{name: inputs.get(name) for name in IMAGE_INPUTS})
+        if len(input_ids) == 1 and images.number_of_tiles:  # the prompt's placeholders were counted before it went on
+            asked = sum(span.count for span in images.spans(self.config.reader))
+            there = int((inputs["input_ids"] == self.config.image_token_id).sum())
+            inputs["written_placeholders"] = max(0, there - asked)
         return inputs
 
     def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # its LongTensor is a Tensor
@@ -272,10 +280,16 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         """For beams and several answers: rows are repeated, images are not; every copy's spans point at the same images."""
         images = ImageInputs(**{name: kwargs.pop(name, None) for name in IMAGE_INPUTS})
         rows = input_ids
+        cache: Cache | None = kwargs.get("past_key_values")
+        token, reader = self.config.image_token_id, self.config.reader
+        length = 0 if cache is None else int(cache.get_seq_length())
+        if length and rows is not None and images.number_of_tiles:
+            images = images.behind_cache(rows, length, token, reader)
+            rows = rows[:, length:]
         expand = super()._expand_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
         input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         assert rows is not None  # spans stand in input_ids
-        return input_ids, kwargs | images.repeated(rows, expand_size, self.config.image_token_id, self.config.reader)
+        return input_ids, kwargs | images.repeated(rows, expand_size, token, reader)
 
 
 def _distillation(teacher_index: Tensor | None, weight: float | None, temperature: float) -> Distillation | None:

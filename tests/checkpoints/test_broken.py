@@ -71,10 +71,30 @@ def write_index(text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / INDEX).write_text(text)
 
 
+def lora_adapter(weights: str) -> Callable[[Path], object]:
+    """What LLaVA's finetune_lora.sh leaves behind."""
+
+    def change(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder / weights)
+        (folder / "non_lora_trainables.bin").write_bytes(b"")
+        (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}')
+
+    return change
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled weights only": (
         only_pickled,
         r"has pickled weights only \(pytorch_model.bin\).*torch.load\(file, weights_only=True\)",
+    ),
+    "LoRA, safetensors": (
+        lora_adapter("adapter_model.safetensors"),
+        "is a LoRA adapter of lmsys/vicuna-7b-v1.5 .*: merge",
+    ),
+    "LoRA, pickled": (lora_adapter("adapter_model.bin"), "is a LoRA adapter of lmsys/vicuna-7b-v1.5 .*: merge"),
+    "connector alone": (
+        lambda folder: (folder / WEIGHTS).rename(folder / "mm_projector.bin"),
+        r"the connector of LLaVA's pre-training alone \(mm_projector.bin\)",
     ),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "has no weights: expected model.safetensors"),
     "missing shard": (

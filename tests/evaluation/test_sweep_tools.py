@@ -14,6 +14,12 @@ from m3.evaluation.progress import check_disk, duration
 from m3.evaluation.tasks import find_tasks
 
 
+def test_an_unknown_dtype_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["model", "--dtype", "float64", "--out", "out"])
+    assert "invalid choice: 'float64' (choose from" in capsys.readouterr().err
+
+
 def test_suites_leave_judged_tasks_out_and_named_ones_ask_for_a_judge():
     names, left_out = task_names("llava15,m3_tiny", "tiny_one", has_judge=False)
     assert names[:2] == ["tiny_one", "vqav2_val"] and "m3_tiny_chart" in names

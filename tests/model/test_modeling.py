@@ -1,6 +1,8 @@
 """The model: parts by configuration alone, splice, generation at mixed scales, round trips, errors."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -264,3 +266,69 @@ def test_a_batch_without_labels_asks_no_router_and_keeps_no_scale(pixels: torch.
 def test_public_names() -> None:
     assert m3.M3Config is M3Config
     assert m3.M3ForConditionalGeneration is M3ForConditionalGeneration
+
+
+def answered(model: M3ForConditionalGeneration, **inputs: Any) -> Any:
+    """Four tokens of greedy decoding, with the cache."""
+    return model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+
+
+@pytest.mark.parametrize("given", ["all", "new", "neither"])
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_generate_goes_on_from_a_cache(given: str, beams: int, rows: int, pixels: torch.Tensor) -> None:
+    """A second turn with the first turn's cache says what a fresh run does, whichever images are given."""
+    model = make_model()
+    first = [prompt(9, 8), prompt(4, 13)][:rows]
+    scales = [9, 4][:rows]
+    start = batch(first)
+    images = {"pixel_values": pixels[:rows], "image_scales": torch.tensor(scales)}
+    if beams == 1:
+        kept = answered(model, **start, **images)
+        cache, ids = kept.past_key_values, kept.sequences
+    else:  # a cache of beams has a row for each
+        with torch.no_grad():
+            cache, ids = model(**start, **images, use_cache=True).past_key_values, start["input_ids"]
+        cache.batch_repeat_interleave(beams)
+    more = [[7, *([IMAGE] * 4), 8], [*([IMAGE] * 4), 7, 8]][:rows] if given != "neither" else [[7, 8]] * rows
+    both = torch.cat([ids, torch.tensor(more)], dim=1)
+    mask = torch.cat([start["attention_mask"], torch.ones(rows, both.shape[1] - start["input_ids"].shape[1]).long()], 1)
+    every = images
+    if given != "neither":
+        order = [0, 2, 1, 3] if rows == 2 else [0, 2]
+        every = {"pixel_values": pixels[order], "image_scales": torch.tensor([9, 4, 4, 4][: 2 * rows])}
+    new = {"pixel_values": pixels[2 : 2 + rows], "image_scales": torch.tensor([4] * rows)}
+    second = {"all": every, "new": new, "neither": {}}[given]
+    fresh = answered(model, input_ids=both, attention_mask=mask, num_beams=beams, **every)
+    onwards = answered(
+        model, input_ids=both, attention_mask=mask, num_beams=beams, past_key_values=copy.deepcopy(cache), **second
+    )
+    assert onwards.sequences.tolist() == fresh.sequences.tolist()
+    if given == "neither":  # all inputs of both turns, without a new image
+        again = answered(model, input_ids=both, attention_mask=mask, num_beams=beams, past_key_values=cache, **every)
+        assert again.sequences.tolist() == fresh.sequences.tolist()
+
+
+def test_a_cache_that_ends_inside_an_image_is_refused(pixels: torch.Tensor) -> None:
+    model, inputs = make_model(), batch([[5, *[IMAGE] * 9, 6, 7]])
+    images = {"pixel_values": pixels[:1], "image_scales": torch.tensor([9])}
+    with torch.no_grad():
+        cache = model(**inputs, **images, use_cache=True).past_key_values
+    cache.crop(-8)
+    with pytest.raises(
+        ValueError, match="cache of 4 tokens ends between the 9 placeholders of image span 0: crop 3 tokens more off it"
+    ):
+        model.generate(**inputs, **images, past_key_values=cache, max_new_tokens=2)
+    cache.crop(-3)
+    plain = model.generate(**inputs, **images, max_new_tokens=4, do_sample=False)
+    onwards = model.generate(**inputs, **images, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    assert onwards.tolist() == plain.tolist()
+
+
+def test_candidates_of_prompt_lookup_may_hold_placeholders(pixels: torch.Tensor) -> None:
+    inputs = batch([[5, 6, *[IMAGE] * 9, 7, 5, 6]]) | {"pixel_values": pixels[:1], "image_scales": torch.tensor([9])}
+    alone, assisted = (
+        make_model().generate(**inputs, max_new_tokens=8, do_sample=False, **more)
+        for more in ({}, {"prompt_lookup_num_tokens": 3})
+    )
+    assert alone.tolist() == assisted.tolist()
