@@ -5,12 +5,13 @@ scores turned so that more is better. Differences, tables and charts keep a metr
 Pareto front, knee, "kept", right and wrong) asks here.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+
+from m3.evaluation.run_folder import read_json
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ ARROW = " ↓"
 
 def said_by_results(path: Path, task: str, metric: str) -> bool | None:
     """`higher_is_better` in the harness's own result file: runs from before cells.csv had it know it from there."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content = read_json(path) if path.exists() else {}
     return content.get("higher_is_better", {}).get(task, {}).get(metric)
 
 

@@ -19,7 +19,7 @@ from requests import ConnectionError as NoConnection
 
 from m3.evaluation.mirrors import Data, read_task
 from m3.evaluation.suites import suites
-from m3.evaluation.tasks import find_tasks
+from m3.evaluation.tasks import find_tasks, tasks_folder
 
 logger = logging.getLogger(__name__)
 Download = Callable[[str, Path], None]
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data-root", type=Path, required=True, help="folder for the copies")
     parser.add_argument("--include-path", type=Path, default=Path("lmms_eval_tasks"), help="folder with own tasks")
     arguments = parser.parse_args(argv)
-    include = arguments.include_path if arguments.include_path.exists() else None
+    include = tasks_folder(arguments.include_path)
     fetch(arguments.names, arguments.data_root, include, from_hub)
     return 0
 

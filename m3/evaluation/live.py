@@ -81,13 +81,16 @@ class LiveSweep:
 
 def scores(cells: Sequence[CellRow]) -> dict[str, float]:
     """The primary metric of every cell that was scored, as metrics of a training run; means of accuracies where none failed."""
-    primary = {(cell.task, cell.scale): cell.value for cell in cells if cell.is_primary and cell.value is not None}
+    scored = [cell for cell in cells if cell.is_primary and cell.value is not None]
+    primary = {(cell.task, cell.scale): cell.value for cell in scored}
+    hundreds, points = ({cell.task for cell in scored if cell.unit == unit} for unit in ("percent", "points"))
     found = {f"eval_{task}_scale_{scale}": value for (task, scale), value in primary.items()}
     tasks = {
-        cell.task for cell in cells if cell.higher_is_better is not False
-    }  # an error has no place among accuracies
+        cell.task for cell in cells if cell.higher_is_better is not False and cell.task not in points
+    }  # an error, or points of some unit, have no place among accuracies
     for scale in sorted({cell.scale for cell in cells}):
-        values = [primary[task, scale] for task in tasks if (task, scale) in primary]
+        known = [task for task in sorted(tasks) if (task, scale) in primary]
+        values = [primary[task, scale] / (100 if task in hundreds else 1) for task in known]
         if 1 < len(tasks) == len(values):
             found[f"eval_mean_scale_{scale}"] = sum(values) / len(values)
     return {name: round(value, 6) for name, value in found.items()}

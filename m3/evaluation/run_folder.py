@@ -60,6 +60,7 @@ class CellRow:
     error: str
     confidence: float | None = None  # mean over the documents; None where an answer has none
     higher_is_better: bool | None = None  # as the task says; None: it does not, or an older run (Summary.kinds)
+    unit: str = ""  # share (of one) | percent | points; "": not known (Scores.metric_units says what is then taken)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,12 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
         if found != needed:
             raise ValueError(f"{path} has columns {reader.fieldnames}, expected {expected}; run the sweep again")
         known = [field for field in fields(kind) if field.name in found]
-        return [kind(**{field.name: _parse(row[field.name], field.type) for field in known}) for row in reader]
+        try:
+            return [kind(**{field.name: _parse(row[field.name], field.type) for field in known}) for row in reader]
+        except (TypeError, ValueError) as error:  # a line with fewer fields, a word for a number
+            raise ValueError(
+                f"line {reader.line_num} of {path} cannot be read ({error}); run the sweep again"
+            ) from error
 
 
 def _parse(text: str, kind: Any) -> Any:
@@ -193,9 +199,58 @@ def submission_folder(run: Path, model: str, task: str, scale: int) -> Path:
 
 
 def read_keys(run: Path, model: str, task: str, scale: int) -> dict[int, str]:
-    """doc_id -> key in the store, of one cell."""
-    content = json.loads(result_path(run, model, task, scale).read_text(encoding="utf-8"))
-    return {int(doc_id): key for doc_id, key in content["m3_keys"].items()}
+    """doc_id -> key in the store, of one cell.
+
+    Raises:
+        ValueError: the file is missing, cut or foreign.
+    """
+    path = result_path(run, model, task, scale)
+    content = read_json(path)
+    keys = content.get("m3_keys") if isinstance(content, dict) else None
+    if not isinstance(keys, dict) or not all(name.isdecimal() and isinstance(key, str) for name, key in keys.items()):
+        raise ValueError(
+            f"{path} has no m3_keys, from document to answer: `m3 sweep` did not write it; run the sweep again"
+        )
+    return {int(doc_id): key for doc_id, key in keys.items()}
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote into a run folder.
+
+    Raises:
+        ValueError: the file is missing, or no JSON.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the run folder is not whole; copy all of it, or run the sweep again")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): it was cut or changed; run the sweep again") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """As `read_json`, for a file that holds one mapping."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no mapping: it was changed; run the sweep again")
+    return content
+
+
+Described = TypeVar("Described", ModelRow, Example)
+
+
+def read_list(path: Path, kind: type[Described]) -> tuple[Described, ...]:
+    """A JSON list of rows, as a run folder holds its models and examples.
+
+    Raises:
+        ValueError: the file is missing, no JSON, or its rows have other keys.
+    """
+    content, known = read_json(path), {field.name: field for field in fields(kind)}
+    needed = {name for name, field in known.items() if field.default is MISSING}
+    for row in content if isinstance(content, list) else [None]:
+        if not isinstance(row, dict) or not needed <= set(row) <= set(known):
+            raise ValueError(f"{path} is no list of rows with the keys {', '.join(known)}: run the sweep again")
+    return tuple(kind(**row) for row in content)
 
 
 def environment(arguments: Sequence[str]) -> Mapping[str, object]:

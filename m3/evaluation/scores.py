@@ -81,9 +81,8 @@ class Scores:
         """Task -> what its scores are like."""
         found = {}
         for task, said in self._directions.items():
-            values = [cell.value for cell in self._scored(task) if cell.value is not None]
             is_higher = said is not False
-            is_share = unit_of(task) == "share" and all(0 <= value <= (100 if is_higher else 1) for value in values)
+            is_share = self.metric_units[task] in ("share", "percent")
             found[task] = Kind(is_higher, is_share)
         return found
 
@@ -124,12 +123,48 @@ class Scores:
             parts.append(
                 f"Neither the run nor its tasks say whether more or less is better of {names}: more is taken to be."
             )
+        if self.unknown_units:
+            names = ", ".join(self.family(task) for task in self.unknown_units)
+            parts.append(
+                f"The run does not record the unit of {names}: scores of at most 1 are taken for shares of one."
+            )
         return " ".join(parts)
 
+    @cached_property
+    def metric_units(self) -> dict[str, str]:
+        """Task -> share (of one), percent or points: as the suite or the cells say (`CellRow.unit`).
+
+        Where no cell of a task says (older runs, metrics that are no mean over documents), scores all within [0, 1] are taken
+        for shares of one, and others up to 100, of which more is better, for per cents (`unknown_units`).
+        """
+        units: dict[str, str] = {}
+        for task in self.tasks:
+            cells = self._scored(task)
+            values = [cell.value for cell in cells if cell.value is not None]
+            said = {cell.unit for cell in cells} - {""}
+            most = 100 if self._directions[task] is not False else 1
+            if unit_of(task) == "points" or "points" in said or (not said and any(not 0 <= x <= most for x in values)):
+                units[task] = "points"
+            elif "percent" in said or (not said and any(value > 1 for value in values)):
+                units[task] = "percent"
+            else:
+                units[task] = "share"
+        return units
+
+    @cached_property
+    def unknown_units(self) -> tuple[str, ...]:
+        """Tasks with scores of which neither suite nor cells say the unit, and whose size alone makes them shares of one."""
+        return tuple(
+            task
+            for task, unit in self.metric_units.items()
+            if unit == "share"
+            and any(cell.value for cell in self._scored(task))
+            and not any(c.unit for c in self._scored(task))
+        )
+
     def percent(self, task: str) -> float:
-        """100 where the task's metric is a share, 1 where it has another unit."""
-        values = [cell.value for cell in self._scored(task) if cell.value is not None]
-        return 100.0 if unit_of(task) == "share" and all(0 <= value <= 1 for value in values) else 1.0
+        """100 where the task's metric is a share of one, 1 where it has another unit."""
+        return 100.0 if self.metric_units[task] == "share" else 1.0
 
     def score(self, model: str, task: str, scale: int) -> Mean | None:
         """Score in percent (or the metric's own unit); None where the cell failed or was not run."""

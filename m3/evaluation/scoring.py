@@ -143,7 +143,8 @@ def _row(
 ) -> CellRow:
     documents = list(scores)
     ours = _mean(documents, metric, scores, answers)
-    unit = None if ours is None else next((u for u in UNITS if math.isclose(u * ours.value, value, abs_tol=1e-6)), None)
+    factors = [] if ours is None else [u for u in UNITS if math.isclose(u * ours.value, value, abs_tol=1e-6)]
+    factor = factors[0] if factors else None
     first = [answers[doc_id][0] for doc_id in documents]
     sure = [answer.confidence for answer in first if answer.confidence is not None]
     return CellRow(
@@ -154,7 +155,7 @@ def _row(
         metric=metric,
         is_primary=metric == loaded.metric,
         value=value,
-        stderr=None if ours is None or unit is None else unit * ours.stderr,
+        stderr=None if ours is None or factor is None else factor * ours.stderr,
         n=len(documents),
         clusters=len(set(picture_clusters(first))),
         visual_tokens=sum(answer.visual_tokens for answer in first) / len(first),
@@ -163,7 +164,21 @@ def _row(
         error="",
         confidence=sum(sure) / len(sure) if len(sure) == len(first) else None,
         higher_is_better=loaded.higher_is_better(metric),
+        unit=unit_of_scores([of[metric] for of in scores.values() if metric in of], factors),
     )
+
+
+def unit_of_scores(scores: Sequence[float], factors: Sequence[float]) -> str:
+    """Unit of a metric whose value is the mean of documents' scores times one of `factors`; "" where these do not tell.
+
+    Scores within [0, 1] averaged as they are make a share, times 100 per cents. Others count in per cents where the task
+    averages marks up to 100 as they are, else in points. A mean of 0 tells nothing: it is the same in every unit.
+    """
+    if len(factors) != 1:
+        return ""
+    if all(0 <= score <= 1 for score in scores):
+        return "share" if factors[0] == 1 else "percent"
+    return "percent" if factors[0] == 1 and all(0 <= score <= 100 for score in scores) else "points"
 
 
 def _mean(

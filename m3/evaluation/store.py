@@ -103,6 +103,15 @@ class Store:
         return key in self._answers
 
     def answer(self, key: str) -> Answer:
+        """The answer of this key.
+
+        Raises:
+            ValueError: the store has none; a part of it is missing, or it is another run's.
+        """
+        if key not in self._answers:
+            raise ValueError(
+                f"{self.folder} has no answer {key}: a part of the store is missing, or it is another run's"
+            )
         return self._answers[key]
 
     def scores(self, key: str) -> dict[str, float]:

@@ -4,7 +4,6 @@ In: a run folder (run_folder.py). Out: `Summary`: samples, the oracle, retention
 tables, the charts and the page are made of it.
 """
 
-import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,17 @@ from m3.evaluation.calibration import Calibration, calibration
 from m3.evaluation.direction import towards_better
 from m3.evaluation.oracle import Oracle, oracle
 from m3.evaluation.routing import Routing
-from m3.evaluation.run_folder import CellRow, CostRow, Example, LatencyRow, ModelRow, read_keys, read_rows
+from m3.evaluation.run_folder import (
+    CellRow,
+    CostRow,
+    Example,
+    LatencyRow,
+    ModelRow,
+    read_keys,
+    read_list,
+    read_object,
+    read_rows,
+)
 from m3.evaluation.samples import Samples, read_samples
 from m3.evaluation.scores import Scores
 from m3.evaluation.statistics import Interval, retention
@@ -59,19 +68,22 @@ class Summary(Scores):
         shown, costs = run / "examples" / "examples.json", read_rows(run / "cost.csv", CostRow)
         return cls(
             run=run,
-            models=tuple(ModelRow(**row) for row in json.loads((run / "models.json").read_text(encoding="utf-8"))),
+            models=read_list(run / "models.json", ModelRow),
             cells=cells,
             costs=tuple(row for row in costs if not row.task),
             task_costs=tuple(row for row in costs if row.task),
             latencies=tuple(read_rows(run / "latency.csv", LatencyRow)),
-            baselines=json.loads((run / "baselines.json").read_text(encoding="utf-8")),
-            examples=tuple(Example(**row) for row in json.loads(shown.read_text("utf-8"))) if shown.exists() else (),
-            environment=json.loads((run / "environment.json").read_text(encoding="utf-8")),
+            baselines=read_object(run / "baselines.json"),
+            examples=read_list(shown, Example) if shown.exists() else (),
+            environment=read_object(run / "environment.json"),
         )
 
     @cached_property
     def _store(self) -> Store:
-        return Store(self.run / "store")
+        folder = self.run / "store"
+        if not any(folder.glob("*.jsonl")):
+            raise ValueError(f"{folder} has no answers: the report is made of them; copy it from where the sweep ran")
+        return Store(folder)
 
     @cached_property
     def samples(self) -> dict[tuple[str, str], Samples]:
@@ -175,6 +187,8 @@ class Summary(Scores):
         if answer.log_likelihood is not None:
             text = f"log-likelihood {answer.log_likelihood[0]:.2f}"
         kind = self.kinds[example.task]
+        if score is not None and kind.is_share and self.units.get(example.task) == 1.0:
+            score /= 100  # documents that count in per cent
         if score is None or not 0 <= score <= 1:
             return Reply(text, None)
         good = towards_better(np.asarray([score]), kind)

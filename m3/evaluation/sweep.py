@@ -55,7 +55,7 @@ from m3.evaluation.scoring import failed_row, run_cell
 from m3.evaluation.store import Answer, Store
 from m3.evaluation.stored import Budget, StoredModel
 from m3.evaluation.suites import known_tasks
-from m3.evaluation.tasks import BrokenTask, LoadedTask, load_tasks
+from m3.evaluation.tasks import BrokenTask, LoadedTask, load_tasks, tasks_folder
 from m3.model import M3Config
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def find(arguments: argparse.Namespace, names: Sequence[str]) -> FoundTasks:
     disable_progress_bars()
     harness_logger.remove()
     harness_logger.add(run / "lmms_eval.log")
-    include = arguments.include_path if arguments.include_path.exists() else None
+    include = tasks_folder(arguments.include_path)
     with quiet(run):
         return load_tasks(names, include, run / "tasks", arguments.data_root)
 

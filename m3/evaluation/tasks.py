@@ -7,6 +7,7 @@ and the manager that the harness runs them with. A task that cannot be loaded is
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,6 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import TaskManager, get_task_dict
 
-from m3.config import near_match
 from m3.evaluation.mirrors import Data, included, read_task, set_video_home, write_overlay
 from m3.evaluation.statistics import read_baselines
 from m3.evaluation.store import digest_files
@@ -23,6 +23,8 @@ from m3.evaluation.suites import metric_of
 
 logger = logging.getLogger(__name__)
 
+TASKS_FOLDER = "lmms_eval_tasks"
+"""Where a checkout of the code has its own tasks."""
 GENERATES = "generate_until"
 FOREIGN = (Exception, SystemExit)
 """What the code of a task may raise. Some call sys.exit where a file is missing; that must not end the sweep."""
@@ -116,6 +118,19 @@ def _explained(error: BaseException) -> BaseException:
     return error
 
 
+def tasks_folder(include_path: Path) -> Path | None:
+    """The folder with tasks of one's own; None where the default one is not there, as outside a checkout of the code.
+
+    Raises:
+        ValueError: another one is not there.
+    """
+    if include_path.is_dir():
+        return include_path
+    if include_path.exists() or str(include_path) != TASKS_FOLDER:
+        raise ValueError(f"--include-path {include_path} is no folder; give one with tasks as YAML, or leave it out")
+    return None
+
+
 def find_tasks(names: Sequence[str], include_path: Path | None) -> list[TaskFile]:
     """The files of all tasks that the names stand for, each once, in the order of the names."""
     if include_path is not None and not include_path.is_dir():
@@ -127,7 +142,16 @@ def find_tasks(names: Sequence[str], include_path: Path | None) -> list[TaskFile
         index = own.task_index if is_ours else upstream().task_index
         if name not in index:
             known = sorted({*own.task_index, *index})
-            raise ValueError(f"no task {name!r} in {include_path} or in lmms-eval. {near_match(name, known)}")
+            where = (
+                f"in lmms-eval ({TASKS_FOLDER} is not here)"
+                if include_path is None
+                else f"in {include_path} or in lmms-eval"
+            )
+            near = get_close_matches(name, known, n=3)
+            hint = (
+                f"Did you mean {' or '.join(map(repr, near))}?" if near else f"It has {len(known):,}; no name is near."
+            )
+            raise ValueError(f"no task {name!r} {where}. {hint}")
         for leaf in _leaf_names(name, index):
             source = own.task_index if leaf in own.task_index else index
             path = Path(source[leaf]["yaml_path"]).resolve()

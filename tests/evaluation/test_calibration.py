@@ -90,8 +90,8 @@ def test_a_run_from_before_there_was_confidence_is_read(tmp_path: Path):
         record.pop("confidence", None)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     lines = (run / "cells.csv").read_text().splitlines()
-    assert lines[0].endswith(",error,confidence,higher_is_better")
-    (run / "cells.csv").write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in lines))
+    assert lines[0].endswith(",error,confidence,higher_is_better,unit")
+    (run / "cells.csv").write_text("".join(line.rsplit(",", 3)[0] + "\n" for line in lines))
     assert report.main([str(run), "--formats"]) == 0
     answers = [Store(run / "store").answer(record["key"]) for record in records if record["kind"] == "answer"]
     assert {answer.confidence for answer in answers} == {None}

@@ -19,6 +19,8 @@ DOCUMENTS = 6
 UTILS = """
 import math
 
+import numpy as np
+import torch
 from PIL import Image
 
 
@@ -57,6 +59,14 @@ def two(doc, results):
     return {"acc": 1.0, "other": 0.5}
 
 
+def scalars(doc, results):
+    return {"acc": np.bool_(doc["question"] < "Question 3"), "other": torch.tensor(1.0)}
+
+
+def mean_scalar(items):
+    return np.float32(sum(map(float, items)) / len(items))
+
+
 def in_words(items):
     return "seven of nine"
 
@@ -84,6 +94,11 @@ TASKS = {  # name -> (process_results, metrics, the rest)
     "odd_empty": ("right", ACC, "process_docs: !function utils.empty\n"),
     "odd_texts": ("right", ACC, "doc_to_visual: !function utils.nothing\n"),
     "odd_hundreds": ("hundreds", ACC.replace("mean", "!function utils.in_hundreds"), ""),
+    "odd_scalars": (
+        "scalars",
+        f"{ACC.replace('mean', '!function utils.mean_scalar')}, {OTHER.replace('mean', '!function utils.mean_scalar')}",
+        "",
+    ),
     "odd_words": ("two", f"{ACC.replace('mean', '!function utils.in_words')}, {OTHER}", ""),
     "odd_modes": ("right", ACC, "doc_to_visual: !function utils.odd_modes\n"),
     "odd_größe_&_<b>": ("right", ACC, "doc_to_messages: !function utils.talk\n"),
@@ -142,6 +157,15 @@ def test_the_error_is_in_the_unit_of_the_score(run: Path, cells: dict[tuple[str,
     sums = [1.0, 0.0, -1.0]  # of the three pictures: (score - mean) of two questions each; 0 and 1, 2 and 3, 4 and 5
     assert cell.stderr == pytest.approx(100 * math.sqrt(3 / 2 * sum(x * x for x in sums)) / DOCUMENTS)
     assert plain.stderr == pytest.approx(cell.stderr)
+
+
+def test_scalars_of_numpy_and_torch_are_scores(run: Path, cells: dict[tuple[str, str, int], CellRow]):
+    cell = cells["odd_scalars", "acc", 36]
+    assert (cell.value, cell.unit, cells["odd_hundreds", "acc", 36].unit) == (0.5, "share", "percent")
+    assert cell.stderr == pytest.approx(cells["odd_hundreds", "acc", 36].stderr / 100)
+    other = cells["odd_scalars", "other", 36]
+    assert (other.value, other.stderr) == (1.0, 0.0)
+    assert "odd_scalars" in {task for _, task in Summary.read(run).samples}
 
 
 def test_pictures_of_every_mode_are_seen_and_shown(run: Path, cells: dict[tuple[str, str, int], CellRow]):
