@@ -81,8 +81,8 @@ class LiveSweep:
 
 def scores(cells: Sequence[CellRow]) -> dict[str, float]:
     """The primary metric of every cell that was scored, as metrics of a training run; means of accuracies where none failed."""
-    scored = [cell for cell in cells if cell.is_primary and cell.value is not None]
-    primary = {(cell.task, cell.scale): cell.value for cell in scored}
+    primary = {(cell.task, cell.scale): cell.value for cell in cells if cell.is_primary and cell.value is not None}
+    scored = [cell for cell in cells if cell.is_primary]
     hundreds, points = ({cell.task for cell in scored if cell.unit == unit} for unit in ("percent", "points"))
     found = {f"eval_{task}_scale_{scale}": value for (task, scale), value in primary.items()}
     tasks = {
