@@ -26,7 +26,7 @@ from m3.checkpoints.clip import clip_preprocessing
 from m3.checkpoints.keymap import Dropped, Keymap, Row
 from m3.checkpoints.layout import HubLayout
 from m3.checkpoints.processors import choose_template, load_tokenizer, make_processor, token_of
-from m3.checkpoints.rows import room_for_placeholder
+from m3.checkpoints.rows import NEW_TOKENS, room_for_placeholder
 from m3.model import M3Config
 from m3.nesting import TilingConfig
 
@@ -96,10 +96,12 @@ class HubLlava(Format):
             },
         )
         assert isinstance(layer, int)  # as checked
+        settings = read_json(folder / "config.json")
         native = M3Config(
             vision_config=config.vision_config,
             text_config=config.text_config,
-            nesting={"kind": "grid_pool", "trained_scales": read_json(folder / "config.json").get(SCALES, [])},
+            nesting={"kind": "grid_pool", "trained_scales": settings.get(SCALES, [])},
+            new_token_ids=settings.get(NEW_TOKENS),
             tiling=self.read_tiling(config),
             image_token_id=config.image_token_index,
             vision_feature_layer=layer,
@@ -144,6 +146,8 @@ class HubLlava(Format):
             **self.tile_settings(config),
         )
         foreign.update({SCALES: list(config.nesting.trained_scales)})
+        if config.new_token_ids is not None:
+            foreign.update({NEW_TOKENS: config.new_token_ids})
         return Foreign(HubLayout(self.empty(foreign)), self.keymap, partial(self._save, native, foreign), edit)
 
     def empty(self, config: HubConfig) -> PreTrainedModel:

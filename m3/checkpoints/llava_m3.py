@@ -30,6 +30,7 @@ from m3.checkpoints.processors import (
     make_processor,
     vicuna,
 )
+from m3.checkpoints.rows import NEW_TOKENS
 from m3.checkpoints.tower import empty_tower, tower_keymap
 from m3.checkpoints.weights import Weights
 from m3.model import M3Config
@@ -115,6 +116,7 @@ class LlavaM3(Format):
             nesting={"kind": "grid_pool", "trained_scales": config.get("matryoshka_vis_token_scale") or []},
             tiling=read_tiling(config, vision_config.image_size),
             image_token_id=add_image_token(tokenizer),
+            new_token_ids=config.get(NEW_TOKENS),
             vision_feature_layer=config["mm_vision_select_layer"],
             drop_class_token=True,
             tie_word_embeddings=text_config.tie_word_embeddings,
@@ -198,6 +200,7 @@ def _save(native: Native, folder: Path) -> None:
         "model_type": "llava_llama",
         **write_tiling(config.tiling),
         "matryoshka_vis_token_scale": sorted(config.nesting.trained_scales, reverse=True),
+        **({} if config.new_token_ids is None else {NEW_TOKENS: config.new_token_ids}),
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_projector_type": config.connector.kind,
         "mm_use_im_patch_token": False,

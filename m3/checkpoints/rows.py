@@ -15,6 +15,8 @@ from torch import Tensor
 from m3.checkpoints.base import Edits
 from m3.model import M3Config
 
+NEW_TOKENS = "new_token_ids"
+"""Key of `M3Config.new_token_ids` in the configurations of other formats, which pass over it and keep it."""
 EMBEDDING, OUTPUT = "model.language_model.embed_tokens.weight", "lm_head.weight"
 _CHUNK = 8192
 """Rows of the table that are read as float32 at a time."""

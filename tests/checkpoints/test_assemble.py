@@ -21,9 +21,10 @@ from transformers import (
 )
 
 from m3.checkpoints.assemble import Choices, assemble, has_class_token
+from m3.checkpoints.convert import convert
 from m3.checkpoints.rows import EMBEDDING, OUTPUT, drawn_rows
 from m3.cli import main
-from m3.model import M3ForConditionalGeneration
+from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
 
 PIXELS = {"height": 48, "width": 48}
@@ -188,3 +189,16 @@ def test_scales_that_are_no_numbers_are_refused(capsys: pytest.CaptureFixture[st
     arguments = ["assemble", "x", "--vision", "v", "--decoder", "d", "--matryoshka_vis_token_scale", "1,x"]
     assert main(arguments) == 2
     assert "takes numbers with commas, such as 1,9,36; got '1,x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["llava-hf", "m3"])
+def test_what_is_new_stays_known_in_other_formats(form: str, tmp_path: Path) -> None:
+    """Their rows go on training beside an adapter after the way there and back."""
+    tower = make_config(vision="clip_vision_model").vision_config
+    AutoModel.from_config(tower).save_pretrained(tmp_path / "vision")
+    CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=PIXELS).save_pretrained(tmp_path / "vision")
+    decoder = make_decoder(tmp_path / "decoder", "llama")
+    assemble(tmp_path / "vision", decoder, tmp_path / "model", Choices())
+    convert(tmp_path / "model", tmp_path / "there", to=form)
+    convert(tmp_path / "there", tmp_path / "back")
+    assert M3Config.from_pretrained(tmp_path / "back").new_token_ids == [97, 98]
