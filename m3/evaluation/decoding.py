@@ -1,7 +1,8 @@
 """How an answer is decoded: the generation settings that tasks of the harness use, read strictly."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,20 @@ SCALE = "matryoshka_vis_token_scale"
 ALIASES = {"max_gen_toks": "max_new_tokens"}
 OTHER_MODELS = ("image_aspect_ratio", "interleaved_format")
 """Settings of shipped tasks that speak to the image tiling of other models; they change nothing here."""
+
+
+LEAST = {"max_new_tokens": 1, "num_beams": 1, "top_k": 0}
+"""Settings that are whole numbers, and the smallest of each."""
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    """A number of a task's YAML or of the command line, where it may be words."""
+    number = float(value) if isinstance(value, str) and value.strip().isdigit() else value
+    if isinstance(number, bool) or not isinstance(number, Real) or number != int(number) or number < least:
+        raise ValueError(
+            f"{name}: expected a whole number from {least}, got {value!r}; correct the task's generation_kwargs"
+        )
+    return int(number)
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,10 @@ class Decoding:
         values = {name: value for name, value in values.items() if name in known and value is not None}
         until = values.pop("until", ())
         until = (until,) if isinstance(until, str) else tuple(until)
+        wrong = [text for text in until if not isinstance(text, str)]
+        if wrong:
+            raise ValueError(f"until: expected texts, got {wrong[0]!r}; correct the task's generation_kwargs")
+        values |= {name: _whole(name, values[name], least) for name, least in LEAST.items() if name in values}
         temperature = float(values.pop("temperature", 1.0 if values.get("do_sample", False) else 0.0))
         sample = bool(values.pop("do_sample", temperature > 0)) and temperature > 0
         if not sample:  # one way to say greedy, whatever unused settings a task carries
@@ -60,15 +79,12 @@ class Decoding:
             **sampling,
         }
 
-    def stop_ids(self, tokenizer: PreTrainedTokenizerBase, model_ends: int | list[int] | None) -> list[int]:
-        """The ends of a turn that tokenizer and model name, and every `until` that is one token.
+    def stop_ids(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> list[int]:
+        """The ends of an answer, and every `until` that is one token.
 
         A longer `until` does not stop the generation; `cut` removes what comes after it.
         """
-        ends = [model_ends] if isinstance(model_ends, int) else list(model_ends or [])
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.until if text]
-        own = tokenizer.eos_token_id
-        ends += [own] if isinstance(own, int) else []
         return sorted({*ends, *(ids[0] for ids in encoded if len(ids) == 1)})
 
     def cut(self, text: str) -> str:

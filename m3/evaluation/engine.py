@@ -30,6 +30,7 @@ from m3.evaluation.questions import Picture, Question, Reply
 from m3.evaluation.routing import Recorded, recording
 from m3.evaluation.store import digest, digest_files
 from m3.inference.control_tokens import FENCED, control_tokens, plain
+from m3.inference.generation_settings import answer_room, end_token_ids, token_ids_alone, warn_of_settings
 from m3.model import M3ForConditionalGeneration
 from m3.processing.processor import M3Processor, expand_image_tokens
 
@@ -46,6 +47,7 @@ class Row:
     continuation: int  # how many of the last ids are the continuation
     visual: int  # how many of the ids are placeholders of the pictures
     kept: int  # how many visual tokens the decoder ends with: fewer than `visual` where it drops some on its way
+    new_tokens: int  # that the answer may have
 
 
 class Engine:
@@ -73,6 +75,7 @@ class Engine:
         folder = Path(pretrained) if Path(pretrained).is_dir() else Path(snapshot_download(pretrained))
         model = M3ForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
         processor = M3Processor.from_pretrained(folder)
+        warn_of_settings(model, folder)
         files = [path for path in folder.iterdir() if path.is_file() and path.suffix in WEIGHT_SUFFIXES]
         weights = digest([digest_files(files, folder), str(model.dtype)])
         model.to(torch.device(device))  # pyright: ignore[reportArgumentType] (transformers wraps `to` without its types)
@@ -97,8 +100,12 @@ class Engine:
         decoding: Decoding,
         continuation: str | None = None,
     ) -> Question:
-        """Puts `messages` (role, content with the image token where each picture stands) into the chat template."""
-        text = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        """Puts `messages` (role, content with the image token where each picture stands) into the chat template.
+
+        Other control tokens in them are text; an image token that is text must come fenced (`plain`).
+        """
+        fenced = [message | {"content": self._fenced(message["content"])} for message in messages]
+        text = self.processor.apply_chat_template(fenced, tokenize=False, add_generation_prompt=True)
         found = FENCED.sub("", text).count(self.processor.image_token)
         if found != len(pictures):
             raise ValueError(
@@ -106,6 +113,17 @@ class Engine:
                 f"one; prompt: {text[:200]!r}"
             )
         return Question(text, tuple(pictures), scale, decoding, continuation)
+
+    def _fenced(self, content: str) -> str:
+        """Every control token that is not fenced yet, but for the image token."""
+        pieces, at = [], 0
+        for match in [*FENCED.finditer(content), None]:
+            between = content[at : None if match is None else match.start()]
+            pieces.append(self.processor.image_token.join(map(self.plain, between.split(self.processor.image_token))))
+            if match is not None:
+                pieces.append(match[0])
+                at = match.end()
+        return "".join(pieces)
 
     def answer(
         self, questions: Sequence[Question], batch_size: int, wanted: Sequence[bool] | None = None
@@ -132,12 +150,15 @@ class Engine:
         counts = self.processor.counts([self._read_scale(question)] * len(tiles), tiles)
         kept = sum(self.processor.counts([question.scale] * len(tiles), tiles))
         ids = expand_image_tokens(ids, config.image_token_id, counts)
+        positions = config.text_config.max_position_embeddings
         if question.continuation is None:
-            return Row(ids, 0, sum(counts), kept)
+            room = answer_room(len(ids), sum(counts), len(counts), positions, question.decoding.max_new_tokens)
+            return Row(ids, 0, sum(counts), kept, room)
         continuation = tokenizer(question.continuation, add_special_tokens=False)["input_ids"]
         if not continuation:
             raise ValueError(f"the continuation {question.continuation!r} has no token to score")
-        return Row(ids + continuation, len(continuation), sum(counts), kept)
+        answer_room(len(ids) + len(continuation) - 1, sum(counts), len(counts), positions, 1)
+        return Row(ids + continuation, len(continuation), sum(counts), kept, 0)
 
     def _read_scale(self, question: Question) -> int:
         """The scale at which the decoder is given the pictures: all tokens where it drops some itself."""
@@ -146,9 +167,9 @@ class Engine:
     def _plan(self, questions: Sequence[Question], rows: Sequence[Row], batch_size: int) -> list[list[int]]:
         reader = self.processor.reader
         budget = batch_size * (reader.count(self.default_scale, reader.tiling.largest()) + ROOM_FOR_TEXT)
-        groups: dict[tuple[Decoding, bool, bool], list[int]] = {}
+        groups: dict[tuple[Decoding, bool, bool, int], list[int]] = {}
         for index, question in enumerate(questions):
-            alike = (question.decoding, question.continuation is None, question.method == FASTV)
+            alike = (question.decoding, question.continuation is None, question.method == FASTV, rows[index].new_tokens)
             groups.setdefault(alike, []).append(index)
         batches: list[list[int]] = []
         for group in groups.values():
@@ -172,7 +193,7 @@ class Engine:
         recorder = recording(self.model, len(rows)) if is_routed else nullcontext()
         with self._pruning(inputs, rows) if is_pruned else nullcontext(), recorder as recorded:
             if questions[0].continuation is None:
-                texts, lengths, sure = self._generate(inputs, questions[0].decoding)
+                texts, lengths, sure = self._generate(inputs, questions[0].decoding, rows[0].new_tokens)
                 scores: list[tuple[float, bool] | None] = [None] * len(rows)
             else:
                 scores = self._score(inputs, rows)
@@ -229,19 +250,20 @@ class Engine:
         return pruning(self.model, ids == self.model.config.image_token_id, keep, last)
 
     def _generate(
-        self, inputs: dict[str, Tensor], decoding: Decoding
+        self, inputs: dict[str, Tensor], decoding: Decoding, new_tokens: int
     ) -> tuple[list[str], list[int], Sequence[float | None]]:
         """Texts, numbers of tokens, and confidences: None by beams, whose rows change places on their way."""
         tokenizer, chosen = self.processor.tokenizer, ChosenTokens()
-        stops = decoding.stop_ids(tokenizer, self.model.generation_config.eos_token_id)
+        stops = decoding.stop_ids(tokenizer, end_token_ids(self.model, tokenizer))
         recorded = LogitsProcessorList([chosen] if decoding.num_beams == 1 else [])
-        output = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
-            **inputs,
-            **decoding.arguments(),
-            eos_token_id=stops,
-            pad_token_id=tokenizer.pad_token_id,
-            logits_processor=recorded,
-        )
+        with token_ids_alone(self.model):
+            output = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
+                **inputs,
+                **decoding.arguments() | {"max_new_tokens": new_tokens},
+                eos_token_id=stops,
+                pad_token_id=tokenizer.pad_token_id,
+                logits_processor=recorded,
+            )
         generated = output[:, inputs["input_ids"].shape[1] :]
         texts, lengths = [], []
         for row in generated.tolist():

@@ -7,6 +7,8 @@ turn, at whatever scale that turn asks for; nothing is seen twice.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
+from m3.inference.control_tokens import control_tokens, plain
+from m3.inference.generation_settings import answer_room, end_token_ids, token_ids_alone
 from m3.inference.seeing import Seen, image_inputs, reading_order, see
 from m3.model import M3ForConditionalGeneration
 from m3.processing import ImageSource, M3Processor, expand_image_tokens, load_image
@@ -33,9 +37,11 @@ class Generation:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        is_whole = isinstance(self.max_new_tokens, Integral) and not isinstance(self.max_new_tokens, bool)
+        if not (is_whole and self.max_new_tokens >= 1 and 0 <= self.temperature < inf and 0 < self.top_p <= 1):
             raise ValueError(
-                f"expected max_new_tokens from 1, temperature from 0, top_p above 0 and up to 1; got {self}"
+                "expected max_new_tokens as a whole number from 1, temperature from 0, top_p above 0 and up to 1; "
+                f"got {self}"
             )
 
     def arguments(self) -> dict[str, Any]:
@@ -61,6 +67,7 @@ class Prompt:
     ids: list[int]
     scales: list[int]  # of each picture
     visual_tokens: int
+    new_tokens: int  # that the answer may have
 
     @property
     def text_tokens(self) -> int:
@@ -77,6 +84,7 @@ class Conversation:
         self.processor = processor
         self.generation = generation or Generation()
         self.shown: list[Seen] = []
+        self._control_tokens = control_tokens(processor)
         self._turns: list[dict[str, str]] = []
         self._waiting: list[tuple[str, Seen]] = []  # marks and what they stand for, until a question takes them
 
@@ -122,7 +130,7 @@ class Conversation:
         prompt = self.prompt(turns, shown, scale)
         answer = Answer(self._generate(prompt, shown, on_text), prompt.visual_tokens, prompt.text_tokens)
         if keep:
-            self._turns = [*turns, {"role": "assistant", "content": answer.text}]
+            self._turns = [*turns, {"role": "assistant", "content": plain(answer.text, self._control_tokens)}]
             self.shown, self._waiting = shown, []
         return answer
 
@@ -146,15 +154,11 @@ class Conversation:
         scales = processor.resolve_scales(given, len(pictures), pictures)
         counts = processor.counts(scales, pictures)
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
         ids = expand_image_tokens(ids, self.model.config.image_token_id, counts)
-        room = self.model.config.text_config.max_position_embeddings
-        if len(ids) >= room:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens, {sum(counts)} of them for {len(scales)} pictures, and the model reads at "
-                f"most {room} with the answer: choose a smaller scale, or show fewer pictures or frames"
-            )
-        return Prompt(ids, scales, sum(counts))
+        positions = self.model.config.text_config.max_position_embeddings
+        room = answer_room(len(ids), sum(counts), len(counts), positions, self.generation.max_new_tokens)
+        return Prompt(ids, scales, sum(counts), room)
 
     def _show(self, mark: str, seen: Seen) -> Seen:
         self._waiting.append((mark, seen))
@@ -177,26 +181,26 @@ class Conversation:
         queues = {mark: iter([seen for m, seen in self._waiting if m == mark]) for mark in (image, VIDEO_MARK)}
         shown = [next(queues[mark]) for mark in marks]
         frames = iter(shown)
-        content = "".join(image * len(next(frames).tiles) if part in queues else part for part in parts)
+        content = "".join(
+            image * len(next(frames).tiles) if part in queues else plain(part, self._control_tokens) for part in parts
+        )
         return [*self._turns, {"role": "user", "content": content}], [*self.shown, *shown]
 
     @torch.no_grad()
     def _generate(self, prompt: Prompt, shown: list[Seen], on_text: Callable[[str], None] | None) -> str:
         tokenizer, model = self.processor.tokenizer, self.model
         ids = torch.tensor([prompt.ids], device=model.device)
-        ends = model.generation_config.eos_token_id
-        stops = {tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])} - {None}
-        room = model.config.text_config.max_position_embeddings - len(prompt.ids)
-        output: Tensor = model.generate(  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            **image_inputs(model, self.processor, shown, prompt.scales),
-            **self.generation.arguments(),
-            max_new_tokens=min(self.generation.max_new_tokens, room),
-            eos_token_id=sorted(stops),
-            pad_token_id=tokenizer.pad_token_id,
-            streamer=None if on_text is None else Pieces(tokenizer, on_text),
-        )
+        with token_ids_alone(model):
+            output: Tensor = model.generate(  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                **image_inputs(model, self.processor, shown, prompt.scales),
+                **self.generation.arguments(),
+                max_new_tokens=prompt.new_tokens,
+                eos_token_id=sorted(end_token_ids(model, tokenizer)),
+                pad_token_id=tokenizer.pad_token_id,
+                streamer=None if on_text is None else Pieces(tokenizer, on_text),
+            )
         return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from m3.config import near_match
 from m3.inference.adapters import CONFIG, add_adapter
 from m3.inference.device import choose_device
+from m3.inference.generation_settings import warn_of_settings
 from m3.inference.quantisation import Quantisation, get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.packages import require
@@ -34,7 +35,7 @@ def load(
     merge: bool = False,
     attention: str | None = None,
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
-    """The model and its processor.
+    """The model and its processor. Settings of its generation_config.json other than token ids are named: none is followed.
 
     Args:
         device: such as "cpu" or "cuda:1"; None for what `choose_device` finds.
@@ -76,6 +77,7 @@ def load(
         model.to(where)
     if row is not None and row.after is not None:
         row.after(model)
+    warn_of_settings(model, path)
     if lora is not None:
         model = add_adapter(model, lora, merge)
     return model.eval(), _load_processor(path)

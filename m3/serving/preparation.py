@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jinja2.exceptions import TemplateError
 
 from m3.inference.control_tokens import control_tokens, plain
+from m3.inference.generation_settings import answer_room
 from m3.inference.seeing import Seen, prepare
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
@@ -19,7 +20,7 @@ from m3.processing.images import TooLargeError
 from m3.processing.schedule import frame_scales
 from m3.processing.video import load_video
 from m3.serving.features import Features
-from m3.serving.requests import Refused, Request, Turn, Visual
+from m3.serving.requests import Refused, Request, Visual
 from m3.serving.settings import Limits
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Preparation:
         self._processor, self._features, self._limits = processor, features, limits
         self._control_tokens = control_tokens(processor)
         self._image_token_id = model.config.image_token_id
-        self._room = model.config.text_config.max_position_embeddings
+        self._positions = model.config.text_config.max_position_embeddings
 
     def prepare(self, request: Request) -> Prepared:
         """Errors are `Refused`, or a `ValueError` of the processor's; all are the client's mistakes."""
@@ -64,9 +65,8 @@ class Preparation:
         sights = tuple(self._sight(visual) for visual in visuals)
         scales = self._scales(request, visuals, sights)
         counts = self._processor.counts(scales, [tiles for sight in sights for tiles in sight.tiles])
-        ids = self._ids(request.turns, sights, counts)
-        room = min(self._room - len(ids), request.generation.max_new_tokens)
-        return Prepared(ids, sights, scales, counts, room)
+        ids, new_tokens = self._ids(request, sights, counts)
+        return Prepared(ids, sights, scales, counts, new_tokens)
 
     def _check(self, request: Request) -> None:
         limits = self._limits
@@ -123,11 +123,14 @@ class Preparation:
             scales += self._processor.resolve_scales(chosen, number, sight.tiles)
         return scales
 
-    def _ids(self, turns: Iterable[Turn], sights: Iterable[Sight], counts: list[int]) -> list[int]:
-        """Visuals stand on lines of their own, as in `m3 chat`; text is plain text whatever it says."""
+    def _ids(self, request: Request, sights: Iterable[Sight], counts: list[int]) -> tuple[list[int], int]:
+        """The prompt, and how many tokens its answer may have.
+
+        Visuals stand on lines of their own, as in `m3 chat`; text is plain text whatever it says.
+        """
         image, queue = self._processor.image_token, iter(sights)
         messages = []
-        for turn in turns:
+        for turn in request.turns:
             lines = [
                 image * len(next(queue).tiles) if isinstance(part, Visual) else plain(part, self._control_tokens)
                 for part in turn.parts
@@ -139,16 +142,18 @@ class Preparation:
             raise Refused(f"the model's chat template refuses these messages: {error}", param="messages") from error
         tokenizer = self._processor.tokenizer
         ids = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
-        limit = min(self._limits.prompt_tokens, self._room - 1)
-        length = len(ids) + sum(counts) - len(counts)
-        if length > limit:
-            raise Refused(
-                f"the prompt has {length:,} tokens, {sum(counts):,} of them for {len(counts)} pictures, and may have "
-                f"{limit:,}: choose a smaller scale, or send fewer pictures or less text",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        return expand_image_tokens(ids, self._image_token_id, counts)
+        length, limit = len(ids) + sum(counts) - len(counts), self._limits.prompt_tokens
+        try:
+            asked = request.generation.max_new_tokens
+            new_tokens = answer_room(length, sum(counts), len(counts), self._positions, asked)
+            if length > limit:
+                visual = f", {sum(counts):,} of them visual" if counts else ""
+                raise ValueError(
+                    f"the prompt has {length:,} tokens{visual}, more than this server's limit of {limit:,}"
+                )
+        except ValueError as error:
+            raise Refused(str(error), code="context_length_exceeded", param="messages") from error
+        return expand_image_tokens(ids, self._image_token_id, counts), new_tokens
 
 
 def _largest(visuals: Iterable[Visual], kind: str) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence, Set
 
 import torch
 
+from m3.inference.generation_settings import end_token_ids
 from m3.inference.seeing import image_inputs
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
@@ -29,7 +30,7 @@ class Scheduler:
     ) -> None:
         self._model, self._processor, self._features, self._metrics = model, processor, features, metrics
         self._batch = Batch(model, processor.tokenizer.pad_token_id or 0)
-        self._stops = stop_ids(model, processor)
+        self._stops = end_token_ids(model, processor.tokenizer)
         self._tokens: list[int] = []  # the newest of each row
         self.running: list[Job] = []
 
@@ -109,10 +110,3 @@ def _fits(work: Callable[[], None]) -> bool:
 
 def _without_room(jobs: Sequence[Job]) -> list[tuple[Job, End]]:
     return [(job, "memory") for job in jobs]
-
-
-def stop_ids(model: M3ForConditionalGeneration, processor: M3Processor) -> frozenset[int]:
-    """Tokens that end an answer."""
-    ends = model.generation_config.eos_token_id
-    listed = [ends] if isinstance(ends, int) else ends or []
-    return frozenset(token for token in (processor.tokenizer.eos_token_id, *listed) if token is not None)

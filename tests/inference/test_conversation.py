@@ -112,7 +112,7 @@ def test_256_frames_at_one_token_each(loaded: Loaded, tmp_path: Path) -> None:
     assert answer.visual_tokens == 256
     assert answer.text_tokens < 32, "frames stand side by side, with nothing between them"
     with pytest.raises(
-        ValueError, match=r"has 2\d\d\d tokens, 2304 of them for 256 pictures, and the model reads at most 2048"
+        ValueError, match=r"has 2,... tokens, 2,304 of them for 256 pictures, and the model reads at most 2,048"
     ):
         conversation.ask("what happens", 9)
 
@@ -125,7 +125,7 @@ def test_sampling_differs_from_greedy_and_stays_within_its_rules(loaded: Loaded,
     }
     assert len(texts) > 1
     for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"max_new_tokens": 0}):
-        with pytest.raises(ValueError, match="expected max_new_tokens from 1, temperature from 0"):
+        with pytest.raises(ValueError, match="expected max_new_tokens as a whole number from 1"):
             Generation(**wrong)
 
 

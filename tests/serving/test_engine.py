@@ -199,14 +199,18 @@ LIMITED = [
     (
         Limits(prompt_tokens=100),
         question("?", still()),
-        "the prompt has 15. tokens, 144 of them for 1 pictures, and may have 100",
+        "the prompt has 15. tokens, 144 of them visual, more than this server's limit of 100",
     ),
     (Limits(), question("?", Visual("image", b"GIF89a nothing")), "image of 14 bytes"),
     (Limits(), question("?", Visual("image", b"")), "the image file is empty"),
     (Limits(), question("?", Visual("video", b"no video")), "not a video that can be read"),
     (Limits(), question("?", still(), scale=7), "choose one of 1, 4, 9, 16, 36, 144"),
     (Limits(), question("?", still(), scale="36+"), "the scale '36\\+' cannot be read"),
-    (Limits(), question("x" * 150_000), "tokens, 0 of them for 0 pictures, and may have"),
+    (
+        Limits(),
+        question("x" * 150_000),
+        "the prompt has 150,... tokens, and the model reads at most .* with the answer: shorten the text",
+    ),
 ]
 
 
