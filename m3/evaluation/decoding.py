@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,8 +18,13 @@ LEAST = {"max_new_tokens": 1, "num_beams": 1, "top_k": 0}
 
 def _whole(name: str, value: object, least: int) -> int:
     """A number of a task's YAML or of the command line, where it may be words."""
-    number = float(value) if isinstance(value, str) and value.strip().isdigit() else value
-    if isinstance(number, bool) or not isinstance(number, Real) or number != int(number) or number < least:
+    number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, int | float)
+        or not float(number).is_integer()
+        or number < least
+    ):
         raise ValueError(
             f"{name}: expected a whole number from {least}, got {value!r}; correct the task's generation_kwargs"
         )
