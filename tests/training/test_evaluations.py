@@ -110,7 +110,7 @@ def test_an_interrupted_run_ends_as_the_whole_one(runs: Path) -> None:
         (["evaluation.tasks=[]"], "evaluation: name at least one of tasks"),
         (["evaluation.limit=0"], "evaluation: limit must be at least 1, got 0"),
         (["evaluation.scales=[5]"], "scale 5"),
-        (["evaluation.data_root=/nowhere"], "--data-root /nowhere is no folder"),
+        (["evaluation.data_root=/nowhere"], "evaluation.data_root: there is no folder /nowhere"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_training(recipe: Path, more: list[str], message: str) -> None:
