@@ -1,8 +1,14 @@
 """Short video files for tests, made with PyAV."""
 
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    import av
 
 
 def colour(index: int, frames: int) -> tuple[int, int, int]:
@@ -19,22 +25,43 @@ def write_video(
     codec: str = "mpeg4",
     codec_options: dict[str, str] | None = None,
     pixel_format: str = "yuv420p",
+    ticks: Sequence[int] | None = None,
+    sound_seconds: float = 0.0,
     **options: str,
 ) -> Path:
-    """`frames` frames of one colour each (the upper left quarter is white), `frames / fps` seconds long."""
+    """`frames` frames of one colour each (the upper left quarter is white), `frames / fps` seconds long.
+
+    `ticks`: when each is shown, in `1 / fps` s. `sound_seconds`: silence beside them, in packets of MP2.
+    """
     import av
 
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)
+        sound = container.add_stream("mp2", rate=44100, layout="stereo") if sound_seconds else None
         stream.width, stream.height = size
         stream.options = codec_options or {}
         stream.pix_fmt, stream.bit_rate = pixel_format, 4_000_000
         for index in range(frames):
             picture = Image.new("RGB", size, colour(index, frames))
             picture.paste((255, 255, 255), (0, 0, size[0] // 2, size[1] // 2))
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+            frame = av.VideoFrame.from_image(picture)
+            frame.pts, frame.time_base = index if ticks is None else ticks[index], Fraction(1, fps)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if sound is not None:
+            _add_silence(container, sound, sound_seconds)
     return path
+
+
+def _add_silence(container: "av.container.OutputContainer", sound: "av.AudioStream", seconds: float) -> None:
+    import av
+    import numpy as np
+
+    for start in range(0, round(seconds * 44100), 1152):
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1152), np.int16), format="s16", layout="stereo")
+        silence.sample_rate, silence.pts, silence.time_base = 44100, start, Fraction(1, 44100)
+        container.mux(sound.encode(silence))
+    container.mux(sound.encode())
 
 
 def write_sound(path: Path) -> Path:

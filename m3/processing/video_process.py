@@ -4,7 +4,7 @@ in: what to decode (m3/processing/video_frames.py:serve_requests); out: its answ
 
 Each process decodes one video at a time and is kept for the next. It imports PyAV, Pillow and nothing of M3: it starts in 0.15 s
 and takes 50 MB. One that dies or does not answer in time is ended and another started for the next video. A process ends when
-its owner does, since its input then ends.
+its owner does, in the middle of a video too.
 """
 
 import atexit
@@ -22,6 +22,8 @@ from m3.processing.video_frames import read_block, write_block
 
 MEMORY = 8 * 2**30
 """Bytes of address space of a process; a video that needs more is refused."""
+MOST_ANSWER = 2**31
+"""Bytes of a picture; six of the largest size as one have half of it."""
 MOST_IDLE = 4
 """Processes kept for the next video."""
 
@@ -34,7 +36,7 @@ class VideoProcess:
     """One process, for one video at a time."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", str(Path(video_frames.__file__)), str(MEMORY)]
+        command = [sys.executable, "-P", str(Path(video_frames.__file__)), str(MEMORY), str(os.getpid())]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -49,11 +51,13 @@ class VideoProcess:
         """
         timer = threading.Timer(seconds, self._process.kill)
         timer.start()
+        is_whole = False
         try:
-            answer, pixels = self._exchange(request, content)
-        except (OSError, EOFError) as error:
+            answer, pixels = self._exchange({**request, "seconds": seconds}, content)
+            is_whole = True
+        except (OSError, EOFError, json.JSONDecodeError) as error:
             is_late = not timer.is_alive()
-            self.end()
+            self._wait_or_end()
             code = self._process.returncode
             words = (
                 f"decoding it took longer than {seconds:g} s"
@@ -63,6 +67,8 @@ class VideoProcess:
             raise VideoProcessError(words) from error
         finally:
             timer.cancel()
+            if not is_whole:
+                self.end()
         return answer, pixels
 
     def _exchange(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
@@ -73,7 +79,7 @@ class VideoProcess:
         return answer, [self._read() for _ in answer.get("sizes", ())]
 
     def _read(self) -> bytes:
-        block = read_block(self._answers)
+        block = read_block(self._answers, MOST_ANSWER)
         if block is None:
             raise EOFError
         return block
@@ -82,6 +88,14 @@ class VideoProcess:
     def has_ended(self) -> bool:
         """Whether something ended it while it waited."""
         return self._process.poll() is not None
+
+    def _wait_or_end(self) -> None:
+        """After what is no answer: its own end is near, and says more than ours, or does not come."""
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def end(self) -> None:
         """Ends it at once, whatever it does."""

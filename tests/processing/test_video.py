@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,41 @@ def test_frames_that_are_stored_out_of_order_come_in_order(suffix: str, codec: s
         assert all(near(p, colour(1 + 3 * k, 24), 30) for k, p in enumerate(eight.frames))
 
 
+KINDS = [
+    *((suffix, "libx264") for suffix in ("mp4", "mov", "mkv", "avi", "ts", "flv", "asf")),
+    *((suffix, "mpeg4") for suffix in ("mp4", "mkv", "avi", "ts", "asf")),
+    *((suffix, "mpeg2video") for suffix in ("mpg", "ts", "avi", "mkv")),
+    ("webm", "libvpx"),
+    ("wmv", "wmv2"),
+    ("flv", "flv1"),
+]
+HELD = [0, 4, 9, 10, 11, 30, 31, 90, 91, 92, 93, 94]
+"""A screen recording: frames that stay for seconds."""
+NO_TIMES = ("mpg",)
+"""The container has frames at one rate alone."""
+TOO_SHORT = ("ts",)
+"""Five packets are no stream to ffmpeg."""
+
+
+EACH = [
+    pytest.param(suffix, codec, ticks, id=f"{suffix}-{codec}-{name}")
+    for suffix, codec in KINDS
+    for name, ticks in (("regular", range(24)), ("held", HELD), ("single", [0]))
+    if not (name == "held" and suffix in NO_TIMES) and not (name == "single" and suffix in TOO_SHORT)
+]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "ticks"), EACH)
+def test_all_frames_come_in_order_at_their_times(suffix: str, codec: str, ticks: Sequence[int], tmp_path: Path) -> None:
+    options = {"bf": "2"} if codec in ("libx264", "mpeg4", "mpeg2video") else None
+    path = write_video(tmp_path / f"clip.{suffix}", len(ticks), 25, codec=codec, ticks=ticks, codec_options=options)
+    read = load_video(path, Sampling(num_frames=1000))
+    assert read.times == pytest.approx([tick / 25 for tick in ticks], abs=0.011)
+    assert all(before < after for before, after in itertools.pairwise(read.times))
+    reds = [picture.getpixel((60, 44))[0] for picture in read.frames]
+    assert reds == pytest.approx([colour(n, len(ticks))[0] for n in range(len(ticks))], abs=14)
+
+
 def test_a_frame_that_avi_holds_is_no_end(tmp_path: Path) -> None:
     import av
 
@@ -148,6 +184,7 @@ def test_a_portrait_of_a_telephone_is_upright(video: Path) -> None:
 def broken(video: Path, folder: Path) -> dict[str, tuple[object, str]]:
     content = video.read_bytes()
     whole = write_video(folder / "stream.mp4", frames=80, movflags="faststart").read_bytes()
+    film, sound = write_video(folder / "film.mkv").read_bytes(), write_sound(folder / "sound.mkv").read_bytes()
     empty = folder / "empty.mp4"
     empty.touch()
     return {
@@ -164,16 +201,32 @@ def broken(video: Path, folder: Path) -> dict[str, tuple[object, str]]:
         "folder": (folder, "is a folder, expected a video file"),
         "address": ("https://example.org/a.mp4", "network addresses are not fetched"),
         "protocol": (f"concat:{video}", "no such video file"),
+        "a codec that there is not": (
+            film.replace(b"V_MPEG4/ISO/ASP", b"V_NOBODYS/CODEC"),
+            "there is no decoder for the video",
+        ),
+        "a sound that there is no codec for": (
+            sound.replace(b"A_AAC", b"A_ZZZ"),
+            "no video in this file, it holds audio",
+        ),
         "sound": (write_sound(folder / "sound.mp4"), "no video in this file, it holds audio"),
     }
 
 
 def test_what_is_no_whole_video_is_refused(video: Path, tmp_path: Path) -> None:
     cases = broken(video, tmp_path)
-    assert len(cases) == 11
+    assert len(cases) == 13
     for source, message in cases.values():
         with pytest.raises(ValueError, match=re.escape(message)):
             load_video(source)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "asf", "avi", "ts", "mpg"])
+def test_sound_that_is_longer_is_no_cut(suffix: str, tmp_path: Path) -> None:
+    codec = {"mpg": "mpeg1video"}.get(suffix, "mpeg4")
+    path = write_video(tmp_path / f"long.{suffix}", fps=25, codec=codec, sound_seconds=3.0)
+    read = load_video(path, Sampling(num_frames=300))
+    assert read.times == pytest.approx([n / 25 for n in range(24)], abs=0.011)
 
 
 def test_frames_that_grow_on_the_way_are_refused() -> None:
@@ -202,6 +255,7 @@ def test_limits(video: Path) -> None:
         ({"num_frames": 2000}, "num_frames is 2000; expected a whole number from 1 to 1024"),
         ({"num_frames": True}, "num_frames is True; expected a whole number"),
         ({"fps": float("nan")}, "fps is nan; expected a number above 0"),
+        ({"fps": float("inf")}, "fps is inf; expected a number above 0"),
         ({"fps": -1}, "fps is -1; expected a number above 0"),
         ({"fps": True}, "fps is True; expected a number above 0"),
         ({"fps": 0.0}, "fps is 0.0; expected a number above 0"),

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,76 @@ def test_a_forked_process_has_processes_of_its_own(video: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(video_process.VIDEO_PROCESSES._idle) == idle >= 1
     assert load_video(video).times == expected
+
+
+ANSWERS = {
+    "no JSON": "write(struct.pack('<Q', 3) + b'abc')",
+    "a number beyond all": "write(struct.pack('<Q', 2**63 + 5))",
+    "sixteen GiB": "write(struct.pack('<Q', 2**34))",
+    "noise": "write(os.urandom(100_000))",
+    "half an answer": "write(struct.pack('<Q', 30) + b'{')\nsys.exit(3)",
+    "nothing": "sys.exit(0)",
+    "a picture that does not come": """
+answer = b'{"seconds": 1, "times": [0], "sizes": [[2, 2]]}'
+write(struct.pack('<Q', len(answer)) + answer)
+os.kill(os.getpid(), 11)""",
+}
+
+
+@pytest.mark.parametrize("code", ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_that_is_none_is_an_error_of_its_video(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    script = tmp_path / "decoder.py"
+    start = "import os, struct, sys, time\nsys.stdin.buffer.read(8)\n"
+    write = "def write(content):\n    sys.stdout.buffer.write(content)\n    sys.stdout.buffer.flush()\n\n"
+    script.write_text(f"{start}{write}{code}\ntime.sleep(600)\n")
+    processes = VideoProcesses()
+    with monkeypatch.context() as patch:
+        patch.setattr(video_process.video_frames, "__file__", str(script))
+        with pytest.raises(VideoProcessError, match="the decoder crashed on it"):
+            processes.decode(REQUEST, video.read_bytes(), 30.0)
+    assert processes._idle == []
+    assert len(processes.decode(REQUEST, video.read_bytes(), 30.0)[1]) == 2
+    processes.end()
+
+
+def is_alive(process: int) -> bool:
+    """Neither gone nor dead and unread."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("place", ["waiting", "decoding"])
+def test_a_process_ends_with_its_owner(video: Path, tmp_path: Path, place: str) -> None:
+    """Also where that is killed, and the process is in the middle of a file."""
+    script = tmp_path / "decoder.py"
+    script.write_text(f"""
+import runpy, sys, time
+runpy.run_path({video_process.video_frames.__file__!r})["_limit"](2**32, int(sys.argv[2]))
+time.sleep(600)
+""")
+    code = f"""
+import threading, time
+from m3.processing import video_process
+if {place == "decoding"}:
+    video_process.video_frames.__file__ = {str(script)!r}
+process = video_process.VideoProcess()
+print(process._process.pid, flush=True)
+if {place == "decoding"}:
+    process.decode({REQUEST!r}, b"", 600.0)
+time.sleep(600)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    process = int(owner.stdout.readline())
+    owner.kill()
+    owner.communicate()
+    while is_alive(process):  # the limit of a test's time ends it
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
