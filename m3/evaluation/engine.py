@@ -12,7 +12,7 @@ A batch may mix scales. Nothing is caught here: what goes wrong in one question 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from m3.evaluation.methods import FASTV
 from m3.evaluation.picture_cache import PictureCache
 from m3.evaluation.questions import Picture, Question, Reply
 from m3.evaluation.routing import Recorded, recording
+from m3.evaluation.seeded_sampling import SeededSampling, question_seeds
 from m3.evaluation.store import digest, digest_files
 from m3.inference.control_tokens import FENCED, control_tokens, plain
 from m3.inference.generation_settings import answer_room, end_token_ids, token_ids_alone, warn_of_settings
@@ -136,11 +137,12 @@ class Engine:
         the rest, a question runs in the same batch as it would have, and gets the same answer to the last bit.
         """
         rows = [self._row(question) for question in questions]
+        seeds = question_seeds(questions)
         self.pictures.see([picture for question in questions for picture in question.pictures], batch_size)
         for batch in self._plan(questions, rows, batch_size):
             if wanted is not None and not any(wanted[i] for i in batch):
                 continue
-            replies = self._run([questions[i] for i in batch], [rows[i] for i in batch])
+            replies = self._run([questions[i] for i in batch], [rows[i] for i in batch], [seeds[i] for i in batch])
             yield list(zip(batch, replies, strict=True))
 
     def _row(self, question: Question) -> Row:
@@ -183,7 +185,7 @@ class Engine:
         return batches
 
     @torch.no_grad()
-    def _run(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Reply]:
+    def _run(self, questions: Sequence[Question], rows: Sequence[Row], seeds: Sequence[int]) -> list[Reply]:
         started = time.perf_counter()
         inputs = self._inputs(questions, rows)
         is_pruned = questions[0].method == FASTV and "image_features" in inputs
@@ -193,7 +195,7 @@ class Engine:
         recorder = recording(self.model, len(rows)) if is_routed else nullcontext()
         with self._pruning(inputs, rows) if is_pruned else nullcontext(), recorder as recorded:
             if questions[0].continuation is None:
-                texts, lengths, sure = self._generate(inputs, questions[0].decoding, rows[0].new_tokens)
+                texts, lengths, sure = self._generate(inputs, questions[0].decoding, rows[0].new_tokens, seeds)
                 scores: list[tuple[float, bool] | None] = [None] * len(rows)
             else:
                 scores = self._score(inputs, rows)
@@ -250,16 +252,21 @@ class Engine:
         return pruning(self.model, ids == self.model.config.image_token_id, keep, last)
 
     def _generate(
-        self, inputs: dict[str, Tensor], decoding: Decoding, new_tokens: int
+        self, inputs: dict[str, Tensor], decoding: Decoding, new_tokens: int, seeds: Sequence[int]
     ) -> tuple[list[str], list[int], Sequence[float | None]]:
         """Texts, numbers of tokens, and confidences: None by beams, whose rows change places on their way."""
         tokenizer, chosen = self.processor.tokenizer, ChosenTokens()
         stops = decoding.stop_ids(tokenizer, end_token_ids(self.model, tokenizer))
         recorded = LogitsProcessorList([chosen] if decoding.num_beams == 1 else [])
-        with token_ids_alone(self.model):
+        arguments = decoding.arguments() | {"max_new_tokens": new_tokens}
+        if decoding.do_sample and recorded:
+            recorded.append(SeededSampling(decoding, seeds))
+            arguments = replace(decoding, do_sample=False).arguments() | {"max_new_tokens": new_tokens}
+        with token_ids_alone(self.model), torch.random.fork_rng():
+            torch.manual_seed(seeds[0])  # of beams that sample, whose rows change places
             output = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
                 **inputs,
-                **decoding.arguments() | {"max_new_tokens": new_tokens},
+                **arguments,
                 eos_token_id=stops,
                 pad_token_id=tokenizer.pad_token_id,
                 logits_processor=recorded,
@@ -275,7 +282,11 @@ class Engine:
     def _score(self, inputs: dict[str, Tensor], rows: Sequence[Row]) -> list[tuple[float, bool] | None]:
         """Log-likelihood of the last `row.continuation` ids of each row, given all before them."""
         keep = max(row.continuation for row in rows) + 1
-        logits = self.model(**inputs, logits_to_keep=keep).logits[:, :-1].float().log_softmax(-1)
+        # positions are counted without padding, which decoders of learned positions do not do by themselves
+        positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        logits = (
+            self.model(**inputs, position_ids=positions, logits_to_keep=keep).logits[:, :-1].float().log_softmax(-1)
+        )
         targets: Int[Tensor, "b k"] = inputs["input_ids"][:, 1 - keep :]
         chosen = logits.gather(-1, targets[..., None])[..., 0]
         greedy = logits.argmax(-1) == targets

@@ -18,6 +18,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 from lmms_eval.protocol import ChatImageContent, ChatMessages, ChatTextContent, ChatVideoContent
+from PIL import Image
 from tqdm import tqdm
 
 from m3.evaluation.decoding import SCALE, Decoding
@@ -143,11 +144,18 @@ def pictures_of(visual: Any, sampling: Sampling) -> list[Picture]:
     return [Picture.of(image) for image in images]
 
 
+def listed(visuals: Any) -> list[Any]:
+    """What `doc_to_visual` gave, as a list: a task may give none, several, or one by itself."""
+    if visuals is None:
+        return []
+    return [visuals] if isinstance(visuals, str | Path | Image.Image) else list(visuals)
+
+
 def shown(task: ConfigurableTask, document: dict[str, Any]) -> tuple[str, list[Any]]:
     """What a task asks of a document: its text, and its images and videos."""
     if not isinstance(task, ConfigurableMessagesTask):
         visuals = task.doc_to_visual(document)
-        return str(task.doc_to_text(document)), visuals if isinstance(visuals, list) else []
+        return str(task.doc_to_text(document)), listed(visuals)
     asked = task.doc_to_messages(document)
     messages = ChatMessages(messages=asked).messages  # pyright: ignore[reportArgumentType] (it may not be typed a list)
     parts = [part for message in messages if message.role == "user" for part in message.content]
@@ -155,12 +163,10 @@ def shown(task: ConfigurableTask, document: dict[str, Any]) -> tuple[str, list[A
     return text, [part.url for part in parts if isinstance(part, ChatImageContent | ChatVideoContent)]
 
 
-def simple_messages(
-    context: str, visuals: Sequence[Any] | None, engine: Engine, sampling: Sampling
-) -> tuple[list[dict], list[Picture]]:
+def simple_messages(context: str, visuals: Any, engine: Engine, sampling: Sampling) -> tuple[list[dict], list[Picture]]:
     """One user turn: the images first, each on its line (LLaVA), unless the text has a place for each of them."""
     token = engine.processor.image_token
-    pictures = [picture for visual in visuals or [] for picture in pictures_of(visual, sampling)]
+    pictures = [picture for visual in listed(visuals) for picture in pictures_of(visual, sampling)]
     parts = context.split(token)
     if pictures and len(parts) == len(pictures) + 1:
         text = token.join(engine.plain(part) for part in parts)

@@ -193,6 +193,11 @@ def _load(file: TaskFile, manager: TaskManager) -> LoadedTask:
     is_simple = task.OUTPUT_TYPE != GENERATES
     if is_simple:
         task = _task(file.name, manager, "simple")
+    if task.config.num_fewshot and not is_simple:
+        raise ValueError(
+            f"the task puts {task.config.num_fewshot} examples before each question (num_fewshot), which lmms-eval's tasks of "
+            "chat messages cannot: set num_fewshot: 0 in a task of your own that includes it"
+        )
     yamls = included(file.path)
     files = yamls | {code for path in yamls for code in path.parent.glob("*.py")}
     metric = metric_of(file.name) or task.config.metric_list[0]["metric"]

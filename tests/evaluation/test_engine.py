@@ -130,7 +130,7 @@ def test_until_and_sampling_are_honoured(engine: Engine):
     assert long.text == full.text.split(full.text[3:5])[0].strip()
     hot = Decoding(max_new_tokens=12, do_sample=True, temperature=5.0, top_k=0)
     torch.manual_seed(0)
-    assert len({answers(engine, [ask(engine, 1, 9, hot)], 1)[0].text for _ in range(3)}) > 1
+    assert len({reply.text for reply in answers(engine, [ask(engine, 1, 9, hot)] * 3, 1)}) > 1
 
 
 def test_decoding_is_read_strictly():
