@@ -26,6 +26,7 @@ class Writing:
         self._stop_ids = {special[text] for text in stop if text in special}
         self._begin = self._end = 0  # decoded anew with each token; what stands before `_end` was already taken
         self._held = ""  # sure, but perhaps white space at the end, or the beginning of a stop text
+        self._tidying = Tidying(tokenizer) if _tidies(tokenizer) else None
         self.tokens: list[int] = []
         self.text = ""
         self.stopped = False
@@ -72,12 +73,14 @@ class Writing:
         return self._give(new[len(known) :], is_last=True)
 
     def _decode(self, begin: int, end: int | None) -> str:
-        text = self._tokenizer.decode(self.tokens[begin:end], skip_special_tokens=True)
+        text = self._tokenizer.decode(
+            self.tokens[begin:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         assert isinstance(text, str)  # of one list of ids
         return text
 
     def _give(self, text: str, is_last: bool) -> str:
-        held = self._held + text
+        held = self._held + (text if self._tidying is None else self._tidying.add(text, is_last))
         found = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
         if found:
             self.stopped, is_last, held = True, True, held[: min(found)]
@@ -87,6 +90,43 @@ class Writing:
         piece = sure if self.text else sure.lstrip()
         self.text += piece
         return piece
+
+
+class Tidying:
+    """The spaces that a tokenizer takes away before punctuation (`clean_up_tokenization_spaces`), while the text comes.
+
+    Each pattern of it begins at a space; none goes on over the space behind a word, but for the words of `JOINED`.
+    """
+
+    JOINED = ("", "'", "n")
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer, self._held, self._seen = tokenizer, "", 0
+
+    def add(self, text: str, is_last: bool) -> str:
+        """What is sure of the text so far."""
+        self._held += text
+        cut = len(self._held) if is_last else self._cut()
+        sure, self._held = self._held[:cut], self._held[cut:]
+        self._seen = max(self._seen - cut, 0)
+        return self._tokenizer.clean_up_tokenization(sure)
+
+    def _cut(self) -> int:
+        """The last place that parts the text into two that can be tidied apart; no space is looked at twice."""
+        cut = 0
+        while (space := self._held.find(" ", self._seen)) >= 0:
+            word = self._held[self._held.rfind(" ", 0, space) + 1 : space]
+            cut = cut if word in self.JOINED else space
+            self._seen = space + 1
+        return cut
+
+
+def _tidies(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether decoding takes spaces away; transformers does not for all that are set to."""
+    if not tokenizer.clean_up_tokenization_spaces:
+        return False
+    ids = tokenizer("a . ? ! , ' b n't 'm 's 've 're", add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids) != tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -106,6 +106,59 @@ def test_long_runs_of_broken_bytes_are_their_decoding(kind: str, seed: int) -> N
     assert len(pieces) > 4, "what is sure is given out on the way"
 
 
+WORDS = [
+    "[UNK]",
+    "a",
+    "b",
+    "n",
+    "t",
+    "s",
+    "m",
+    "do",
+    "it",
+    ".",
+    "?",
+    "!",
+    ",",
+    "'",
+    "n't",
+    "'m",
+    "'s",
+    "'ve",
+    "'re",
+    "x1",
+]
+
+
+def tidying_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """One that takes spaces before punctuation away when it decodes."""
+    if kind == "Unigram":
+        pieces = [("[UNK]", 0.0), *(("▁" + word, -1.0) for word in WORDS[1:]), *((word, -2.0) for word in WORDS[1:])]
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    else:
+        words = WORDS + ["##" + word for word in WORDS[1:]]
+        vocabulary = {word: n for n, word in enumerate(words)}
+        model = models.WordPiece if kind == "WordPiece" else models.WordLevel
+        tokenizer = Tokenizer(model(vocab=vocabulary, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        if kind == "WordPiece":
+            tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", clean_up_tokenization_spaces=True, eos_token="<|end|>"
+    )
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
+def test_spaces_that_decoding_takes_away_are_not_streamed(kind: str) -> None:
+    tokenizer, rng = tidying_tokenizer(kind), random.Random(5)
+    for _ in range(500):
+        ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(1, 30))]
+        whole, pieces = written(tokenizer, ids)
+        assert whole == "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert "a's" in written(tokenizer, tokenizer("a 's it")["input_ids"])[0]
+
+
 @pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
 def test_the_work_of_a_token_is_bounded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes: bytes of no character, tokens that decoding leaves out."""
