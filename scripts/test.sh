@@ -11,6 +11,22 @@ export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_DATASETS_OFFLINE="${HF_DATASETS_
 export TRANSFORMERS_OFFLINE="${TRANSFORMERS_OFFLINE:-1}" TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 unset PYTHONDONTWRITEBYTECODE  # where it is set, each of the processes that tests start compiles everything anew
 
+install_chromium() {  # for the tests of pages; elsewhere they are skipped, and say so at the end
+    local name
+    for name in "${M3_CHROMIUM:-}" chromium chromium-browser google-chrome; do
+        [ -z "$name" ] || ! command -v "$name" >/dev/null || return 0
+    done
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "Installing Chromium for the tests of pages"
+        if apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; then
+            return 0
+        fi
+    fi
+    echo "No Chromium: tests of pages are left out. Install one (Debian: apt-get install chromium), or name it by M3_CHROMIUM." >&2
+}
+install_chromium
+
 fast=no
 if [ "${1:-}" = --fast ]; then
     fast=yes

@@ -1,21 +1,20 @@
 """The page in a real browser: from the disk, without a network, with mouse and keyboard. Skipped where there is none."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from required_tests import BROWSER, needs_browser
 
 from m3.evaluation import report
 from m3.evaluation.run_folder import write_json
 from tests.evaluation.conftest import SUITE, SWEPT, make_image, make_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium"),
+    needs_browser,
 ]
 
 

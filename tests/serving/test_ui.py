@@ -1,7 +1,6 @@
 """The page in a real browser, over a small random model, whose answers go on until they are stopped."""
 
 import json
-import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,16 +10,16 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from required_tests import BROWSER, needs_browser
 from serving_files import png
 from videos import write_video
 
 from m3.serving.settings import Limits, Queue, Settings
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium"),
+    needs_browser,
 ]
 TRAINED = (1, 4, 9, 36, 144)
 PATIENCE = 30_000

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import tarfile
 from html.parser import HTMLParser
@@ -13,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 from format_files import COUNT, WRITERS, picture, pictures, talk
+from required_tests import BROWSER, needs_browser
 from small_checkpoint import save_small
 
 from m3.cli import main
@@ -215,12 +215,12 @@ def test_show_is_what_is_trained(broken: Path) -> None:
     assert out.read_text().count("<section") == 1, "the mixture ends at position 15"
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium (apt-get install chromium)")
+@needs_browser
 def test_the_page_opens_in_a_browser(tmp_path: Path) -> None:
     path, out = recipe(tmp_path, *written(tmp_path, "llava_json")), tmp_path / "page.html"
     assert main(["data", "show", str(path), "--out", str(out), "-n", "4"]) == 0
     command = [
-        "chromium",
+        str(BROWSER),
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
