@@ -1,10 +1,12 @@
 """How an answer is decoded: the generation settings that tasks of the harness use, read strictly."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from m3.inference.generation_settings import stop_sequences
 
 SCALE = "matryoshka_vis_token_scale"
 ALIASES = {"max_gen_toks": "max_new_tokens"}
@@ -90,6 +92,12 @@ class Decoding:
         """
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.until if text]
         return sorted({*ends, *(ids[0] for ids in encoded if len(ids) == 1)})
+
+    def end(self, row: Sequence[int], tokenizer: PreTrainedTokenizerBase, stops: Collection[int]) -> int:
+        """Place of the first token behind the answer: a stop, or the first of an `until` that decoding would leave out."""
+        sequences = [[stop] for stop in stops] + stop_sequences(tokenizer, filter(None, self.until))
+        places = (n for n in range(len(row)) if any(list(row[n : n + len(ids)]) == ids for ids in sequences))
+        return next(places, len(row))
 
     def cut(self, text: str) -> str:
         """The text before the first `until`."""

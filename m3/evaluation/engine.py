@@ -274,7 +274,7 @@ class Engine:
         generated = output[:, inputs["input_ids"].shape[1] :]
         texts, lengths = [], []
         for row in generated.tolist():
-            end = next((i for i, token in enumerate(row) if token in stops), len(row))
+            end = decoding.end(row, tokenizer, stops)
             texts.append(decoding.cut(tokenizer.decode(row[:end], skip_special_tokens=True)))
             lengths.append(min(end + 1, len(row)))
         return texts, lengths, chosen.confidences(generated, lengths) if recorded else [None] * len(texts)

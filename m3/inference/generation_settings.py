@@ -9,7 +9,7 @@ file that its task does not know. So all but the ids is named when the model is 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +30,13 @@ def end_token_ids(model: M3ForConditionalGeneration, tokenizer: PreTrainedTokeni
     named = model.generation_config.eos_token_id
     listed = [named] if isinstance(named, int) else named or []
     return frozenset(token for token in (tokenizer.eos_token_id, *listed) if isinstance(token, int))
+
+
+def stop_sequences(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:
+    """Ids of the stop texts that hold a token of their own (`<|im_end|>`, `<|im_start|>user`), which decoding may leave out."""
+    own = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    holding = [text for text in texts if any(token in text for token in own)]
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in holding]
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def packed_attention(
     batch, _, length, _ = query.shape
     rows = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]  # [b * l, heads, d]
     window = None
-    if scores.is_plain and not isinstance(attention_mask, Tensor):
+    if scores.is_plain and not dropout and not isinstance(attention_mask, Tensor):  # that kernel drops nothing out
         window = _varlen_window(rows[0], rows[2], attention_mask, packed, options.get("sliding_window"))
     joined = _all_at_once(rows, packed, scores, window) if window else _one_by_one(rows, packed, scores, attention_mask)
     return joined.unflatten(0, (batch, length)), None

@@ -1,13 +1,15 @@
 """Tokens to text while they come: each piece as soon as it is sure, and the end where a stop text begins.
 
 In: a token at a time. Out: pieces; put together they are the answer as one decoding of all tokens would give it, without white
-space around it, up to the first stop text. A stop text that is a token of its own, which decoding leaves out, stops by its id.
-The work of a token does not grow with the answer.
+space around it, up to the first stop text. One that holds a token which decoding leaves out stops by its ids too. The work of a
+token does not grow with the answer.
 """
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
+
+from m3.inference.generation_settings import stop_sequences
 
 UNFINISHED = "\ufffd"
 """What a decoder writes for the first bytes of a character of several, and for bytes that are no character."""
@@ -21,12 +23,13 @@ class Writing:
     """One answer. `tokens`: those written so far; `text`: what was given out; `stopped`: a stop text came."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
-        special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-        self._tokenizer, self._stop = tokenizer, [text for text in stop if text not in special]
-        self._stop_ids = {special[text] for text in stop if text in special}
+        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+        self._stop_sequences = stop_sequences(tokenizer, self._stop)
         self._begin = self._end = 0  # decoded anew with each token; what stands before `_end` was already taken
         self._held = ""  # sure, but perhaps white space at the end, or the beginning of a stop text
         self._tidying = Tidying(tokenizer) if _tidies(tokenizer) else None
+        self._waiting: list[int] = []  # perhaps the beginning of a stop sequence
+        self._read: list[int] = []  # all tokens but those
         self.tokens: list[int] = []
         self.text = ""
         self.stopped = False
@@ -34,14 +37,23 @@ class Writing:
     def add(self, token: int) -> str:
         """The piece that `token` makes sure; often none."""
         self.tokens.append(token)
-        if token in self._stop_ids:
-            self.tokens.pop()
-            piece = self.finish()
-            self.tokens.append(token)
-            self.stopped = True
-            return piece
+        self._waiting.append(token)
+        piece = ""
+        while self._waiting and not self.stopped:
+            if self._waiting in self._stop_sequences:
+                self._waiting = []
+                piece += self.finish()
+                self.stopped = True
+            elif any(ids[: len(self._waiting)] == self._waiting for ids in self._stop_sequences):
+                break
+            else:
+                piece += self._take(self._waiting.pop(0))
+        return piece
+
+    def _take(self, token: int) -> str:
+        self._read.append(token)
         known, new = self._decode(self._begin, self._end), self._decode(self._begin, None)
-        end = len(self.tokens)
+        end = len(self._read)
         if new.endswith(UNFINISHED):
             if end - self._end < MOST_UNSURE:
                 return ""
@@ -59,7 +71,7 @@ class Writing:
 
         One of four places does, since no character has more bytes.
         """
-        last = len(self.tokens)
+        last = len(self._read)
         for end in range(last - 1, last - 1 - LONGEST_CHARACTER, -1):
             if self._decode(self._begin, end) + self._decode(end, None) == text:
                 return end
@@ -67,14 +79,16 @@ class Writing:
 
     def finish(self) -> str:
         """The last piece."""
+        waiting, self._waiting = self._waiting, []
+        piece = "".join(self._take(token) for token in waiting if not self.stopped)
         if self.stopped:
-            return ""
+            return piece
         known, new = self._decode(self._begin, self._end), self._decode(self._begin, None)
-        return self._give(new[len(known) :], is_last=True)
+        return piece + self._give(new[len(known) :], is_last=True)
 
     def _decode(self, begin: int, end: int | None) -> str:
         text = self._tokenizer.decode(
-            self.tokens[begin:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._read[begin:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         assert isinstance(text, str)  # of one list of ids
         return text

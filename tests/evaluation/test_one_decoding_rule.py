@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.evaluation.decoding import Decoding
 from m3.evaluation.engine import Engine
 from m3.evaluation.questions import Picture
@@ -209,3 +210,15 @@ def test_settings_of_a_task_that_cannot_be_are_refused(settings: dict[str, Any],
 
 def test_numbers_that_are_words_are_read() -> None:
     assert Decoding.from_task({"max_new_tokens": "16", "num_beams": 2.0}) == Decoding(16, num_beams=2)
+
+
+def test_an_until_that_begins_with_a_special_token_ends_an_answer() -> None:
+    tokenizer = build_tokenizer()
+    decoding = Decoding(until=("<|im_start|>user",))
+    row = tokenizer("red <|im_start|>assistant <|im_start|>user blue", add_special_tokens=False)["input_ids"]
+    until = tokenizer("<|im_start|>user", add_special_tokens=False)["input_ids"]
+    end = decoding.end(row, tokenizer, [])
+    assert row[end : end + len(until)] == until
+    assert "blue" not in tokenizer.decode(row[:end])
+    assert decoding.end(row, tokenizer, [row[0]]) == 0
+    assert Decoding().end(row, tokenizer, []) == len(row)

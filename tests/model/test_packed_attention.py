@@ -306,3 +306,22 @@ def test_what_is_not_honoured_is_refused() -> None:
 
 def test_transformers_knows_it_by_name() -> None:
     assert PACKED_ATTENTION in ALL_MASK_ATTENTION_FUNCTIONS
+
+
+def test_dropout_is_not_left_to_a_kernel_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's variable-length kernel, which is CUDA's, drops nothing out."""
+
+    def all_at_once(rows: list[Tensor], *_: object) -> Tensor:
+        return torch.zeros_like(rows[0])
+
+    monkeypatch.setattr(packed_attention, "_varlen_window", lambda *_: (-1, 0))
+    monkeypatch.setattr(packed_attention, "_all_at_once", all_at_once)
+    packed = PackedSequences.from_lengths(torch.tensor([[3, 5]]), 8)
+    states = torch.ones(1, 2, 8, 4)
+
+    def attend(dropout: float) -> Tensor:
+        attend = packed_attention.packed_attention
+        return attend(torch.nn.Identity(), states, states, states, None, dropout=dropout, packed=packed)[0]
+
+    assert not attend(0.0).any()
+    assert attend(0.5).any()

@@ -190,3 +190,28 @@ def test_a_stop_text_that_is_a_special_token_stops(tokenizer: PreTrainedTokenize
     assert (writing.text, writing.stopped) == ("hello", True)
     assert writing.finish() == ""
     assert written(tokenizer, [*ids, *world], (stop,))[0] == "hello world"
+
+
+def test_a_stop_text_that_begins_with_a_special_token_stops(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Its special token is no text, and what stands behind it is given out only where the stop text does not go on."""
+    encode = tokenizer("hello <|im_start|>user and on", add_special_tokens=False)["input_ids"]
+    assert written(tokenizer, encode, ("<|im_start|>user",))[0] == "hello"
+    assert written(tokenizer, encode, ("<|im_start|>assistant",))[0] == tokenizer.decode(
+        encode, skip_special_tokens=True
+    )
+    writing = Writing(tokenizer, ("<|im_start|>user",))
+    for token in encode[: encode.index(tokenizer.convert_tokens_to_ids("<|im_start|>")) + 1]:
+        writing.add(token)
+    writing.finish()
+    assert (writing.text, writing.stopped) == ("hello", False)
+
+
+def test_a_stop_text_of_a_special_token_stops_where_it_is_spelled(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = tokenizer("hello <|im_end|> world", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
+    assert written(tokenizer, ids, ("<|im_end|>",))[0] == "hello"
+
+
+def test_an_empty_stop_text_stops_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = tokenizer("hello world", add_special_tokens=False)["input_ids"]
+    assert written(tokenizer, ids, ("",))[0] == "hello world"
