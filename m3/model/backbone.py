@@ -7,10 +7,10 @@ out: `inputs_embeds [b, l, d]`, for `language_model`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -204,6 +204,39 @@ class M3Model(M3PreTrainedModel):
                 "sequence_lengths need position_ids that restart with every sequence, as Collator gives them"
             )
         return PackedSequences.from_lengths(sequence_lengths, row_length)
+
+    def decode(
+        self,
+        inputs_embeds: Float[Tensor, "b l d"],
+        position_ids: Int[Tensor, "b l"] | None,
+        packed: PackedSequences | None,
+        rows: Mapping[str, Any],
+        recording: Mapping[str, bool],
+    ) -> Any:
+        """The decoder's output, in the rows of its input; sequences that are packed are read one behind the other.
+
+        rows: attention_mask, past_key_values and use_cache, of rows that are not packed. recording: what to keep on the way.
+        """
+        if packed is None:
+            return self.language_model(inputs_embeds=inputs_embeds, position_ids=position_ids, **rows, **recording)
+        if rows["past_key_values"] is not None or rows["use_cache"]:
+            raise ValueError(
+                "packed rows (sequence_lengths) have no cache: their sequences would see each other in it. Leave use_cache and "
+                "past_key_values out, or give each sequence a row of its own with an attention_mask"
+            )
+        assert position_ids is not None  # packed_sequences asks for them
+        decoded = self.language_model(
+            inputs_embeds=packed.take(inputs_embeds),
+            position_ids=packed.take(position_ids),
+            use_cache=False,
+            **packed.decoder_arguments(),
+            **recording,
+        )
+        length = inputs_embeds.shape[1]
+        decoded.last_hidden_state = packed.put_back(decoded.last_hidden_state, length)
+        if recording.get("output_hidden_states"):
+            decoded.hidden_states = tuple(packed.put_back(states, length) for states in decoded.hidden_states)
+        return decoded
 
     def _known_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
         """A placeholder beyond the vocabulary is looked up as id 0: visual tokens take its place anyway."""

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from m3.model.backbone import M3Model, M3PreTrainedModel
 from m3.model.configuration import M3Config
@@ -40,7 +40,7 @@ from m3.model.splice import token_scales
 
 @dataclass
 class M3Output(ModelOutput):
-    """Output of `M3ForConditionalGeneration.forward`.
+    """Output of `M3ForConditionalGeneration.forward`; its first fields are those of transformers' outputs, in their order.
 
     loss, language_loss: scalars; `loss` is `language_loss` (the weighted mean over label tokens) plus the weighted router
         losses and the weighted `distil_loss`.
@@ -48,15 +48,18 @@ class M3Output(ModelOutput):
     scales `[k]`, scale_loss_sums `[k]`, scale_loss_counts `[k]`: unweighted loss summed over label tokens, and their
         number, per scale read (0: text without an image); ascending.
     balance_losses `[layers]`, z_losses `[layers]`, expert_load `[layers, experts]`: of a mixture-of-experts decoder.
+    hidden_states, attentions: the decoder's, `[b, l, d]` (the embeddings first) and `[b, heads, l, l]`; where asked for.
     router_logits: one `[tokens, experts]` per layer; of all `b * l` places, or of the sequences' tokens with packed attention.
     distil_loss, distil_loss_sum, distil_loss_count: scalars; divergence of the coarser scales' label tokens from the largest
         scale's, weighted and divided as `language_loss`; the unweighted sum, and over how many tokens. Where asked for.
     """
 
     loss: Tensor | None = None
-    language_loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    language_loss: Tensor | None = None
     scales: Tensor | None = None
     scale_loss_sums: Tensor | None = None
     scale_loss_counts: Tensor | None = None
@@ -93,9 +96,10 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         """Sees each tile once; pass `.pooler_output` as `image_features` to read it at any scale, any number of times."""
         return self.model.get_image_features(pixel_values, pixel_mask)
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Int[Tensor, "b l"],
+        input_ids: Int[Tensor, "b l"] | None = None,
         pixel_values: Float[Tensor, "t c h w"] | None = None,
         image_features: Float[Tensor, "t n d"] | None = None,
         image_scales: Int[Tensor, " s"] | None = None,
@@ -119,7 +123,9 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         skip_logits: bool | None = None,
-        return_dict: bool | None = None,
+        inputs_embeds: Float[Tensor, "b l d"] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         written_placeholders: int = 0,
     ) -> M3Output:
         """One pass over any mix of scales.
@@ -141,6 +147,10 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             written_placeholders: how many placeholders at the end of a single row the model wrote itself (candidates of
                 assisted generation): they stand for themselves and belong to no image.
             skip_logits: with labels, compute logits at label positions alone and return none; default in training.
+            inputs_embeds: instead of input_ids, with the tokens of images already in place (`model.model.embed`).
+            output_hidden_states, output_attentions: the decoder's, of every layer; None: as the configuration says. Attentions
+                need the attention `eager`.
+            return_dict: False for a tuple of what is not None (through transformers' `can_return_tuple`).
 
         Raises:
             ValueError: images and placeholders that do not match, a scale that cannot be reached, a placeholder beyond
@@ -152,49 +162,59 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             pixel_values, image_features, image_scales, image_index, image_tiles, image_sizes, tile_tokens, pixel_mask
         )
         spans = images.spans(self.config.reader)
-        inputs_embeds = self.model.embed(input_ids, images, spans, is_continuation, written_placeholders)
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
+            inputs_embeds = self.model.embed(input_ids, images, spans, is_continuation, written_placeholders)
+        else:
+            _check_embeds(input_ids, images)
         top_k = self.model.router_top_k
         recording = {"output_router_logits": True} if top_k is not None and labels is not None else {}
-        packed = self.model.packed_sequences(sequence_lengths, position_ids, input_ids.shape[1])
-        if packed is None:
-            rows = {"attention_mask": attention_mask, "past_key_values": past_key_values, "use_cache": bool(use_cache)}
-            decoded = self.model.language_model(
-                inputs_embeds=inputs_embeds, position_ids=position_ids, **rows, **recording
-            )
-            hidden_states = decoded.last_hidden_state
-        elif past_key_values is not None or use_cache:
-            raise ValueError(
-                "packed rows (sequence_lengths) have no cache: their sequences would see each other in it. Leave use_cache and "
-                "past_key_values out, or give each sequence a row of its own with an attention_mask"
-            )
-        else:
-            assert position_ids is not None  # packed_sequences asks for them
-            sequences = packed.decoder_arguments() | {"use_cache": False}
-            decoded = self.model.language_model(
-                inputs_embeds=packed.take(inputs_embeds),
-                position_ids=packed.take(position_ids),
-                **sequences,
-                **recording,
-            )
-            hidden_states = packed.put_back(decoded.last_hidden_state, input_ids.shape[1])
-        output = M3Output(past_key_values=decoded.past_key_values)
+        recording |= self._recorded(output_hidden_states, output_attentions)
+        packed = self.model.packed_sequences(sequence_lengths, position_ids, inputs_embeds.shape[1])
+        rows = {"attention_mask": attention_mask, "past_key_values": past_key_values, "use_cache": bool(use_cache)}
+        decoded = self.model.decode(inputs_embeds, position_ids, packed, rows, recording)
+        hidden_states = decoded.last_hidden_state
+        output = M3Output(
+            past_key_values=decoded.past_key_values,
+            hidden_states=decoded.hidden_states if "output_hidden_states" in recording else None,
+            attentions=decoded.attentions if "output_attentions" in recording else None,
+        )
         if skip_logits is None:
             skip_logits = self.training and labels is not None
         if not skip_logits:
             output.logits = self.lm_head(hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states)
         if labels is None:
             return output
-        reads = token_scales(input_ids, spans, self.config.image_token_id, position_ids)
+        if input_ids is None:
+            reads = torch.zeros_like(labels)  # which images stand in embeddings is not known
+        else:
+            reads = token_scales(input_ids, spans, self.config.image_token_id, position_ids)
         weights = torch.ones_like(labels, dtype=torch.float32) if loss_weights is None else loss_weights
         self._add_language_loss(output, hidden_states, labels, weights, reads, position_ids, num_items_in_batch, distil)
         if top_k is not None:
             step = None
             if router_load is not None and router_tokens is not None:
                 step = RouterStep(router_load, router_tokens)
-            real = real_tokens(input_ids, attention_mask, sequence_lengths)
+            real = real_tokens(labels, attention_mask, sequence_lengths)
             real = real.flatten() if packed is None else packed.take(real)[0]
             self._add_router_losses(output, decoded.router_logits, top_k, real, step)
-        return output
+        return M3Output(**output)  # in the order of its fields, for tuples
+
+    def _recorded(self, hidden_states: bool | None, attentions: bool | None) -> dict[str, bool]:
+        """Keywords by which the decoder keeps what it computes on its way."""
+        if hidden_states is None:
+            hidden_states = self.config.output_hidden_states
+        if attentions is None:
+            attentions = self.config.output_attentions
+        implementation = self.model.language_model.config._attn_implementation
+        if attentions and implementation != "eager":
+            raise ValueError(
+                f"output_attentions: the attention {implementation!r} does not write its weights out; call "
+                "model.set_attn_implementation('eager') first"
+            )
+        wanted = {"output_hidden_states": hidden_states, "output_attentions": attentions}
+        return {name: True for name, is_wanted in wanted.items() if is_wanted}
 
     def _add_language_loss(
         self,
@@ -254,7 +274,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
 
     # Below, pyright ignores: GenerationMixin's stub asks `self` for attributes that transformers' own models lack too.
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # others pass through kwargs
-        self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs
+        self, input_ids: Tensor, is_first_iteration: bool = False, inputs_embeds: Tensor | None = None, **kwargs
     ) -> dict:
         """Images enter with the prompt; later steps read them from the cache.
 
@@ -264,11 +284,13 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         cache: Cache | None = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() == 0 and kwargs.get("next_sequence_length") != 1:
             is_first_iteration = True
-        inputs = prepare(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = prepare(input_ids, is_first_iteration=is_first_iteration, inputs_embeds=inputs_embeds, **kwargs)
         if not is_first_iteration and inputs.get("use_cache"):
             return inputs | dict.fromkeys(IMAGE_INPUTS)
         images = ImageInputs(**{name: inputs.get(name) for name in IMAGE_INPUTS})
-        if len(input_ids) == 1 and images.number_of_tiles:  # the prompt's placeholders were counted before it went on
+        if (
+            len(input_ids) == 1 and images.number_of_tiles and inputs.get("input_ids") is not None
+        ):  # the prompt's placeholders were counted before it went on
             asked = sum(span.count for span in images.spans(self.config.reader))
             there = int((inputs["input_ids"] == self.config.image_token_id).sum())
             inputs["written_placeholders"] = max(0, there - asked)
@@ -290,6 +312,17 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         assert rows is not None  # spans stand in input_ids
         return input_ids, kwargs | images.repeated(rows, expand_size, token, reader)
+
+
+def _check_embeds(input_ids: Tensor | None, images: ImageInputs) -> None:
+    """Embeddings come alone: without ids nobody knows where an image stands."""
+    if input_ids is not None:
+        raise ValueError("give input_ids or inputs_embeds, not both")
+    if images.number_of_tiles:
+        raise ValueError(
+            "images need input_ids, whose placeholders say where they stand; with inputs_embeds their tokens must be in place "
+            "already: model.model.embed makes such embeddings"
+        )
 
 
 def _distillation(teacher_index: Tensor | None, weight: float | None, temperature: float) -> Distillation | None:

@@ -24,7 +24,7 @@ from m3.processing.keywords import M3ProcessorKwargs, plain_numbers, refuse_unkn
 from m3.processing.scales import ScaleArithmetic
 from m3.processing.tiles import tile_options
 
-Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
+Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource] | None]
 
 
 class M3Processor(ScaleArithmetic, ProcessorMixin):
@@ -76,7 +76,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         images: Images | None = None,
-        text: str | list[str] | None = None,
+        text: str | list[str] | Images | None = None,
         videos: object | None = None,
         audio: object | None = None,
         padding: bool | str = True,
@@ -87,8 +87,10 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
         """Turn prompts and images into model inputs.
 
         Args:
-            images: one image, a list in reading order, or a list per prompt. Paths, bytes, PIL images, addresses.
-            text: one prompt or several. `<image>` stands for an image.
+            images: one image, a list in reading order, or a list per prompt (None: it has none). Paths, bytes, PIL images,
+                addresses.
+            text: one prompt or several. `<image>` stands for an image. As transformers' processors do, this takes the two in the
+                other order too, where it can tell.
             videos, audio: not supported; present because transformers passes them.
             padding, padding_side: on the left by default, as batched generation needs it.
             return_tensors: "pt", "np" or None for lists.
@@ -103,6 +105,10 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
                 an unknown keyword; an image that cannot be read.
         """
         refuse_unknown(dict(kwargs))
+        if not _is_text(text) and text is not None:
+            if not _is_text(images):
+                raise ValueError(f"text must be a string or a list of strings, got {type(text).__name__}")
+            images, text = text, images  # pyright: ignore[reportAssignmentType] (told apart just now)
         if videos is not None or audio is not None:
             raise ValueError(
                 "M3Processor reads text and images; got videos or audio. Pass the frames of a video as images"
@@ -129,6 +135,8 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
     ) -> tuple[Images | None, list[str] | None, None, None]:
         """Prompts as a list; "no images" as None. Images stay as they are until they are needed."""
         prompts = [text] if isinstance(text, str) else None if text is None else list(text)
+        if isinstance(images, list | tuple) and any(isinstance(entry, list | tuple) for entry in images):
+            images = [[] if entry is None else entry for entry in images]  # pyright: ignore[reportAssignmentType]
         return (None if images is None or not _flatten(images) else images), prompts, None, None
 
     def validate_inputs(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -150,7 +158,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
         if images is None:
             given, per_prompt = [0] * len(text), True
         elif isinstance(images, list | tuple) and all(isinstance(entry, list | tuple) for entry in images):
-            given, per_prompt = [len(_flatten(entry)) for entry in images], True
+            given, per_prompt = [len(list(entry)) for entry in images], True  # pyright: ignore[reportArgumentType]
         else:
             given, per_prompt = [len(_flatten(images))], False
         if per_prompt and len(given) != len(text):
@@ -274,7 +282,7 @@ def _flatten(images: Images) -> list[ImageSource]:
         return [cast(ImageSource, images)]
     flat: list[Any] = []
     for entry in images:
-        flat += entry if isinstance(entry, list | tuple) else [entry]
+        flat += list(entry) if isinstance(entry, list | tuple) else [entry]
     return flat
 
 
@@ -302,3 +310,10 @@ def _require_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -
             "tokenizer.add_tokens([...], special_tokens=True) and resize the model's embeddings, or pass the "
             "image_token and chat_template that this tokenizer was made for"
         )
+
+
+def _is_text(value: object) -> bool:
+    """One prompt or several; a list of addresses is as good a text as any."""
+    return isinstance(value, str) or (
+        isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+    )

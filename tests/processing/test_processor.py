@@ -11,6 +11,7 @@ import pytest
 import torch
 from jinja2 import TemplateError
 from pictures import picture
+from PIL import Image
 from tiny_models import spans
 
 from m3.nesting import NESTINGS, get_nesting
@@ -267,3 +268,22 @@ def test_bytes_are_one_image_not_a_sequence(processor: M3Processor) -> None:
     picture().save(buffer, "PNG")
     assert processor(images=buffer.getvalue(), text="<image>")["pixel_values"].shape[0] == 1
     assert np.isfinite(processor(images=buffer.getvalue())["pixel_values"].numpy()).all()
+
+
+def test_text_before_images_is_told_apart(processor: M3Processor) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    expected = processor(picture, "<image>\nhi")
+    for images in (picture, [picture]):
+        swapped = processor("<image>\nhi", images)
+        assert torch.equal(swapped["input_ids"], expected["input_ids"])
+        assert torch.equal(swapped["pixel_values"], expected["pixel_values"])
+    with pytest.raises(ValueError, match="text must be a string or a list of strings, got Image"):
+        processor(picture, picture)
+
+
+def test_a_prompt_without_an_image_may_say_none(processor: M3Processor) -> None:
+    a, b, c = (Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue"))
+    texts = ["<image> x", "y", "<image><image> z"]
+    given, expected = processor([[a], None, [b, c]], texts), processor([[a], [], [b, c]], texts)
+    assert all(torch.equal(given[name], expected[name]) for name in expected)
+    assert len(given["pixel_values"]) == 3
