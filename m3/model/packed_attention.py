@@ -133,8 +133,10 @@ def packed_mask(
     **options: Any,
 ) -> Tensor | MaskRule | None:
     """For transformers' AttentionMaskInterface: a rule where rows are packed, else the mask that SDPA takes."""
-    may_skip = allow_is_causal_skip or allow_is_bidirectional_skip
-    if attention_mask is None and not may_skip and q_length == kv_length:
+    may_skip = (
+        allow_is_causal_skip or allow_is_bidirectional_skip
+    )  # neither of packed rows, nor of one token and a static cache
+    if attention_mask is None and not may_skip and q_length == kv_length > 1:
         return MaskRule(mask_function, local_size, use_vmap, q_length, batch_size, device)
     return sdpa_mask(
         batch_size,

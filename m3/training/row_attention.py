@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from m3.model import M3Config
 from m3.model.packed_attention import takes_sequences
-from m3.model.packing_check import PackingTrial, choose_packed_attention
+from m3.model.packing_check import choose_packed_attention, packing_refusal
 from m3.training.recipe import Recipe
 
 
@@ -28,7 +28,7 @@ def choose_row_attention(recipe: Recipe, config: M3Config) -> RowAttention:
     decoder, is_packed = config.text_config, recipe.data.pack_length is not None
     given = recipe.hardware.attention
     if given is not None:
-        refusal = PackingTrial(decoder).refusal(given) if is_packed else None
+        refusal = packing_refusal(decoder, given) if is_packed else None
         if refusal is not None:
             raise ValueError(
                 f"hardware.attention: {given} cannot compute packed rows of this {decoder.model_type} decoder: {refusal}. Leave "

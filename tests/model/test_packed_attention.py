@@ -325,3 +325,12 @@ def test_dropout_is_not_left_to_a_kernel_that_has_none(monkeypatch: pytest.Monke
 
     assert not attend(0.0).any()
     assert attend(0.5).any()
+
+
+def test_generation_with_a_static_cache_of_one_place_has_no_rows() -> None:
+    """A window of one token: a query and its key alone, as in a packed row of one token."""
+    model = make_model(text_config={"model_type": "mistral", **BASE, **GROUPED, "sliding_window": 1})
+    options = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
+    expected = model.generate(torch.tensor([[5, 6, 7]]), **options)
+    model.model.language_model.set_attn_implementation(PACKED_ATTENTION)
+    assert torch.equal(model.generate(torch.tensor([[5, 6, 7]]), **options), expected)

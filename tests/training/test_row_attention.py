@@ -54,3 +54,30 @@ def test_why_a_decoder_falls_back_is_said(recipe: Path) -> None:
     text = {"model_type": "codegen", "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4, "vocab_size": 96}
     choice = choose_row_attention(changed(recipe), make_config(text_config=text))
     assert choice.reason == "eager, a mask over whole rows (packed: the decoder has an attention of its own)"
+
+
+def test_a_decoder_that_cannot_be_tried_is_refused_in_words(recipe: Path) -> None:
+    """Widths that do not fit: the small copy of it fails as the decoder would."""
+    text = {
+        "model_type": "deepseek_v3",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "vocab_size": 96,
+    }
+    odd = text | {"qk_rope_head_dim": 6, "qk_nope_head_dim": 7, "q_lora_rank": 4, "kv_lora_rank": 4, "head_dim": 3}
+    config = make_config(text_config=odd)
+    with pytest.raises(
+        ValueError, match="no attention keeps .* deepseek_v3 decoder apart .a trial: no small copy .*RuntimeError"
+    ):
+        choose_row_attention(changed(recipe), config)
+    with pytest.raises(ValueError, match="hardware.attention: sdpa cannot compute packed rows .* no small copy"):
+        choose_row_attention(changed(recipe, "sdpa"), config)
+    assert choose_row_attention(changed(recipe, pack_length=None), config).implementation is None
+
+
+def test_an_attention_that_does_not_exist_is_refused_by_its_name(recipe: Path) -> None:
+    with pytest.raises(ValueError, match="flash_atention"):
+        build(changed(recipe, "flash_atention"))
+    with pytest.raises(ValueError, match="flash_atention"):
+        build(changed(recipe, "flash_atention", pack_length=None))
