@@ -23,6 +23,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -38,6 +39,7 @@ from m3.checkpoints.rows import drawn_rows
 from m3.checkpoints.tower import empty_tower, tower_keymap
 from m3.model import M3Config
 from m3.model.connectors import build_connector
+from m3.model.packing_check import choose_packed_attention
 from m3.model.vision import vision_grid, vision_inputs
 from m3.nesting import NESTINGS
 from m3.processing.chat_template import CONTROL_TOKENS
@@ -129,6 +131,11 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
     )
     logger.info("%d new rows in the embedding (ids %s), drawn like the old", len(new_ids), new_ids)
     write(native, dest, NATIVE, f"{vision} and {decoder}")
+    if choose_packed_attention(config.text_config).implementation is None:
+        logger.info(
+            "no attention keeps packed sequences of a %s decoder apart: train with data.pack_length: null",
+            text_config.model_type,
+        )
 
 
 def has_class_token(config: PreTrainedConfig) -> bool:
@@ -178,6 +185,7 @@ def _decoder_part(
     new_ids = add_tokens(tokenizer, (IMAGE_TOKEN,) if chat else (IMAGE_TOKEN, *CONTROL_TOKENS))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+    _check_names(folder, model)
     keymap = Keymap(
         (Row(f"{model.base_model_prefix}.*", "model.language_model.*"), Row("lm_head.weight", "lm_head.weight")),
         (
@@ -192,6 +200,19 @@ def _decoder_part(
         chat,
         new_ids,
     )
+
+
+def _check_names(folder: Path, model: PreTrainedModel) -> None:
+    """M3 finds a decoder's tables by the names that most decoders give them; transformers says what this one's are."""
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    prefix, kind = model.base_model_prefix, model.config.model_type
+    read, said = names[id(embedding)], names.get(id(output))
+    if (read, said) != (f"{prefix}.embed_tokens", "lm_head"):
+        raise ValueError(
+            f"{folder}: a decoder of type {kind} keeps its embedding as {read!r} and its output as {said!r}; m3 assemble joins "
+            f"decoders that have '{prefix}.embed_tokens' and 'lm_head', as Llama, Qwen, Mistral, Mixtral and gpt-oss"
+        )
 
 
 def _generation(

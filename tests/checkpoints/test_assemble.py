@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import DECODERS, make_config
 from transformers import (
+    CONFIG_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     CLIPImageProcessorPil,
@@ -202,3 +203,28 @@ def test_what_is_new_stays_known_in_other_formats(form: str, tmp_path: Path) -> 
     convert(tmp_path / "model", tmp_path / "there", to=form)
     convert(tmp_path / "there", tmp_path / "back")
     assert M3Config.from_pretrained(tmp_path / "back").new_token_ids == [97, 98]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "embedding"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2}, "transformer.wte"),
+        ("falcon", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}, "transformer.word_embeddings"),
+        ("bloom", {"hidden_size": 32, "n_layer": 1, "n_head": 2}, "transformer.word_embeddings"),
+        ("opt", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "word_embed_proj_dim": 32},
+         "model.decoder.embed_tokens"),
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}, "backbone.embeddings"),
+        ("gpt_neox", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+         "gpt_neox.embed_in"),
+    ],
+)  # fmt: skip
+def test_decoders_whose_tables_have_other_names_are_refused_in_words(
+    kind: str, options: dict, embedding: str, vision: Path, tmp_path: Path
+) -> None:
+    CONFIG_MAPPING[kind](vocab_size=96, **options).save_pretrained(tmp_path / "decoder")
+    make_tokenizer(96).save_pretrained(tmp_path / "decoder")
+    with pytest.raises(
+        ValueError, match=f"type {kind} keeps its embedding as '{embedding}' and its output as .*m3 assemble joins"
+    ):
+        assemble(vision, tmp_path / "decoder", tmp_path / "model", Choices())
+    assert not (tmp_path / "model").exists()
