@@ -1,5 +1,7 @@
 """How an answer is decoded: the generation settings that tasks of the harness use, read strictly."""
 
+import math
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -33,6 +35,31 @@ def _whole(name: str, value: object, least: int) -> int:
     return int(number)
 
 
+def _real(name: str, value: object, least: float, most: float, expected: str) -> float:
+    """A finite number; `expected` says in words what `least` and `most` do."""
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and least <= number <= most):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}; correct the task's generation_kwargs")
+    return number
+
+
+def _truth(name: str, value: object) -> bool:
+    """A yes or no; the words of a command line too, of which each would count as a yes."""
+    word = str(value).strip().lower()
+    if word not in ("true", "false", "1", "0"):
+        raise ValueError(f"{name}: expected true or false, got {value!r}; correct the task's generation_kwargs")
+    return word in ("true", "1")
+
+
+REALS = (
+    ("top_p", 0.0, 1.0, "a number from 0 to 1"),
+    ("repetition_penalty", sys.float_info.min, math.inf, "a number above 0"),
+)
+
+
 @dataclass(frozen=True)
 class Decoding:
     """Greedy unless `do_sample` is set or, where it is not given, the temperature is above zero."""
@@ -53,6 +80,11 @@ class Decoding:
         Raises:
             ValueError: a setting that is not known; ignoring it would change what the benchmark measures.
         """
+        twice = [name for name, other in ALIASES.items() if name in settings and other in settings]
+        if twice and settings[twice[0]] != settings[ALIASES[twice[0]]]:
+            raise ValueError(
+                f"{twice[0]} and {ALIASES[twice[0]]} say different things; keep one in the task's generation_kwargs"
+            )
         values = {ALIASES.get(name, name): value for name, value in settings.items()}
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known - {SCALE, *OTHER_MODELS})
@@ -68,10 +100,15 @@ class Decoding:
         if wrong:
             raise ValueError(f"until: expected texts, got {wrong[0]!r}; correct the task's generation_kwargs")
         values |= {name: _whole(name, values[name], least) for name, least in LEAST.items() if name in values}
-        temperature = float(values.pop("temperature", 1.0 if values.get("do_sample", False) else 0.0))
-        sample = bool(values.pop("do_sample", temperature > 0)) and temperature > 0
+        given = _truth("do_sample", values.pop("do_sample")) if "do_sample" in values else None
+        temperature = values.pop("temperature", 1.0 if given else 0.0)
+        temperature = _real("temperature", temperature, 0.0, math.inf, "a number from 0")
+        sample = temperature > 0 if given is None else given and temperature > 0
         if not sample:  # one way to say greedy, whatever unused settings a task carries
             values = {name: value for name, value in values.items() if name not in ("top_p", "top_k")}
+        for name, least, most, expected in REALS:
+            if name in values:
+                values[name] = _real(name, values[name], least, most, expected)
         return cls(do_sample=sample, temperature=temperature if sample else 1.0, until=until, **values)
 
     def arguments(self) -> dict[str, Any]:

@@ -15,6 +15,8 @@ def as_number(value: object) -> float | None:
 
     Arrays and tensors are numbers where they have no axes. What is not finite stays so: callers say what becomes of it.
     """
+    if value is np.ma.masked:  # an array without axes that says 0, and means nothing
+        return None
     if isinstance(value, torch.Tensor | np.generic | np.ndarray):
         value = value.item() if value.ndim == 0 else None
     return float(value) if isinstance(value, Real | Decimal) else None

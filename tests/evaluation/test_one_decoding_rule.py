@@ -201,6 +201,14 @@ def test_one_limit_of_positions() -> None:
         ({"max_new_tokens": "many"}, "max_new_tokens: expected a whole number from 1, got 'many'"),
         ({"num_beams": 0}, "num_beams: expected a whole number from 1, got 0"),
         ({"until": [None]}, "until: expected texts, got None"),
+        ({"temperature": -1}, "temperature: expected a number from 0, got -1"),
+        ({"temperature": float("nan")}, "temperature: expected a number from 0, got nan"),
+        ({"temperature": "hot"}, "temperature: expected a number from 0, got 'hot'"),
+        ({"do_sample": "perhaps"}, "do_sample: expected true or false, got 'perhaps'"),
+        ({"temperature": 1, "top_p": 2}, "top_p: expected a number from 0 to 1, got 2"),
+        ({"temperature": 1, "top_p": -0.1}, "top_p: expected a number from 0 to 1, got -0.1"),
+        ({"repetition_penalty": 0}, "repetition_penalty: expected a number above 0, got 0"),
+        ({"max_gen_toks": 3, "max_new_tokens": 5}, "max_gen_toks and max_new_tokens say different things"),
     ],
 )
 def test_settings_of_a_task_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
@@ -210,6 +218,9 @@ def test_settings_of_a_task_that_cannot_be_are_refused(settings: dict[str, Any],
 
 def test_numbers_that_are_words_are_read() -> None:
     assert Decoding.from_task({"max_new_tokens": "16", "num_beams": 2.0}) == Decoding(16, num_beams=2)
+    assert Decoding.from_task({"do_sample": "False"}) == Decoding.from_task({"do_sample": 0}) == Decoding()
+    hot = {"do_sample": "true", "temperature": "0.5", "top_p": "0.9", "repetition_penalty": "1.5"}
+    assert Decoding.from_task(hot) == Decoding(do_sample=True, temperature=0.5, top_p=0.9, repetition_penalty=1.5)
 
 
 def test_an_until_that_begins_with_a_special_token_ends_an_answer() -> None:

@@ -27,7 +27,9 @@ def test_scalars_of_every_kind_are_numbers(value: object):
     assert per_document({"acc": value}, ["acc"]) == per_document({"acc": {"score": value}}, ["acc"]) == {"acc": 1.0}
 
 
-@pytest.mark.parametrize("value", ["1", None, [1], np.ones(1), torch.ones(1), 1j, np.str_("1"), {"score": "1"}])
+@pytest.mark.parametrize(
+    "value", ["1", None, [1], np.ones(1), torch.ones(1), 1j, np.str_("1"), {"score": "1"}, np.ma.masked]
+)
 def test_what_is_no_number_is_named(value: object, caplog: pytest.LogCaptureFixture):
     assert as_number(value) is None
     assert reported({"acc,none": value, "acc_stderr,none": "N/A", "other,none": 2}) == {"other": 2.0}

@@ -29,6 +29,7 @@ CONTENT = MEDIA | frozenset(
     {
         *("text", "caption", "conversation", "message", "turn", "dialog", "dialogue", "history"),
         *("question", "answer", "query", "response", "prompt", "completion", "instruction"),
+        *("passage", "knowledge", "transcript", "subtitle", "ocr", "pdf", "persona", "target", "solution"),
         *("code", "document", "body", "description", "summary", "translation"),
         *("input", "output", "content", "value", "hint", "context", "choice", "option"),
         *("chosen", "rejected", "reasoning", "thinking", "thought", "rationale", "explanation"),
