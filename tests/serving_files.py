@@ -4,7 +4,7 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,6 +15,9 @@ from m3.serving.api import create_app
 from m3.serving.engine import Engine
 from m3.serving.server import make_server
 from m3.serving.settings import Settings
+
+PATIENCE = 120.0
+"""Seconds. Nothing is timed: what a test waits for comes at once, or late on a machine with other work, or never."""
 
 
 def png(colour: str = "red", size: tuple[int, int] = (60, 40)) -> bytes:
@@ -31,6 +34,14 @@ def ask(*images: bytes, question: str = "What is it?") -> list[dict]:
     """Messages of one user turn: the images, then the question."""
     shown = [{"type": "image_url", "image_url": {"url": data_address(image)}} for image in images]
     return [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Until it is so; fails when it never is."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "what the test waits for did not come"
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -58,7 +69,7 @@ def bystander(address: str) -> Iterator[list[float]]:
     over = threading.Event()
 
     def ask_again_and_again() -> None:
-        with httpx2.Client(base_url=address, timeout=60) as client:
+        with httpx2.Client(base_url=address, timeout=PATIENCE) as client:
             while not over.is_set():
                 start = time.perf_counter()
                 assert client.get("/health").status_code == 200

@@ -49,19 +49,19 @@ class VideoProcess:
         Raises:
             VideoProcessError: the process ended, or did not answer within `seconds`.
         """
-        timer = threading.Timer(seconds, self._process.kill)
+        late = threading.Event()
+        timer = threading.Timer(seconds, self._end_late, [late])
         timer.start()
         is_whole = False
         try:
             answer, pixels = self._exchange({**request, "seconds": seconds}, content)
             is_whole = True
         except (OSError, EOFError, json.JSONDecodeError) as error:
-            is_late = not timer.is_alive()
             self._wait_or_end()
             code = self._process.returncode
             words = (
                 f"decoding it took longer than {seconds:g} s"
-                if is_late
+                if late.is_set()
                 else f"the decoder crashed on it (exit code {code})"
             )
             raise VideoProcessError(words) from error
@@ -70,6 +70,11 @@ class VideoProcess:
             if not is_whole:
                 self.end()
         return answer, pixels
+
+    def _end_late(self, late: threading.Event) -> None:
+        """On the timer's thread; `late` is set first, since whoever waits for an answer goes on with the kill."""
+        late.set()
+        self._process.kill()
 
     def _exchange(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
         write_block(self._requests, json.dumps(request).encode())

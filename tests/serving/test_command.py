@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from serving_files import ask, png
+from serving_files import PATIENCE, ask, png, wait_until
 
 from m3.serving.command import parse, read_settings, warn
 from m3.serving.settings import Settings
@@ -84,7 +84,7 @@ def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):
         try:
-            httpx2.get(f"{address}/health")
+            httpx2.get(f"{address}/health", timeout=PATIENCE)
             break
         except httpx2.ConnectError:
             assert process.poll() is None, (tmp_path / "log").read_text()
@@ -105,19 +105,18 @@ def test_told_to_end_it_answers_what_it_accepted(server: tuple[subprocess.Popen,
     ]
 
     def post(body: dict) -> httpx2.Response:
-        return httpx2.post(f"{address}{CHAT}", json=body, timeout=120)
+        return httpx2.post(f"{address}{CHAT}", json=body, timeout=PATIENCE)
 
     def accepted() -> float:
-        lines = httpx2.get(f"{address}/metrics").text.splitlines()
+        lines = httpx2.get(f"{address}/metrics", timeout=PATIENCE).text.splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith("m3_accepted_total"))
 
     with ThreadPoolExecutor(len(bodies)) as threads:
         answers = [threads.submit(post, body) for body in bodies]
-        while accepted() < len(bodies):
-            time.sleep(0.01)
+        wait_until(lambda: accepted() == len(bodies))
         process.send_signal(signal.SIGTERM)
         responses = [answer.result() for answer in answers]
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     for body, response in zip(bodies, responses, strict=True):
         assert response.status_code == 200
         if body["stream"]:

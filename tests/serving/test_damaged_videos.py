@@ -7,14 +7,14 @@ from pathlib import Path
 import httpx2
 import pytest
 from damaged_videos import damaged
-from serving_files import bystander
+from serving_files import PATIENCE, bystander
 
 
 @pytest.mark.slow
 def test_the_server_survives_damaged_videos(address: str, tmp_path: Path) -> None:
     """Figures of ten minutes of it: docs/serving.md. `pytest -s` prints those of this run."""
     codes: dict[int, int] = {}
-    with httpx2.Client(base_url=address, timeout=120) as client, bystander(address) as seconds:
+    with httpx2.Client(base_url=address, timeout=PATIENCE) as client, bystander(address) as seconds:
         for content in damaged(tmp_path, 60, seed=2):
             url = f"data:video/mp4;base64,{base64.b64encode(content).decode()}"
             part = {"type": "video_url", "video_url": {"url": url}, "num_frames": 4}

@@ -68,7 +68,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         elif kind == "endless":
             self.answer(b"x" * 5000, None)
         elif kind == "slow":
-            threading.Event().wait(1.5)
+            threading.Event().wait(3)
         else:
             self.send_error(404)
 
@@ -112,7 +112,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def get(address: str, hosts: list[str], max_bytes: int = 4000, seconds: float = 5.0) -> bytes:
+def get(address: str, hosts: list[str], max_bytes: int = 4000, seconds: float = 60.0) -> bytes:
     async def fetch() -> bytes:
         fetcher = Fetcher(hosts, permits=lambda one: is_public(one) or str(one) == "127.0.0.1")
         async with asyncio.timeout(seconds):

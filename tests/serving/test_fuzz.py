@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
+from serving_files import PATIENCE
 
 from m3.serving.settings import Limits, Settings
 
 EACH = {GenerationMode.POSITIVE: 70, GenerationMode.NEGATIVE: 200}
 """Requests of each operation. Where there are fewer different ones, all of them."""
-SECONDS = 20.0
 DOCUMENTED = {200, 400, 401, 404, 405, 408, 413, 415, 429}
 
 
@@ -29,7 +29,7 @@ def address(serve: Callable[[Settings], AbstractContextManager[str]]) -> Iterato
 
 @pytest.fixture(scope="module")
 def schema(address: str):
-    found = schemathesis.openapi.from_dict(httpx2.get(f"{address}/openapi.json").json())
+    found = schemathesis.openapi.from_dict(httpx2.get(f"{address}/openapi.json", timeout=PATIENCE).json())
     found.config.update(base_url=address)
     return found
 
@@ -62,7 +62,7 @@ def test_no_request_breaks_the_server(schema, address: str, mode: GenerationMode
         )
         @given(case=drawn, ours=st.booleans())
         def run(case: Case, ours: bool) -> None:
-            response = with_our_model(case, ours).call(timeout=SECONDS)
+            response = with_our_model(case, ours).call(timeout=PATIENCE)
             statuses[response.status_code] += 1
             assert response.status_code in DOCUMENTED, response.text
             if response.status_code >= 400:
@@ -70,4 +70,4 @@ def test_no_request_breaks_the_server(schema, address: str, mode: GenerationMode
 
         run()
     assert statuses.total() > 100, statuses
-    assert httpx2.get(f"{address}/health").status_code == 200
+    assert httpx2.get(f"{address}/health", timeout=PATIENCE).status_code == 200

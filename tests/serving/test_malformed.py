@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
-from serving_files import ask, data_address, png
+from serving_files import PATIENCE, ask, data_address, png
 
 from m3.serving.schema import ChatRequest
 
@@ -19,7 +19,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def client(address: str):
-    with httpx2.Client(base_url=address, timeout=30) as client:
+    with httpx2.Client(base_url=address, timeout=PATIENCE) as client:
         yield client
 
 

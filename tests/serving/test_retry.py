@@ -51,7 +51,7 @@ class Replicas:
 class Answered:
     """What a client gets, and what was counted."""
 
-    def __init__(self, replicas: Replicas, seconds: float = 10.0) -> None:
+    def __init__(self, replicas: Replicas, seconds: float = 120.0) -> None:
         counters = [Counter(name, name, ["model"], registry=CollectorRegistry()) for name in ("retried", "ended")]
         app = Retried("m", replicas.ask, Settings(limits=Limits(seconds=seconds)), 2, *counters)
         sent: list[Message] = []

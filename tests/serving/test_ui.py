@@ -1,7 +1,6 @@
 """The page in a real browser, over a small random model, whose answers go on until they are stopped."""
 
 import json
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from required_tests import BROWSER, needs_browser
-from serving_files import png
+from serving_files import PATIENCE, png, wait_until
 from videos import write_video
 
 from m3.serving.settings import Limits, Queue, Settings
@@ -22,8 +21,8 @@ pytestmark = [
     needs_browser,
 ]
 TRAINED = (1, 4, 9, 36, 144)
-PATIENCE = 30_000
-"""Milliseconds; nothing is timed, but what never comes must fail."""
+TOKENS = 3000
+"""Of an answer that is stopped long before."""
 NAMED = """() => [...document.querySelectorAll("input, textarea, select, button")].filter((e) => e.checkVisibility() && !(
   e.ariaLabel || e.title || e.innerText.trim() || [...(e.labels || [])].some((label) => label.innerText.trim())
 )).map((e) => e.outerHTML.slice(0, 200))"""
@@ -36,7 +35,7 @@ class Visit:
     def __init__(self, browser: Any, address: str, width: int = 1280, scheme: str = "light") -> None:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page, self.address, self.said, self.asked = context.new_page(), address, [], []
-        self.page.set_default_timeout(PATIENCE)
+        self.page.set_default_timeout(PATIENCE * 1000)
         self.page.on("console", lambda one: self.said.append(one.text) if one.type == "error" else None)
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
@@ -46,6 +45,7 @@ class Visit:
         remove = self.page.get_by_label("Remove Image")
         if remove.is_visible():
             remove.click()
+            remove.wait_for(state="hidden")
         with self.page.expect_response("**/gradio_api/upload*"):
             self.page.set_input_files("#m3-image input[type=file]", file)
         remove.wait_for()
@@ -53,6 +53,19 @@ class Visit:
     def ask(self, question: str) -> None:
         self.page.get_by_label("Question").fill(question)
         self.page.click("#m3-ask")
+
+    def has(self, element: Any, **properties: str) -> None:
+        """Waits until it has them: `value`, or an attribute of it."""
+        for name, expected in properties.items():
+            if name == "value":
+                playwright.expect(element).to_have_value(expected, timeout=PATIENCE * 1000)
+            else:
+                playwright.expect(element).to_have_attribute(name, expected, timeout=PATIENCE * 1000)
+
+    def close(self) -> None:
+        """With what it still has under way, or the next visit finds no place."""
+        self.page.context.close()
+        wait_until(lambda: counted(self.address, "m3_requests_running") == 0)
 
     def wait(self, condition: str) -> None:
         self.page.wait_for_function(condition)
@@ -76,31 +89,39 @@ class Visit:
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as browsers:
         camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        yield browsers.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *camera])
+        arguments = ["--no-sandbox", *camera]
+        yield browsers.chromium.launch(executable_path=BROWSER, args=arguments, timeout=PATIENCE * 1000)
 
 
 @pytest.fixture(scope="module")
 def address(serve: Callable[[Settings], AbstractContextManager[str]]) -> Iterator[str]:
-    limits = Limits(new_tokens=1024, pixels=4_000_000)
+    limits = Limits(new_tokens=TOKENS, pixels=4_000_000)
     with serve(Settings(name="tiny", ui=True, limits=limits, queue=Queue(running=1, waiting=0))) as address:
         yield address
 
 
 @pytest.fixture
-def visit(browser: Any, address: str) -> Visit:
-    return Visit(browser, address)
+def visit(browser: Any, address: str) -> Iterator[Visit]:
+    visit = Visit(browser, address)
+    yield visit
+    visit.close()
 
 
 def counted(address: str, name: str) -> float:
-    lines = urllib.request.urlopen(f"{address}/metrics").read().decode().splitlines()
+    lines = urllib.request.urlopen(f"{address}/metrics", timeout=PATIENCE).read().decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
 def until(address: str, name: str, expected: float) -> None:
-    end = time.monotonic() + PATIENCE / 1000
-    while counted(address, name) != expected:
-        assert time.monotonic() < end, (name, counted(address, name))
-        time.sleep(0.05)
+    wait_until(lambda: counted(address, name) == expected)
+
+
+def until_named(page: Any) -> None:
+    """Until every control that is seen has a name; fails with those that never get one."""
+    try:
+        page.wait_for_function(f"() => ({NAMED})().length === 0")
+    except playwright.TimeoutError:
+        assert page.evaluate(NAMED) == []
 
 
 def shorten(visit: Visit, tokens: int) -> None:
@@ -115,13 +136,13 @@ def test_ask_slide_compare_and_save(visit: Visit, tmp_path: Path):
     visit.upload(tmp_path / "red.png")
     shorten(visit, 8)
     page.locator("#m3-scale-input").focus()
-    assert page.locator("#m3-scale-input").get_attribute("aria-valuetext") == "144 visual tokens"
+    visit.has(page.locator("#m3-scale-input"), **{"aria-valuetext": "144 visual tokens"})
     page.keyboard.press("ArrowLeft")
-    assert page.locator("#m3-scale-input").get_attribute("aria-valuetext") == "36 visual tokens"
+    visit.has(page.locator("#m3-scale-input"), **{"aria-valuetext": "36 visual tokens"})
     visit.ask("What\nis it?")
     visit.rest("#m3-talk")
     assert "Scale 36 · 36 visual tokens · first token" in page.locator("#m3-talk").inner_text()
-    assert page.get_by_label("Question").input_value() == ""
+    visit.has(page.get_by_label("Question"), value="")
 
     seen = counted(visit.address, "m3_tower_images_total")
     page.get_by_label("Question").fill("Which colour?")
@@ -166,7 +187,8 @@ def test_errors_are_told_and_nothing_is_lost(visit: Visit, tmp_path: Path):
 
 def test_a_full_house_is_told_and_stop_stops(visit: Visit, browser: Any):
     other = Visit(browser, visit.address, 400, "dark")
-    shorten(visit, 1024)
+    cancelled = counted(visit.address, 'm3_requests_total{outcome="cancelled"}')
+    shorten(visit, TOKENS)
     visit.ask("Go on.")
     visit.wait("() => document.querySelector('.m3-said') && document.querySelector('.m3-said').innerText.length > 20")
     other.ask("And I?")
@@ -174,25 +196,27 @@ def test_a_full_house_is_told_and_stop_stops(visit: Visit, browser: Any):
     assert other.page.get_by_label("Question").input_value() == "And I?"
     visit.page.click("#m3-stop")
     visit.rest("#m3-talk")
-    other.wait(f"async () => (await (await fetch('{visit.address}/metrics')).text()).includes('outcome=\"cancelled\"')")
+    until(visit.address, 'm3_requests_total{outcome="cancelled"}', cancelled + 1)
+    until(visit.address, "m3_requests_running", 0)
     other.ask("And I now?")
     other.wait("() => document.querySelector('.m3-said')")
+    other.close()
 
 
 def test_a_closed_tab_cancels_its_answer(visit: Visit):
-    """The answer would have 1024 tokens; its row is free long before."""
+    """The answer would have thousands of tokens; its row is free long before."""
     until(visit.address, "m3_requests_running", 0)
     cancelled, written = (
         counted(visit.address, name) for name in ('m3_requests_total{outcome="cancelled"}', "m3_new_tokens_total")
     )
-    shorten(visit, 1024)
+    shorten(visit, TOKENS)
     visit.ask("Go on.")
     visit.wait("() => document.querySelector('.m3-said') && document.querySelector('.m3-said').innerText.length > 20")
-    assert counted(visit.address, "m3_requests_running") == 1
+    until(visit.address, "m3_requests_running", 1)
     visit.page.close()
     until(visit.address, 'm3_requests_total{outcome="cancelled"}', cancelled + 1)
     until(visit.address, "m3_requests_running", 0)
-    assert counted(visit.address, "m3_new_tokens_total") - written < 1024
+    assert counted(visit.address, "m3_new_tokens_total") - written < TOKENS
 
 
 def test_a_photo_of_the_camera_is_asked_about(visit: Visit):
@@ -215,9 +239,11 @@ def test_a_photo_of_the_camera_is_asked_about(visit: Visit):
 def test_a_video_is_asked_about_and_compared(visit: Visit, tmp_path: Path):
     write_video(tmp_path / "short.mp4")
     page = visit.page
-    page.get_by_role("tab", name="Video").click()
+    with page.expect_response("**/gradio_api/run/**"):  # the server knows which of the two is asked about
+        page.get_by_role("tab", name="Video").click()
     with page.expect_response("**/gradio_api/upload*"):
         page.set_input_files("#m3-video input[type=file]", tmp_path / "short.mp4")
+    page.locator("#m3-video video").wait_for()
     shorten(visit, 4)
     visit.ask("What happens?")
     visit.rest("#m3-talk")
@@ -237,8 +263,8 @@ def test_every_control_has_a_name_and_keys_reach_it(browser: Any, address: str, 
     page = visit.page
     page.get_by_role("button", name="Which bar is the tallest?").click()
     page.get_by_label("Remove Image").wait_for()
-    assert page.get_by_label("Question").input_value() == "Which bar is the tallest?"
-    assert page.evaluate(NAMED) == []
+    visit.has(page.get_by_label("Question"), value="Which bar is the tallest?")
+    until_named(page)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     dark = page.evaluate(
         "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every((c) => c < 60)"
@@ -265,8 +291,9 @@ def test_every_control_has_a_name_and_keys_reach_it(browser: Any, address: str, 
     ids = {"Ask": "m3-ask", "Compare scales": "m3-compare", "Stop": "m3-stop"}
     assert {ids.get(name, name) for name in expected} | {"m3-scale-input"} <= reached
     page.get_by_role("tab", name="Video").click()
-    assert page.evaluate(NAMED) == []
+    until_named(page)
     assert visit.said == []
+    visit.close()
 
 
 def test_a_key_is_asked_for(browser: Any, serve: Callable[[Settings], AbstractContextManager[str]]):
@@ -283,3 +310,4 @@ def test_a_key_is_asked_for(browser: Any, serve: Callable[[Settings], AbstractCo
                 visit.page.get_by_text("Incorrect Credentials").wait_for()
                 visit.page.reload()  # what was said of the last try goes
         visit.page.get_by_label("Question").wait_for()
+        visit.page.context.close()
