@@ -92,7 +92,7 @@ def _conversation(sample: Sample, processor: M3Processor) -> Tokenized:
         )
     except TemplateError as error:
         raise TemplateRefusalError(f"sample {sample.id!r}: the chat template refuses it ({error})") from error
-    if messages[0]["role"] == "system" and messages[0]["content"].strip() not in rendered[0]:
+    if not _writes_system(messages, rendered[0]):
         raise TemplateRefusalError(
             f"sample {sample.id!r}: has a system prompt, and the chat template writes none. Put it into the first question, "
             "or use a template that has a place for it"
@@ -106,6 +106,12 @@ def _conversation(sample: Sample, processor: M3Processor) -> Tokenized:
             f"chat template must write a turn's text as it stands, with {processor.image_token} as one token"
         )
     return Tokenized(ids, mask.tolist(), len(sample.images))
+
+
+def _writes_system(messages: Sequence[dict[str, str]], rendered: str) -> bool:
+    """Whether the system prompt is in the text once more than in the turns, which may quote it; True without one."""
+    system = messages[0]["content"].strip() if messages[0]["role"] == "system" else ""
+    return not system or rendered.count(system) > sum(message["content"].count(system) for message in messages[1:])
 
 
 def _learned(sample: Sample, generated: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -120,6 +120,10 @@ def test_a_template_without_a_place_for_the_system_prompt_is_refused(
     sample = Sample("s", (), (Turn("system", SYSTEM), Turn("user", "a"), Turn("assistant", "b")))
     with pytest.raises(ValueError, match=r"sample 's': has a system prompt, and the chat template writes none"):
         tokenize_sample(sample, make_processor(chat_template=body.replace("@", "")))
+    asking = "{% if m.role == 'user' %}{{ m.content }}{% endif %}"
+    quoted = Sample("s", (), (Turn("system", "what?"), Turn("user", "what? what?"), Turn("assistant", "b")))
+    with pytest.raises(ValueError, match=r"sample 's': has a system prompt, and the chat template writes none"):
+        tokenize_sample(quoted, make_processor(chat_template=body.replace("@", asking)))
     refusing = body.replace("@", "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}")
     with pytest.raises(ValueError, match=r"sample 's': the chat template refuses it \(no system role\)"):
         tokenize_sample(sample, make_processor(chat_template=refusing))
