@@ -87,7 +87,6 @@ KINDS = [
     *((suffix, "libx264") for suffix in ("mp4", "mov", "mkv", "avi", "ts", "flv", "asf")),
     *((suffix, "mpeg4") for suffix in ("mp4", "mkv", "avi", "ts", "asf")),
     *((suffix, "mpeg2video") for suffix in ("mpg", "ts", "avi", "mkv")),
-    ("webm", "libvpx-vp9"),
     ("wmv", "wmv2"),
     ("flv", "flv1"),
 ]
