@@ -1,7 +1,10 @@
 """Short video files for tests, made with PyAV."""
 
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +36,29 @@ def write_video(
 
     `ticks`: when each is shown, in `1 / fps` s. `sound_seconds`: silence beside them, in packets of MP2.
     """
+    encode = partial(
+        _encode, path, frames, fps, size, codec, codec_options, pixel_format, ticks, sound_seconds, options
+    )
+    if codec.startswith("libvpx"):  # in a process that has done much else, its encoder may not open (EINVAL)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            fresh.submit(encode).result()
+    else:
+        encode()
+    return path
+
+
+def _encode(
+    path: Path,
+    frames: int,
+    fps: int,
+    size: tuple[int, int],
+    codec: str,
+    codec_options: dict[str, str] | None,
+    pixel_format: str,
+    ticks: Sequence[int] | None,
+    sound_seconds: float,
+    options: dict[str, str],
+) -> None:
     import av
 
     with av.open(str(path), "w", options=options) as container:
@@ -50,7 +76,6 @@ def write_video(
         container.mux(stream.encode())
         if sound is not None:
             _add_silence(container, sound, sound_seconds)
-    return path
 
 
 def _add_silence(container: "av.container.OutputContainer", sound: "av.AudioStream", seconds: float) -> None:

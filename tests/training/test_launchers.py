@@ -119,6 +119,7 @@ def test_overrides_may_stand_behind_options(capsys: pytest.CaptureFixture[str]) 
     assert "per sample      2 sequences" in printed
 
 
+@pytest.mark.slow
 def test_every_shipped_recipe_can_be_planned(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ def pixel_digest(encoded: bytes) -> str:
         return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_one_and_two_workers_write_the_same_files(tmp_path: Path) -> None:
     alone = generate("train", 4, 7, tmp_path / "alone", progress=False, shard_rows=10)
     pair = generate("train", 4, 7, tmp_path / "pair", workers=2, progress=False, shard_rows=10)
