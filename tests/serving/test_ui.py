@@ -1,6 +1,7 @@
 """The page in a real browser, over a small random model, whose answers go on until they are stopped."""
 
 import json
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from required_tests import BROWSER, needs_browser
 from serving_files import PATIENCE, png, wait_until
 from videos import write_video
 
+from m3.serving.scheduler import Scheduler
 from m3.serving.settings import Limits, Queue, Settings
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
@@ -107,6 +109,18 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
     visit.close()
 
 
+@pytest.fixture
+def slow_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer of `TOKENS` does not end before a test stops it, however slow the browser is."""
+    turn = Scheduler.turn
+
+    def turn_late(scheduler: Scheduler, newcomers: Any) -> Any:
+        time.sleep(0.03)
+        return turn(scheduler, newcomers)
+
+    monkeypatch.setattr(Scheduler, "turn", turn_late)
+
+
 def counted(address: str, name: str) -> float:
     lines = urllib.request.urlopen(f"{address}/metrics", timeout=PATIENCE).read().decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
@@ -185,6 +199,7 @@ def test_errors_are_told_and_nothing_is_lost(visit: Visit, tmp_path: Path):
     assert visit.said == []
 
 
+@pytest.mark.usefixtures("slow_answers")
 def test_a_full_house_is_told_and_stop_stops(visit: Visit, browser: Any):
     other = Visit(browser, visit.address, 400, "dark")
     cancelled = counted(visit.address, 'm3_requests_total{outcome="cancelled"}')
@@ -203,6 +218,7 @@ def test_a_full_house_is_told_and_stop_stops(visit: Visit, browser: Any):
     other.close()
 
 
+@pytest.mark.usefixtures("slow_answers")
 def test_a_closed_tab_cancels_its_answer(visit: Visit):
     """The answer would have thousands of tokens; its row is free long before."""
     until(visit.address, "m3_requests_running", 0)
