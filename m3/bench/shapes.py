@@ -1,4 +1,4 @@
-"""What a training step is measured on: the shipped tiny model, or one with the token grid and proportions of a real one.
+"""Models that a training step is measured on: the shipped tiny one, or one with the token grid and proportions of a real one.
 
 `real` is drawn in a second: the tower of LLaVA-1.5 (CLIP, 336 pixels, patches of 14: 24 x 24 = 576 tokens) and a Llama decoder,
 narrow and shallow enough for a CPU, so that tower, decoder, attention and head stand in realistic proportion.

@@ -147,7 +147,7 @@ class StepBench:
         self.model.model.freeze_unread()
         self.decoder = self.model.model.language_model
         self.native = self.decoder.config._attn_implementation
-        self.packed = choose_packed_attention(self.model.config.text_config).implementation
+        self.packed = choose_packed_attention(self.model.config.text_config).implementation or self.native
         samples = shape.make_samples(processor, setting.images, setting.rounds)
         self.loop = published_batches(samples, processor, setting.scales)
         self.batches = {
@@ -168,7 +168,7 @@ class StepBench:
         self.loss(way).backward()
 
     def gradient(self, way: str) -> Tensor:
-        """Of all parameters in a row, after one step."""
+        """Gradients of all parameters in a row, after one step."""
         self.step(way)
         return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
 
@@ -193,14 +193,14 @@ class StepBench:
 
 
 def _lengths(batch: dict[str, Tensor]) -> Tensor:
-    """Of the sequences of a batch, packed or padded."""
+    """Lengths of the sequences of a batch, packed or padded."""
     if "attention_mask" in batch:
         return batch["attention_mask"].sum(1)
     return batch["sequence_lengths"][batch["sequence_lengths"] > 0]
 
 
 def relative_difference(one: Tensor, other: Tensor) -> float:
-    """Of two vectors, by the norm of the second."""
+    """Norm of the difference of two vectors, by the norm of the second."""
     return float((one - other).norm() / other.norm())
 
 

@@ -91,7 +91,8 @@ def prepare(setting: Setting) -> tuple[M3ForConditionalGeneration, dict[str, Cal
     with torch.no_grad():  # row after row of the padded batch: measuring must not raise the peak of what is measured
         load = None if not model.model.routers else load_of(model, padded)
     decoder = model.model.language_model
-    native, own = decoder.config._attn_implementation, choose_packed_attention(model.config.text_config).implementation
+    native = decoder.config._attn_implementation
+    own = choose_packed_attention(model.config.text_config).implementation or native
 
     def published() -> None:
         decoder.set_attn_implementation(native)
@@ -141,7 +142,7 @@ def mixed_samples(images: int) -> list[Sample]:
 
 
 def gradient(model: M3ForConditionalGeneration, step: Callable[[], None]) -> Tensor:
-    """Of all parameters in a row, after one step."""
+    """Gradients of all parameters in a row, after one step."""
     run(model, step)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 

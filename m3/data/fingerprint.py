@@ -53,7 +53,7 @@ def digest_files(files: Sequence[Path], root: Path, limit: int | None = WHOLE) -
 
 
 def _digest_blocks(file: Path, step: int) -> bytes:
-    """Of every `step`-th block of a file, the first and the last among them."""
+    """Digest of every `step`-th block of a file, the first and the last among them."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         if step == 1:
@@ -66,7 +66,7 @@ def _digest_blocks(file: Path, step: int) -> bytes:
 
 
 def _digest_samples(samples: SampleSource) -> str:
-    """Of drawn samples, in the order of the draw. Those that cannot be read count as such."""
+    """Digest of drawn samples, in the order of the draw. Those that cannot be read count as such."""
     digest, held = hashlib.sha256(), 0
     files: list[Path] = []
     for number in np.random.default_rng(0).permutation(len(samples))[:SAMPLES].tolist():

@@ -71,7 +71,7 @@ class Source:
     filters: Filters | None = None
     """What is left out of captioned images."""
     num_frames: int | None = None
-    """Of a video whose record does not say it; null for 8."""
+    """Frames of a video whose record does not say it; null for 8."""
     ignore: tuple[str, ...] | None = None
     """Keys of records (columns, kinds of a tar's members) that hold content and are left out all the same."""
 

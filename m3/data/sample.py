@@ -31,7 +31,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says. `learned`: whether an answer is.
+    """Words of one side. `learned`: whether an answer is.
 
     `said` is a text, in which a user's `<image>` marks stand for images; or the texts around the images, one more than
     images, in which `<image>` is ordinary text.

@@ -109,13 +109,13 @@ def _conversation(sample: Sample, processor: M3Processor) -> Tokenized:
 
 
 def _writes_system(messages: Sequence[dict[str, str]], rendered: str) -> bool:
-    """Whether the system prompt is in the text once more than in the turns, which may quote it; True without one."""
+    """Tell whether the system prompt is in the text once more than in the turns, which may quote it; True without one."""
     system = messages[0]["content"].strip() if messages[0]["role"] == "system" else ""
     return not system or rendered.count(system) > sum(message["content"].count(system) for message in messages[1:])
 
 
 def _learned(sample: Sample, generated: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of the stretches that the template marks as the assistant's, those of answers that are learned."""
+    """Stretches of learned answers, of all that the template marks as the assistant's."""
     answers = [turn for turn in sample.turns if turn.role == "assistant"]
     if all(turn.learned for turn in answers):
         return generated

@@ -145,7 +145,7 @@ def pictures_of(visual: Any, sampling: Sampling) -> list[Picture]:
 
 
 def listed(visuals: Any) -> list[Any]:
-    """What `doc_to_visual` gave, as a list: a task may give none, several, or one by itself."""
+    """List what `doc_to_visual` gave: a task may give none, several, or one by itself."""
     if visuals is None:
         return []
     return [visuals] if isinstance(visuals, str | Path | Image.Image) else list(visuals)

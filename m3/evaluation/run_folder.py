@@ -215,7 +215,7 @@ def read_keys(run: Path, model: str, task: str, scale: int) -> dict[int, str]:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote into a run folder.
+    """Read what `write_json` wrote into a run folder.
 
     Raises:
         ValueError: the file is missing, or no JSON.

@@ -24,7 +24,7 @@ from m3.evaluation.suites import metric_of
 logger = logging.getLogger(__name__)
 
 TASKS_FOLDER = "lmms_eval_tasks"
-"""Where a checkout of the code has its own tasks."""
+"""Folder of tasks in a checkout of the code."""
 GENERATES = "generate_until"
 FOREIGN = (Exception, SystemExit)
 """What the code of a task may raise. Some call sys.exit where a file is missing; that must not end the sweep."""

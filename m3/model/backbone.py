@@ -196,7 +196,7 @@ class M3Model(M3PreTrainedModel):
         position_ids: Int[Tensor, "b l"] | None,
         row_length: int,
     ) -> PackedSequences | None:
-        """How to give the decoder its sequences; None where its attention is told of them by positions and masks alone."""
+        """Layout of the sequences for the decoder; None where its attention is told of them by positions and masks alone."""
         if sequence_lengths is None or not takes_sequences(self.language_model.config._attn_implementation):
             return None
         if position_ids is None:

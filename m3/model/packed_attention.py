@@ -71,7 +71,7 @@ class MaskRule:
         return self._dense
 
     def strips(self, start: int, length: int) -> list[Strip]:
-        """How to compute the sequence that begins at place `start` of a single row."""
+        """Steps that compute the sequence that begins at place `start` of a single row."""
         if start not in self._strips:
             self._strips[start] = self._make_strips(start, length)
         return self._strips[start]
@@ -89,7 +89,7 @@ class MaskRule:
         return strips
 
     def is_causal(self, start: int, length: int) -> bool:
-        """Whether the rule is plain order here: the last query sees all, all see the first place, and none the next.
+        """Tell whether the rule is plain order here: the last query sees all, all see the first place, and none the next.
 
         That says enough of rules made of order, a window and chunks, at the cost of the length instead of its square.
         """
@@ -233,7 +233,7 @@ def _attend_sequence(
 
 @dataclass(frozen=True)
 class Scores:
-    """How scores of queries and keys become weights: scaled, capped, masked, beside a sink, dropped out."""
+    """Turns scores of queries and keys into weights: scaled, capped, masked, beside a sink, dropped out."""
 
     scaling: float | None
     dropout: float
@@ -242,7 +242,7 @@ class Scores:
 
     @property
     def is_plain(self) -> bool:
-        """Whether SDPA computes them."""
+        """Tell whether SDPA computes them."""
         return self.softcap is None and self.sinks is None
 
     def attend(
@@ -287,7 +287,7 @@ class Scores:
 
 
 def _allowed(mask: Tensor | None, start: int, queries: int, keys: int) -> Bool[Tensor, "*b q k"]:
-    """Which of the first `keys` keys the queries from `start` on see; without a mask they end at the last query."""
+    """Mask of the first `keys` keys for the queries from `start` on; without a mask they end at the last query."""
     if mask is None:
         return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     return mask[..., start : start + queries, :keys]
@@ -300,7 +300,7 @@ def _varlen_window(
     packed: PackedSequences,
     sliding_window: int | None,
 ) -> tuple[int, int] | None:
-    """How far a query looks back and ahead, as `varlen_attn` takes it; None where that kernel cannot serve.
+    """Window of a query, back and ahead, as `varlen_attn` takes it; None where that kernel cannot serve.
 
     It is flash attention: CUDA from Ampere on, half precision, equal widths up to 256, plain order or a sliding window.
     """
@@ -344,7 +344,7 @@ def _all_at_once(
 
 
 def takes_sequences(implementation: str | None) -> bool:
-    """Whether an attention implementation of transformers computes the sequences that it is told, and reads no mask for it."""
+    """Tell whether an attention of transformers computes the sequences that it is told, and reads no mask for it."""
     return implementation in (PACKED_ATTENTION, "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 

@@ -1,4 +1,4 @@
-"""Where the sequences of packed rows stand: laid out once per forward, read by every layer of the decoder.
+"""Places of the sequences in packed rows: laid out once per forward, read by every layer of the decoder.
 
 in:  `sequence_lengths int64 [r, s]` of a batch (m3/data/collate.py), zeros where a row has fewer than s sequences;
 out: `PackedSequences`, and which tokens of the batch are no padding.

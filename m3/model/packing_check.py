@@ -22,7 +22,7 @@ from m3.model.packed_attention import PACKED_ATTENTION, takes_sequences
 from m3.model.packed_sequences import PackedSequences
 
 LENGTHS = (9, 13)
-"""Of the two sequences; longer than `WINDOW`, so that windows and chunks are tried too."""
+"""Lengths of the two sequences; longer than `WINDOW`, so that windows and chunks are tried too."""
 WINDOW = 4
 WIDTH = 64
 """Words, and the width of feed-forward layers."""
@@ -31,7 +31,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 EXTRAS = {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": WIDTH}
 """Options of Gemma 3n and Gemma 4: how many of the last layers take the keys of earlier ones, and a table of each layer."""
 FOREIGN_ERRORS = (KeyError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, ImportError)
-"""What decoders raise that do not take an attention, or packed sequences."""
+"""Errors of decoders that do not take an attention, or packed sequences."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which texts are more than text: the control tokens of a processor, as one pattern.
+"""Texts that are more than text: the control tokens of a processor, as one pattern.
 
 In training, chat, sweeps and the server, what is written by others holds none: the places that read it fence what this finds
 (m3/data/tokenized.py, m3/inference/control_tokens.py).

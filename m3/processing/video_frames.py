@@ -51,7 +51,7 @@ COLLAGE = (3, 2)
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which frames: `num_frames` spread evenly, or `fps` per second; not both. `collage`: six of them as one picture."""
+    """Frames to take: `num_frames` spread evenly, or `fps` per second; not both. `collage`: six of them as one picture."""
 
     num_frames: int | None = None
     fps: float | int | None = None
@@ -90,7 +90,7 @@ def _is_whole(number: object) -> bool:
 
 @dataclass(frozen=True)
 class Video:
-    """What is read of a video: its pictures (one where they are put into a collage), when each was shown, its length."""
+    """Content read from a video: its pictures (one where they are put into a collage), when each was shown, its length."""
 
     frames: tuple[Image.Image, ...]
     times: tuple[float, ...]
@@ -99,7 +99,7 @@ class Video:
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """What is refused beyond: pixels of one frame, seconds, frames, pixels of all frames that are read."""
+    """Limits beyond which a video is refused: pixels of one frame, seconds, frames, pixels of all frames that are read."""
 
     pixels: int
     seconds: float
@@ -253,7 +253,7 @@ def _shown_at(
 
 
 def _check_end(stream: "VideoStream", last: "VideoFrame", time: float, name: str) -> None:
-    """Where the stream says how long it is, its last frame stays on the screen until then; else the file was cut.
+    """Refuse a file that was cut: the last frame stays on the screen until the end that the stream states.
 
     A duration of 0 is none that is known.
     """

@@ -91,7 +91,7 @@ class VideoProcess:
 
     @property
     def has_ended(self) -> bool:
-        """Whether something ended it while it waited."""
+        """Tell whether something ended it while it waited."""
         return self._process.poll() is not None
 
     def _wait_or_end(self) -> None:

@@ -67,7 +67,7 @@ def _check_limit(number: int, limit: int, what: str) -> None:
 
 
 def _is_escaped(body: bytes, start: int, quote: int) -> bool:
-    """Whether an odd number of backslashes stands before the quote, back to `start`."""
+    """Tell whether an odd number of backslashes stands before the quote, back to `start`."""
     before = body[start:quote]
     return (len(before) - len(before.rstrip(b"\\"))) % 2 == 1
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from m3.inference.generation_settings import stop_sequences
 
 UNFINISHED = "\ufffd"
-"""What a decoder writes for the first bytes of a character of several, and for bytes that are no character."""
+"""Character that a decoder writes for the first bytes of a character of several, and for bytes that are no character."""
 LONGEST_CHARACTER = 4
 """Bytes of a character, and so tokens of one: what is undecodable before the last four is sure."""
 MOST_UNSURE = 32
@@ -118,7 +118,7 @@ class Tidying:
         self._tokenizer, self._held, self._seen = tokenizer, "", 0
 
     def add(self, text: str, is_last: bool) -> str:
-        """What is sure of the text so far."""
+        """Text that is sure so far."""
         self._held += text
         cut = len(self._held) if is_last else self._cut()
         sure, self._held = self._held[:cut], self._held[cut:]
@@ -136,7 +136,7 @@ class Tidying:
 
 
 def _tidies(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether decoding takes spaces away; transformers does not for all that are set to."""
+    """Tell whether decoding takes spaces away; transformers does not for all that are set to."""
     if not tokenizer.clean_up_tokenization_spaces:
         return False
     ids = tokenizer("a . ? ! , ' b n't 'm 's 've 're", add_special_tokens=False)["input_ids"]

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def _warning(recipe: Recipe, source: Source, processor: M3Processor) -> str | None:
-    """What the answers of a source hold that the run could not teach the model to say."""
+    """Tokens in the answers of a source that the run could not teach the model to say."""
     unsayable = unsayable_tokens(recipe, processor, [open_source(source)])
     if not unsayable:
         return None
@@ -72,7 +72,7 @@ def _warning(recipe: Recipe, source: Source, processor: M3Processor) -> str | No
 
 
 def _endless(recipe: Recipe, source: Source, processor: M3Processor) -> str | None:
-    """What is wrong with the ends of a source's answers, if it begins with a conversation."""
+    """Fault of the ends of a source's answers, if it begins with a conversation."""
     try:
         is_talk = isinstance(open_source(source)[0], Sample)
     except ValueError:

@@ -57,7 +57,7 @@ def union_over_processes(names: Iterable[str]) -> list[str]:
 
 
 def say_to_everyone(text: str | None) -> str | None:
-    """What the first process says, in every process."""
+    """Share what the first process says with every process."""
     said = [text]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(said, src=0)

@@ -1,4 +1,4 @@
-"""What a run depends on, by digest: data and base model are refused when they changed, surroundings are named.
+"""Digests of what a run depends on: data and base model are refused when they changed, surroundings are named.
 
 in: a recipe and its opened sources; out: `fingerprints.json` in the run's folder when it begins, and a comparison with it when it
 goes on. docs/training_at_scale.md says what is pinned, and what is not.
@@ -21,22 +21,22 @@ logger = logging.getLogger(__name__)
 
 FILE = "fingerprints.json"
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")
-"""Of a checkpoint beside its weights: configuration, tokenizer, processor, chat template."""
+"""Files of a checkpoint beside its weights: configuration, tokenizer, processor, chat template."""
 STATE = ("trainer_state.json", "model.safetensors.index.json")
-"""Of a checkpoint too: how it came to be, and where its weights lie; the weights themselves are looked at."""
+"""More files of a checkpoint: how it came to be, and where its weights lie; the weights themselves are looked at."""
 WORDS = {
     "samples": "another number of samples",
     "records": "its records (texts, names of pictures, order)",
     "content": "samples or pictures behind the same names",
     "weights": "its weights",
 }
-"""What a digest is of, where it is not the name of a file."""
+"""Names of digests that are of no file."""
 Prints = dict[str, dict[str, str]]
 """A source, a folder -> digests by what they are of."""
 
 
 def check_fingerprints(run: RunFolder, recipe: Recipe, sources: Sequence[SampleSource]) -> None:
-    """Whether data and base are those that the run began with; a new run writes them down. Every process comes here.
+    """Check that data and base are those that the run began with; a new run writes them down. Every process comes here.
 
     Raises:
         ValueError: what changed, in every process.
@@ -61,7 +61,7 @@ def _agree(run: RunFolder, compute: Callable[[], tuple[Prints, Prints]]) -> None
 
 
 def _compare(run: RunFolder, pinned: Prints, surroundings: Prints) -> str | None:
-    """What changed since the run began and must not have; what may have changed is logged."""
+    """List what changed since the run began and must not have; what may have changed is logged."""
     path = run.path / FILE
     if run.newest_checkpoint() is None or not path.exists():
         if run.newest_checkpoint() is not None:

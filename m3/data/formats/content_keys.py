@@ -1,4 +1,4 @@
-"""Which keys of a record hold content: what a model would see or learn, or what says how it is learned.
+"""Keys of a record that hold content: what a model would see or learn, or what says how it is learned.
 
 A key is split into words (`videoPaths` -> video, path). It holds content if one of them is in `CONTENT` and none in `FACTS`,
 which speak about content (`image_id`, `text_length`); or if a key of an object under it does. Whatever its name, a media file
@@ -55,12 +55,12 @@ _STARTS = (
     *(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"P6"),
     *(b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"\xff\xfb", b"FLV", b"\0\0\0\x0cjP"),
 )
-"""How files of images, videos and sounds begin."""
+"""First bytes of files of images, videos and sounds."""
 _KNOWN = CONTENT | REFERENCES | FACTS
 
 
 def holds_content(key: str, value: Any, has_media: bool) -> bool:
-    """Whether leaving the key out would leave content out.
+    """Tell whether leaving the key out would leave content out.
 
     Args:
         key: its name.
@@ -88,7 +88,7 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_given(value: Any) -> bool:
-    """Whether a value says anything: null, NaN, empty, and lists or objects of nothing else do not."""
+    """Tell whether a value says anything: null, NaN, empty, and lists or objects of nothing else do not."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     if isinstance(value, str | bytes):
@@ -101,7 +101,7 @@ def is_given(value: Any) -> bool:
 
 
 def is_content_file(suffix: str) -> bool:
-    """Whether a member of a tar that ends so is a medium or a text."""
+    """Tell whether a member of a tar that ends so is a medium or a text."""
     return suffix.rpartition(".")[2] in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *TEXT_SUFFIXES)
 
 

@@ -14,13 +14,13 @@ from m3.data.formats.tar_index import Group, Member
 
 @dataclass
 class Unused:
-    """What of one record is not used. `ignore`: keys that the source is told to leave out whatever they hold."""
+    """Parts of one record that are not used. `ignore`: keys that the source is told to leave out whatever they hold."""
 
     ignore: frozenset[str] = frozenset()
     keys: list[str] = field(default_factory=list)
 
     def ignores(self, *names: str) -> bool:
-        """Whether the source is told to leave out a key that has these names."""
+        """Tell whether the source is told to leave out a key that has these names."""
         return not self.ignore.isdisjoint(names)
 
 

@@ -1,4 +1,4 @@
-"""What records say of images and videos becomes images: paths, encoded bytes, and the frames of videos as PNG."""
+"""Turns what records say of images and videos into images: paths, encoded bytes, and the frames of videos as PNG."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from m3.data.formats.fields import Fields, Unused, shown
 from m3.processing.video import Sampling, load_video
 
 FRAMES = 8
-"""Of a video, where neither the record nor the source says how many."""
+"""Frames of a video, where neither the record nor the source says how many."""
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 
 ImageFile = str | bytes
@@ -92,7 +92,7 @@ class MediaReader:
 
 
 def in_folder(folder: Path | None) -> Callable[[str], ImageFile]:
-    """What `MediaReader.resolve` is for files: paths relative to `folder`."""
+    """Resolves media in files, as `MediaReader.resolve`: paths relative to `folder`."""
     return lambda path: path if folder is None else str(folder / path)
 
 

@@ -17,7 +17,7 @@ from m3.data.sample import IMAGE_MARK, Document, Sample, Turn
 
 @dataclass(frozen=True)
 class Options:
-    """What a recipe's source says about its records.
+    """Settings of a recipe's source for its records.
 
     `image_folder`: what paths are relative to. `num_frames`: of videos whose record does not say it. `ignore`: keys that are
     left out whatever they hold.

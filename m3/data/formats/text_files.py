@@ -48,7 +48,7 @@ class TextFiles:
 
     @property
     def unread(self) -> Mapping[str, int]:
-        """How many files of the folder are no text, by suffix."""
+        """Number of files of the folder that are no text, by suffix."""
         return self._unread
 
     def __len__(self) -> int:

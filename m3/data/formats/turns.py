@@ -29,12 +29,12 @@ LEARNED = ("weight", "loss", "train", "learn")
 """Keys of a turn that say whether it is learned: 0 and false, 1 and true."""
 VIDEO_MARK = "<video>"
 Visual = tuple[ImageFile, ...]
-"""What stands at one place: an image, or the frames of a video."""
+"""Content of one place: an image, or the frames of a video."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a column of turns is written: its name, what an entry is called, the keys of role and text."""
+    """Layout of a column of turns: its name, what an entry is called, the keys of role and text."""
 
     column: str
     entry: str
@@ -56,7 +56,7 @@ class TurnReader:
     media: MediaReader
     visuals: Sequence[Visual]
     kind: str
-    """What `visuals` are: image or video."""
+    """Kind of the `visuals`: image or video."""
     images: list[ImageFile] = field(default_factory=list)
     """Those of the turns that were read."""
     _claimed: int = 0
@@ -176,7 +176,7 @@ class TurnReader:
 
 
 def _learned(value: Any, role: Role, where: str) -> bool:
-    """What a turn says of its weight; by default answers are learned."""
+    """Weight that a turn says; by default answers are learned."""
     if value is None:
         return True
     if not isinstance(value, bool | int | float) or value not in (0, 1):
