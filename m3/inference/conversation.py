@@ -126,6 +126,8 @@ class Conversation:
             ValueError: marks that do not match what was shown; a scale that cannot be reached; a prompt that is longer
                 than the model can read.
         """
+        if not isinstance(question, str):
+            raise ValueError(f"the question must be a text, got {type(question).__name__}")
         turns, shown = self._with(question)
         prompt = self.prompt(turns, shown, scale)
         answer = Answer(self._generate(prompt, shown, on_text), prompt.visual_tokens, prompt.text_tokens)

@@ -8,23 +8,25 @@ A step without a count is one frame, the last one without a count all that are l
 so it is read at the first step. In Python a list with one number per frame does as well.
 """
 
+import math
 import re
 from collections.abc import Sequence
+from typing import SupportsFloat
 
 STEP = re.compile(r"(\d+)(?:x(\d+))?")
 Schedule = int | str | Sequence[int]
 """One number, the words above, or one number per frame."""
 
 
-def frame_scales(schedule: Schedule, frames: int) -> list[int]:
+def frame_scales(schedule: Schedule | SupportsFloat, frames: int) -> list[int]:
     """One scale per frame.
 
     Raises:
         ValueError: words that cannot be read, or a schedule that ends before the frames do. Steps beyond the last frame
             are no error: a short video is read as the beginning of a long one.
     """
-    if isinstance(schedule, int):
-        return [schedule] * frames
+    if not isinstance(schedule, str | Sequence):
+        return [_whole_number(schedule)] * frames
     if not isinstance(schedule, str):
         if len(schedule) != frames:
             raise ValueError(
@@ -47,6 +49,16 @@ def frame_scales(schedule: Schedule, frames: int) -> list[int]:
             "then it goes on to the end"
         )
     return scales[:frames]
+
+
+def _whole_number(scale: object) -> int:
+    """One scale for all frames; numbers of numpy and torch are as good as Python's, and 9.0 is 9."""
+    number = float(scale) if isinstance(scale, SupportsFloat) and not isinstance(scale, bool) else math.nan
+    if not number.is_integer():
+        raise ValueError(
+            f"the scale {scale!r} is no number of visual tokens: expected such as 36, 144+1 or 144x4+36x8+1"
+        )
+    return int(number)
 
 
 def split_alternatives(text: str) -> list[int | str]:

@@ -2,7 +2,9 @@
 
 import re
 
+import numpy as np
 import pytest
+import torch
 
 from m3.processing.schedule import frame_scales, split_alternatives
 
@@ -44,3 +46,14 @@ def test_alternatives_are_split_at_commas() -> None:
     assert split_alternatives("1, 9,144x2+1") == [1, 9, "144x2+1"]
     with pytest.raises(ValueError, match="the scale 'nine' cannot be read"):
         split_alternatives("1,nine")
+
+
+@pytest.mark.parametrize("scale", [9, 9.0, np.int64(9), np.float32(9), torch.tensor(9)])
+def test_numbers_of_any_library_are_numbers(scale: object) -> None:
+    assert frame_scales(scale, 2) == [9, 9]
+
+
+@pytest.mark.parametrize("scale", [9.5, True, float("nan"), float("inf")])
+def test_what_is_no_number_of_tokens_is_refused(scale: object) -> None:
+    with pytest.raises(ValueError, match="is no number of visual tokens: expected such as 36"):
+        frame_scales(scale, 2)
