@@ -115,7 +115,7 @@ def slow_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     turn = Scheduler.turn
 
     def turn_late(scheduler: Scheduler, newcomers: Any) -> Any:
-        time.sleep(0.03)
+        time.sleep(0.2)
         return turn(scheduler, newcomers)
 
     monkeypatch.setattr(Scheduler, "turn", turn_late)
@@ -140,8 +140,17 @@ def until_named(page: Any) -> None:
 
 def shorten(visit: Visit, tokens: int) -> None:
     visit.page.get_by_role("button", name="More").click()
-    visit.page.get_by_label("number input for Most tokens of an answer").fill(str(tokens))
-    visit.page.keyboard.press("Tab")
+    number = visit.page.get_by_label("number input for Most tokens of an answer")
+    slider = visit.page.get_by_label("range slider for Most tokens of an answer")
+
+    def is_set() -> bool:  # a page that is still being made does not hear of it
+        if slider.input_value() != str(tokens):
+            number.fill(str(tokens))
+            number.press("Tab")
+            visit.page.wait_for_timeout(200)
+        return slider.input_value() == str(tokens)
+
+    wait_until(is_set)
 
 
 def test_ask_slide_compare_and_save(visit: Visit, tmp_path: Path):
