@@ -42,6 +42,12 @@ if [ $# -gt 0 ]; then
     say "pytest";     pytest "${selection[@]}" "$@"
     exit
 fi
+# Tests compare with numbers of a CPU; those of tests/model/test_on_cuda.py are for a GPU.
+if [ "$fast" = no ] && has_nvidia_gpu; then
+    say "pytest: on the GPU"
+    pytest tests/model/test_on_cuda.py
+fi
+export CUDA_VISIBLE_DEVICES=
 say "pytest: quick tests, two processes, a file to each in turn"
 OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow"
 [ "$fast" = no ] || exit 0

@@ -13,6 +13,7 @@ import pytest
 OPTIONAL = {
     "torchao": "not pinned: transformers imports it always, noisily",
     "liger": "its kernels are for GPUs",
+    "needs a CUDA device": "run by hand on a machine that has one: docs/training_at_scale.md",
     "pdflatex": "a gigabyte, for one look at a table",
     "systemd-analyze": "not in containers",
     "wandb is installed": "the other side of a test",

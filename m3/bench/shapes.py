@@ -1,13 +1,14 @@
-"""Models that a training step is measured on: the shipped tiny one, or one with the token grid and proportions of a real one.
+"""Models that a training step is measured on: the shipped tiny one, or random ones with the token grid of a real one.
 
 `real` is drawn in a second: the tower of LLaVA-1.5 (CLIP, 336 pixels, patches of 14: 24 x 24 = 576 tokens) and a Llama decoder,
-narrow and shallow enough for a CPU, so that tower, decoder, attention and head stand in realistic proportion.
+narrow and shallow enough for a CPU, so that tower, decoder, attention and head stand in realistic proportion. `llava_7b` has
+LLaVA-1.5-7B's own sizes, 7 billion weights, and texts of mixed length; it needs a GPU.
 """
 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,13 +26,44 @@ from m3.training.build import load_checkpoint
 
 Loaded = tuple[M3ForConditionalGeneration, M3Processor]
 REAL_TEXT_TOKENS = 60
+REAL_SIZES: dict[str, dict[str, Any]] = {
+    "text_config": {
+        "vocab_size": 4096,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+    },
+    "vision_config": {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    },
+}
+LLAVA_7B_SIZES: dict[str, dict[str, Any]] = {  # config.json of llava-hf/llava-1.5-7b-hf
+    "text_config": {
+        "vocab_size": 32064,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    },
+}
 
 
 @dataclass(frozen=True)
 class Shape:
     """One row of `SHAPES`: how its model and its samples are made, and what is measured on them by default.
 
-    load: (checkpoint or None, scales) -> model and processor. samples: (processor, images, rounds) -> samples.
+    load: (checkpoint or None, scales) -> model and processor, drawn on the default device in the default type.
+    make_samples: (processor, images, rounds) -> samples.
     towers: whether the vision tower is frozen, trained, or each in turn.
     """
 
@@ -59,33 +91,30 @@ def suite_samples(images: int, rounds: int) -> list[Sample]:
 
 
 def draw_real(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
-    """Random weights, always the same; 28.6 million of them."""
+    """28.6 million random weights, always the same."""
+    return _draw("real", checkpoint, scales, REAL_SIZES)
+
+
+def draw_llava_7b(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
+    """7.1 billion random weights, always the same."""
+    return _draw("llava_7b", checkpoint, scales, LLAVA_7B_SIZES)
+
+
+def _draw(shape: str, checkpoint: str | None, scales: Sequence[int], sizes: Mapping[str, Mapping[str, Any]]) -> Loaded:
     if checkpoint is not None:
-        raise ValueError("--shape real draws its own model; leave --model out, or take --shape tiny")
+        raise ValueError(f"--shape {shape} draws its own model; leave --model out, or take --shape tiny")
     tokenizer: PreTrainedTokenizerBase = build_tokenizer()
     text = {
         "model_type": "llama",
-        "vocab_size": 4096,
-        "hidden_size": 512,
-        "intermediate_size": 1376,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 8,
         "max_position_embeddings": 16384,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
+        **sizes["text_config"],
     }
-    vision = {
-        "model_type": "clip_vision_model",
-        "image_size": 336,
-        "patch_size": 14,
-        "hidden_size": 256,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-    }
+    vision = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, **sizes["vision_config"]}
     nesting = {"kind": "grid_pool", "trained_scales": sorted(scales)}
     image_token_id = cast(int, tokenizer.convert_tokens_to_ids("<image>"))  # of one token; a list only of several
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(0)
         config = M3Config(
             vision_config=vision,
@@ -100,16 +129,26 @@ def draw_real(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
     return model, M3Processor(pixels, tokenizer, grid=(24, 24), nesting=nesting)
 
 
-def noise_samples(processor: M3Processor, images: int, rounds: int) -> list[Sample]:
+def equal_samples(processor: M3Processor, images: int, rounds: int) -> list[Sample]:
     """Pictures of noise with one question and answer each, `REAL_TEXT_TOKENS` of text in all."""
+    return _noise_samples(processor, [REAL_TEXT_TOKENS] * images)
+
+
+def mixed_samples(processor: M3Processor, images: int, rounds: int) -> list[Sample]:
+    """The same with texts of a lognormal length of 150 tokens in the mean, about as in LLaVA's instruction data."""
+    lengths = np.random.default_rng(0).lognormal(np.log(150) - 0.32, 0.8, images)
+    return _noise_samples(processor, [max(REAL_TEXT_TOKENS, min(int(length), 2000)) for length in lengths])
+
+
+def _noise_samples(processor: M3Processor, text_tokens: Sequence[int]) -> list[Sample]:
     random = np.random.default_rng(0)
     samples = []
-    for number in range(images):
+    for number, tokens in enumerate(text_tokens):
         buffer = io.BytesIO()
         Image.fromarray(random.integers(0, 255, (336, 336, 3), dtype=np.uint8)).save(buffer, "PNG")
         question = Turn("user", "<image>\n" + " ".join(["red"] * 20))
         sample = Sample(f"noise {number}", (buffer.getvalue(),), (question, Turn("assistant", "blue")))
-        short = REAL_TEXT_TOKENS + 1 - len(tokenize_sample(sample, processor).input_ids)  # one of them is the image's
+        short = tokens + 1 - len(tokenize_sample(sample, processor).input_ids)  # one of them is the image's
         answer = Turn("assistant", " ".join(["blue"] * (1 + short)))
         samples.append(Sample(sample.id, sample.images, (question, answer)))
     return samples
@@ -128,10 +167,19 @@ SHAPES: Mapping[str, Shape] = {
     "real": Shape(
         title="24 x 24 grid: CLIP tower 336/14 (width 256, 6 layers), Llama decoder (width 512, 6 layers, 4096 words)",
         load=draw_real,
-        make_samples=noise_samples,
+        make_samples=equal_samples,
         scales="1,9,36,144,576",
         images=4,
         pack_lengths="640,2048,4096,8192",
+        towers=("frozen", "trained"),
+    ),
+    "llava_7b": Shape(
+        title="24 x 24 grid: CLIP tower ViT-L 336/14, Llama decoder of 6.7 billion weights, texts of mixed length",
+        load=draw_llava_7b,
+        make_samples=mixed_samples,
+        scales="1,9,36,144,576",
+        images=4,
+        pack_lengths="2048,4096,8192",
         towers=("frozen", "trained"),
     ),
 }

@@ -1,28 +1,35 @@
 """`m3 bench step`: one all-scales training step, ours (one tower and packed decoder passes) against the published loop.
 
 The published way runs tower, connector and decoder once per scale and computes logits at every place (m3/bench/published.py).
-All steps are run in turns in one process; memory is the peak above rest of a process of its own. The use of the machine is
-the step's floating-point operations (causal half of attention, three passes of what is trained) per CPU second, of those of a
-square float32 product in the same run.
+All steps are run in turns in one process. On a CPU, speeds are of CPU seconds, and memory is the peak above rest of a process
+of its own; on an accelerator they are wall seconds and the peak of its memory above the weights. The use of the machine is the
+step's floating-point operations (causal half of attention, three passes of what is trained) per second, of those of a square
+product in the same run. Gradients are compared in up to `GRADIENT_VALUES` values of each parameter.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3.bench.published import published_batches, published_loss
 from m3.bench.shapes import SHAPES
-from m3.bench.timing import Timing, alternate, matmul_peak, peak_memory
+from m3.bench.timing import Timing, alternate, matmul_peak, peak_device_memory, peak_memory
 from m3.data.collate import Collator
+from m3.evaluation.latency import device_name
 from m3.model.cost import CostModel, head_dim
 from m3.model.packing_check import choose_packed_attention
 
 PUBLISHED = "published"
-TOLERANCE = 1e-5
-"""Largest relative difference of gradients from the published loop's; float32 rounds to 1e-6."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+"""Largest relative difference of gradients from the published loop's; float32 rounds to 1e-6, bfloat16 to 1e-2."""
+GRADIENT_VALUES = 2**24
+"""Values of one parameter's gradient that are compared, evenly spread; seven billion twice over would not fit a GPU."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Setting:
     pack_lengths: tuple[int, ...]
     tower: str
     threads: int
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def ways(self) -> list[str]:
@@ -58,6 +67,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--towers", help="frozen, trained or both, separated by a comma")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of weights and states")
     arguments = parser.parse_args(argv)
     shape = SHAPES[arguments.shape]
     scales = _numbers(arguments.matryoshka_vis_token_scale or shape.scales)
@@ -65,19 +76,31 @@ def main(argv: list[str]) -> int:
     towers = tuple(arguments.towers.split(",")) if arguments.towers else shape.towers
     images = arguments.images or shape.images
     torch.set_num_threads(arguments.threads)
-    peak = matmul_peak()
+    device, dtype = torch.device(arguments.device), DTYPES[arguments.dtype]
+    peak = matmul_peak(device, dtype)
+    where = f"{arguments.threads} threads" if device.type == "cpu" else device_name(device)
     print(f"{arguments.shape}: {arguments.model or shape.title}")
-    print(f"{images} pictures, scales {list(scales)}, {arguments.threads} threads, {arguments.repetitions} repetitions")
-    print(f"float32 product: {peak / 1e9:.1f} GFLOP per CPU second")
+    print(f"{images} pictures, scales {list(scales)}, {where}, {arguments.repetitions} repetitions")
+    second = "CPU second" if device.type == "cpu" else "second"
+    print(f"{arguments.dtype} product: {peak / 1e9:.1f} GFLOP per {second}")
     print(HEADER)
     rows: list[Row] = []
     for tower in towers:
         setting = Setting(
-            arguments.shape, arguments.model, scales, images, arguments.rounds, lengths, tower, arguments.threads
+            arguments.shape,
+            arguments.model,
+            scales,
+            images,
+            arguments.rounds,
+            lengths,
+            tower,
+            arguments.threads,
+            arguments.device,
+            arguments.dtype,
         )
         rows += measure(setting, arguments.repetitions, peak)
     print(f"worst: {min(row.speed for row in rows):.2f}x")
-    return 0 if max(row.error for row in rows) <= TOLERANCE else 1
+    return 0 if max(row.error for row in rows) <= TOLERANCE[dtype] else 1
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -104,12 +127,12 @@ def measure(setting: Setting, repetitions: int, peak: float) -> list[Row]:
     expected = bench.gradient(PUBLISHED)
     errors = {way: relative_difference(bench.gradient(way), expected) for way in setting.ways}
     steps = [lambda way=way: bench.step(way) for way in setting.ways]
-    timings = dict(zip(setting.ways, alternate(steps, repetitions), strict=True))
-    memory = {way: peak_memory(run_once, setting, way) for way in setting.ways}
+    timings = dict(zip(setting.ways, alternate(steps, repetitions, device=bench.device), strict=True))
+    memory = {way: bench.memory(way) for way in setting.ways}
     rows = []
     for way in setting.ways:
-        timing, use = timings[way], bench.flops(way) / timings[way].cpu_median / peak
-        speed = timings[PUBLISHED].cpu_median / timing.cpu_median
+        timing, use = timings[way], bench.flops(way) / bench.seconds(timings[way]) / peak
+        speed = bench.seconds(timings[PUBLISHED]) / bench.seconds(timing)
         print(_line(setting.tower, way, bench, timing, speed, memory[way], memory[PUBLISHED], use, errors[way]))
         if way != PUBLISHED:
             rows.append(Row(speed, errors[way]))
@@ -128,10 +151,10 @@ def _line(
     error: float,
 ) -> str:
     rows, places = bench.rows(way)
+    rate = bench.tokens / bench.seconds(timing)
     return (
         f"{tower:9}{way:>10}{rows:>6}{bench.tokens / places:7.2f}{timing.median:9.2f}{timing.spread:7.2f}{timing.cpu_median:9.2f}"
-        f"{bench.tokens / timing.cpu_median:10.0f}{speed:7.2f}x{memory / 2**20:10.0f}{memory / published_memory:7.2f}x{use:7.0%}"
-        f"{error:10.1e}"
+        f"{rate:10.0f}{speed:7.2f}x{memory / 2**20:10.0f}{memory / published_memory:7.2f}x{use:7.0%}{error:10.1e}"
     )
 
 
@@ -140,22 +163,39 @@ class StepBench:
 
     def __init__(self, setting: Setting) -> None:
         torch.set_num_threads(setting.threads)
-        shape = SHAPES[setting.shape]
-        self.model, processor = shape.load(setting.model, setting.scales)
-        self.model.train()
+        self.setting, shape = setting, SHAPES[setting.shape]
+        self.device, dtype = torch.device(setting.device), DTYPES[setting.dtype]
+        with self.device, default_dtype(dtype):
+            self.model, processor = shape.load(setting.model, setting.scales)
+        cast(nn.Module, self.model).to(self.device, dtype).train()  # transformers' `to` has no types
         self.model.model.vision_tower.requires_grad_(setting.tower == "trained")
         self.model.model.freeze_unread()
         self.decoder = self.model.model.language_model
         self.native = self.decoder.config._attn_implementation
-        self.packed = choose_packed_attention(self.model.config.text_config).implementation or self.native
+        choice = choose_packed_attention(self.model.config.text_config, dtype == torch.bfloat16)
+        self.packed = choice.implementation or self.native
         samples = shape.make_samples(processor, setting.images, setting.rounds)
-        self.loop = published_batches(samples, processor, setting.scales)
+        self.loop = [self._move(batch) for batch in published_batches(samples, processor, setting.scales)]
         self.batches = {
-            str(length): Collator(processor, scales=setting.scales, pack_length=length)(samples)
+            str(length): self._move(Collator(processor, scales=setting.scales, pack_length=length)(samples))
             for length in setting.pack_lengths
         }
         self.tower_passes = 3 if setting.tower == "trained" else 1
         self.tokens = int(sum(batch["attention_mask"].sum() for batch in self.loop))
+
+    def _move(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def seconds(self, timing: Timing) -> float:
+        """What counts: CPU seconds of a CPU, which other work on it moves less, wall seconds of an accelerator."""
+        return timing.cpu_median if self.device.type == "cpu" else timing.median
+
+    def memory(self, way: str) -> int:
+        """Bytes by which a step peaks above rest; gradients are part of it."""
+        if self.device.type == "cpu":
+            return peak_memory(run_once, self.setting, way)
+        self.model.zero_grad()
+        return peak_device_memory(lambda: self.step(way), self.device)
 
     def loss(self, way: str) -> Tensor:
         """Each way with the attention that it would be run with."""
@@ -170,7 +210,8 @@ class StepBench:
     def gradient(self, way: str) -> Tensor:
         """Gradients of all parameters in a row, after one step."""
         self.step(way)
-        return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+        gradients = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
+        return torch.cat([values[:: 1 + values.numel() // GRADIENT_VALUES] for values in gradients])
 
     def rows(self, way: str) -> tuple[int, int]:
         """Rows of the decoder's batches, and places in them."""
@@ -192,6 +233,17 @@ class StepBench:
         return 3 * (decoder + 2.0 * heads * costs.head) + tower
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Floating-point tensors are made in this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _lengths(batch: dict[str, Tensor]) -> Tensor:
     """Lengths of the sequences of a batch, packed or padded."""
     if "attention_mask" in batch:
@@ -201,7 +253,7 @@ def _lengths(batch: dict[str, Tensor]) -> Tensor:
 
 def relative_difference(one: Tensor, other: Tensor) -> float:
     """Norm of the difference of two vectors, by the norm of the second."""
-    return float((one - other).norm() / other.norm())
+    return float((one - other).float().norm() / other.float().norm())
 
 
 def run_once(mark: Callable[[], None], setting: Setting, way: str) -> None:

@@ -35,27 +35,56 @@ class Timing:
         return (high - low) / 2
 
 
-def alternate(tasks: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 1) -> list[Timing]:
-    """Runs the tasks turn about, so that whatever slows the machine slows all of them alike."""
+CPU = torch.device("cpu")
+
+
+def alternate(
+    tasks: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 1, device: torch.device = CPU
+) -> list[Timing]:
+    """Runs the tasks turn about, so that whatever slows the machine slows all of them alike.
+
+    device: waited for before and after each task, since an accelerator works on while Python goes ahead.
+    """
     measured: list[list[tuple[float, float]]] = [[] for _ in tasks]
     for repetition in range(warm_up + repetitions):
         for task, seconds in zip(tasks, measured, strict=True):
+            synchronize(device)
             wall, cpu = time.perf_counter(), time.process_time()
             task()
+            synchronize(device)
             if repetition >= warm_up:
                 seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
     return [Timing(*map(tuple, zip(*seconds, strict=True))) for seconds in measured]
 
 
-def matmul_peak(size: int = 1536, seconds: float = 1.0) -> float:
-    """Floating-point operations per CPU second of square float32 products, with torch's threads as they are set."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    fastest, began = math.inf, time.process_time()
-    while time.process_time() - began < seconds:
-        start = time.process_time()
+def synchronize(device: torch.device) -> None:
+    """Waits for what an accelerator has been given to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def matmul_peak(device: torch.device = CPU, dtype: torch.dtype = torch.float32, seconds: float = 1.0) -> float:
+    """Floating-point operations per second of square products: CPU seconds with torch's threads as set, else wall seconds."""
+    clock, size = (time.process_time, 1536) if device.type == "cpu" else (time.perf_counter, 8192)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    fastest, began = math.inf, clock()
+    while clock() - began < seconds:
+        synchronize(device)
+        start = clock()
         left @ right
-        fastest = min(fastest, time.process_time() - start)
+        synchronize(device)
+        fastest = min(fastest, clock() - start)
     return 2 * size**3 / fastest
+
+
+def peak_device_memory(task: Callable[[], object], device: torch.device) -> int:
+    """Bytes of an accelerator's memory by which tensors peak above rest while `task` runs in this process."""
+    torch.accelerator.empty_cache()
+    torch.accelerator.reset_peak_memory_stats(device)
+    rest = torch.accelerator.memory_allocated(device)
+    task()
+    synchronize(device)
+    return torch.accelerator.max_memory_allocated(device) - rest
 
 
 def peak_memory(task: Callable[..., object], *arguments: Any) -> int:

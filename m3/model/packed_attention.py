@@ -17,6 +17,8 @@ in half precision, SDPA sequence by sequence everywhere else; scores are written
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -179,6 +181,9 @@ def packed_attention(
         raise ValueError(
             f"packed attention does not compute {', '.join(unknown)} of {type(module).__name__}: set hardware.attention to eager"
         )
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave float32 queries and keys, but not values
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (states.to(dtype) for states in (query, key, value))
     scores = Scores(scaling, dropout, softcap, s_aux)
     if packed is None:
         mask = attention_mask.dense() if isinstance(attention_mask, MaskRule) else attention_mask
@@ -307,7 +312,7 @@ def _varlen_window(
     is_half = query.dtype in (torch.float16, torch.bfloat16)
     if not (query.is_cuda and is_half and query.shape[-1] == value.shape[-1] <= 256):
         return None
-    if torch.cuda.get_device_capability(query.device) < (8, 0):
+    if torch.cuda.get_device_capability(query.device) < (8, 0) or not {"scale", "window_size"} <= _varlen_options():
         return None
     if mask is None:
         return -1, 0
@@ -318,6 +323,16 @@ def _varlen_window(
     return (-1, 0) if is_plain else None
 
 
+@cache
+def _varlen_options() -> frozenset[str]:
+    """Keywords of `varlen_attn` in the torch that is installed: none up to 2.9, `enable_gqa` from 2.12 on."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(signature(varlen_attn).parameters)
+
+
 def _all_at_once(
     rows: list[Tensor], packed: PackedSequences, scores: "Scores", window: tuple[int, int]
 ) -> Float[Tensor, "places h d"]:
@@ -325,20 +340,13 @@ def _all_at_once(
     from torch.nn.attention.varlen import varlen_attn  # imports CUDA's operators
 
     query, key, value = rows
-    bounds, longest = packed.bounds, packed.longest
-    is_grouped = query.shape[1] != key.shape[1]
-    output = varlen_attn(
-        query,
-        key,
-        value,
-        bounds,
-        bounds,
-        longest,
-        longest,
-        scale=scores.scaling,
-        window_size=window,
-        enable_gqa=is_grouped,
-    )
+    bounds, longest, groups = packed.bounds, packed.longest, query.shape[1] // key.shape[1]
+    options: dict[str, Any] = {"scale": scores.scaling, "window_size": window}
+    if "enable_gqa" in _varlen_options():
+        options["enable_gqa"] = groups > 1
+    elif groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    output = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
     assert isinstance(output, Tensor)  # it returns more only where asked to
     return output
 
