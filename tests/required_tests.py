@@ -16,6 +16,7 @@ OPTIONAL = {
     "needs a CUDA device": "run by hand on a machine that has one: docs/training_at_scale.md",
     "pdflatex": "a gigabyte, for one look at a table",
     "systemd-analyze": "not in containers",
+    "versions of Python lay out help": "compared with the tested version",
     "wandb is installed": "the other side of a test",
     "for a CPU": "the other side of a test",
     "on CPUs alone": "the other side of a test",

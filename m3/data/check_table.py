@@ -82,7 +82,8 @@ def _problems(findings: Findings) -> list[str]:
 def _unused(findings: Findings) -> list[str]:
     """The keys and members that nothing reads, the most frequent first."""
     return [
-        f"not used of {source.name}: " + ", ".join(f"{key} ({count:,} x)" for key, count in source.unused.most_common())
+        f"not used of {source.name}: "
+        + ", ".join(f"{key} ({count:,} x)" for key, count in sorted(source.unused.items(), key=_most_first))
         for source in findings.sources
         if source.unused
     ]
@@ -97,3 +98,8 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
         )
         for row in rows
     ]
+
+
+def _most_first(entry: tuple[str, int]) -> tuple[int, str]:
+    """Sort key: by falling count, equal counts by name."""
+    return -entry[1], entry[0]
