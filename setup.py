@@ -1,4 +1,7 @@
-"""Packaging metadata. Tool settings are in pyproject.toml, tested versions in scripts/constraints.txt."""
+"""Packaging metadata.
+
+Tool settings are in pyproject.toml, tested versions in scripts/constraints.txt.
+"""
 
 from pathlib import Path
 
@@ -26,23 +29,38 @@ EXTRAS = {
         "pyarrow>=18.0",
         "scikit-learn>=1.6",
     ],
-    # the version is exact because the plug-in follows interfaces that lmms-eval does not promise to keep
+    # the version is exact because the plug-in follows interfaces that lmms-eval does not promise to
+    # keep
     "eval": [
-        *("lmms-eval==0.7.3", "datasets>=4.0", "matplotlib>=3.9", "openpyxl>=3.1", "psutil>=6.0", "pyarrow>=18.0"),
+        *(
+            "lmms-eval==0.7.3",
+            "datasets>=4.0",
+            "matplotlib>=3.9",
+            "openpyxl>=3.1",
+            "psutil>=6.0",
+            "pyarrow>=18.0",
+        ),
         "scipy>=1.13",
     ],
     # sentencepiece 0.2.3 is made for protobuf 7.36, the tested protobuf is older
     "convert": ["protobuf>=5.0", "sentencepiece>=0.2,<=0.2.1"],
     # below 16, as lmms-eval asks
     "video": ["av>=14.2,<16"],
-    # what the harness's tasks of the suites import: Video-MME, LongVideoBench (no wheels of decord but for x86-64), MathVista
+    # what the harness's tasks of the suites import: Video-MME, LongVideoBench (no wheels of decord
+    # but for x86-64), MathVista
     "benchmarks": [
         "decord>=0.6; platform_machine in 'x86_64 AMD64'",
         "levenshtein>=0.26",
         "opencv-python-headless>=4.10",
     ],
     "quantise": ["accelerate>=1.10", "bitsandbytes>=0.49", "torchao>=0.14"],
-    "serve": ["fastapi>=0.115", "gradio>=6.0", "prometheus-client>=0.21", "ray[serve]>=2.40", "uvicorn>=0.32"],
+    "serve": [
+        "fastapi>=0.115",
+        "gradio>=6.0",
+        "prometheus-client>=0.21",
+        "ray[serve]>=2.40",
+        "uvicorn>=0.32",
+    ],
     "tensorboard": ["tensorboard>=2.18"],
     "wandb": ["wandb>=0.18"],
     "liger": ["liger-kernel>=0.6"],
@@ -69,7 +87,8 @@ EXTRAS = {
 setup(
     name="m3",
     version="0.1.0",
-    description="Elastic visual tokens for vision-language models: one model, any visual-token budget.",
+    description="Elastic visual tokens for vision-language models: one model, any visual-token "
+    "budget.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -91,6 +110,6 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": ["m3 = m3.cli:main"],
-        "lmms_eval.models": ["m3 = m3.evaluation.plugin:manifests"],
+        "lmms_eval.models": ["m3 = m3.evaluation.harness.plugin:manifests"],
     },
 )

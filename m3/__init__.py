@@ -6,11 +6,15 @@ try:
     from m3.auto import M3Config, M3ForConditionalGeneration, M3Processor
     from m3.inference import ask, load
 except (ImportError, RuntimeError) as error:
-    # torch or transformers is absent or too old, or fails with a torchvision built for another torch (it then raises
-    # either of the two). `m3 doctor` lives in this package and must run all the same, to say what to do.
+    # torch or transformers is absent or too old, or fails with a torchvision built for another
+    # torch (it then raises either of the two). `m3 doctor` lives in this package and must run all
+    # the same, to say what to do.
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "m3":
         raise
-    warnings.warn(f"M3's model cannot be imported: {error}\nRun `m3 doctor`: it says what to do.", stacklevel=2)
+    warnings.warn(
+        f"M3's model cannot be imported: {error}\nRun `m3 doctor`: it says what to do.",
+        stacklevel=2,
+    )
 
 __all__ = ["M3Config", "M3ForConditionalGeneration", "M3Processor", "ask", "load"]
 __version__ = "0.1.0"

@@ -1,4 +1,7 @@
-"""`m3 <verb>`: one table of verbs. A verb's module is imported when that verb is asked for, and no other."""
+"""`m3 <verb>`: one table of verbs.
+
+A verb's module is imported when that verb is asked for, and no other.
+"""
 
 import importlib
 import logging
@@ -21,45 +24,73 @@ class Verb:
 
 
 VERBS: Mapping[str, Verb] = {
-    "train": Verb("m3.train", "train a model over all its scales, or pre-train a vision tower: RECIPE [key=value ...]"),
-    "chat": Verb("m3.inference.command", "ask a model about images and videos: --model-path MODEL --image-file FILE"),
-    "serve": Verb("m3.serving.command", "a model behind OpenAI's API: --model-path MODEL --port 8000"),
-    "sweep": Verb(
-        "m3.evaluation.sweep", "evaluate models at every scale, each image encoded once: MODEL ... --tasks T --scales S"
+    "train": Verb(
+        "m3.train",
+        "train a model over all its scales, or pre-train a vision tower: RECIPE [key=value ...]",
     ),
-    "submit": Verb("m3.evaluation.submit", "collect the files that benchmarks' servers take, one per model and scale"),
+    "chat": Verb(
+        "m3.inference.command",
+        "ask a model about images and videos: --model-path MODEL --image-file FILE",
+    ),
+    "serve": Verb(
+        "m3.serving.command", "a model behind OpenAI's API: --model-path MODEL --port 8000"
+    ),
+    "sweep": Verb(
+        "m3.evaluation.sweep.sweep",
+        "evaluate models at every scale, each image encoded once: MODEL ... --tasks T --scales S",
+    ),
+    "submit": Verb(
+        "m3.evaluation.harness.submit",
+        "collect the files that benchmarks' servers take, one per model and scale",
+    ),
     "report": Verb(
-        "m3.evaluation.report", "table, charts and one HTML page of accuracy against cost, from a finished sweep"
+        "m3.evaluation.report.command",
+        "table, charts and one HTML page of accuracy against cost, from a finished sweep",
     ),
     "convert": Verb(
         "m3.checkpoints.command",
         "a checkpoint of another format to ours, or ours to another: SOURCE DEST [--to FORMAT]",
     ),
     "assemble": Verb(
-        "m3.checkpoints.assemble", "a new model of any vision encoder and any decoder: DEST --vision V --decoder D"
+        "m3.checkpoints.assemble",
+        "a new model of any vision encoder and any decoder: DEST --vision V --decoder D",
     ),
     "data": Verb(
         "m3.data.command",
-        "look at data before training: check RECIPE, show RECIPE; draw the embedded suite: tiny; copy benchmarks: fetch-eval",
+        "look at data before training: check RECIPE, show RECIPE; draw the embedded suite: tiny; "
+        "copy benchmarks: fetch-eval",
     ),
-    "bench": Verb("m3.bench.command", "measure the training step and the sweep against the published way, as ratios"),
+    "bench": Verb(
+        "m3.bench.command",
+        "measure the training step and the sweep against the published way, as ratios",
+    ),
     "doctor": Verb("m3.doctor", "check this machine and what is installed, and say what to do"),
 }
 
 
-_WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_WRONG_PATHS = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 """What a path that the user gave may run into; other errors of the system are shown whole."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a mistake of the user (one line), 130 interrupted."""
+    """Run one verb.
+
+    Exit codes: 0 done, 1 a check failed, 2 a mistake of the user (one line), 130 interrupted.
+    """
     return dispatch("m3", VERBS, list(sys.argv[1:] if argv is None else argv))
 
 
 def dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str]) -> int:
     """Find the verb that `arguments` open with and run its `main` on the rest.
 
-    The traceback of a user's mistake is shown with `--traceback` before the verb, or M3_TRACEBACK=1 in the environment.
+    The traceback of a user's mistake is shown with `--traceback` before the verb, or M3_TRACEBACK=1
+    in the environment.
     """
     full = os.environ.get("M3_TRACEBACK") == "1"
     if arguments[:1] == ["--traceback"]:
@@ -75,7 +106,8 @@ def dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str]) -> i
         print(f"{program}: unknown verb {name!r}. {near_match(name, verbs)}", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("m3").setLevel(logging.INFO)  # ours alone: other libraries tell of every font they embed
+    # ours alone: other libraries tell of every font they embed
+    logging.getLogger("m3").setLevel(logging.INFO)
     return _run(f"{program} {name}", verbs[name], rest, full)
 
 
@@ -99,7 +131,10 @@ def _run(program: str, verb: Verb, arguments: list[str], full_traceback: bool) -
 def _complain(program: str, message: str, full_traceback: bool) -> None:
     if full_traceback:
         traceback.print_exc()
-    print(f"{program}: {message}" + ("" if full_traceback else "  (M3_TRACEBACK=1 shows where)"), file=sys.stderr)
+    print(
+        f"{program}: {message}" + ("" if full_traceback else "  (M3_TRACEBACK=1 shows where)"),
+        file=sys.stderr,
+    )
 
 
 def _usage(program: str, verbs: Mapping[str, Verb]) -> str:

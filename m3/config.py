@@ -1,10 +1,12 @@
 """Strict YAML to dataclasses, and back.
 
-In: a YAML file, the dataclass it describes, and `key.path=value` overrides. Out: an instance of the dataclass, or a
-`ValueError` that names the file (or the override), the place in it, what was expected and what was got.
+In: a YAML file, the dataclass it describes, and `key.path=value` overrides. Out: an instance of the
+dataclass, or a `ValueError` that names the file (or the override), the place in it, what was
+expected and what was got.
 
-A file may open with `base: other.yaml` (relative to itself): mappings merge, anything else is replaced. Plain scalars
-follow YAML 1.2, so `1e-4` is a number and `no` a string; PyYAML's default is YAML 1.1, where both are otherwise.
+A file may open with `base: other.yaml` (relative to itself): mappings merge, anything else is
+replaced. Plain scalars follow YAML 1.2, so `1e-4` is a number and `no` a string; PyYAML's default
+is YAML 1.1, where both are otherwise.
 """
 
 import dataclasses
@@ -22,32 +24,42 @@ T = TypeVar("T")
 Key = tuple[str, ...]
 Origins = dict[Key, str]
 
-_SCALARS: tuple[tuple[str, str, str], ...] = (  # tag, pattern, possible first characters ("" stands for an empty value)
+# tag, pattern, possible first characters ("" stands for an empty value)
+_SCALARS: tuple[tuple[str, str, str], ...] = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", "~nN"),
     ("int", r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        "-+.0123456789",
+    ),
     ("merge", r"<<", "<"),
 )
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars; a key that stands twice in one mapping is refused, and an alias inside what it stands for.
+    """YAML 1.2 scalars; a key that stands twice in one mapping is refused, and an alias inside what
+    it stands for.
 
-    Both are looked for while nodes are composed: `<<` merges into them later, and there a key may stand on both sides.
+    Both are looked for while nodes are composed: `<<` merges into them later, and there a key may
+    stand on both sides.
     """
 
     yaml_implicit_resolvers = {}
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._open: list[str | None] = []  # anchors of the mappings and sequences that are being composed
+        # anchors of the mappings and sequences that are being composed
+        self._open: list[str | None] = []
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         anchor = None if event is None or isinstance(event, yaml.StreamEndEvent) else event.anchor
         if isinstance(event, yaml.AliasEvent) and anchor in self._open:
-            raise ComposerError(None, None, f"*{anchor} stands inside &{anchor} itself", event.start_mark)
+            raise ComposerError(
+                None, None, f"*{anchor} stands inside &{anchor} itself", event.start_mark
+            )
         self._open.append(anchor)
         node = super().compose_node(parent, index)
         self._open.pop()
@@ -75,11 +87,15 @@ class _Dumper(yaml.SafeDumper):
 for _tag, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _characters = [*_first, ""] if _tag == "null" else [*_first]
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _characters)
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _characters
+        )
 
 
 def load(path: str | Path | None, cls: type[T], overrides: Sequence[str] = ()) -> T:
-    """Read `path` (and its bases; None: nothing), apply `overrides` such as `optim.lr=1e-4`, decode into `cls`."""
+    """Read `path` (and its bases; None: nothing), apply `overrides` such as `optim.lr=1e-4`,
+    decode into `cls`.
+    """
     tree, origins = ({}, {}) if path is None else _read(Path(path), ())
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -108,7 +124,11 @@ def near_match(name: str, known: Iterable[str]) -> str:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+        return {
+            field.name: _plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.init
+        }
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -126,7 +146,9 @@ def _parse(text: str, source: str) -> Any:
 def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
     """The merged mapping of a file and its bases, and which file each key came from."""
     if path.resolve() in [one.resolve() for one in above]:
-        raise ValueError(f"{path}: its bases lead back to itself: {' -> '.join(p.name for p in (*above, path))}")
+        raise ValueError(
+            f"{path}: its bases lead back to itself: {' -> '.join(p.name for p in (*above, path))}"
+        )
     if not path.is_file():
         raise ValueError(f"{path}: no such file" + (f" (the base of {above[-1]})" if above else ""))
     try:
@@ -148,7 +170,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
     return tree, origins
 
 
-def _merge(into: dict[str, Any], new: dict[str, Any], place: Key, source: str, origins: Origins) -> None:
+def _merge(
+    into: dict[str, Any], new: dict[str, Any], place: Key, source: str, origins: Origins
+) -> None:
     for name, value in new.items():
         here = (*place, str(name))
         old = into.get(name)
@@ -178,7 +202,10 @@ def _set(tree: dict[str, Any], key: Key, value: Any, override: str, origins: Ori
             if not last and node.get(name) is None:
                 node[name] = {}
         else:
-            raise ValueError(f"override {override!r}: {'.'.join(key[:depth])} is {_describe(node)}, not a mapping")
+            raise ValueError(
+                f"override {override!r}: {'.'.join(key[:depth])} is "
+                f"{_describe(node)}, not a mapping"
+            )
         if last:
             node[index] = value
         else:
@@ -190,16 +217,25 @@ def _set(tree: dict[str, Any], key: Key, value: Any, override: str, origins: Ori
 
 @dataclasses.dataclass(frozen=True)
 class _Decoder:
-    """Plain values to typed ones. `origins` says where a key was written; `source` stands for every other place."""
+    """Plain values to typed ones.
+
+    `origins` says where a key was written; `source` stands for every other place.
+    """
 
     source: str
     origins: Origins
 
     def error(self, place: Key, message: str, written: Key | None = None) -> ValueError:
-        """The error for `place`; `written` is the key whose origin is named, where that is another one."""
+        """The error for `place`; `written` is the key whose origin is named, where that is
+        another one.
+        """
         key = place if written is None else written
         origins = (self.origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.origins)
-        return ValueError(": ".join(part for part in (next(origins, self.source), ".".join(place), message) if part))
+        return ValueError(
+            ": ".join(
+                part for part in (next(origins, self.source), ".".join(place), message) if part
+            )
+        )
 
     def decode(self, value: Any, kind: Any, place: Key) -> Any:
         origin = get_origin(kind)
@@ -211,7 +247,9 @@ class _Decoder:
             # `True == 1`, so the types are compared too
             if any(type(value) is type(one) and value == one for one in get_args(kind)):
                 return value
-            raise self.error(place, f"expected {_name(kind)}, got {value!r}.{_suggest(value, get_args(kind))}")
+            raise self.error(
+                place, f"expected {_name(kind)}, got {value!r}.{_suggest(value, get_args(kind))}"
+            )
         if origin in (Union, types.UnionType):
             return self.union(value, kind, place)
         if origin in (list, tuple, Sequence):
@@ -243,7 +281,9 @@ class _Decoder:
             return None
         if kind in (bool, int, str) and type(value) is kind:
             return value
-        assert kind in (bool, int, float, str, Path, None, types.NoneType), f"{kind} cannot be decoded from YAML"
+        assert kind in (bool, int, float, str, Path, None, types.NoneType), (
+            f"{kind} cannot be decoded from YAML"
+        )
         raise self.mismatch(value, kind, place)
 
     def sequence(self, value: Any, kind: Any, place: Key) -> Any:
@@ -252,14 +292,22 @@ class _Decoder:
         origin, kinds = get_origin(kind), get_args(kind)
         if origin is tuple and kinds[-1] is not Ellipsis:
             if len(value) != len(kinds):
-                raise self.error(place, f"expected {len(kinds)} items ({_name(kind)}), got {len(value)}: {value!r}")
+                raise self.error(
+                    place,
+                    f"expected {len(kinds)} items ({_name(kind)}), got {len(value)}: {value!r}",
+                )
         else:
             kinds = (kinds[0],) * len(value)
-        items = [self.decode(item, k, (*place, str(i))) for i, (item, k) in enumerate(zip(value, kinds, strict=True))]
+        items = [
+            self.decode(item, k, (*place, str(i)))
+            for i, (item, k) in enumerate(zip(value, kinds, strict=True))
+        ]
         return items if origin is list else tuple(items)
 
     def union(self, value: Any, kind: Any, place: Key) -> Any:
-        """The first member that takes the value; if only one has its shape, that one's error is the clearest."""
+        """The first member that takes the value; if only one has its shape, that one's error is
+        the clearest.
+        """
         alike = [member for member in get_args(kind) if _shape(member) == _shape(type(value))]
         if len(alike) == 1:
             return self.decode(value, alike[0], place)
@@ -276,7 +324,9 @@ class _Decoder:
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for name in value:
             if name not in fields:
-                message = f"unknown key {name!r} for {cls.__name__}. {near_match(str(name), fields)}"
+                message = (
+                    f"unknown key {name!r} for {cls.__name__}. {near_match(str(name), fields)}"
+                )
                 raise self.error(place, message, written=(*place, str(name)))
         missing = [
             name
@@ -286,9 +336,14 @@ class _Decoder:
             and field.default_factory is dataclasses.MISSING
         ]
         if missing:
-            raise self.error(place, f"missing key{'s' * (len(missing) > 1)} for {cls.__name__}: {', '.join(missing)}")
+            raise self.error(
+                place,
+                f"missing key{'s' * (len(missing) > 1)} for {cls.__name__}: {', '.join(missing)}",
+            )
         kinds = get_type_hints(cls)
-        decoded = {name: self.decode(item, kinds[name], (*place, name)) for name, item in value.items()}
+        decoded = {
+            name: self.decode(item, kinds[name], (*place, name)) for name, item in value.items()
+        }
         try:
             return cls(**decoded)
         except ValueError as error:  # what the dataclass itself checks, told with its place

@@ -1,6 +1,7 @@
 """`m3 doctor`: what this machine has, what is missing or does not fit, and what to do about it.
 
-`gather` looks (in subprocesses where an import can fail or crash); `examine` judges what was seen and touches nothing.
+`gather` looks (in subprocesses where an import can fail or crash); `examine` judges what was seen
+and touches nothing.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from m3.packages import EXTRAS
+from m3.optional import EXTRAS
 
 Accelerator = Literal["CUDA", "ROCm", "NPU", "MPS", "XPU", "CPU"]
 State = Literal["OK", "warning", "problem"]
@@ -27,10 +28,18 @@ TRANSFORMERS = ((5, 18), (6, 0))
 LMMS_EVAL = "0.7.3"
 MEMORY_GB, DISK_GB = 4.0, 3.0
 """Below these the tiny model's quickstart is not comfortable."""
-ACCELERATORS: Mapping[str, Accelerator] = {"cuda": "CUDA", "mps": "MPS", "npu": "NPU", "xpu": "XPU", "cpu": "CPU"}
+ACCELERATORS: Mapping[str, Accelerator] = {
+    "cuda": "CUDA",
+    "mps": "MPS",
+    "npu": "NPU",
+    "xpu": "XPU",
+    "cpu": "CPU",
+}
 """By torch's name of the device."""
 MUST_IMPORT = ("torchvision", "timm")
-"""Packages that others import when they are installed, so that a broken one breaks transformers or accelerate."""
+"""Packages that others import when they are installed, so that a broken one breaks transformers
+or accelerate.
+"""
 
 _TORCH_PROBE = """
 import json, torch
@@ -48,9 +57,11 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Torch:
-    """What a fresh Python says of torch. `cuda`, `hip`: what it was built for; `gpus`: names of those it can use.
+    """What a fresh Python says of torch.
 
-    `device`: what `m3.inference.device.choose_device` chooses.
+    `cuda`, `hip`: what it was built for; `gpus`: names of those it can use.
+
+    `device`: what `m3.hardware.choose_device` chooses.
     """
 
     version: str
@@ -62,7 +73,10 @@ class Torch:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was seen. `torch` is the error text where its import failed; `import_errors` holds failed imports alone."""
+    """What was seen.
+
+    `torch` is the error text where its import failed; `import_errors` holds failed imports alone.
+    """
 
     python: tuple[int, int, int]
     torch: Torch | str
@@ -88,7 +102,9 @@ class Check:
 
 def main(argv: list[str]) -> int:
     """Print the table; 1 if there is a problem, else 0."""
-    argparse.ArgumentParser(prog="m3 doctor", description="Check this machine and what is installed.").parse_args(argv)
+    argparse.ArgumentParser(
+        prog="m3 doctor", description="Check this machine and what is installed."
+    ).parse_args(argv)
     facts = gather()
     checks = examine(facts)
     print(render(checks))
@@ -99,8 +115,11 @@ def main(argv: list[str]) -> int:
 def gather() -> Facts:
     """Look at the machine and at this Python's packages."""
     found = [dist.metadata["Name"] for dist in importlib.metadata.distributions()]
-    installed = {name.lower().replace("_", "-") for name in found if name}  # what a broken removal leaves has no name
-    names = sorted(installed & {*EXTRAS, *MUST_IMPORT, "transformers", "lmms-eval", "flash-attn", "torch-npu"})
+    # what a broken removal leaves has no name
+    installed = {name.lower().replace("_", "-") for name in found if name}
+    names = sorted(
+        installed & {*EXTRAS, *MUST_IMPORT, "transformers", "lmms-eval", "flash-attn", "torch-npu"}
+    )
     import_errors = {name: import_error(name) for name in MUST_IMPORT if name in installed}
     plugins = importlib.metadata.entry_points(group="lmms_eval.models", name="m3")
     return Facts(
@@ -108,7 +127,9 @@ def gather() -> Facts:
         torch=probe_torch(),
         versions={name: importlib.metadata.version(name) for name in names},
         import_errors={name: error for name, error in import_errors.items() if error},
-        lmms_eval_missing=_missing_requirements("lmms-eval", installed) if "lmms-eval" in installed else (),
+        lmms_eval_missing=_missing_requirements("lmms-eval", installed)
+        if "lmms-eval" in installed
+        else (),
         plugin_found=len(plugins) > 0,
         nvidia_driver=shutil.which("nvidia-smi") is not None,
         cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
@@ -118,7 +139,9 @@ def gather() -> Facts:
 
 
 def probe_torch(python: str = sys.executable) -> Torch | str:
-    """Ask a fresh interpreter for its torch; the last line of the error where it has none that imports."""
+    """Ask a fresh interpreter for its torch; the last line of the error where it has none that
+    imports.
+    """
     ran = subprocess.run([python, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
     if ran.returncode:
         return _last_line(ran.stderr, ran.returncode)
@@ -127,8 +150,12 @@ def probe_torch(python: str = sys.executable) -> Torch | str:
 
 
 def import_error(module: str, python: str = sys.executable) -> str:
-    """The last line of what `import module` says in a fresh interpreter; empty where it succeeds."""
-    ran = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    """The last line of what `import module` says in a fresh interpreter; empty where it
+    succeeds.
+    """
+    ran = subprocess.run(
+        [python, "-c", f"import {module}"], capture_output=True, text=True, check=False
+    )
     return _last_line(ran.stderr, ran.returncode) if ran.returncode else ""
 
 
@@ -137,12 +164,21 @@ def examine(facts: Facts) -> list[Check]:
     return [
         _python(facts),
         _torch(facts),
-        *(_importable(facts, name) for name in MUST_IMPORT if name == "torchvision" or name in facts.versions),
+        *(
+            _importable(facts, name)
+            for name in MUST_IMPORT
+            if name == "torchvision" or name in facts.versions
+        ),
         _transformers(facts),
         _lmms_eval(facts),
         *(_extra(facts, name) for name in EXTRAS),
         _flash_attention(facts),
-        _enough("memory", facts.memory_gb, MEMORY_GB, "close other programs, or train with a smaller data.pack_length"),
+        _enough(
+            "memory",
+            facts.memory_gb,
+            MEMORY_GB,
+            "close other programs, or train with a smaller data.pack_length",
+        ),
         _enough("disk (free, here)", facts.disk_gb, DISK_GB, "free some, or work on another disk"),
         Check("cores", "OK", str(facts.cores)),
     ]
@@ -161,7 +197,10 @@ def recommend(facts: Facts) -> list[str]:
     """Settings for this machine, as lines to copy."""
     kind = accelerator(facts)
     if kind == "CPU":
-        return [f"export OMP_NUM_THREADS={facts.cores}", "hardware.precision=float32   (in a recipe)"]
+        return [
+            f"export OMP_NUM_THREADS={facts.cores}",
+            "hardware.precision=float32   (in a recipe)",
+        ]
     lines = ["hardware.precision=bfloat16   (in a recipe)"]
     if kind == "CUDA" and "flash-attn" in facts.versions:
         lines.append("attention=flash_attention_2   (in lmms-eval's --model_args)")
@@ -178,14 +217,21 @@ def render(checks: list[Check]) -> str:
         lines.append(f"{check.state:<8} {check.name:<{width}}  {check.found}")
         if check.advice:
             lines.append(f"{'':<8} {'':<{width}}  -> {check.advice}")
-    count = {state: sum(check.state == state for check in checks) for state in ("problem", "warning")}
+    count = {
+        state: sum(check.state == state for check in checks) for state in ("problem", "warning")
+    }
     return "\n".join([*lines, "", f"{count['problem']} problems, {count['warning']} warnings"])
 
 
 def _python(facts: Facts) -> Check:
     found = ".".join(map(str, facts.python))
     if facts.python[:2] < PYTHON:
-        return Check("Python", "problem", found, "install Python 3.11 or newer and make the environment with it")
+        return Check(
+            "Python",
+            "problem",
+            found,
+            "install Python 3.11 or newer and make the environment with it",
+        )
     return Check("Python", "OK", f"{found} on {platform.machine()} {platform.system()}")
 
 
@@ -201,7 +247,12 @@ def _torch(facts: Facts) -> Check:
     if _numbers(torch.version) < TORCH:
         return Check("torch", "problem", found, f"pip install 'torch>={_dotted(TORCH)}'")
     if facts.nvidia_driver and not torch.cuda:
-        return Check("torch", "problem", found, "this machine has an NVIDIA GPU: pip install --force-reinstall torch")
+        return Check(
+            "torch",
+            "problem",
+            found,
+            "this machine has an NVIDIA GPU: pip install --force-reinstall torch",
+        )
     if facts.nvidia_driver and not torch.gpus:
         advice = f"the driver does not run CUDA {torch.cuda}: update it, or install a torch for an older CUDA"
         return Check("torch", "problem", found, f"{advice} (https://pytorch.org/get-started)")
@@ -210,7 +261,9 @@ def _torch(facts: Facts) -> Check:
 
 def _importable(facts: Facts, name: str) -> Check:
     if name not in facts.versions:
-        return Check(name, "OK", "not installed: images go through PIL, which gives the same pixels")
+        return Check(
+            name, "OK", "not installed: images go through PIL, which gives the same pixels"
+        )
     if name in facts.import_errors:
         present = " ".join(one for one in MUST_IMPORT if one in facts.versions)
         cure = f"pip uninstall -y {present}   (M3 needs neither)"
@@ -218,7 +271,10 @@ def _importable(facts: Facts, name: str) -> Check:
             cure = "pip install --force-reinstall torch torchvision"
         found = f"{facts.versions[name]} does not import: {facts.import_errors[name]}"
         return Check(
-            name, "problem", found, f"it fits another torch, and what imports it fails too (transformers): {cure}"
+            name,
+            "problem",
+            found,
+            f"it fits another torch, and what imports it fails too (transformers): {cure}",
         )
     return Check(name, "OK", facts.versions[name])
 
@@ -232,7 +288,9 @@ def _transformers(facts: Facts) -> Check:
     if _numbers(version) < low:
         return Check("transformers", "problem", version, f"too old: {cure}")
     if _numbers(version) >= high:
-        return Check("transformers", "warning", version, f"newer than any tested: if something fails, {cure}")
+        return Check(
+            "transformers", "warning", version, f"newer than any tested: if something fails, {cure}"
+        )
     return Check("transformers", "OK", version)
 
 
@@ -242,13 +300,22 @@ def _lmms_eval(facts: Facts) -> Check:
         advice = "`m3 sweep` needs it: bash scripts/install.sh, or pip install -e '.[eval]' where torchvision imports"
         return Check("lmms-eval", "warning", "not installed", advice)
     if version != LMMS_EVAL:
-        return Check("lmms-eval", "warning", version, f"tested with {LMMS_EVAL}: pip install lmms-eval=={LMMS_EVAL}")
+        return Check(
+            "lmms-eval",
+            "warning",
+            version,
+            f"tested with {LMMS_EVAL}: pip install lmms-eval=={LMMS_EVAL}",
+        )
     if not facts.plugin_found:
         advice = "`--model m3` is unknown to it: pip install --no-deps -e . in the root of this repository"
         return Check("lmms-eval", "problem", version, advice)
     if facts.lmms_eval_missing:
         found = f"{version}, slim: {len(facts.lmms_eval_missing)} of its packages are left out"
-        return Check("lmms-eval", "OK", f"{found} (m3_tiny runs; if another task misses one, pip install that one)")
+        return Check(
+            "lmms-eval",
+            "OK",
+            f"{found} (m3_tiny runs; if another task misses one, pip install that one)",
+        )
     return Check("lmms-eval", "OK", version)
 
 
@@ -256,14 +323,20 @@ def _extra(facts: Facts, name: str) -> Check:
     extra, purpose = EXTRAS[name]
     if name in facts.versions:
         return Check(name, "OK", facts.versions[name])
-    state: State = "warning" if extra == "train" or (extra == "deepspeed" and accelerator(facts) == "CUDA") else "OK"
+    state: State = (
+        "warning"
+        if extra == "train" or (extra == "deepspeed" and accelerator(facts) == "CUDA")
+        else "OK"
+    )
     return Check(name, state, "not installed", f"for {purpose}: pip install -e '.[{extra}]'")
 
 
 def _flash_attention(facts: Facts) -> Check:
     found = facts.versions.get("flash-attn", "not installed")
     if accelerator(facts) == "CUDA" and "flash-attn" not in facts.versions:
-        return Check("flash-attn", "OK", found, "optional, faster on long packs: pip install flash-attn")
+        return Check(
+            "flash-attn", "OK", found, "optional, faster on long packs: pip install flash-attn"
+        )
     return Check("flash-attn", "OK", found)
 
 
@@ -275,7 +348,8 @@ def _enough(name: str, gigabytes: float, least: float, advice: str) -> Check:
 def _missing_requirements(package: str, installed: set[str]) -> tuple[str, ...]:
     required = [one for one in importlib.metadata.requires(package) or [] if "extra ==" not in one]
     names = {
-        one.split(";")[0].split("[")[0].strip(" ()<>=!~.0123456789,").lower().replace("_", "-") for one in required
+        one.split(";")[0].split("[")[0].strip(" ()<>=!~.0123456789,").lower().replace("_", "-")
+        for one in required
     }
     return tuple(sorted(names - installed))
 

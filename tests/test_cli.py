@@ -1,4 +1,7 @@
-"""The verb table and what happens on the way to a verb. Verbs of the tests are real modules written to a folder."""
+"""The verb table and what happens on the way to a verb.
+
+Verbs of the tests are real modules written to a folder.
+"""
 
 import importlib
 import importlib.util
@@ -39,7 +42,10 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[s
     (tmp_path / "verb_of_a_test.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("M3_TRACEBACK", raising=False)
-    yield {"one": Verb("verb_of_a_test", "the first verb"), "three": Verb("module_that_is_not_there", "never imported")}
+    yield {
+        "one": Verb("verb_of_a_test", "the first verb"),
+        "three": Verb("module_that_is_not_there", "never imported"),
+    }
     sys.modules.pop("verb_of_a_test", None)
 
 
@@ -50,7 +56,9 @@ def test_the_rest_goes_to_the_verb_and_its_code_comes_back(
     assert capsys.readouterr().out == "ran ['a', '--b']\n"
 
 
-def test_only_the_verb_asked_for_is_imported(verbs: Mapping[str, Verb], capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_verb_asked_for_is_imported(
+    verbs: Mapping[str, Verb], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert dispatch("m3", verbs, ["--help"]) == 0
     assert "one    the first verb\n  three  never imported" in capsys.readouterr().out
     assert "verb_of_a_test" not in sys.modules
@@ -80,11 +88,15 @@ def test_an_unknown_verb_is_answered_with_the_near_match(
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("value", "m3 one: scale 100 is not reachable. Reachable: 1, 4  (M3_TRACEBACK=1 shows where)\n"),
+        (
+            "value",
+            "m3 one: scale 100 is not reachable. Reachable: 1, 4  (M3_TRACEBACK=1 shows where)\n",
+        ),
         ("file", "m3 one: no such model  (M3_TRACEBACK=1 shows where)\n"),
         (
             "optional",
-            "m3 one: No module named 'package_that_nobody_has'. Run `m3 doctor`: it says what to install"
+            "m3 one: No module named 'package_that_nobody_has'. Run `m3 doctor`: it says what to "
+            "install"
             "  (M3_TRACEBACK=1 shows where)\n",
         ),
     ],
@@ -98,7 +110,10 @@ def test_a_users_mistake_is_one_line(
 
 @pytest.mark.parametrize("how", ["flag", "environment"])
 def test_the_traceback_can_be_asked_for(
-    verbs: Mapping[str, Verb], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: str
+    verbs: Mapping[str, Verb],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
     if how == "environment":
         monkeypatch.setenv("M3_TRACEBACK", "1")
@@ -115,7 +130,9 @@ def test_our_own_bugs_keep_their_traceback(verbs: Mapping[str, Verb]) -> None:
         dispatch("m3", verbs, ["one", "ours"])
 
 
-def test_interrupting_a_verb_leaves_130(verbs: Mapping[str, Verb], capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupting_a_verb_leaves_130(
+    verbs: Mapping[str, Verb], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert dispatch("m3", verbs, ["one", "interrupt"]) == 130
     assert capsys.readouterr().err == "m3 one: interrupted\n"
 
@@ -127,7 +144,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", VERBS)
 def test_every_verb_has_a_module_with_a_main(name: str) -> None:
-    assert importlib.util.find_spec(VERBS[name].module) is not None, f"{VERBS[name].module} does not exist"
+    assert importlib.util.find_spec(VERBS[name].module) is not None, (
+        f"{VERBS[name].module} does not exist"
+    )
     assert callable(importlib.import_module(VERBS[name].module).main)
 
 
@@ -149,10 +168,13 @@ def test_data_tiny_reaches_its_own_arguments(capsys: pytest.CaptureFixture[str])
 def test_help_imports_no_verb() -> None:
     code = (
         "import sys; from m3.cli import main; main(['--help']); "
-        "print([name for name in ('lmms_eval', 'datasets', 'matplotlib', 'peft') if name in sys.modules])"
+        "print([name for name in ('lmms_eval', 'datasets', 'matplotlib', 'peft') if name in "
+        "sys.modules])"
     )
     environment = {**os.environ, "M3_TRACEBACK": "0"}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert ran.stdout.splitlines()[-1] == "[]"
 
 
@@ -161,5 +183,5 @@ def test_entry_points_lead_here() -> None:
     found = {(point.group, point.name): point.value for point in distribution.entry_points}
     assert found == {
         ("console_scripts", "m3"): "m3.cli:main",
-        ("lmms_eval.models", "m3"): "m3.evaluation.plugin:manifests",
+        ("lmms_eval.models", "m3"): "m3.evaluation.harness.plugin:manifests",
     }

@@ -95,7 +95,8 @@ def test_dump_round_trips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1e-4", "7", "true", "null", "~", "", ".5", "0x1F", "<<", "no", "2024-01-01", "1:30", "a: b"]
+    "text",
+    ["1e-4", "7", "true", "null", "~", "", ".5", "0x1F", "<<", "no", "2024-01-01", "1:30", "a: b"],
 )
 def test_strings_that_look_like_something_else_round_trip(tmp_path: Path, text: str) -> None:
     config = Part(name=text)
@@ -129,37 +130,65 @@ def test_plain_scalars_follow_yaml_1_2(tmp_path: Path, text: str, value: object)
     ("text", "expected"),
     [
         ("optim: {lrr: 1}", "tiny.yaml: optim: unknown key 'lrr' for Optim. Did you mean 'lr'?"),
-        ("optim: {lr: 1, zzz: 1}", "tiny.yaml: optim: unknown key 'zzz' for Optim. Known: lr, steps, kind, betas."),
+        (
+            "optim: {lr: 1, zzz: 1}",
+            "tiny.yaml: optim: unknown key 'zzz' for Optim. Known: lr, steps, kind, betas.",
+        ),
         ("{}", "tiny.yaml: missing key for Recipe: optim"),
         ("optim: {}", "tiny.yaml: optim: missing key for Optim: lr"),
         ("optim: 3", "tiny.yaml: optim: expected Optim, got int 3"),
-        ("optim: {lr: '1e-4'}", "tiny.yaml: optim.lr: expected float, got str '1e-4'. Write a number without quotes"),
+        (
+            "optim: {lr: '1e-4'}",
+            "tiny.yaml: optim.lr: expected float, got str '1e-4'. Write a number without quotes",
+        ),
         ("optim: {lr: true}", "tiny.yaml: optim.lr: expected float, got bool True"),
         ("optim: {lr: }", "tiny.yaml: optim.lr: expected float, got nothing (null)"),
         ("optim: {lr: 1, steps: 2.0}", "tiny.yaml: optim.steps: expected int, got float 2.0"),
         ("optim: {lr: 1, steps: true}", "tiny.yaml: optim.steps: expected int, got bool True"),
         (
             "optim: {lr: 1, kind: adam}",
-            "tiny.yaml: optim.kind: expected one of 'adamw', 'sgd', got 'adam'. Did you mean 'adamw'?",
+            "tiny.yaml: optim.kind: expected one of 'adamw', 'sgd', got 'adam'. Did you mean "
+            "'adamw'?",
         ),
-        ("optim: {lr: 1, betas: [1]}", "tiny.yaml: optim.betas: expected 2 items (tuple[float, float]), got 1: [1]"),
+        (
+            "optim: {lr: 1, betas: [1]}",
+            "tiny.yaml: optim.betas: expected 2 items (tuple[float, float]), got 1: [1]",
+        ),
         (
             "optim: {lr: 1}\nscales: [1, x]",
             "tiny.yaml: scales.1: expected int, got str 'x'. Write a number without quotes",
         ),
         ("optim: {lr: 1}\nscales: 9", "tiny.yaml: scales: expected tuple[int, ...], got int 9"),
         ("optim: {lr: 1}\nscales: [9, 1]", "tiny.yaml: scales must ascend, got (9, 1)"),
-        ("optim: {lr: 1}\nparts: [{name: 7}]", "tiny.yaml: parts.0.name: expected str, got int 7. Put it in quotes"),
+        (
+            "optim: {lr: 1}\nparts: [{name: 7}]",
+            "tiny.yaml: parts.0.name: expected str, got int 7. Put it in quotes",
+        ),
         (
             "optim: {lr: 1}\nweights: {a: b}",
             "tiny.yaml: weights.a: expected float, got str 'b'. Write a number without quotes",
         ),
-        ("optim: {lr: 1}\nweights: {1: 2}", "tiny.yaml: weights: expected str, got int 1. Put it in quotes"),
-        ("optim: {lr: 1}\nweights: [1]", "tiny.yaml: weights: expected dict[str, float], got list [1]"),
+        (
+            "optim: {lr: 1}\nweights: {1: 2}",
+            "tiny.yaml: weights: expected str, got int 1. Put it in quotes",
+        ),
+        (
+            "optim: {lr: 1}\nweights: [1]",
+            "tiny.yaml: weights: expected dict[str, float], got list [1]",
+        ),
         ("optim: {lr: 1}\nraw: [1]", "tiny.yaml: raw: expected dict, got list [1]"),
-        ("optim: {lr: 1}\ngrid: {a: 1}", "tiny.yaml: grid: expected int or tuple[int, int], got dict {'a': 1}"),
-        ("optim: {lr: 1}\nstop: {nam: x}", "tiny.yaml: stop: unknown key 'nam' for Part. Did you mean 'name'?"),
-        ("optim: {lr: 1}\npacked: yes", "tiny.yaml: packed: expected bool, got str 'yes'. Write true or false"),
+        (
+            "optim: {lr: 1}\ngrid: {a: 1}",
+            "tiny.yaml: grid: expected int or tuple[int, int], got dict {'a': 1}",
+        ),
+        (
+            "optim: {lr: 1}\nstop: {nam: x}",
+            "tiny.yaml: stop: unknown key 'nam' for Part. Did you mean 'name'?",
+        ),
+        (
+            "optim: {lr: 1}\npacked: yes",
+            "tiny.yaml: packed: expected bool, got str 'yes'. Write true or false",
+        ),
         ("- 1", "tiny.yaml: expected a mapping at the top, got list [1]"),
         ("base: 3", "tiny.yaml: base: expected a file name, got int 3"),
     ],
@@ -168,7 +197,9 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, expected: 
     assert refusal(write(tmp_path, text)) == expected
 
 
-@pytest.mark.parametrize("text", ["optim: [", "optim: {lr: 1, lr: 2}", "a: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text", ["optim: [", "optim: {lr: 1, lr: 2}", "a: !!python/object:os.system {}"]
+)
 def test_what_is_not_plain_yaml_is_refused(tmp_path: Path, text: str) -> None:
     assert refusal(write(tmp_path, text)).startswith("tiny.yaml: not valid YAML: ")
 
@@ -182,11 +213,15 @@ def test_a_merged_key_may_stand_on_both_sides_however_deep(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("text", ["raw: &a {b: *a}", "scales: &a [1, *a]", "raw: &a {b: {<<: *a}}"])
 def test_an_alias_inside_what_it_stands_for_is_refused(tmp_path: Path, text: str) -> None:
-    assert refusal(write(tmp_path, text)).startswith("tiny.yaml: not valid YAML: *a stands inside &a itself")
+    assert refusal(write(tmp_path, text)).startswith(
+        "tiny.yaml: not valid YAML: *a stands inside &a itself"
+    )
 
 
 def test_what_cannot_be_read_names_the_file(tmp_path: Path) -> None:
-    assert refusal(write(tmp_path, "optim: {lr: !!float x}")).startswith("tiny.yaml: not valid YAML: could not convert")
+    assert refusal(write(tmp_path, "optim: {lr: !!float x}")).startswith(
+        "tiny.yaml: not valid YAML: could not convert"
+    )
     (tmp_path / "tiny.yaml").write_bytes(b"out: \xff")
     assert refusal(tmp_path / "tiny.yaml").startswith("tiny.yaml: not a text in UTF-8 (")
 
@@ -206,15 +241,23 @@ def test_base_merges_deeply_and_relative_to_the_file(tmp_path: Path) -> None:
 def test_a_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
     write(tmp_path, "optim: {lr: x}\n", "top.yaml")
     leaf = write(tmp_path, "base: top.yaml\noptim: {steps: 1}\n")
-    assert refusal(leaf) == "top.yaml: optim.lr: expected float, got str 'x'. Write a number without quotes"
+    assert (
+        refusal(leaf)
+        == "top.yaml: optim.lr: expected float, got str 'x'. Write a number without quotes"
+    )
     assert load(leaf, Recipe, ["optim.lr=1"]).optim == Optim(lr=1.0, steps=1)
 
 
 def test_bases_that_lead_nowhere(tmp_path: Path) -> None:
     write(tmp_path, "base: two.yaml\n", "one.yaml")
     two = write(tmp_path, "base: one.yaml\n", "two.yaml")
-    assert refusal(two) == "two.yaml: its bases lead back to itself: two.yaml -> one.yaml -> two.yaml"
-    assert refusal(write(tmp_path, "base: none.yaml")) == "none.yaml: no such file (the base of tiny.yaml)"
+    assert (
+        refusal(two) == "two.yaml: its bases lead back to itself: two.yaml -> one.yaml -> two.yaml"
+    )
+    assert (
+        refusal(write(tmp_path, "base: none.yaml"))
+        == "none.yaml: no such file (the base of tiny.yaml)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,7 +277,9 @@ def test_overrides(tmp_path: Path, override: str, place: Any, value: object) -> 
 
 
 def test_an_override_makes_the_section_it_needs(tmp_path: Path) -> None:
-    assert load(write(tmp_path, "optim: \n"), Recipe, ["optim.lr=2", "stop.name=x"]).stop == Part("x")
+    assert load(write(tmp_path, "optim: \n"), Recipe, ["optim.lr=2", "stop.name=x"]).stop == Part(
+        "x"
+    )
 
 
 def test_an_override_does_not_leak_through_an_anchor(tmp_path: Path) -> None:
@@ -245,15 +290,27 @@ def test_an_override_does_not_leak_through_an_anchor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("optim.lrr=1", "override 'optim.lrr=1': optim: unknown key 'lrr' for Optim. Did you mean 'lr'?"),
-        ("optim.lr=x", "override 'optim.lr=x': optim.lr: expected float, got str 'x'. Write a number without quotes"),
+        (
+            "optim.lrr=1",
+            "override 'optim.lrr=1': optim: unknown key 'lrr' for Optim. Did you mean 'lr'?",
+        ),
+        (
+            "optim.lr=x",
+            "override 'optim.lr=x': optim.lr: expected float, got str 'x'. Write a "
+            "number without quotes",
+        ),
         ("optim.lr", "override 'optim.lr': expected key=value, such as optim.lr=1e-4"),
         ("optim..lr=1", "override 'optim..lr=1': expected key=value, such as optim.lr=1e-4"),
         ("packed.x=1", "override 'packed.x=1': packed is bool False, not a mapping"),
-        ("parts.2.lr=1", "override 'parts.2.lr=1': parts is a list of 2: expected a place below 2, got '2'"),
+        (
+            "parts.2.lr=1",
+            "override 'parts.2.lr=1': parts is a list of 2: expected a place below 2, got '2'",
+        ),
     ],
 )
-def test_a_mistake_in_an_override_names_the_override(tmp_path: Path, override: str, expected: str) -> None:
+def test_a_mistake_in_an_override_names_the_override(
+    tmp_path: Path, override: str, expected: str
+) -> None:
     assert refusal(write(tmp_path, FULL), override) == expected
 
 

@@ -1,4 +1,6 @@
-"""`m3 doctor`: every judgement over given facts, and the probes over real interpreters and real broken packages."""
+"""`m3 doctor`: every judgement over given facts, and the probes over real interpreters and real
+broken packages.
+"""
 
 import dataclasses
 import os
@@ -24,7 +26,7 @@ from m3.doctor import (
     recommend,
     render,
 )
-from m3.inference.device import choose_device
+from m3.hardware import choose_device
 
 CPU = Facts(
     python=(3, 11, 7),
@@ -43,7 +45,9 @@ CPU = Facts(
     disk_gb=20.0,
 )
 GPU = dataclasses.replace(
-    CPU, torch=Torch("2.13.0+cu130", cuda="13.0", gpus=("H200", "H200"), device="cuda"), nvidia_driver=True
+    CPU,
+    torch=Torch("2.13.0+cu130", cuda="13.0", gpus=("H200", "H200"), device="cuda"),
+    nvidia_driver=True,
 )
 
 
@@ -54,7 +58,9 @@ def having(facts: Facts, **versions: str) -> Facts:
 
 
 def without(facts: Facts, name: str) -> Facts:
-    return dataclasses.replace(facts, versions={k: v for k, v in facts.versions.items() if k != name})
+    return dataclasses.replace(
+        facts, versions={k: v for k, v in facts.versions.items() if k != name}
+    )
 
 
 def line(facts: Facts, name: str) -> Check:
@@ -69,17 +75,42 @@ def test_a_good_machine_has_no_problem(facts: Facts) -> None:
 
 BROKEN = "RuntimeError: operator torchvision::nms does not exist"
 BRANCHES: list[tuple[Facts, str, State, str]] = [
-    (dataclasses.replace(CPU, python=(3, 10, 2)), "Python", "problem", "install Python 3.11 or newer"),
-    (dataclasses.replace(CPU, torch="No module named 'torch'"), "torch", "problem", "bash scripts/install.sh"),
-    (dataclasses.replace(CPU, torch=Torch("2.7.1")), "torch", "problem", "pip install 'torch>=2.8'"),
-    (dataclasses.replace(CPU, nvidia_driver=True), "torch", "problem", "this machine has an NVIDIA GPU"),
+    (
+        dataclasses.replace(CPU, python=(3, 10, 2)),
+        "Python",
+        "problem",
+        "install Python 3.11 or newer",
+    ),
+    (
+        dataclasses.replace(CPU, torch="No module named 'torch'"),
+        "torch",
+        "problem",
+        "bash scripts/install.sh",
+    ),
+    (
+        dataclasses.replace(CPU, torch=Torch("2.7.1")),
+        "torch",
+        "problem",
+        "pip install 'torch>=2.8'",
+    ),
+    (
+        dataclasses.replace(CPU, nvidia_driver=True),
+        "torch",
+        "problem",
+        "this machine has an NVIDIA GPU",
+    ),
     (
         dataclasses.replace(GPU, torch=Torch("2.13.0", cuda="13.0")),
         "torch",
         "problem",
         "the driver does not run CUDA 13.0",
     ),
-    (dataclasses.replace(GPU, nvidia_driver=False, torch=Torch("2.13.0", cuda="13.0")), "torch", "OK", ""),
+    (
+        dataclasses.replace(GPU, nvidia_driver=False, torch=Torch("2.13.0", cuda="13.0")),
+        "torch",
+        "OK",
+        "",
+    ),
     (
         dataclasses.replace(having(CPU, torchvision="0.28"), import_errors={"torchvision": BROKEN}),
         "torchvision",
@@ -87,7 +118,9 @@ BRANCHES: list[tuple[Facts, str, State, str]] = [
         "pip uninstall -y torchvision ",
     ),
     (
-        dataclasses.replace(having(CPU, torchvision="0.28", timm="1.0"), import_errors={"timm": BROKEN}),
+        dataclasses.replace(
+            having(CPU, torchvision="0.28", timm="1.0"), import_errors={"timm": BROKEN}
+        ),
         "timm",
         "problem",
         "pip uninstall -y torchvision timm ",
@@ -100,14 +133,24 @@ BRANCHES: list[tuple[Facts, str, State, str]] = [
     ),
     (having(CPU, torchvision="0.28"), "torchvision", "OK", ""),
     (CPU, "torchvision", "OK", ""),
-    (without(CPU, "transformers"), "transformers", "problem", "pip install 'transformers>=5.18,<6.0'"),
+    (
+        without(CPU, "transformers"),
+        "transformers",
+        "problem",
+        "pip install 'transformers>=5.18,<6.0'",
+    ),
     (having(CPU, transformers="4.57.6"), "transformers", "problem", "too old"),
     (having(CPU, transformers="5.17.9"), "transformers", "problem", "too old"),
     (having(CPU, transformers="5.18.0.dev0"), "transformers", "OK", ""),
     (having(CPU, transformers="6.0.0"), "transformers", "warning", "newer than any tested"),
     (without(CPU, "lmms-eval"), "lmms-eval", "warning", "bash scripts/install.sh"),
     (having(CPU, lmms_eval="0.7.2"), "lmms-eval", "warning", "tested with 0.7.3"),
-    (dataclasses.replace(CPU, plugin_found=False), "lmms-eval", "problem", "pip install --no-deps -e ."),
+    (
+        dataclasses.replace(CPU, plugin_found=False),
+        "lmms-eval",
+        "problem",
+        "pip install --no-deps -e .",
+    ),
     (without(CPU, "peft"), "peft", "warning", "for LoRA: pip install -e '.[train]'"),
     (CPU, "deepspeed", "OK", "pip install -e '.[deepspeed]'"),
     (GPU, "deepspeed", "warning", "pip install -e '.[deepspeed]'"),
@@ -128,7 +171,9 @@ def test_a_judgement_and_what_to_do(facts: Facts, name: str, state: State, advic
 
 
 def test_a_broken_import_is_quoted() -> None:
-    facts = dataclasses.replace(having(CPU, torchvision="0.28"), import_errors={"torchvision": BROKEN})
+    facts = dataclasses.replace(
+        having(CPU, torchvision="0.28"), import_errors={"torchvision": BROKEN}
+    )
     assert line(facts, "torchvision").found == f"0.28 does not import: {BROKEN}"
 
 
@@ -142,7 +187,12 @@ def test_a_slim_harness_is_said_to_be_slim() -> None:
     [
         (CPU, "CPU"),
         (GPU, "CUDA"),
-        (dataclasses.replace(CPU, torch=Torch("2.13.0", hip="7.0", gpus=("MI300",), device="cuda")), "ROCm"),
+        (
+            dataclasses.replace(
+                CPU, torch=Torch("2.13.0", hip="7.0", gpus=("MI300",), device="cuda")
+            ),
+            "ROCm",
+        ),
         (dataclasses.replace(CPU, torch=Torch("2.13.0", device="mps")), "MPS"),
         (dataclasses.replace(CPU, torch=Torch("2.13.0", device="npu")), "NPU"),
         (dataclasses.replace(CPU, torch=Torch("2.13.0", device="xpu")), "XPU"),
@@ -154,7 +204,10 @@ def test_the_accelerator_is_told_apart(facts: Facts, expected: str) -> None:
 
 
 def test_recommendations_follow_the_machine() -> None:
-    assert recommend(CPU) == ["export OMP_NUM_THREADS=2", "hardware.precision=float32   (in a recipe)"]
+    assert recommend(CPU) == [
+        "export OMP_NUM_THREADS=2",
+        "hardware.precision=float32   (in a recipe)",
+    ]
     assert recommend(having(GPU, flash_attn="2.8")) == [
         "hardware.precision=bfloat16   (in a recipe)",
         "attention=flash_attention_2   (in lmms-eval's --model_args)",
@@ -173,7 +226,9 @@ def test_the_table_puts_advice_under_its_line() -> None:
     ]
 
 
-def test_an_import_that_fails_says_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_fails_says_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken_package.py").write_text("raise RuntimeError('operator does not exist')\n")
     (tmp_path / "dying_package.py").write_text("import os\nos._exit(9)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -184,14 +239,19 @@ def test_an_import_that_fails_says_its_last_line(tmp_path: Path, monkeypatch: py
 
 def test_torch_is_probed_in_an_interpreter_of_its_own(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False, symlinks=os.name != "nt")
-    assert probe_torch(str(tmp_path / "bare" / "bin" / "python")) == "ModuleNotFoundError: No module named 'torch'"
+    assert (
+        probe_torch(str(tmp_path / "bare" / "bin" / "python"))
+        == "ModuleNotFoundError: No module named 'torch'"
+    )
     here = probe_torch()
     assert isinstance(here, Torch)
     assert here.version == sys.modules["torch"].__version__
     assert here.device == choose_device().type
 
 
-def test_what_a_broken_removal_leaves_does_not_stop_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_broken_removal_leaves_does_not_stop_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "gone-1.0.dist-info").mkdir()
     (tmp_path / "gone-1.0.dist-info" / "METADATA").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -220,7 +280,9 @@ def put_package(folder: Path, name: str, version: str, code: str) -> None:
 
 
 def diagnose(folder: Path) -> str:
-    """What the command says of an environment with the packages of `folder`, which it must find faulty."""
+    """What the command says of an environment with the packages of `folder`, which it must find
+    faulty.
+    """
     ran = subprocess.run(
         [sys.executable, "-m", "m3.cli", "doctor"],
         capture_output=True,
@@ -234,8 +296,15 @@ def diagnose(folder: Path) -> str:
 
 @pytest.mark.slow
 def test_a_torchvision_of_another_torch_is_found_by_the_command_itself(tmp_path: Path) -> None:
-    """The broken package is a real one on the path: `import m3` must survive it for the doctor to be of use."""
-    put_package(tmp_path, "torchvision", "0.28.0", f"raise {BROKEN.partition(':')[0]}({BROKEN.partition(': ')[2]!r})\n")
+    """The broken package is a real one on the path: `import m3` must survive it for the doctor
+    to be of use.
+    """
+    put_package(
+        tmp_path,
+        "torchvision",
+        "0.28.0",
+        f"raise {BROKEN.partition(':')[0]}({BROKEN.partition(': ')[2]!r})\n",
+    )
     said = diagnose(tmp_path)
     assert f"0.28.0 does not import: {BROKEN}" in said
     assert "pip uninstall -y torchvision" in said

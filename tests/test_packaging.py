@@ -19,8 +19,16 @@ FILES = ("constraints.txt", "constraints-serve.txt")
 
 
 def pins(*files: str) -> dict[str, str]:
-    lines = [line for name in files or FILES for line in (ROOT / "scripts" / name).read_text().splitlines()]
-    return dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+    lines = [
+        line
+        for name in files or FILES
+        for line in (ROOT / "scripts" / name).read_text().splitlines()
+    ]
+    return dict(
+        line.lower().replace("_", "-").split("==")
+        for line in lines
+        if line and not line.startswith("#")
+    )
 
 
 def test_the_version_is_one() -> None:
@@ -29,15 +37,28 @@ def test_the_version_is_one() -> None:
 
 
 def test_the_pins_are_whole() -> None:
-    """`pip install --no-deps -r` of them must give all that M3 and its tools need, and what is tested is what is pinned."""
+    """`pip install --no-deps -r` of them must give all that M3 and its tools need, and what is
+    tested is what is pinned.
+    """
     found = pins()
     assert len(found) > 80
-    assert {"setuptools", "torch", "transformers", "lmms-eval", "pytest", "ruff", "pyright", "import-linter"} <= set(
-        found
-    )
+    assert {
+        "setuptools",
+        "torch",
+        "transformers",
+        "lmms-eval",
+        "pytest",
+        "ruff",
+        "pyright",
+        "import-linter",
+    } <= set(found)
     assert "torchvision" not in found
     wanted = ("train", "dev", "serve")
-    required = [one for one in metadata.requires("m3") or [] if "extra ==" not in one or any(e in one for e in wanted)]
+    required = [
+        one
+        for one in metadata.requires("m3") or []
+        if "extra ==" not in one or any(e in one for e in wanted)
+    ]
     names = {re.split(r"[;>=<\[ ]", one)[0].lower() for one in required}
     assert len(names) > 20
     assert names <= set(found)
@@ -56,7 +77,9 @@ def test_the_doctor_agrees_with_the_metadata() -> None:
     assert f"transformers>={'.'.join(map(str, TRANSFORMERS[0]))}" in required
     for name, (extra, _) in EXTRAS.items():
         lines = [one.replace("'", '"') for one in required.splitlines() if one.startswith(name)]
-        assert any(f'extra == "{extra}"' in one for one in lines), f"{name} is not in the extra {extra!r} of setup.py"
+        assert any(f'extra == "{extra}"' in one for one in lines), (
+            f"{name} is not in the extra {extra!r} of setup.py"
+        )
 
 
 @pytest.mark.slow

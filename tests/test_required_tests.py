@@ -9,9 +9,11 @@ import pytest
 import required_tests
 
 FILES = {
-    "test_one.py": "import pytest\ndef test_it(): pytest.skip('no Chromium')\ndef test_fine(): pass\n",
+    "test_one.py": "import pytest\ndef test_it(): pytest.skip('no Chromium')\ndef test_fine(): "
+    "pass\n",
     "test_file.py": "import pytest\npytest.importorskip('no_such_package')\ndef test_it(): pass\n",
-    "test_mark.py": "import pytest\n@pytest.mark.skipif(True, reason='deepspeed is not here')\ndef test_it(): pass\n",
+    "test_mark.py": "import pytest\n@pytest.mark.skipif(True, reason='deepspeed is not here')\ndef "
+    "test_it(): pass\n",
     "test_known.py": "import pytest\ndef test_it(): pytest.skip('pdflatex is not installed')\n",
     "test_xfail.py": "import pytest\n@pytest.mark.xfail\ndef test_it(): assert False\n",
 }
@@ -22,8 +24,20 @@ def run(folder: Path, name: str, required: str) -> tuple[int, str]:
     (folder / name).write_text(FILES[name])
     (folder / "pytest.ini").write_text("[pytest]\n")
     path = {"PYTHONPATH": str(Path(required_tests.__file__).parent), "M3_REQUIRE": required}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "required_tests", "-p", "no:cacheprovider", name]
-    process = subprocess.run(command, cwd=folder, env=os.environ | path, capture_output=True, text=True, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "required_tests",
+        "-p",
+        "no:cacheprovider",
+        name,
+    ]
+    process = subprocess.run(
+        command, cwd=folder, env=os.environ | path, capture_output=True, text=True, timeout=120
+    )
     return process.returncode, process.stdout
 
 

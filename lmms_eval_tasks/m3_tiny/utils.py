@@ -11,7 +11,9 @@ def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
     return [doc["image"].convert("RGB")]
 
 
-def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, str] | None = None) -> str:
+def doc_to_text(
+    doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, str] | None = None
+) -> str:
     """The question, between the prompts set for the model."""
     prompts = lmms_eval_specific_kwargs or {}
     return f"{prompts.get('pre_prompt', '')}{doc['question']}{prompts.get('post_prompt', '')}"
@@ -21,7 +23,9 @@ def doc_to_messages(
     doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """One user turn: the picture, then the question."""
-    content: list[dict[str, Any]] = [{"type": "image", "url": image} for image in doc_to_visual(doc)]
+    content: list[dict[str, Any]] = [
+        {"type": "image", "url": image} for image in doc_to_visual(doc)
+    ]
     content.append({"type": "text", "text": doc_to_text(doc, lmms_eval_specific_kwargs)})
     return [{"role": "user", "content": content}]
 

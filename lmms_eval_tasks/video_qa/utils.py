@@ -1,8 +1,10 @@
-"""What lmms-eval calls for video question answering that it does not ship: MSVD, MSRVTT, TGIF, IntentQA, STAR, TVQA.
+"""What lmms-eval calls for video question answering that it does not ship: MSVD, MSRVTT, TGIF,
+IntentQA, STAR, TVQA.
 
-In: a row of `test.csv`, in the columns of IG-VLM (https://github.com/imagegridworth/IG-VLM, whose files M3 evaluated on):
-`video_name`, `question`, `answer`, and for multiple choice `a0` ... `a4` with `answer` their number. The data lie under HF_HOME,
-which `m3 sweep --data-root` sets: `MSVD-QA/test.csv`, `MSVD-QA/videos/NAME.mp4`, and likewise for the others.
+In: a row of `test.csv`, in the columns of IG-VLM (https://github.com/imagegridworth/IG-VLM, whose
+files M3 evaluated on): `video_name`, `question`, `answer`, and for multiple choice `a0` ... `a4`
+with `answer` their number. The data lie under HF_HOME, which `m3 sweep --data-root` sets:
+`MSVD-QA/test.csv`, `MSVD-QA/videos/NAME.mp4`, and likewise for the others.
 """
 
 import os
@@ -43,10 +45,15 @@ def options(doc: dict[str, Any]) -> list[str]:
     return [str(doc[f"a{i}"]) for i in range(5) if doc.get(f"a{i}") is not None]
 
 
-def choice_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, str] | None = None) -> str:
+def choice_text(
+    doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, str] | None = None
+) -> str:
     """The question and its lettered choices, each on a line."""
     prompts = lmms_eval_specific_kwargs or {}
-    lines = [doc["question"], *(f"{letter}. {text}" for letter, text in zip(LETTERS, options(doc), strict=False))]
+    lines = [
+        doc["question"],
+        *(f"{letter}. {text}" for letter, text in zip(LETTERS, options(doc), strict=False)),
+    ]
     return f"{prompts.get('pre_prompt', '')}{chr(10).join(lines)}{prompts.get('post_prompt', '')}"
 
 
@@ -62,21 +69,30 @@ def normalise(text: str) -> str:
 
 
 def open_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """The data sets' own measure: 1 when the answer is the expected word, else 0. (Recent papers let a model judge.)"""
+    """The data sets' own measure: 1 when the answer is the expected word, else 0.
+
+    (Recent papers let a model judge.)
+    """
     return {"exact_match": float(normalise(results[0]) == normalise(str(doc["answer"])))}
 
 
 def chosen(text: str, doc: dict[str, Any]) -> str:
-    """The letter that an answer names: alone or in front ("B", "B.", "(B) ..."), or the choice it repeats; "" for neither."""
+    """The letter that an answer names: alone or in front ("B", "B.", "(B) ..."), or the choice
+    it repeats; "" for neither.
+    """
     found = re.match(r"\s*\(?([A-E])(?:[).:,]|\s*$)", text)
     if found:
         return found[1]
     same = [
-        letter for letter, option in zip(LETTERS, options(doc), strict=False) if normalise(option) == normalise(text)
+        letter
+        for letter, option in zip(LETTERS, options(doc), strict=False)
+        if normalise(option) == normalise(text)
     ]
     return same[0] if len(same) == 1 else ""
 
 
 def choice_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1 when the right choice is named, else 0; an answer that names none is wrong, never guessed."""
+    """1 when the right choice is named, else 0; an answer that names none is wrong, never
+    guessed.
+    """
     return {"exact_match": float(chosen(results[0], doc) == choice_target(doc))}

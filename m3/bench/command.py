@@ -5,14 +5,26 @@ import importlib
 
 BENCHES = {
     "step": ("m3.bench.step", "one all-scales training step against the published way"),
-    "train": ("m3.bench.train", "a step on samples of mixed length: packed, padded, row by row, and the published way"),
-    "sweep": ("m3.bench.sweep", "a sweep of all scales against the largest alone, and against lmms-eval per scale"),
+    "train": (
+        "m3.bench.train",
+        "a step on samples of mixed length: packed, padded, row by row, and the published way",
+    ),
+    "sweep": (
+        "m3.bench.sweep",
+        "a sweep of all scales against the largest alone, and against lmms-eval per scale",
+    ),
     "serve": (
         "m3.bench.serve",
         "a server under load: equal answers, seconds per scale, throughput, memory, a clean end",
     ),
-    "cost": ("m3.bench.cost", "FLOPs, bytes, estimated and measured seconds of every scale, of any configuration"),
-    "convert": ("m3.bench.convert", "the memory of a conversion against the size of the checkpoint"),
+    "cost": (
+        "m3.bench.cost",
+        "FLOPs, bytes, estimated and measured seconds of every scale, of any configuration",
+    ),
+    "convert": (
+        "m3.bench.convert",
+        "the memory of a conversion against the size of the checkpoint",
+    ),
 }
 
 
@@ -20,7 +32,9 @@ def main(argv: list[str]) -> int:
     """Runs the bench that the first argument names."""
     lines = "\n".join(f"  {name:8}{text}" for name, (_, text) in BENCHES.items())
     parser = argparse.ArgumentParser(
-        prog="m3 bench", description=f"{__doc__}\n\n{lines}", formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="m3 bench",
+        description=f"{__doc__}\n\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=BENCHES)
     chosen, rest = parser.parse_args(argv[:1]).what, argv[1:]

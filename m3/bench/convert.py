@@ -1,8 +1,8 @@
 """`m3 bench convert`: the memory that a conversion needs, against the size of the checkpoint.
 
-The checkpoint is transformers' LLaVA around a Qwen3-MoE decoder with every expert in a tensor of its own, so that the
-conversion has all to do that it can have: names change, and the experts of a layer are stacked. Its tensors are zeros
-in sparse files, which take no disk; what is written does.
+The checkpoint is transformers' LLaVA around a Qwen3-MoE decoder with every expert in a tensor of
+its own, so that the conversion has all to do that it can have: names change, and the experts of a
+layer are stacked. Its tensors are zeros in sparse files, which take no disk; what is written does.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, LlavaConfig
 
 from m3.bench.timing import peak_memory
+from m3.checkpoints.conversion import HubLayout
 from m3.checkpoints.convert import convert
-from m3.checkpoints.layout import HubLayout
-from m3.checkpoints.llava_hf import LlavaHf
+from m3.checkpoints.formats.llava_hf import LlavaHf
 from m3.checkpoints.streaming import SHARD_BYTES
 from m3.checkpoints.weights import INDEX, nbytes
 from m3.data.synthetic.tokenizer import build_tokenizer
@@ -26,7 +26,10 @@ from m3.data.synthetic.tokenizer import build_tokenizer
 
 @dataclass(frozen=True)
 class Size:
-    """Of the decoder: width, experts per layer, width of an expert, layers. The default layer has 1.2 GB (bfloat16)."""
+    """Of the decoder: width, experts per layer, width of an expert, layers.
+
+    The default layer has 1.2 GB (bfloat16).
+    """
 
     width: int = 2048
     experts: int = 128
@@ -38,7 +41,9 @@ def main(argv: list[str]) -> int:
     """Prints the size of the checkpoint, the peak of memory above the start, and their ratio."""
     parser = argparse.ArgumentParser(prog="m3 bench convert", description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=8.0, help="size of the checkpoint")
-    parser.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest file of weights written")
+    parser.add_argument(
+        "--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest file of weights written"
+    )
     parser.add_argument("--folder", help="where to write; default: the system's temporary folder")
     arguments = parser.parse_args(argv)
     layers = max(1, round(arguments.gigabytes / 1.23))
@@ -48,7 +53,10 @@ def main(argv: list[str]) -> int:
         peak = peak_memory(convert_marked, source, dest, int(arguments.shard_gb * 1e9))
         files = sorted(dest.glob("*.safetensors"))
         largest = max(file.stat().st_size for file in files)
-    print(f"checkpoint {size / 1e9:.2f} GB; {len(files)} files written, the largest {largest / 1e9:.2f} GB")
+    print(
+        f"checkpoint {size / 1e9:.2f} GB; {len(files)} files written, the largest "
+        f"{largest / 1e9:.2f} GB"
+    )
     print(f"peak memory above the start {peak / 1e9:.2f} GB: {peak / size:.2f} of the checkpoint")
     return 0
 
@@ -105,7 +113,9 @@ def _write_sparse(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int)
 
 
 def _write_zeros(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file of bfloat16 zeros: eight bytes of header length, the header, and a hole."""
+    """A safetensors file of bfloat16 zeros: eight bytes of header length, the header, and a
+    hole.
+    """
     header: dict[str, object] = {}
     end = 0
     for name, tensor in tensors.items():

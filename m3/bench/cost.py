@@ -1,6 +1,8 @@
-"""`m3 bench cost MODEL`: what every scale costs, by formula, as an estimate for an accelerator, and measured here.
+"""`m3 bench cost MODEL`: what every scale costs, by formula, as an estimate for an accelerator, and
+measured here.
 
-MODEL is a folder, a hub id or a config.json; without weights nothing is allocated, unless `--measure` asks for random ones.
+MODEL is a folder, a hub id or a config.json; without weights nothing is allocated, unless
+`--measure` asks for random ones.
 """
 
 import argparse
@@ -12,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from m3.evaluation.latency import Measured, measure
-from m3.evaluation.roofline import ACCELERATORS, Roofline, accelerator, roofline
-from m3.evaluation.units import engineering, milliseconds
+from m3.evaluation.cost.latency import Measured, measure
+from m3.evaluation.cost.roofline import ACCELERATORS, Roofline, accelerator, roofline
+from m3.evaluation.report.number_format import engineering, milliseconds
 from m3.inference.loading import read_config
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
@@ -26,24 +28,43 @@ def main(argv: list[str]) -> int:
     """Prints a table per batch size; `--out` writes the same numbers, unrounded, as CSV."""
     parser = argparse.ArgumentParser(prog="m3 bench cost", description=__doc__)
     parser.add_argument("model", help="folder, hub id or config.json")
-    parser.add_argument("--scales", help="visual tokens per image, with commas; default: the trained scales")
     parser.add_argument(
-        "--text-tokens", type=int, default=30, help="of the prompt, besides the image (M3's Table 9: 30)"
+        "--scales", help="visual tokens per image, with commas; default: the trained scales"
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=int,
+        default=30,
+        help="of the prompt, besides the image (M3's Table 9: 30)",
     )
     parser.add_argument("--batch-sizes", default="1", help="prompts run together, with commas")
-    parser.add_argument("--dtype", choices=FORMATS, default="bfloat16", help="number format of weights and cache")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, default="H100", help="what the estimate is for")
+    parser.add_argument(
+        "--dtype", choices=FORMATS, default="bfloat16", help="number format of weights and cache"
+    )
+    parser.add_argument(
+        "--accelerator", choices=ACCELERATORS, default="H100", help="what the estimate is for"
+    )
     parser.add_argument("--measure", action="store_true", help="measure on this machine as well")
-    parser.add_argument("--device", help="to measure on; default: cuda where there is one, else cpu")
+    parser.add_argument(
+        "--device", help="to measure on; default: cuda where there is one, else cpu"
+    )
     parser.add_argument("--out", type=Path, help="CSV file")
     arguments = parser.parse_args(argv)
     if arguments.text_tokens < 0:
         raise ValueError(f"--text-tokens {arguments.text_tokens}: expected a number from 0")
     config = read_config(arguments.model)
-    scales = numbers("--scales", arguments.scales) if arguments.scales else list(config.nesting.trained_scales)
+    scales = (
+        numbers("--scales", arguments.scales)
+        if arguments.scales
+        else list(config.nesting.trained_scales)
+    )
     batches = numbers("--batch-sizes", arguments.batch_sizes)
     formulas = CostModel.from_config(config, FORMATS[arguments.dtype])
-    costs = [formulas.cost(scale, arguments.text_tokens, batch_size=batch) for batch in batches for scale in scales]
+    costs = [
+        formulas.cost(scale, arguments.text_tokens, batch_size=batch)
+        for batch in batches
+        for scale in scales
+    ]
     estimates = estimated(costs, arguments.accelerator)
     found: list[Measured] = []
     if arguments.measure:
@@ -75,13 +96,16 @@ def estimated(costs: Sequence[Cost], name: str) -> dict[tuple[int, int], Rooflin
 
 
 def build(name: str, config: M3Config, dtype: str, device: str) -> M3ForConditionalGeneration:
-    """The model with its weights where `name` has any, else with random ones: that changes no time of a dense model."""
+    """The model with its weights where `name` has any, else with random ones: that changes no
+    time of a dense model.
+    """
     if Path(name).is_file() or (Path(name).is_dir() and not list(Path(name).glob("*.safetensors"))):
         with torch.device(device):
             model = M3ForConditionalGeneration(config)
     else:
         model = M3ForConditionalGeneration.from_pretrained(name)
-    nn.Module.to(model, device=device, dtype=FORMATS[dtype])  # transformers wraps `to` without its types
+    # transformers wraps `to` without its types
+    nn.Module.to(model, device=device, dtype=FORMATS[dtype])
     return model.eval()
 
 
@@ -90,11 +114,14 @@ def described(formulas: CostModel, text_tokens: int, dtype: str) -> str:
     active = formulas.decoder.active(formulas.top_k) + formulas.head
     return (
         f"{engineering(total)} parameters ({engineering(total * formulas.bytes, 'B')} in {dtype}), "
-        f"{engineering(active)} of the decoder and head active per token; one image and {text_tokens} text tokens per prompt"
+        f"{engineering(active)} of the decoder and head active per token; one image and "
+        f"{text_tokens} text tokens per prompt"
     )
 
 
-def table(costs: Sequence[Cost], estimates: dict[tuple[int, int], Roofline], found: Sequence[Measured]) -> str:
+def table(
+    costs: Sequence[Cost], estimates: dict[tuple[int, int], Roofline], found: Sequence[Measured]
+) -> str:
     """A line per scale."""
     header = [
         "scale",
@@ -114,17 +141,24 @@ def table(costs: Sequence[Cost], estimates: dict[tuple[int, int], Roofline], fou
         flops = [cost.vision_flops, cost.connector_flops, cost.prefill_flops, cost.token_flops]
         moved = [cost.kv_cache_bytes, cost.prefill_parameter_bytes, cost.token_parameter_bytes]
         row = [str(cost.scale), str(cost.visual_tokens)]
-        row += [engineering(number, "FLOP") for number in flops] + [engineering(number, "B") for number in moved]
+        row += [engineering(number, "FLOP") for number in flops] + [
+            engineering(number, "B") for number in moved
+        ]
         guess = estimates[cost.batch_size, cost.scale]
         row += [f"{milliseconds(guess.first_token_s)} ms", f"{milliseconds(guess.token_s)} ms"]
         row += [f"{cost.batch_size / guess.token_s:.4g}"]
         for seen in (m for m in found if (m.batch_size, m.scale) == (cost.batch_size, cost.scale)):
-            row += [f"{milliseconds(seen.first_token_s)}±{milliseconds(seen.first_token_spread_s)} ms"]
+            row += [
+                f"{milliseconds(seen.first_token_s)}±{milliseconds(seen.first_token_spread_s)} ms"
+            ]
             row += [f"{milliseconds(seen.token_s)}±{milliseconds(seen.token_spread_s)} ms"]
             row += [f"{seen.tokens_per_s:.4g}", engineering(seen.peak_bytes, "B")]
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
     return "\n".join([f"batch of {costs[0].batch_size}", *lines])
 
 
@@ -132,21 +166,31 @@ def legend(name: str, found: Sequence[Measured]) -> list[str]:
     device = accelerator(name)
     lines = [
         "",
-        "Operations and bytes are those of the whole batch; experts read: those its tokens reach when balanced.",
+        "Operations and bytes are those of the whole batch; experts read: those its tokens reach "
+        "when balanced.",
     ]
     lines.append(
-        f"est.: ESTIMATED lower bound in 16 bit for {device.name}, {device.flops / 1e12:g} TFLOP/s and "
+        f"est.: ESTIMATED lower bound in 16 bit for {device.name}, {device.flops / 1e12:g} TFLOP/s "
+        "and "
         f"{device.bandwidth / 1e12:g} TB/s ({device.source}); nothing was run on it"
     )
     if found:
-        lines.append(f"MEASURED on {found[0].device}, {found[0].dtype}, median ± distance between the quartiles")
+        lines.append(
+            f"MEASURED on {found[0].device}, {found[0].dtype}, median ± distance between "
+            "the quartiles"
+        )
     return lines
 
 
 def write(
-    path: Path, costs: Sequence[Cost], estimates: dict[tuple[int, int], Roofline], found: Sequence[Measured]
+    path: Path,
+    costs: Sequence[Cost],
+    estimates: dict[tuple[int, int], Roofline],
+    found: Sequence[Measured],
 ) -> None:
-    """A row per batch size and scale; estimates and measurements in columns that say which they are."""
+    """A row per batch size and scale; estimates and measurements in columns that say which they
+    are.
+    """
     seen = {(row.batch_size, row.scale): row for row in found}
     rows = []
     for cost in costs:
@@ -155,7 +199,9 @@ def write(
         row |= {f"estimated_{name}": value for name, value in asdict(estimates[key]).items()}
         if key in seen:
             row |= {
-                f"measured_{name}": v for name, v in asdict(seen[key]).items() if name not in ("scale", "batch_size")
+                f"measured_{name}": v
+                for name, v in asdict(seen[key]).items()
+                if name not in ("scale", "batch_size")
             }
         rows.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)

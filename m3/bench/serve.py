@@ -1,7 +1,9 @@
-"""`m3 bench serve`: a server under load, on this machine's loopback: clients at mixed scales, equal answers, memory, a clean end.
+"""`m3 bench serve`: a server under load, on this machine's loopback: clients at mixed scales, equal
+answers, memory, a clean end.
 
 1. what the questions are answered without a server, one after the other
-2. many clients for some minutes: errors, answers that differ, seconds per scale, throughput against 1., memory over time
+2. many clients for some minutes: errors, answers that differ, seconds per scale, throughput against
+   1., memory over time
 3. one image at all scales against as many images: time, and how often the tower ran
 4. SIGTERM while all clients wait for an answer: how many of the accepted requests were answered
 """
@@ -35,22 +37,34 @@ SAMPLES = 20
 
 
 def main(argv: list[str]) -> int:
-    """Prints the four parts. 1 where a request failed, an answer differs, the tower ran twice, or one was lost at the end."""
+    """Prints the four parts.
+
+    1 where a request failed, an answer differs, the tower ran twice, or one was lost at the end.
+    """
     parser = argparse.ArgumentParser(
-        prog="m3 bench serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="m3 bench serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="playground/m3-tiny")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--pictures", type=int, default=8, help="of each of the embedded suite's families")
+    parser.add_argument(
+        "--pictures", type=int, default=8, help="of each of the embedded suite's families"
+    )
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="the server's settings")
     arguments = parser.parse_intermixed_args(argv)
     questions, alone = prepare(arguments.model, arguments.pictures, arguments.max_tokens)
     scales = sorted({question.scale for question in questions})
-    print(f"{len(questions)} questions at scales {scales}; alone, one after the other: {1 / alone:.1f} a second")
+    print(
+        f"{len(questions)} questions at scales {scales}; alone, one after the other: "
+        f"{1 / alone:.1f} a second"
+    )
     with serving(arguments.model, arguments.settings) as server:
-        seen, memory = asyncio.run(under_load(server, questions, arguments.clients, arguments.minutes * 60))
+        seen, memory = asyncio.run(
+            under_load(server, questions, arguments.clients, arguments.minutes * 60)
+        )
         right = report_load(seen, memory, arguments.minutes * 60, alone)
         once = report_repeated(server, questions, scales)
         kept = asyncio.run(report_end(server, questions, arguments.clients))
@@ -70,7 +84,9 @@ def prepare(path: str, pictures: int, max_tokens: int) -> tuple[list[Question], 
             conversation.show_image(row["image"]["bytes"])
             answer = conversation.ask(row["question"], scale).text
             seconds.append(time.perf_counter() - started)
-            found.append(Question(row["image"]["bytes"], row["question"], scale, max_tokens, answer))
+            found.append(
+                Question(row["image"]["bytes"], row["question"], scale, max_tokens, answer)
+            )
     return found, statistics.median(seconds)
 
 
@@ -92,7 +108,11 @@ class Server:
 
     def metric(self, name: str) -> float:
         text = httpx2.get(f"{self.address}/metrics").text
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
+        return sum(
+            float(line.split()[-1])
+            for line in text.splitlines()
+            if line.startswith((f"{name} ", f"{name}{{"))
+        )
 
 
 @contextlib.contextmanager
@@ -101,7 +121,17 @@ def serving(model: str, settings: Sequence[str]) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "m3.cli", "serve", "--model-path", model, "--port", str(port), *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "m3.cli",
+        "serve",
+        "--model-path",
+        model,
+        "--port",
+        str(port),
+        *settings,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     server = Server(process, f"http://127.0.0.1:{port}", Path(model).resolve().name)
     try:
@@ -136,27 +166,47 @@ async def under_load(
             await asyncio.sleep(seconds / SAMPLES)
             memory.append(server.memory())
 
-    seen, _ = await asyncio.gather(load(server.address, server.name, questions, clients, seconds), watch())
+    seen, _ = await asyncio.gather(
+        load(server.address, server.name, questions, clients, seconds), watch()
+    )
     return seen, memory
 
 
-def report_load(seen: Sequence[Seen], memory: Sequence[float], seconds: float, alone: float) -> bool:
+def report_load(
+    seen: Sequence[Seen], memory: Sequence[float], seconds: float, alone: float
+) -> bool:
     """Whether all were answered, and as they would be alone."""
     errors = [one.error for one in seen if one.error]
     wrong = sum(not one.is_right for one in seen if not one.error)
-    print(f"\n{len(seen)} requests in {seconds:.0f} s, {len(errors)} errors, {wrong} answers that differ")
+    print(
+        f"\n{len(seen)} requests in {seconds:.0f} s, {len(errors)} errors, {wrong} answers that "
+        "differ"
+    )
     for error in sorted(set(errors)):
         print(f"  {error}: {errors.count(error)}")
     print("scale  requests  seconds p50   p90   p99   first text p50   p99")
     for scale in sorted({one.scale for one in seen}):
         whole = [one.seconds for one in seen if one.scale == scale]
-        first = [one.first_seconds for one in seen if one.scale == scale and one.first_seconds is not None]
-        print(f"{scale:5d}  {len(whole):8d}  {_line(whole, (50, 90, 99))}  {_line(first, (50, 99)):>20}")
+        first = [
+            one.first_seconds
+            for one in seen
+            if one.scale == scale and one.first_seconds is not None
+        ]
+        print(
+            f"{scale:5d}  {len(whole):8d}  {_line(whole, (50, 90, 99))}  "
+            f"{_line(first, (50, 99)):>20}"
+        )
     rate = len(seen) / seconds
-    print(f"throughput {rate:.1f} a second, {rate * alone:.2f}x that of one after the other without a server")
+    print(
+        f"throughput {rate:.1f} a second, {rate * alone:.2f}x that of one after the other "
+        "without a server"
+    )
     early, late = memory[len(memory) // 5 : 2 * len(memory) // 5], memory[-(len(memory) // 5) :]
     print(f"memory in MiB: {' '.join(f'{one:.0f}' for one in memory)}")
-    print(f"its growth from the second fifth to the last: {statistics.mean(late) - statistics.mean(early):+.1f} MiB")
+    print(
+        "its growth from the second fifth to the last: "
+        f"{statistics.mean(late) - statistics.mean(early):+.1f} MiB"
+    )
     return not errors and not wrong
 
 
@@ -168,7 +218,9 @@ def _line(seconds: Sequence[float], percentiles: Sequence[int]) -> str:
 
 
 # ---------------------------------------------------------------------- 3. one image at all scales
-def report_repeated(server: Server, questions: Sequence[Question], scales: Sequence[int], rounds: int = 6) -> bool:
+def report_repeated(
+    server: Server, questions: Sequence[Question], scales: Sequence[int], rounds: int = 6
+) -> bool:
     """Turn about: a new image at every scale; as many new images, one at each scale."""
     pictures = (_marked(questions[0].image, number) for number in itertools.count())
     seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -179,13 +231,16 @@ def report_repeated(server: Server, questions: Sequence[Question], scales: Seque
             shown = [next(pictures)] * len(scales) if same else [next(pictures) for _ in scales]
             before, started = server.metric("m3_tower_runs_total"), time.perf_counter()
             for image, scale in zip(shown, scales, strict=True):
-                body = Question(image, questions[0].text, scale, 1, "").body(server.name, stream=False)
+                body = Question(image, questions[0].text, scale, 1, "").body(
+                    server.name, stream=False
+                )
                 http.post("/v1/chat/completions", json=body).raise_for_status()
             seconds[same].append(time.perf_counter() - started)
             runs[same].add(server.metric("m3_tower_runs_total") - before)
     ratio = statistics.median(seconds[True]) / statistics.median(seconds[False])
     print(
-        f"\none image at {len(scales)} scales: tower runs {_set(runs[True])}; {len(scales)} images: {_set(runs[False])}"
+        f"\none image at {len(scales)} scales: tower runs {_set(runs[True])}; {len(scales)} "
+        f"images: {_set(runs[False])}"
     )
     print(f"the one image takes {ratio:.2f} of the time of the {len(scales)}")
     return runs == {True: {1.0}, False: {float(len(scales))}}
@@ -202,13 +257,16 @@ def _set(values: set[float]) -> str:
 
 # ---------------------------------------------------------------------- 4. the end
 async def report_end(server: Server, questions: Sequence[Question], clients: int) -> bool:
-    """Whether the server, told to end once it had accepted a request of every client, answered them all and ended by itself."""
+    """Whether the server, told to end once it had accepted a request of every client, answered
+    them all and ended by itself.
+    """
     rng = random.Random(1)
     before = server.metric("m3_accepted_total")
     limits = httpx2.Limits(max_connections=clients)
     async with httpx2.AsyncClient(base_url=server.address, timeout=120, limits=limits) as http:
         asked = [
-            asyncio.ensure_future(ask(http, server.name, rng.choice(questions), n % 2 == 0)) for n in range(clients)
+            asyncio.ensure_future(ask(http, server.name, rng.choice(questions), n % 2 == 0))
+            for n in range(clients)
         ]
         while await asyncio.to_thread(server.metric, "m3_accepted_total") - before < clients:
             await asyncio.sleep(0.01)
@@ -218,6 +276,7 @@ async def report_end(server: Server, questions: Sequence[Question], clients: int
     code = await asyncio.to_thread(server.process.wait)
     answered = sum(not one.error and one.is_right for one in seen)
     print(
-        f"\nSIGTERM with {waiting} of {clients} requests under way: {answered} of {clients} answered, exit code {code}"
+        f"\nSIGTERM with {waiting} of {clients} requests under way: {answered} of {clients} "
+        f"answered, exit code {code}"
     )
     return answered == clients and code == 0

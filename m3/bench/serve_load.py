@@ -1,6 +1,7 @@
 """Many clients of one server: what they ask, and what they saw.
 
-In: the server's address, questions with the answers they must get, how many clients, how long. Out: a `Seen` per request.
+In: the server's address, questions with the answers they must get, how many clients, how long. Out:
+    a `Seen` per request.
 """
 
 import asyncio
@@ -29,7 +30,10 @@ class Question:
 
     def body(self, model: str, stream: bool) -> dict[str, Any]:
         address = f"data:image/png;base64,{base64.b64encode(self.image).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": self.text}]
+        content = [
+            {"type": "image_url", "image_url": {"url": address}},
+            {"type": "text", "text": self.text},
+        ]
         return {
             "model": model,
             "messages": [{"role": "user", "content": content}],
@@ -41,7 +45,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Seen:
-    """One request. `first_seconds`: to the first text, of streams alone; `error` is empty where there was none."""
+    """One request.
+
+    `first_seconds`: to the first text, of streams alone; `error` is empty where there was none.
+    """
 
     scale: int
     seconds: float
@@ -51,9 +58,16 @@ class Seen:
 
 
 async def load(
-    address: str, model: str, questions: Sequence[Question], clients: int, seconds: float, seed: int = 0
+    address: str,
+    model: str,
+    questions: Sequence[Question],
+    clients: int,
+    seconds: float,
+    seed: int = 0,
 ) -> list[Seen]:
-    """Each client asks one question after the other, every other one as a stream, until the time is over."""
+    """Each client asks one question after the other, every other one as a stream, until the time
+    is over.
+    """
     seen: list[Seen] = []
     end = time.monotonic() + seconds
 
@@ -72,7 +86,9 @@ async def ask(http: httpx2.AsyncClient, model: str, question: Question, stream: 
     text, error = "", ""
     try:
         if stream:
-            async with http.stream("POST", "/v1/chat/completions", json=question.body(model, stream)) as response:
+            async with http.stream(
+                "POST", "/v1/chat/completions", json=question.body(model, stream)
+            ) as response:
                 async for line in response.aiter_lines():
                     piece = _piece(line)
                     first = time.perf_counter() - started if piece and first is None else first
@@ -85,7 +101,9 @@ async def ask(http: httpx2.AsyncClient, model: str, question: Question, stream: 
         error = "" if status == 200 else f"status {status}"
     except httpx2.HTTPError as failed:
         error = type(failed).__name__
-    return Seen(question.scale, time.perf_counter() - started, first, text == question.expected, error)
+    return Seen(
+        question.scale, time.perf_counter() - started, first, text == question.expected, error
+    )
 
 
 def _piece(line: str) -> str:

@@ -1,8 +1,10 @@
-"""Models that a training step is measured on: the shipped tiny one, or random ones with the token grid of a real one.
+"""Models that a training step is measured on: the shipped tiny one, or random ones with the token
+grid of a real one.
 
-`real` is drawn in a second: the tower of LLaVA-1.5 (CLIP, 336 pixels, patches of 14: 24 x 24 = 576 tokens) and a Llama decoder,
-narrow and shallow enough for a CPU, so that tower, decoder, attention and head stand in realistic proportion. `llava_7b` has
-LLaVA-1.5-7B's own sizes, 7 billion weights, and texts of mixed length; it needs a GPU.
+`real` is drawn in a second: the tower of LLaVA-1.5 (CLIP, 336 pixels, patches of 14: 24 x 24 = 576
+tokens) and a Llama decoder, narrow and shallow enough for a CPU, so that tower, decoder, attention
+and head stand in realistic proportion. `llava_7b` has LLaVA-1.5-7B's own sizes, 7 billion weights,
+and texts of mixed length; it needs a GPU.
 """
 
 import io
@@ -60,9 +62,11 @@ LLAVA_7B_SIZES: dict[str, dict[str, Any]] = {  # config.json of llava-hf/llava-1
 
 @dataclass(frozen=True)
 class Shape:
-    """One row of `SHAPES`: how its model and its samples are made, and what is measured on them by default.
+    """One row of `SHAPES`: how its model and its samples are made, and what is measured on them by
+    default.
 
-    load: (checkpoint or None, scales) -> model and processor, drawn on the default device in the default type.
+    load: (checkpoint or None, scales) -> model and processor, drawn on the default device in the
+        default type.
     make_samples: (processor, images, rounds) -> samples.
     towers: whether the vision tower is frozen, trained, or each in turn.
     """
@@ -82,11 +86,17 @@ def load_tiny(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
 
 
 def suite_samples(images: int, rounds: int) -> list[Sample]:
-    """Training pictures of the embedded suite, its families in turn; `rounds` questions of each, 0: all of them."""
+    """Training pictures of the embedded suite, its families in turn; `rounds` questions of each,
+    0: all of them.
+    """
     families = list(FAMILIES)
-    rows = [train_row(families[n % len(families)], n // len(families), seed=0) for n in range(images)]
+    rows = [
+        train_row(families[n % len(families)], n // len(families), seed=0) for n in range(images)
+    ]
     for row in rows:
-        row["conversations"] = row["conversations"][: 2 * rounds] if rounds else row["conversations"]
+        row["conversations"] = (
+            row["conversations"][: 2 * rounds] if rounds else row["conversations"]
+        )
     return [sample_from_record(row, f"picture {n}", str(n)) for n, row in enumerate(rows)]
 
 
@@ -100,9 +110,16 @@ def draw_llava_7b(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
     return _draw("llava_7b", checkpoint, scales, LLAVA_7B_SIZES)
 
 
-def _draw(shape: str, checkpoint: str | None, scales: Sequence[int], sizes: Mapping[str, Mapping[str, Any]]) -> Loaded:
+def _draw(
+    shape: str,
+    checkpoint: str | None,
+    scales: Sequence[int],
+    sizes: Mapping[str, Mapping[str, Any]],
+) -> Loaded:
     if checkpoint is not None:
-        raise ValueError(f"--shape {shape} draws its own model; leave --model out, or take --shape tiny")
+        raise ValueError(
+            f"--shape {shape} draws its own model; leave --model out, or take --shape tiny"
+        )
     tokenizer: PreTrainedTokenizerBase = build_tokenizer()
     text = {
         "model_type": "llama",
@@ -111,9 +128,15 @@ def _draw(shape: str, checkpoint: str | None, scales: Sequence[int], sizes: Mapp
         "eos_token_id": tokenizer.eos_token_id,
         **sizes["text_config"],
     }
-    vision = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, **sizes["vision_config"]}
+    vision = {
+        "model_type": "clip_vision_model",
+        "image_size": 336,
+        "patch_size": 14,
+        **sizes["vision_config"],
+    }
     nesting = {"kind": "grid_pool", "trained_scales": sorted(scales)}
-    image_token_id = cast(int, tokenizer.convert_tokens_to_ids("<image>"))  # of one token; a list only of several
+    # of one token; a list only of several
+    image_token_id = cast(int, tokenizer.convert_tokens_to_ids("<image>"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = M3Config(
@@ -125,7 +148,9 @@ def _draw(shape: str, checkpoint: str | None, scales: Sequence[int], sizes: Mapp
             nesting=nesting,
         )
         model = M3ForConditionalGeneration(config)
-    pixels = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    pixels = CLIPImageProcessorPil(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    )
     return model, M3Processor(pixels, tokenizer, grid=(24, 24), nesting=nesting)
 
 
@@ -135,9 +160,13 @@ def equal_samples(processor: M3Processor, images: int, rounds: int) -> list[Samp
 
 
 def mixed_samples(processor: M3Processor, images: int, rounds: int) -> list[Sample]:
-    """The same with texts of a lognormal length of 150 tokens in the mean, about as in LLaVA's instruction data."""
+    """The same with texts of a lognormal length of 150 tokens in the mean, about as in LLaVA's
+    instruction data.
+    """
     lengths = np.random.default_rng(0).lognormal(np.log(150) - 0.32, 0.8, images)
-    return _noise_samples(processor, [max(REAL_TEXT_TOKENS, min(int(length), 2000)) for length in lengths])
+    return _noise_samples(
+        processor, [max(REAL_TEXT_TOKENS, min(int(length), 2000)) for length in lengths]
+    )
 
 
 def _noise_samples(processor: M3Processor, text_tokens: Sequence[int]) -> list[Sample]:
@@ -147,8 +176,11 @@ def _noise_samples(processor: M3Processor, text_tokens: Sequence[int]) -> list[S
         buffer = io.BytesIO()
         Image.fromarray(random.integers(0, 255, (336, 336, 3), dtype=np.uint8)).save(buffer, "PNG")
         question = Turn("user", "<image>\n" + " ".join(["red"] * 20))
-        sample = Sample(f"noise {number}", (buffer.getvalue(),), (question, Turn("assistant", "blue")))
-        short = tokens + 1 - len(tokenize_sample(sample, processor).input_ids)  # one of them is the image's
+        sample = Sample(
+            f"noise {number}", (buffer.getvalue(),), (question, Turn("assistant", "blue"))
+        )
+        # one of them is the image's
+        short = tokens + 1 - len(tokenize_sample(sample, processor).input_ids)
         answer = Turn("assistant", " ".join(["blue"] * (1 + short)))
         samples.append(Sample(sample.id, sample.images, (question, answer)))
     return samples
@@ -156,7 +188,8 @@ def _noise_samples(processor: M3Processor, text_tokens: Sequence[int]) -> list[S
 
 SHAPES: Mapping[str, Shape] = {
     "tiny": Shape(
-        title="a checkpoint folder (by default the tiny base: 12 x 12 grid, mixture of experts) on the embedded suite",
+        title="a checkpoint folder (by default the tiny base: 12 x 12 grid, mixture of experts) on "
+        "the embedded suite",
         load=load_tiny,
         make_samples=lambda processor, images, rounds: suite_samples(images, rounds),
         scales="1,4,9,36,144",
@@ -165,7 +198,8 @@ SHAPES: Mapping[str, Shape] = {
         towers=("trained",),
     ),
     "real": Shape(
-        title="24 x 24 grid: CLIP tower 336/14 (width 256, 6 layers), Llama decoder (width 512, 6 layers, 4096 words)",
+        title="24 x 24 grid: CLIP tower 336/14 (width 256, 6 layers), Llama decoder (width 512, 6 "
+        "layers, 4096 words)",
         load=draw_real,
         make_samples=equal_samples,
         scales="1,9,36,144,576",
@@ -174,7 +208,8 @@ SHAPES: Mapping[str, Shape] = {
         towers=("frozen", "trained"),
     ),
     "llava_7b": Shape(
-        title="24 x 24 grid: CLIP tower ViT-L 336/14, Llama decoder of 6.7 billion weights, texts of mixed length",
+        title="24 x 24 grid: CLIP tower ViT-L 336/14, Llama decoder of 6.7 billion weights, texts "
+        "of mixed length",
         load=draw_llava_7b,
         make_samples=mixed_samples,
         scales="1,9,36,144,576",

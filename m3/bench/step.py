@@ -1,10 +1,13 @@
-"""`m3 bench step`: one all-scales training step, ours (one tower and packed decoder passes) against the published loop.
+"""`m3 bench step`: one all-scales training step, ours (one tower and packed decoder passes) against
+the published loop.
 
-The published way runs tower, connector and decoder once per scale and computes logits at every place (m3/bench/published.py).
-All steps are run in turns in one process. On a CPU, speeds are of CPU seconds, and memory is the peak above rest of a process
-of its own; on an accelerator they are wall seconds and the peak of its memory above the weights. The use of the machine is the
-step's floating-point operations (causal half of attention, three passes of what is trained) per second, of those of a square
-product in the same run. Gradients are compared in up to `GRADIENT_VALUES` values of each parameter.
+The published way runs tower, connector and decoder once per scale and computes logits at every
+place (m3/bench/published.py). All steps are run in turns in one process. On a CPU, speeds are of
+CPU seconds, and memory is the peak above rest of a process of its own; on an accelerator they are
+wall seconds and the peak of its memory above the weights. The use of the machine is the step's
+floating-point operations (causal half of attention, three passes of what is trained) per second, of
+those of a square product in the same run. Gradients are compared in up to `GRADIENT_VALUES` values
+of each parameter.
 """
 
 import argparse
@@ -20,16 +23,20 @@ from m3.bench.published import published_batches, published_loss
 from m3.bench.shapes import SHAPES
 from m3.bench.timing import Timing, alternate, matmul_peak, peak_device_memory, peak_memory
 from m3.data.collate import Collator
-from m3.evaluation.latency import device_name
+from m3.evaluation.cost.latency import device_name
 from m3.model.cost import CostModel, head_dim
 from m3.model.packing_check import choose_packed_attention
 
 PUBLISHED = "published"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
-"""Largest relative difference of gradients from the published loop's; float32 rounds to 1e-6, bfloat16 to 1e-2."""
+"""Largest relative difference of gradients from the published loop's; float32 rounds to 1e-6,
+bfloat16 to 1e-2.
+"""
 GRADIENT_VALUES = 2**24
-"""Values of one parameter's gradient that are compared, evenly spread; seven billion twice over would not fit a GPU."""
+"""Values of one parameter's gradient that are compared, evenly spread; seven billion twice over
+would not fit a GPU.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,21 +61,36 @@ class Setting:
 
 
 def main(argv: list[str]) -> int:
-    """Prints seconds, memory and ratios; the last line is the smallest ratio. 1 when gradients differ."""
+    """Prints seconds, memory and ratios; the last line is the smallest ratio.
+
+    1 when gradients differ.
+    """
     parser = argparse.ArgumentParser(
-        prog="m3 bench step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="m3 bench step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="what is measured (m3/bench/shapes.py)")
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="tiny", help="what is measured (m3/bench/shapes.py)"
+    )
     parser.add_argument("--model", help="a checkpoint folder, for --shape tiny")
-    parser.add_argument("--matryoshka_vis_token_scale", help="scales of the step, by default those of the shape")
-    parser.add_argument("--images", type=int, help="pictures in a step, by default as many as the shape says")
-    parser.add_argument("--rounds", type=int, default=1, help="questions kept of each picture; 0: all of them")
+    parser.add_argument(
+        "--matryoshka_vis_token_scale", help="scales of the step, by default those of the shape"
+    )
+    parser.add_argument(
+        "--images", type=int, help="pictures in a step, by default as many as the shape says"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="questions kept of each picture; 0: all of them"
+    )
     parser.add_argument("--pack-lengths", help="tokens of a row, one measurement for each")
     parser.add_argument("--towers", help="frozen, trained or both, separated by a comma")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of weights and states")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="type of weights and states"
+    )
     arguments = parser.parse_args(argv)
     shape = SHAPES[arguments.shape]
     scales = _numbers(arguments.matryoshka_vis_token_scale or shape.scales)
@@ -115,7 +137,9 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: ours at a length of rows, its CPU seconds and memory against the published loop's."""
+    """One line of the table: ours at a length of rows, its CPU seconds and memory against the
+    published loop's.
+    """
 
     speed: float
     error: float
@@ -127,13 +151,27 @@ def measure(setting: Setting, repetitions: int, peak: float) -> list[Row]:
     expected = bench.gradient(PUBLISHED)
     errors = {way: relative_difference(bench.gradient(way), expected) for way in setting.ways}
     steps = [lambda way=way: bench.step(way) for way in setting.ways]
-    timings = dict(zip(setting.ways, alternate(steps, repetitions, device=bench.device), strict=True))
+    timings = dict(
+        zip(setting.ways, alternate(steps, repetitions, device=bench.device), strict=True)
+    )
     memory = {way: bench.memory(way) for way in setting.ways}
     rows = []
     for way in setting.ways:
         timing, use = timings[way], bench.flops(way) / bench.seconds(timings[way]) / peak
         speed = bench.seconds(timings[PUBLISHED]) / bench.seconds(timing)
-        print(_line(setting.tower, way, bench, timing, speed, memory[way], memory[PUBLISHED], use, errors[way]))
+        print(
+            _line(
+                setting.tower,
+                way,
+                bench,
+                timing,
+                speed,
+                memory[way],
+                memory[PUBLISHED],
+                use,
+                errors[way],
+            )
+        )
         if way != PUBLISHED:
             rows.append(Row(speed, errors[way]))
     return rows
@@ -167,7 +205,8 @@ class StepBench:
         self.device, dtype = torch.device(setting.device), DTYPES[setting.dtype]
         with self.device, default_dtype(dtype):
             self.model, processor = shape.load(setting.model, setting.scales)
-        cast(nn.Module, self.model).to(self.device, dtype).train()  # transformers' `to` has no types
+        # transformers' `to` has no types
+        cast(nn.Module, self.model).to(self.device, dtype).train()
         self.model.model.vision_tower.requires_grad_(setting.tower == "trained")
         self.model.model.freeze_unread()
         self.decoder = self.model.model.language_model
@@ -175,9 +214,13 @@ class StepBench:
         choice = choose_packed_attention(self.model.config.text_config, dtype == torch.bfloat16)
         self.packed = choice.implementation or self.native
         samples = shape.make_samples(processor, setting.images, setting.rounds)
-        self.loop = [self._move(batch) for batch in published_batches(samples, processor, setting.scales)]
+        self.loop = [
+            self._move(batch) for batch in published_batches(samples, processor, setting.scales)
+        ]
         self.batches = {
-            str(length): self._move(Collator(processor, scales=setting.scales, pack_length=length)(samples))
+            str(length): self._move(
+                Collator(processor, scales=setting.scales, pack_length=length)(samples)
+            )
             for length in setting.pack_lengths
         }
         self.tower_passes = 3 if setting.tower == "trained" else 1
@@ -187,7 +230,9 @@ class StepBench:
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def seconds(self, timing: Timing) -> float:
-        """What counts: CPU seconds of a CPU, which other work on it moves less, wall seconds of an accelerator."""
+        """What counts: CPU seconds of a CPU, which other work on it moves less, wall seconds of
+        an accelerator.
+        """
         return timing.cpu_median if self.device.type == "cpu" else timing.median
 
     def memory(self, way: str) -> int:
@@ -200,7 +245,11 @@ class StepBench:
     def loss(self, way: str) -> Tensor:
         """Each way with the attention that it would be run with."""
         self.decoder.set_attn_implementation(self.native if way == PUBLISHED else self.packed)
-        return published_loss(self.model, self.loop) if way == PUBLISHED else self.model(**self.batches[way]).loss
+        return (
+            published_loss(self.model, self.loop)
+            if way == PUBLISHED
+            else self.model(**self.batches[way]).loss
+        )
 
     def step(self, way: str) -> None:
         """Forward and backward."""
@@ -220,14 +269,24 @@ class StepBench:
         return sum(len(rows) for rows in ids), sum(rows.numel() for rows in ids)
 
     def flops(self, way: str) -> float:
-        """Operations that the step needs: real tokens, half of attention's square, what is trained three times."""
+        """Operations that the step needs: real tokens, half of attention's square, what is
+        trained three times.
+        """
         costs, config = CostModel(self.model), self.model.config
-        width = costs.decoder_layers * config.text_config.num_attention_heads * head_dim(config.text_config)
+        width = (
+            costs.decoder_layers
+            * config.text_config.num_attention_heads
+            * head_dim(config.text_config)
+        )
         batches = self.loop if way == PUBLISHED else [self.batches[way]]
         lengths = torch.cat([_lengths(batch) for batch in batches]).double()
-        decoder = float((2 * lengths * costs.decoder.active(costs.top_k) + 2 * lengths.square() * width).sum())
+        decoder = float(
+            (2 * lengths * costs.decoder.active(costs.top_k) + 2 * lengths.square() * width).sum()
+        )
         targets = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-        heads = sum(batch["input_ids"].numel() for batch in batches) if way == PUBLISHED else targets
+        heads = (
+            sum(batch["input_ids"].numel() for batch in batches) if way == PUBLISHED else targets
+        )
         tiles = sum(len(batch["pixel_values"]) for batch in batches)
         tower = tiles * (self.tower_passes * costs.vision_flops() + 3 * costs.connector_flops())
         return 3 * (decoder + 2.0 * heads * costs.head) + tower

@@ -1,4 +1,6 @@
-"""`m3 bench sweep`: a sweep of all scales against the largest scale alone, and against one lmms-eval process per scale."""
+"""`m3 bench sweep`: a sweep of all scales against the largest scale alone, and against one
+lmms-eval process per scale.
+"""
 
 import argparse
 import json
@@ -10,35 +12,58 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m3.bench.timing import alternate
-from m3.evaluation import sweep
-from m3.evaluation.run_folder import read_keys, result_path
-from m3.evaluation.store import Store
+from m3.evaluation.results.run_folder import read_keys, result_path
+from m3.evaluation.results.store import Store
+from m3.evaluation.sweep import sweep
 
 Answers = dict[tuple[str, int, int], str]
 """(task, scale, document) -> what was answered."""
 
 
 def main(argv: list[str]) -> int:
-    """Prints seconds and their ratios; every sweep starts from an empty store. 1 when the two ways answer differently."""
+    """Prints seconds and their ratios; every sweep starts from an empty store.
+
+    1 when the two ways answer differently.
+    """
     parser = argparse.ArgumentParser(prog="m3 bench sweep", description=__doc__)
     parser.add_argument("--model", default="playground/m3-tiny-base")
     parser.add_argument("--tasks", default="m3_tiny")
     parser.add_argument("--scales", default="1,4,9,36,144")
     parser.add_argument("--limit", type=int, default=50, help="documents of each task")
-    parser.add_argument("--include-path", type=Path, default=Path("lmms_eval_tasks"), help="folder with own tasks")
+    parser.add_argument(
+        "--include-path", type=Path, default=Path("lmms_eval_tasks"), help="folder with own tasks"
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args(argv)
     scales = sorted(int(scale) for scale in arguments.scales.split(","))
-    common = [arguments.model, "--tasks", arguments.tasks, "--limit", str(arguments.limit), "--no-latency"]
+    common = [
+        arguments.model,
+        "--tasks",
+        arguments.tasks,
+        "--limit",
+        str(arguments.limit),
+        "--no-latency",
+    ]
     common += ["--include-path", str(arguments.include_path)]
-    print(f"{len(scales)} scales {scales}, {arguments.limit} documents per task, {arguments.repetitions} repetitions")
+    print(
+        f"{len(scales)} scales {scales}, {arguments.limit} documents per task, "
+        f"{arguments.repetitions} repetitions"
+    )
     if arguments.repetitions:
         in_process(common, scales, arguments.repetitions)
     together, ours = swept(common, scales)
-    apart, theirs = harness(arguments.model, arguments.tasks, scales, arguments.limit, arguments.include_path)
+    apart, theirs = harness(
+        arguments.model, arguments.tasks, scales, arguments.limit, arguments.include_path
+    )
     equal = sum(ours[key] == theirs[key] for key in theirs)
-    print(f"as commands:     one sweep {together:.1f} s, {len(scales)} processes of lmms-eval {apart:.1f} s")
-    print(f"the sweep takes {together / apart:.2f} of their time; {equal} of {len(theirs)} answers are equal")
+    print(
+        f"as commands:     one sweep {together:.1f} s, {len(scales)} processes of lmms-eval "
+        f"{apart:.1f} s"
+    )
+    print(
+        f"the sweep takes {together / apart:.2f} of their time; {equal} of {len(theirs)} answers "
+        "are equal"
+    )
     return 0 if equal == len(theirs) == len(ours) else 1
 
 
@@ -52,7 +77,10 @@ def in_process(common: Sequence[str], scales: Sequence[int], repetitions: int) -
                 raise RuntimeError(f"the sweep failed with code {code}")
 
     every, largest = alternate([lambda: inside(scales), lambda: inside(scales[-1:])], repetitions)
-    print(f"in one process:  all scales {every.median:.1f} s, {scales[-1]} alone {largest.median:.1f} s")
+    print(
+        f"in one process:  all scales {every.median:.1f} s, {scales[-1]} alone "
+        f"{largest.median:.1f} s"
+    )
     print(f"all scales cost {every.median / largest.median:.2f}x the largest alone")
 
 
@@ -60,7 +88,17 @@ def swept(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answers]
     """Seconds and answers of `m3 sweep`, as a command."""
     with tempfile.TemporaryDirectory() as name:
         run = Path(name)
-        command = [sys.executable, "-m", "m3.cli", "sweep", *common, "--scales", joined(scales), "--out", name]
+        command = [
+            sys.executable,
+            "-m",
+            "m3.cli",
+            "sweep",
+            *common,
+            "--scales",
+            joined(scales),
+            "--out",
+            name,
+        ]
         seconds = timed(command)
         answers: Answers = {}
         store = Store(run / "store")
@@ -74,21 +112,41 @@ def swept(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answers]
         return seconds, answers
 
 
-def harness(model: str, tasks: str, scales: Sequence[int], limit: int, include: Path) -> tuple[float, Answers]:
+def harness(
+    model: str, tasks: str, scales: Sequence[int], limit: int, include: Path
+) -> tuple[float, Answers]:
     """Seconds and answers of lmms-eval's own command, one process after the other."""
     seconds, answers = 0.0, {}
     for scale in scales:
         with tempfile.TemporaryDirectory() as name:
-            command = [sys.executable, "-m", "lmms_eval", "--model", "m3", "--tasks", tasks, "--limit", str(limit)]
-            command += ["--model_args", f"pretrained={model},matryoshka_vis_token_scale={scale}", "--batch_size", "16"]
+            command = [
+                sys.executable,
+                "-m",
+                "lmms_eval",
+                "--model",
+                "m3",
+                "--tasks",
+                tasks,
+                "--limit",
+                str(limit),
+            ]
+            command += [
+                "--model_args",
+                f"pretrained={model},matryoshka_vis_token_scale={scale}",
+                "--batch_size",
+                "16",
+            ]
             command += ["--include_path", str(include), "--log_samples", "--output_path", name]
             seconds += timed(command)
             for path in Path(name).rglob("*_samples_*.jsonl"):
                 task = path.stem.split("_samples_")[1]
                 for line in path.read_text(encoding="utf-8").splitlines():
                     sample = json.loads(line)
-                    said = sample["filtered_resps"]  # the harness writes a list of one answer as the answer
-                    answers[task, scale, int(sample["doc_id"])] = said if isinstance(said, str) else said[0]
+                    # the harness writes a list of one answer as the answer
+                    said = sample["filtered_resps"]
+                    answers[task, scale, int(sample["doc_id"])] = (
+                        said if isinstance(said, str) else said[0]
+                    )
     return seconds, answers
 
 

@@ -13,7 +13,9 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall seconds of every repetition in order, and CPU seconds of all threads, which other work on the machine moves less."""
+    """Wall seconds of every repetition in order, and CPU seconds of all threads, which other
+    work on the machine moves less.
+    """
 
     seconds: tuple[float, ...]
     cpu_seconds: tuple[float, ...] = ()
@@ -39,11 +41,15 @@ CPU = torch.device("cpu")
 
 
 def alternate(
-    tasks: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 1, device: torch.device = CPU
+    tasks: Sequence[Callable[[], object]],
+    repetitions: int,
+    warm_up: int = 1,
+    device: torch.device = CPU,
 ) -> list[Timing]:
     """Runs the tasks turn about, so that whatever slows the machine slows all of them alike.
 
-    device: waited for before and after each task, since an accelerator works on while Python goes ahead.
+    device: waited for before and after each task, since an accelerator works on while Python goes
+        ahead.
     """
     measured: list[list[tuple[float, float]]] = [[] for _ in tasks]
     for repetition in range(warm_up + repetitions):
@@ -63,8 +69,12 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def matmul_peak(device: torch.device = CPU, dtype: torch.dtype = torch.float32, seconds: float = 1.0) -> float:
-    """Floating-point operations per second of square products: CPU seconds with torch's threads as set, else wall seconds."""
+def matmul_peak(
+    device: torch.device = CPU, dtype: torch.dtype = torch.float32, seconds: float = 1.0
+) -> float:
+    """Floating-point operations per second of square products: CPU seconds with torch's threads
+    as set, else wall seconds.
+    """
     clock, size = (time.process_time, 1536) if device.type == "cpu" else (time.perf_counter, 8192)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     fastest, began = math.inf, clock()
@@ -78,7 +88,9 @@ def matmul_peak(device: torch.device = CPU, dtype: torch.dtype = torch.float32, 
 
 
 def peak_device_memory(task: Callable[[], object], device: torch.device) -> int:
-    """Bytes of an accelerator's memory by which tensors peak above rest while `task` runs in this process."""
+    """Bytes of an accelerator's memory by which tensors peak above rest while `task` runs in
+    this process.
+    """
     torch.accelerator.empty_cache()
     torch.accelerator.reset_peak_memory_stats(device)
     rest = torch.accelerator.memory_allocated(device)
@@ -90,7 +102,8 @@ def peak_device_memory(task: Callable[[], object], device: torch.device) -> int:
 def peak_memory(task: Callable[..., object], *arguments: Any) -> int:
     """Bytes by which the resident memory of a fresh process peaks while it runs `task(*arguments)`.
 
-    `task` must prepare itself, call the function it is given to mark the start, then do the work: `task(mark, ...)`.
+    `task` must prepare itself, call the function it is given to mark the start, then do the work:
+    `task(mark, ...)`.
     """
     context = get_context("spawn")
     queue = context.Queue()
@@ -101,7 +114,9 @@ def peak_memory(task: Callable[..., object], *arguments: Any) -> int:
             if not queue.empty():
                 return int(queue.get())
             if not process.is_alive() and queue.empty():
-                raise RuntimeError(f"the process that measures memory ended with code {process.exitcode}")
+                raise RuntimeError(
+                    f"the process that measures memory ended with code {process.exitcode}"
+                )
             time.sleep(0.05)
     finally:
         process.join()
@@ -116,7 +131,8 @@ def _run(queue: Any, task: Callable[..., object], arguments: tuple[Any, ...]) ->
 def _resident(field: str) -> int:
     """Bytes resident now (VmRSS) or at the peak (VmHWM) of this process, on Linux.
 
-    Not `getrusage`: its peak survives exec, so a spawned process starts with that of the process that spawned it.
+    Not `getrusage`: its peak survives exec, so a spawned process starts with that of the process
+        that spawned it.
     """
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith(f"{field}:"))

@@ -1,13 +1,15 @@
-"""`m3 bench train`: a training step over all scales on samples of mixed length, in every way it can be run.
+"""`m3 bench train`: a training step over all scales on samples of mixed length, in every way it can
+be run.
 
     published   one padded batch, tower pass and decoder pass per scale (m3/bench/published.py)
     padded      the tower once; every sequence in a padded row of its own
     packed      the tower once; sequences share rows
-    low         the tower once; packed rows one at a time (m3/training/low_memory.py)
+    low         the tower once; packed rows one at a time (m3/training/row_by_row.py)
     largest     the largest scale alone, packed: what memory is compared with
 
-Tokens are those that are no padding, the same number in all ways but `largest`; speeds are of CPU seconds. The published loop
-runs with the attention that transformers chooses, the others with that which `m3 train` would choose.
+Tokens are those that are no padding, the same number in all ways but `largest`; speeds are of CPU
+seconds. The published loop runs with the attention that transformers chooses, the others with that
+which `m3 train` would choose.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from m3.data.sample import Sample
 from m3.model import M3ForConditionalGeneration
 from m3.model.packing_check import choose_packed_attention
 from m3.training.build import load_checkpoint
-from m3.training.low_memory import row_by_row, split_rows
+from m3.training.row_by_row import row_by_row, split_rows
 
 WAYS = ("published", "padded", "packed", "low")
 
@@ -47,23 +49,38 @@ def main(argv: list[str]) -> int:
         prog="m3 bench train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", default="playground/m3-tiny-base")
-    parser.add_argument("--matryoshka_vis_token_scale", default="1,4,9,36,144", help="scales of the step")
     parser.add_argument(
-        "--images", type=int, default=24, help="pictures; every third with all its questions, the rest one"
+        "--matryoshka_vis_token_scale", default="1,4,9,36,144", help="scales of the step"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=24,
+        help="pictures; every third with all its questions, the rest one",
     )
     parser.add_argument("--pack-length", type=int, default=512)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args(argv)
     scales = tuple(int(scale) for scale in arguments.matryoshka_vis_token_scale.split(","))
-    setting = Setting(arguments.model, scales, arguments.images, arguments.pack_length, arguments.threads)
+    setting = Setting(
+        arguments.model, scales, arguments.images, arguments.pack_length, arguments.threads
+    )
     model, steps, tokens = prepare(setting)
     found = [gradient(model, steps[way]) for way in WAYS]
-    errors = {way: float((one - found[0]).norm() / found[0].norm()) for way, one in zip(WAYS, found, strict=True)}
+    errors = {
+        way: float((one - found[0]).norm() / found[0].norm())
+        for way, one in zip(WAYS, found, strict=True)
+    }
     del found
-    timings = alternate([lambda step=steps[way]: run(model, step) for way in WAYS], arguments.repetitions)
+    timings = alternate(
+        [lambda step=steps[way]: run(model, step) for way in WAYS], arguments.repetitions
+    )
     memory = {way: peak_memory(run_once, setting, way) for way in (*WAYS, "largest")}
-    print(f"{setting.images} pictures, scales {list(scales)}, {tokens} tokens, {arguments.repetitions} repetitions")
+    print(
+        f"{setting.images} pictures, scales {list(scales)}, {tokens} tokens, "
+        f"{arguments.repetitions} repetitions"
+    )
     print(
         f"{'':12}{'wall s':>9}{'+-':>7}{'CPU s':>9}{'tokens/s':>10}{'speed':>8}{'peak MiB':>10}{'/largest':>10}{'gradient':>10}"
     )
@@ -77,18 +94,25 @@ def main(argv: list[str]) -> int:
     return 0 if max(errors.values()) <= 1e-5 else 1
 
 
-def prepare(setting: Setting) -> tuple[M3ForConditionalGeneration, dict[str, Callable[[], None]], int]:
-    """The model; for each way the function that goes forward and backward over batches made beforehand; the tokens."""
+def prepare(
+    setting: Setting,
+) -> tuple[M3ForConditionalGeneration, dict[str, Callable[[], None]], int]:
+    """The model; for each way the function that goes forward and backward over batches made
+    beforehand; the tokens.
+    """
     torch.set_num_threads(setting.threads)
     model, processor = load_checkpoint(setting.model, setting.scales)
     model.train()
     samples = mixed_samples(setting.images)
     padded = Collator(processor, scales=setting.scales)(samples)
     packed = Collator(processor, scales=setting.scales, pack_length=setting.pack_length)(samples)
-    largest = Collator(processor, scales=(max(setting.scales),), pack_length=setting.pack_length)(samples)
+    largest = Collator(processor, scales=(max(setting.scales),), pack_length=setting.pack_length)(
+        samples
+    )
     loop = published_batches(samples, processor, setting.scales)
     tokens = int(padded["attention_mask"].sum())
-    with torch.no_grad():  # row after row of the padded batch: measuring must not raise the peak of what is measured
+    # row after row of the padded batch: measuring must not raise the peak of what is measured
+    with torch.no_grad():
         load = None if not model.model.routers else load_of(model, padded)
     decoder = model.model.language_model
     native = decoder.config._attn_implementation
@@ -110,8 +134,12 @@ def prepare(setting: Setting) -> tuple[M3ForConditionalGeneration, dict[str, Cal
     return model, steps, tokens
 
 
-def low(model: M3ForConditionalGeneration, batch: dict[str, Tensor], tokens: int, load: Tensor | None) -> None:
-    """Row by row, with the load of the whole batch as the load of the step, which is what the other ways balance."""
+def low(
+    model: M3ForConditionalGeneration, batch: dict[str, Tensor], tokens: int, load: Tensor | None
+) -> None:
+    """Row by row, with the load of the whole batch as the load of the step, which is what the
+    other ways balance.
+    """
     weights = batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum()
     options: dict[str, Tensor] = {"num_items_in_batch": weights}
     if load is not None:
@@ -126,7 +154,10 @@ def low(model: M3ForConditionalGeneration, batch: dict[str, Tensor], tokens: int
 
 
 def load_of(model: M3ForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
-    """`[layers, experts]`, over all rows. A run takes it from the step before, and pays nothing for it."""
+    """`[layers, experts]`, over all rows.
+
+    A run takes it from the step before, and pays nothing for it.
+    """
     parts: list[Tensor] = []
     features = model.get_image_features(batch["pixel_values"]).pooler_output
     for row in split_rows(model, batch, features):

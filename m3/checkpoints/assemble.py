@@ -1,7 +1,9 @@
-"""`m3 assemble`: any vision encoder and any causal decoder become one new checkpoint, to be trained.
+"""`m3 assemble`: any vision encoder and any causal decoder become one new checkpoint, to be
+trained.
 
-in: a folder (or hub id) of each, a connector and a nesting by name; way: both checkpoints are parts of one in our terms,
-the connector's weights are drawn, and so are rows for the image token and for what the chat format needs, like the old rows;
+in: a folder (or hub id) of each, a connector and a nesting by name; way: both checkpoints are parts
+of one in our terms, the connector's weights are drawn, and so are rows for the image token and for
+what the chat format needs, like the old rows;
 out: a native checkpoint, streamed like any conversion.
 """
 
@@ -27,16 +29,22 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from m3.checkpoints.aside import refuse_existing
 from m3.checkpoints.base import Native, Part, empty_model, generation_config
+from m3.checkpoints.conversion import HubLayout
 from m3.checkpoints.convert import write
 from m3.checkpoints.formats import NATIVE
 from m3.checkpoints.keymap import Dropped, Keymap, Row
-from m3.checkpoints.layout import HubLayout
+from m3.checkpoints.new_embeddings import drawn_rows
 from m3.checkpoints.places import find
-from m3.checkpoints.processors import IMAGE_TOKEN, add_tokens, load_image_processor, make_processor, own_template
-from m3.checkpoints.rows import drawn_rows
-from m3.checkpoints.tower import empty_tower, tower_keymap
+from m3.checkpoints.processors import (
+    IMAGE_TOKEN,
+    add_tokens,
+    load_image_processor,
+    make_processor,
+    own_template,
+)
+from m3.checkpoints.vision_tower import empty_tower, tower_keymap
+from m3.files import refuse_existing
 from m3.model import M3Config
 from m3.model.connectors import build_connector
 from m3.model.packing_check import choose_packed_attention
@@ -47,22 +55,36 @@ from m3.processing.chat_template import CONTROL_TOKENS
 logger = logging.getLogger(__name__)
 
 CONNECTORS = ("mlp2x_gelu", "linear", "resampler")
-"""Those that need no more than the widths of the two; the others belong to one family of checkpoints."""
+"""Those that need no more than the widths of the two; the others belong to one family of
+checkpoints.
+"""
 
 FEATURE_LAYERS = {"clip_vision_model": -2}
 """Hidden states that LLaVA reads, by encoder; of others the last, normalised output is read."""
 
 
 LOGIT_CHANGES = (
-    *("final_logit_softcapping", "logits_soft_cap", "softcap", "logit_scale", "logits_scaling", "lm_head_multiplier"),
+    *(
+        "final_logit_softcapping",
+        "logits_soft_cap",
+        "softcap",
+        "logit_scale",
+        "logits_scaling",
+        "lm_head_multiplier",
+    ),
     "output_multiplier",
 )
-"""Settings by which some decoders (Gemma 2, Cohere, Granite, Falcon-H1) change their logits behind `lm_head`; M3 does not."""
+"""Settings by which some decoders (Gemma 2, Cohere, Granite, Falcon-H1) change their logits
+behind `lm_head`; M3 does not.
+"""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What joins the two, and the seed of the new weights. `scales`: to be trained; none for the largest."""
+    """What joins the two, and the seed of the new weights.
+
+    `scales`: to be trained; none for the largest.
+    """
 
     connector: str = "mlp2x_gelu"
     nesting: str = "grid_pool"
@@ -76,23 +98,43 @@ def main(argv: list[str]) -> int:
     """Parses the arguments and assembles."""
     parser = argparse.ArgumentParser(prog="m3 assemble", description=__doc__)
     parser.add_argument("dest", type=Path, help="folder to write; must not exist")
-    parser.add_argument("--vision", required=True, help="folder or id of a vision encoder, or of a CLIP-like pair")
+    parser.add_argument(
+        "--vision", required=True, help="folder or id of a vision encoder, or of a CLIP-like pair"
+    )
     parser.add_argument("--decoder", required=True, help="folder or id of a causal language model")
     parser.add_argument("--connector", default="mlp2x_gelu", choices=CONNECTORS)
     parser.add_argument("--nesting", default="grid_pool", choices=list(NESTINGS))
     parser.add_argument("--queries", type=int, default=64, help="of the resampler")
-    parser.add_argument("--matryoshka_vis_token_scale", help="scales to be trained, such as 1,9,36,144,576")
-    parser.add_argument("--chat-template", type=Path, help="a Jinja file to use instead of the tokenizer's own format")
-    parser.add_argument("--seed", type=int, default=0, help="of the connector and of the new tokens' rows")
+    parser.add_argument(
+        "--matryoshka_vis_token_scale", help="scales to be trained, such as 1,9,36,144,576"
+    )
+    parser.add_argument(
+        "--chat-template",
+        type=Path,
+        help="a Jinja file to use instead of the tokenizer's own format",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the connector and of the new tokens' rows"
+    )
     given = parser.parse_args(argv)
-    scales = [scale.strip() for scale in (given.matryoshka_vis_token_scale or "").split(",") if scale.strip()]
+    scales = [
+        scale.strip()
+        for scale in (given.matryoshka_vis_token_scale or "").split(",")
+        if scale.strip()
+    ]
     if not all(scale.isdecimal() for scale in scales):
         raise ValueError(
-            f"--matryoshka_vis_token_scale takes numbers with commas, such as 1,9,36; got {given.matryoshka_vis_token_scale!r}"
+            "--matryoshka_vis_token_scale takes numbers with commas, such as 1,9,36; got "
+            f"{given.matryoshka_vis_token_scale!r}"
         )
     template = given.chat_template and given.chat_template.read_text()
     choices = Choices(
-        given.connector, given.nesting, given.queries, [int(scale) for scale in scales], template, given.seed
+        given.connector,
+        given.nesting,
+        given.queries,
+        [int(scale) for scale in scales],
+        template,
+        given.seed,
     )
     assemble(find(given.vision), find(given.decoder), given.dest, choices)
     logger.info("written: %s", given.dest)
@@ -103,7 +145,8 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
     """Writes the native checkpoint `dest`.
 
     Raises:
-        ValueError: a folder that holds no such model, an encoder whose tokens do not form its grid, an unreachable scale.
+        ValueError: a folder that holds no such model, an encoder whose tokens do not form its grid,
+            an unreachable scale.
     """
     refuse_existing(dest)
     tower_config = empty_tower(AutoConfig.from_pretrained(vision)).config
@@ -112,7 +155,8 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
     kind, image_token_id = tower_config.model_type, tokenizer.get_vocab()[IMAGE_TOKEN]
     config = M3Config(
         vision_config=tower_config,
-        text_config=text_config.to_dict() | {"vocab_size": max(text_config.vocab_size, len(tokenizer))},
+        text_config=text_config.to_dict()
+        | {"vocab_size": max(text_config.vocab_size, len(tokenizer))},
         connector={"kind": choices.connector, "num_queries": choices.queries},
         nesting={"kind": choices.nesting, "trained_scales": list(choices.scales)},
         image_token_id=image_token_id,
@@ -125,7 +169,10 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
     native = Native(
         config=config,
         processor=make_processor(config, load_image_processor(vision), tokenizer, chat),
-        parts=(Part(vision, HubLayout(empty_tower(tower_config)), tower_keymap(tower_config)), part),
+        parts=(
+            Part(vision, HubLayout(empty_tower(tower_config)), tower_keymap(tower_config)),
+            part,
+        ),
         generation=_generation(text_config, decoder, tokenizer, chat),
         new=new_connector(config, choices.seed),
     )
@@ -133,13 +180,16 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
     write(native, dest, NATIVE, f"{vision} and {decoder}")
     if choose_packed_attention(config.text_config).implementation is None:
         logger.info(
-            "no attention keeps packed sequences of a %s decoder apart: train with data.pack_length: null",
+            "no attention keeps packed sequences of a %s decoder apart: train with "
+            "data.pack_length: null",
             text_config.model_type,
         )
 
 
 def has_class_token(config: PreTrainedConfig) -> bool:
-    """Whether the encoder gives one token more than its grid has patches: seen on one layer of random weights."""
+    """Whether the encoder gives one token more than its grid has patches: seen on one layer of
+    random weights.
+    """
     shallow = deepcopy(config)
     shallow.num_hidden_layers = 1
     rows, columns = vision_grid(shallow)
@@ -151,7 +201,8 @@ def has_class_token(config: PreTrainedConfig) -> bool:
     surplus = tokens.shape[1] - rows * columns
     if surplus not in (0, 1):
         raise ValueError(
-            f"a vision encoder of type {config.model_type} gives {tokens.shape[1]} tokens for a grid of {rows}x{columns}; "
+            f"a vision encoder of type {config.model_type} gives {tokens.shape[1]} tokens for a "
+            f"grid of {rows}x{columns}; "
             "expected as many, or one class token more"
         )
     return surplus == 1
@@ -163,20 +214,28 @@ def new_connector(config: M3Config, seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         connector = build_connector(config)
         connector.apply(empty_model(config)._init_weights)
-    return {f"model.connector.{name}": tensor.to(config.dtype) for name, tensor in connector.state_dict().items()}
+    return {
+        f"model.connector.{name}": tensor.to(config.dtype)
+        for name, tensor in connector.state_dict().items()
+    }
 
 
 def _decoder_part(
     folder: Path, config: PreTrainedConfig, choices: Choices
 ) -> tuple[Part, PreTrainedTokenizerBase, str | None, list[int]]:
-    """The decoder's part of the weights, its tokenizer and chat template (None: ChatML), and the ids that are new."""
+    """The decoder's part of the weights, its tokenizer and chat template (None: ChatML), and the
+    ids that are new.
+    """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{folder}: a model of type {config.model_type} is no causal decoder")
     settings = config.to_dict()
-    changes = {name: settings[name] for name in LOGIT_CHANGES if settings.get(name) not in (None, 1)}
+    changes = {
+        name: settings[name] for name in LOGIT_CHANGES if settings.get(name) not in (None, 1)
+    }
     if changes:
         raise ValueError(
-            f"{folder}: a decoder of type {config.model_type} changes its logits behind lm_head ({changes}), which M3 does not: "
+            f"{folder}: a decoder of type {config.model_type} changes its logits behind lm_head "
+            f"({changes}), which M3 does not: "
             "its probabilities would be others. Use another decoder"
         )
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
@@ -187,10 +246,17 @@ def _decoder_part(
         model = AutoModelForCausalLM.from_config(config)
     _check_names(folder, model)
     keymap = Keymap(
-        (Row(f"{model.base_model_prefix}.*", "model.language_model.*"), Row("lm_head.weight", "lm_head.weight")),
+        (
+            Row(f"{model.base_model_prefix}.*", "model.language_model.*"),
+            Row("lm_head.weight", "lm_head.weight"),
+        ),
         (
             Dropped("*.rotary_emb.inv_freq", "a buffer computed from the configuration"),
-            *((Dropped("lm_head.weight", "the embedding once more"),) if config.tie_word_embeddings else ()),
+            *(
+                (Dropped("lm_head.weight", "the embedding once more"),)
+                if config.tie_word_embeddings
+                else ()
+            ),
         ),
     )
     rows = max(config.vocab_size, len(tokenizer))
@@ -203,15 +269,19 @@ def _decoder_part(
 
 
 def _check_names(folder: Path, model: PreTrainedModel) -> None:
-    """M3 finds a decoder's tables by the names that most decoders give them; transformers says what this one's are."""
+    """M3 finds a decoder's tables by the names that most decoders give them; transformers says
+    what this one's are.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     prefix, kind = model.base_model_prefix, model.config.model_type
     read, said = names[id(embedding)], names.get(id(output))
     if (read, said) != (f"{prefix}.embed_tokens", "lm_head"):
         raise ValueError(
-            f"{folder}: a decoder of type {kind} keeps its embedding as {read!r} and its output as {said!r}; m3 assemble joins "
-            f"decoders that have '{prefix}.embed_tokens' and 'lm_head', as Llama, Qwen, Mistral, Mixtral and gpt-oss"
+            f"{folder}: a decoder of type {kind} keeps its embedding as {read!r} and its output as "
+            f"{said!r}; m3 assemble joins "
+            f"decoders that have '{prefix}.embed_tokens' and 'lm_head', as Llama, Qwen, Mistral, "
+            "Mixtral and gpt-oss"
         )
 
 
@@ -221,7 +291,11 @@ def _generation(
     """As the decoder's own; ChatML's end of a turn ends an answer too."""
     generation = generation_config(config, folder)
     end = tokenizer.get_vocab()[CONTROL_TOKENS[1]] if chat is None else None
-    known = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    known = (
+        generation.eos_token_id
+        if isinstance(generation.eos_token_id, list)
+        else [generation.eos_token_id]
+    )
     generation.eos_token_id = sorted({one for one in (*known, end) if one is not None})
     if generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id

@@ -1,8 +1,10 @@
-"""What a format is: one class per foreign format, one row each in `m3/checkpoints/formats.py:FORMATS`.
+"""What a format is: one class per foreign format, one row each in
+`m3/checkpoints/formats/__init__.py:FORMATS`.
 
-Reading gives `Native`: the checkpoint in our terms, its configuration, processor and where its weights lie. Writing
-takes the same and says what the foreign folder holds. Weights themselves are no business of a format: it names a layout
-(m3/checkpoints/layout.py) and a key map (m3/checkpoints/keymap.py), and streaming does the rest.
+Reading gives `Native`: the checkpoint in our terms, its configuration, processor and where its
+weights lie. Writing takes the same and says what the foreign folder holds. Weights themselves are
+no business of a format: it names a layout (m3/checkpoints/conversion.py) and a key map
+(m3/checkpoints/keymap.py), and streaming does the rest.
 """
 
 import json
@@ -16,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 
+from m3.checkpoints.conversion import Layout
 from m3.checkpoints.keymap import Keymap
-from m3.checkpoints.layout import Layout
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
 
@@ -26,7 +28,9 @@ Edits = Mapping[str, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Options:
-    """What a checkpoint may lack and the user brings: folders of a vision tower and a tokenizer, a chat template."""
+    """What a checkpoint may lack and the user brings: folders of a vision tower and a tokenizer,
+    a chat template.
+    """
 
     vision_tower: Path | None = None
     tokenizer: Path | None = None
@@ -102,11 +106,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def generation_config(text_config: PreTrainedConfig, folder: Path) -> GenerationConfig:
-    """The ids that begin, end and pad a text, from the checkpoint's own file or its decoder; sampling is the caller's."""
+    """The ids that begin, end and pad a text, from the checkpoint's own file or its decoder;
+    sampling is the caller's.
+    """
     file = folder / "generation_config.json"
     given = read_json(file) if file.is_file() else {}
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return GenerationConfig(**{name: given.get(name, text_config.to_dict().get(name)) for name in ids})
+    return GenerationConfig(
+        **{name: given.get(name, text_config.to_dict().get(name)) for name in ids}
+    )
 
 
 def empty_model(config: M3Config) -> M3ForConditionalGeneration:

@@ -1,4 +1,6 @@
-"""`m3 convert SOURCE DEST`: a checkpoint of another format becomes a native one; with --to, a native one another's."""
+"""`m3 convert SOURCE DEST`: a checkpoint of another format becomes a native one; with --to, a
+native one another's.
+"""
 
 import argparse
 import math
@@ -13,12 +15,25 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="m3 convert", description=__doc__)
     parser.add_argument("source", help="folder of the checkpoint, or its id on the hub")
     parser.add_argument("dest", type=Path, help="folder to write; must not exist")
-    parser.add_argument("--format", default="auto", choices=["auto", *FORMATS], help="format of SOURCE")
+    parser.add_argument(
+        "--format", default="auto", choices=["auto", *FORMATS], help="format of SOURCE"
+    )
     parser.add_argument("--to", default=NATIVE, choices=list(FORMATS), help="format of DEST")
-    parser.add_argument("--vision-tower", help="folder or id of the vision tower, where SOURCE does not contain it")
+    parser.add_argument(
+        "--vision-tower", help="folder or id of the vision tower, where SOURCE does not contain it"
+    )
     parser.add_argument("--tokenizer", help="folder or id of the tokenizer, where SOURCE has none")
-    parser.add_argument("--chat-template", type=Path, help="a Jinja file to use instead of the checkpoint's own format")
-    parser.add_argument("--shard-gb", type=float, default=1.0, help="largest file of weights; bounds the memory needed")
+    parser.add_argument(
+        "--chat-template",
+        type=Path,
+        help="a Jinja file to use instead of the checkpoint's own format",
+    )
+    parser.add_argument(
+        "--shard-gb",
+        type=float,
+        default=1.0,
+        help="largest file of weights; bounds the memory needed",
+    )
     arguments = parser.parse_args(argv)
     from m3.checkpoints.base import Options
     from m3.checkpoints.convert import convert
@@ -34,7 +49,14 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--shard-gb {arguments.shard_gb:g}: expected more than 0")
     shard_bytes = int(arguments.shard_gb * 10**9)
     try:
-        convert(find(arguments.source), arguments.dest, arguments.format, arguments.to, options, shard_bytes)
+        convert(
+            find(arguments.source),
+            arguments.dest,
+            arguments.format,
+            arguments.to,
+            options,
+            shard_bytes,
+        )
     except MismatchError as error:
         print(f"m3 convert: {error}", file=sys.stderr)
         return 1

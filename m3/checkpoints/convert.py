@@ -1,17 +1,25 @@
 """Conversion of a checkpoint folder from one format to another.
 
-in: a folder; way: its format says what it is in our terms (configuration, processor, layout and key map of its weights),
-streaming plans and checks every tensor, the target format says what to write; out: a new folder, whole or not at all.
+in: a folder; way: its format says what it is in our terms (configuration, processor, layout and key
+map of its weights), streaming plans and checks every tensor, the target format says what to write;
+out: a new folder, whole or not at all.
 """
 
 from contextlib import ExitStack
 from pathlib import Path
 
-from m3.checkpoints.aside import refuse_existing, written_aside
 from m3.checkpoints.base import Native, Options, expected_tensors
 from m3.checkpoints.formats import NATIVE, get_format, recognise
-from m3.checkpoints.streaming import SHARD_BYTES, MismatchError, Plan, plan_export, plan_import, write_weights
+from m3.checkpoints.streaming import (
+    SHARD_BYTES,
+    MismatchError,
+    Plan,
+    plan_export,
+    plan_import,
+    write_weights,
+)
 from m3.checkpoints.weights import Weights
+from m3.files import refuse_existing, written_aside
 
 
 def convert(
@@ -34,12 +42,17 @@ def convert(
         ValueError: whatever else is wrong with the folders, or that the target cannot hold.
     """
     refuse_existing(dest)
-    native = get_format(recognise(source) if form == "auto" else form).read(source, options or Options())
+    native = get_format(recognise(source) if form == "auto" else form).read(
+        source, options or Options()
+    )
     write(native, dest, to, str(source), shard_bytes)
 
 
 def write(native: Native, dest: Path, to: str, what: str, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes a checkpoint in our terms as a folder of the format `to`. `what` names its source in errors."""
+    """Writes a checkpoint in our terms as a folder of the format `to`.
+
+    `what` names its source in errors.
+    """
     target = get_format(to).write(native)
     with ExitStack() as stack:
         made = Plan()
@@ -49,7 +62,9 @@ def write(native: Native, dest: Path, to: str, what: str, shard_bytes: int = SHA
         made.check(expected_tensors(native.config), what)
         plan = plan_export(made, target)
         if plan.unknown or plan.broken:
-            raise MismatchError(f"{what}: the format {to} has no place for {', '.join(plan.unknown + plan.broken)}")
+            raise MismatchError(
+                f"{what}: the format {to} has no place for {', '.join(plan.unknown + plan.broken)}"
+            )
         with written_aside(dest) as folder:
             target.save(folder)
             write_weights(plan, folder, shard_bytes)

@@ -1,8 +1,11 @@
-"""A key map: the names of a foreign format's tensors beside ours, as a literal table that is read both ways.
+"""A key map: the names of a foreign format's tensors beside ours, as a literal table that is read
+both ways.
 
-in: a name on one side; out: the name on the other, or None where the table says that the tensor is dropped.
+in: a name on one side; out: the name on the other, or None where the table says that the tensor is
+    dropped.
 
-`*` in a pattern stands for any text, the same on both sides. The first row that matches wins, in either direction.
+`*` in a pattern stands for any text, the same on both sides. The first row that matches wins, in
+either direction.
 """
 
 import re
@@ -17,7 +20,9 @@ class Row:
     native: str
 
     def __post_init__(self) -> None:
-        assert self.foreign.count("*") == self.native.count("*"), f"{self.foreign} and {self.native} differ in *"
+        assert self.foreign.count("*") == self.native.count("*"), (
+            f"{self.foreign} and {self.native} differ in *"
+        )
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,15 @@ class Keymap:
 
     def to_native(self, foreign: str) -> str | None:
         """Our name of a foreign tensor; None when no row knows it."""
-        return next((name for row in self.rows if (name := _rename(foreign, row.foreign, row.native))), None)
+        return next(
+            (name for row in self.rows if (name := _rename(foreign, row.foreign, row.native))), None
+        )
 
     def to_foreign(self, native: str) -> str | None:
         """The foreign name of one of our tensors; None when no row knows it."""
-        return next((name for row in self.rows if (name := _rename(native, row.native, row.foreign))), None)
+        return next(
+            (name for row in self.rows if (name := _rename(native, row.native, row.foreign))), None
+        )
 
 
 def _match(pattern: str, name: str) -> re.Match[str] | None:

@@ -9,11 +9,15 @@ WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
 def find(name: str) -> Path:
-    """The folder `name`, or a snapshot of the hub repository of that id (weights only as safetensors)."""
+    """The folder `name`, or a snapshot of the hub repository of that id (weights only as
+    safetensors).
+    """
     folder = Path(name)
     if folder.is_dir():
         return folder
     try:
         return Path(snapshot_download(name, allow_patterns=list(WANTED)))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(f"{name!r} is neither a folder nor a repository that can be had ({error})") from error
+        raise ValueError(
+            f"{name!r} is neither a folder nor a repository that can be had ({error})"
+        ) from error

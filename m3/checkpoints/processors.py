@@ -1,4 +1,6 @@
-"""The processor of a converted checkpoint: its tokenizer with an image token, its image processor, its chat template."""
+"""The processor of a converted checkpoint: its tokenizer with an image token, its image
+processor, its chat template.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,18 +31,29 @@ def load_tokenizer(folder: Path, given: Path | None, vocabulary: int) -> PreTrai
     """The tokenizer of `given`, or else of the checkpoint itself, as a fast one.
 
     Args:
-        vocabulary: rows of the model's embedding; a tokenizer with more ids belongs to another model.
+        vocabulary: rows of the model's embedding; a tokenizer with more ids belongs to another
+            model.
     """
     place = given or folder
     if not any((place / name).is_file() for name in _TOKENIZER_FILES):
-        raise ValueError(f"{place} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name its folder with --tokenizer")
-    tokenizer = load_sentencepiece(place) if is_sentencepiece(place) else AutoTokenizer.from_pretrained(place)
+        raise ValueError(
+            f"{place} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name its "
+            "folder with --tokenizer"
+        )
+    tokenizer = (
+        load_sentencepiece(place)
+        if is_sentencepiece(place)
+        else AutoTokenizer.from_pretrained(place)
+    )
     if not tokenizer.is_fast:
-        raise ValueError(f"{place}: {type(tokenizer).__name__} has no fast form; give one with --tokenizer")
+        raise ValueError(
+            f"{place}: {type(tokenizer).__name__} has no fast form; give one with --tokenizer"
+        )
     ids = [i for token, i in tokenizer.get_vocab().items() if token != IMAGE_TOKEN]
     if max(ids) >= vocabulary:
         raise ValueError(
-            f"{place}: the tokenizer has ids up to {max(ids)}, but the model has embeddings for {vocabulary} tokens. "
+            f"{place}: the tokenizer has ids up to {max(ids)}, but the model has embeddings for "
+            f"{vocabulary} tokens. "
             "Give the tokenizer that the model was trained with (--tokenizer)"
         )
     return tokenizer
@@ -49,8 +62,8 @@ def load_tokenizer(folder: Path, given: Path | None, vocabulary: int) -> PreTrai
 def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """Makes sure of `<image>` as one token; returns its id.
 
-    The placeholder needs no embedding, since visual tokens take its place: its id may lie beyond the model's
-    vocabulary (`M3Config.image_token_id`), so that the weights stay as they are.
+    The placeholder needs no embedding, since visual tokens take its place: its id may lie beyond
+    the model's vocabulary (`M3Config.image_token_id`), so that the weights stay as they are.
     """
     add_tokens(tokenizer, (IMAGE_TOKEN,))
     return tokenizer.get_vocab()[IMAGE_TOKEN]
@@ -59,16 +72,22 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def add_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[int]:
     """Makes sure of special tokens; returns the ids of those that were not there."""
     new = [name for name in names if name not in tokenizer.get_vocab()]
-    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in new], special_tokens=True)
+    tokenizer.add_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in new], special_tokens=True
+    )
     return [tokenizer.get_vocab()[name] for name in new]
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A text model's own chat template, if it keeps images and marks answers for training ({% generation %})."""
+    """A text model's own chat template, if it keeps images and marks answers for training ({%
+    generation %}).
+    """
     own = tokenizer.chat_template
     if not isinstance(own, str) or "generation" not in own:
         return None
-    return next((one for one in (own, _AS_PARTS + own) if carries_images(tokenizer, one, IMAGE_TOKEN)), None)
+    return next(
+        (one for one in (own, _AS_PARTS + own) if carries_images(tokenizer, one, IMAGE_TOKEN)), None
+    )
 
 
 def load_image_processor(folder: Path) -> BaseImageProcessor:
@@ -79,8 +98,10 @@ def load_image_processor(folder: Path) -> BaseImageProcessor:
 
 
 def clip_image_processor(settings: Mapping[str, Any]) -> BaseImageProcessor:
-    """A CLIP image processor from plain settings (m3/checkpoints/clip.py)."""
-    return CLIPImageProcessorPil(**{key: value for key, value in settings.items() if key != "image_processor_type"})
+    """A CLIP image processor from plain settings (m3/checkpoints/formats/clip.py)."""
+    return CLIPImageProcessorPil(
+        **{key: value for key, value in settings.items() if key != "image_processor_type"}
+    )
 
 
 def make_processor(
@@ -111,7 +132,8 @@ def token_of(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> str:
     known = {i: token for token, i in tokenizer.get_vocab().items()}
     if image_token_id not in known:
         raise ValueError(
-            f"the model's image token has the id {image_token_id}, but the tokenizer's ids end at {max(known)}. Give "
+            f"the model's image token has the id {image_token_id}, but the tokenizer's ids end at "
+            f"{max(known)}. Give "
             "the tokenizer that belongs to the model (--tokenizer)"
         )
     return known[image_token_id]
@@ -120,7 +142,8 @@ def token_of(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> str:
 def choose_template(
     tokenizer: PreTrainedTokenizerBase, folder: Path, config: M3Config, given: str | None
 ) -> str | None:
-    """The chat format of a checkpoint: the user's, its own, ChatML (None) where the tokenizer has it, LLaVA-1.5's.
+    """The chat format of a checkpoint: the user's, its own, ChatML (None) where the tokenizer has
+    it, LLaVA-1.5's.
 
     Raises:
         ValueError: none of these can be meant.
@@ -139,26 +162,35 @@ def choose_template(
     if own is None and config.text_config.model_type == "llama":
         return vicuna(tokenizer, image_token)
     raise ValueError(
-        f"{folder} has no chat template that keeps the images of a message, and its tokenizer has no ChatML tokens. "
+        f"{folder} has no chat template that keeps the images of a message, and its tokenizer has "
+        "no ChatML tokens. "
         "Give one with --chat-template FILE"
     )
 
 
 def vicuna(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> str:
-    """Vicuna's chat template, with the space behind images where the tokenizer does not put it there itself."""
+    """Vicuna's chat template, with the space behind images where the tokenizer does not put it
+    there itself.
+    """
     return vicuna_template(image_token, "" if begins_anew(tokenizer, image_token) else " ")
 
 
 _AS_PARTS = (
-    "{%- set ns = namespace(all=[]) -%}{%- for message in messages -%}{%- set ns.all = ns.all + [dict(message, "
-    "content=[{'type': 'text', 'text': message.content}]) if message.content is string else message] -%}{%- endfor -%}"
+    "{%- set ns = namespace(all=[]) -%}{%- for message in messages -%}{%- set ns.all = ns.all + "
+    "[dict(message, "
+    "content=[{'type': 'text', 'text': message.content}]) if message.content is string else "
+    "message] -%}{%- endfor -%}"
     "{%- set messages = ns.all -%}"
 )
-"""Put before a template that reads lists of parts only (as those of transformers do): a string becomes one part."""
+"""Put before a template that reads lists of parts only (as those of transformers do): a string
+becomes one part.
+"""
 
 
 def carries_images(tokenizer: PreTrainedTokenizerBase, template: str, image_token: str) -> bool:
-    """Whether a chat template keeps text and image of a message, given as one string and as a list of parts."""
+    """Whether a chat template keeps text and image of a message, given as one string and as a
+    list of parts.
+    """
     parts = [{"type": "image"}, {"type": "text", "text": "probe"}]
     for content in (f"{image_token}\nprobe", parts):
         messages = [{"role": "user", "content": content}]

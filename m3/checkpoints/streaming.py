@@ -1,8 +1,10 @@
-"""Streaming: steps from tensors of one checkpoint to tensors of another, checked without weights, then run one by one.
+"""Streaming: steps from tensors of one checkpoint to tensors of another, checked without weights,
+then run one by one.
 
-in: parts of a checkpoint (layout and key map of each) or a target, and tensors to read; out: a `Plan`, and from it a
-folder of safetensors shards. Every step first runs on the meta device, so that each missing, unexpected or misshapen
-tensor is known before a byte is written. Then memory holds one shard and one step's tensors, whatever the model's size.
+in: parts of a checkpoint (layout and key map of each) or a target, and tensors to read; out: a
+`Plan`, and from it a folder of safetensors shards. Every step first runs on the meta device, so
+that each missing, unexpected or misshapen tensor is known before a byte is written. Then memory
+holds one shard and one step's tensors, whatever the model's size.
 """
 
 import json
@@ -15,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from m3.checkpoints.base import Foreign, Part
-from m3.checkpoints.layout import Named, Read, Step, renaming
+from m3.checkpoints.conversion import Named, Read, Step, renaming
 from m3.checkpoints.weights import INDEX, TensorSource, nbytes, save_shard
 
 SHARD_BYTES = 10**9
@@ -29,7 +31,10 @@ class MismatchError(ValueError):
 
 @dataclass
 class Plan(TensorSource):
-    """Steps with their results foreseen in `meta`. `unknown`: tensors that no row of a table knows."""
+    """Steps with their results foreseen in `meta`.
+
+    `unknown`: tensors that no row of a table knows.
+    """
 
     steps: list[tuple[Step, Read]] = field(default_factory=list)
     meta: Named = field(default_factory=dict)
@@ -41,8 +46,11 @@ class Plan(TensorSource):
         """Foresees `step` on tensors of `source`."""
         try:
             made = step.run(source.meta.__getitem__)
-        except RuntimeError as error:  # torch refuses the shapes: for example one expert of a layer is absent
-            self.broken.append(f"{', '.join(step.sources[:4])}{', ...' if len(step.sources) > 4 else ''} ({error})")
+        # torch refuses the shapes: for example one expert of a layer is absent
+        except RuntimeError as error:
+            self.broken.append(
+                f"{', '.join(step.sources[:4])}{', ...' if len(step.sources) > 4 else ''} ({error})"
+            )
             return
         self._maker |= dict.fromkeys(made, len(self.steps))
         self.steps.append((step, source.read))
@@ -73,18 +81,23 @@ class Plan(TensorSource):
             "of whole numbers (quantised weights are not read)": [
                 f"{name} {made.dtype}"
                 for name, made in self.meta.items()
-                if name in expected and expected[name].is_floating_point() and not made.is_floating_point()
+                if name in expected
+                and expected[name].is_floating_point()
+                and not made.is_floating_point()
             ],
             "that cannot be put together": self.broken,
         }
         found = [
-            f"  {len(names)} {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+            f"  {len(names)} {kind}: "
+            f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
             for kind, names in problems.items()
             if names
         ]
         if found:
             raise MismatchError(
-                f"{what}: the tensors are not those that the configuration asks for.\n" + "\n".join(found) + "\n"
+                f"{what}: the tensors are not those that the configuration asks for.\n"
+                + "\n".join(found)
+                + "\n"
                 "Nothing was written. Is the checkpoint whole, and of this format?"
             )
 
@@ -144,7 +157,9 @@ def _reading_native(step: Step, native: Mapping[str, str], target: Foreign) -> S
 
 
 def write_weights(plan: Plan, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Runs the plan; writes shards of at most `shard_bytes` (a larger tensor stands alone) and their index."""
+    """Runs the plan; writes shards of at most `shard_bytes` (a larger tensor stands alone) and
+    their index.
+    """
     split = split_torch_state_dict_into_shards(plan.meta, max_shard_size=shard_bytes)
     shards = iter(split.filename_to_tensors.items())
     file, names = next(shards)

@@ -1,7 +1,9 @@
-"""Safetensors on disk: the tensors of a checkpoint folder by name, read one at a time; shards written one at a time.
+"""Safetensors on disk: the tensors of a checkpoint folder by name, read one at a time; shards
+written one at a time.
 
-in: a folder with `model.safetensors`, or `model.safetensors.index.json` and its shards; out: names with shapes and
-types (`Weights.meta`, on the meta device), and each tensor when it is asked for. Nothing is ever unpickled.
+in: a folder with `model.safetensors`, or `model.safetensors.index.json` and its shards; out: names
+with shapes and types (`Weights.meta`, on the meta device), and each tensor when it is asked for.
+Nothing is ever unpickled.
 """
 
 import json
@@ -21,11 +23,15 @@ from transformers.modeling_utils import load_state_dict
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 MAPPED_BYTES = 64 * 2**20
-"""A shard is mapped into memory while it is read; after so many bytes it is let go and opened anew."""
+"""A shard is mapped into memory while it is read; after so many bytes it is let go and opened
+anew.
+"""
 
 
 class TensorSource(ABC):
-    """Named tensors: `meta` says which, with shape and type on the meta device; `read` gives one."""
+    """Named tensors: `meta` says which, with shape and type on the meta device; `read` gives
+    one.
+    """
 
     meta: dict[str, Tensor]
 
@@ -38,8 +44,8 @@ class Weights(TensorSource):
     """The tensors of a checkpoint folder. Use it in a `with` block, which closes the open shard.
 
     Raises:
-        ValueError: no safetensors (pickled weights alone included), a shard that is missing or cut short, an index that
-            places a tensor in a file without it.
+        ValueError: no safetensors (pickled weights alone included), a shard that is missing or cut
+            short, an index that places a tensor in a file without it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,12 +54,14 @@ class Weights(TensorSource):
         files, place = _shards(folder)
         for file in files:
             for name, tensor in _header(file).items():
-                if place.get(name, file) == file:  # a tensor that stands in two files is read where the index says
+                # a tensor that stands in two files is read where the index says
+                if place.get(name, file) == file:
                     self.meta[name], self._file[name] = tensor, file
         lost = [name for name in place if name not in self.meta]
         if lost:
             raise ValueError(
-                f"{folder}: {INDEX} places {len(lost)} tensors in files that do not hold them, such as {lost[0]} in "
+                f"{folder}: {INDEX} places {len(lost)} tensors in files that do not hold them, "
+                f"such as {lost[0]} in "
                 f"{place[lost[0]].name}. Copy or download the checkpoint again"
             )
         self._stack, self._open, self._read_bytes = ExitStack(), None, 0
@@ -62,7 +70,12 @@ class Weights(TensorSource):
     def __enter__(self) -> "Weights":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._stack.close()
 
     def read(self, name: str) -> Tensor:
@@ -79,50 +92,67 @@ class Weights(TensorSource):
 
 def save_shard(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Writes one safetensors file."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        file,
+        metadata={"format": "pt"},
+    )
 
 
 def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
-    """The files, and in which of them the index says that each tensor is (nothing where there is no index)."""
+    """The files, and in which of them the index says that each tensor is (nothing where there is
+    no index).
+    """
     index, single = folder / INDEX, folder / SINGLE
     if index.is_file():
         place = _weight_map(index)
         files = sorted(set(place.values()))
         strange = [file for file in files if Path(file).name != file]
         if strange:
-            raise ValueError(f"{index}: shards must be files of the same folder, got {', '.join(strange)}")
+            raise ValueError(
+                f"{index}: shards must be files of the same folder, got {', '.join(strange)}"
+            )
         missing = [file for file in files if not (folder / file).is_file()]
         if missing:
             raise ValueError(
-                f"{folder}: {len(missing)} of the {len(files)} shards that {INDEX} names are missing: "
+                f"{folder}: {len(missing)} of the {len(files)} shards that {INDEX} names are "
+                "missing: "
                 f"{', '.join(missing)}. Copy or download them again"
             )
-        return [folder / file for file in files], {name: folder / file for name, file in place.items()}
+        return [folder / file for file in files], {
+            name: folder / file for name, file in place.items()
+        }
     if single.is_file():
         return [single], {}
     _refuse_adapter(folder)
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise ValueError(
-            f"{folder} has pickled weights only ({', '.join(pickled[:4])}). Unpickling runs whatever the file says, so "
-            "M3 does not do it. Load each file with torch.load(file, weights_only=True), write it with "
+            f"{folder} has pickled weights only ({', '.join(pickled[:4])}). Unpickling runs "
+            "whatever the file says, so "
+            "M3 does not do it. Load each file with torch.load(file, weights_only=True), write it "
+            "with "
             f"safetensors.torch.save_file as {SINGLE}, and convert that"
         )
     raise ValueError(f"{folder} has no weights: expected {SINGLE}, or {INDEX} and its shards")
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """A `ValueError` for a folder of LoRA, or of a connector alone, as LLaVA's training writes them: half a model."""
+    """A `ValueError` for a folder of LoRA, or of a connector alone, as LLaVA's training writes
+    them: half a model.
+    """
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         base = _base_of(adapter)
         raise ValueError(
-            f"{folder} is a LoRA adapter of {base} ({adapter.name}), not a whole model: merge it into that model with "
+            f"{folder} is a LoRA adapter of {base} ({adapter.name}), not a whole model: merge it "
+            "into that model with "
             "LLaVA's scripts/merge_lora_weights.py, save with safetensors, and convert the result"
         )
     if (folder / "mm_projector.bin").is_file():
         raise ValueError(
-            f"{folder} holds the connector of LLaVA's pre-training alone (mm_projector.bin), not a whole model: fine-tune "
+            f"{folder} holds the connector of LLaVA's pre-training alone (mm_projector.bin), not a "
+            "whole model: fine-tune "
             "with it first, and convert the result"
         )
 
@@ -138,7 +168,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         place = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{index}: not an index of shards ({error!r}). Copy or download it again") from error
+        raise ValueError(
+            f"{index}: not an index of shards ({error!r}). Copy or download it again"
+        ) from error
     if not isinstance(place, dict) or not all(isinstance(file, str) for file in place.values()):
         raise ValueError(f"{index}: weight_map must say the file of each tensor, got {place!r}")
     return place
@@ -149,10 +181,14 @@ def _header(file: Path) -> dict[str, Tensor]:
         return load_state_dict(file, map_location="meta")
     except SafetensorError as error:
         raise ValueError(
-            f"{file}: damaged or cut short ({error}; {file.stat().st_size:,} bytes). Copy or download it again"
+            f"{file}: damaged or cut short ({error}; {file.stat().st_size:,} bytes). Copy or "
+            "download it again"
         ) from error
 
 
 def nbytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of tensors, on the meta device too."""
-    return sum(tensor.numel() * torch.empty(0, dtype=tensor.dtype).element_size() for tensor in tensors.values())
+    return sum(
+        tensor.numel() * torch.empty(0, dtype=tensor.dtype).element_size()
+        for tensor in tensors.values()
+    )

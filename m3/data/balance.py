@@ -1,11 +1,12 @@
 """Equal work for every device: the samples of a step are dealt to its batches by length.
 
-Comes in: how many tokens each sample costs (`m3 data check --lengths FILE` measured it). Goes out: which sample takes
-which place within its step. No sample changes its step, and the deal is a function of the step's samples alone, so it
-is the same for any number of workers and after a resume.
+Comes in: how many tokens each sample costs (`m3 data check --lengths FILE` measured it). Goes out:
+which sample takes which place within its step. No sample changes its step, and the deal is a
+function of the step's samples alone, so it is the same for any number of workers and after a
+resume.
 
-Greedy, longest first, each to the batch that has least and still has room (Graham 1969, for makespan; with a limit on
-their number as batches have a fixed size).
+Greedy, longest first, each to the batch that has least and still has room (Graham 1969, for
+makespan; with a limit on their number as batches have a fixed size).
 """
 
 import zipfile
@@ -33,7 +34,10 @@ class Window:
 
     def costs(self, sources: np.ndarray, records: np.ndarray) -> np.ndarray:
         """Tokens of each (source, record), int64 `[n]`."""
-        found = [int(self.lengths[source][record]) for source, record in zip(sources, records, strict=True)]
+        found = [
+            int(self.lengths[source][record])
+            for source, record in zip(sources, records, strict=True)
+        ]
         return np.asarray(found, dtype=np.int64)
 
     def check(self, sizes: Sequence[int]) -> None:
@@ -41,13 +45,15 @@ class Window:
         counted = [len(lengths) for lengths in self.lengths]
         if counted != list(sizes):
             raise ValueError(
-                f"data.lengths counts {counted} samples, the sources hold {list(sizes)}. Measure them again with "
+                f"data.lengths counts {counted} samples, the sources hold {list(sizes)}. Measure "
+                "them again with "
                 "`m3 data check RECIPE --lengths FILE`"
             )
 
 
 def deal(costs: np.ndarray, batches: int) -> np.ndarray:
-    """Sample numbers in dealt order, int64 `[n]`: the first `n / batches` of them make up the first batch, and so on.
+    """Sample numbers in dealt order, int64 `[n]`: the first `n / batches` of them make up the first
+    batch, and so on.
 
     Within a batch the original order is kept.
     """
@@ -68,7 +74,9 @@ def write_lengths(path: Path, lengths: Sequence[np.ndarray], names: Sequence[str
     path.parent.mkdir(parents=True, exist_ok=True)
     with aside.open("wb") as file:
         arrays = {f"lengths_{number}": array for number, array in enumerate(lengths)}
-        np.savez_compressed(file, allow_pickle=False, names=np.asarray(names, dtype=np.str_), **arrays)
+        np.savez_compressed(
+            file, allow_pickle=False, names=np.asarray(names, dtype=np.str_), **arrays
+        )
     aside.replace(path)
 
 
@@ -84,13 +92,23 @@ def read_lengths(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         found = arrays["names"].tolist()
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(
-            f"{path}: not a file of lengths, or damaged ({error!r}); `m3 data check RECIPE --lengths {path}` writes one"
+            f"{path}: not a file of lengths, or damaged ({error!r}); `m3 data check RECIPE "
+            f"--lengths {path}` writes one"
         ) from error
     if found != list(names):
         raise ValueError(
-            f"{path}: holds the lengths of {', '.join(found)}; expected those of {', '.join(names)}. Measure them "
+            f"{path}: holds the lengths of {', '.join(found)}; expected those of "
+            f"{', '.join(names)}. Measure them "
             f"again with `m3 data check RECIPE --lengths {path}`"
         )
     return tuple(arrays[f"lengths_{number}"] for number in range(len(names)))

@@ -2,8 +2,9 @@
 
 in: a recipe's data, its processor and scales; out: `Findings`, a table and whether all is well.
 
-Every record is read, decoded and tokenised once, in as many processes as asked for. Memory holds 20 bytes for each, one
-count for every different length, and the first few messages of each kind, however large the data is.
+Every record is read, decoded and tokenised once, in as many processes as asked for. Memory holds 20
+bytes for each, one count for every different length, and the first few messages of each kind,
+however large the data is.
 """
 
 import os
@@ -99,15 +100,20 @@ def check(
         workers: processes that look; 0 for this one, None for one per core where a source is large.
         decode: decode every image, rather than look whether its file is there.
         most: messages kept of each kind and source.
-        allowed: kinds that do not make the check fail, beside those that the recipe says to leave out.
+        allowed: kinds that do not make the check fail, beside those that the recipe says to leave
+            out.
 
     Raises:
         ValueError: a kind that there is not.
     """
     unknown = allowed - set(KINDS)
     if unknown:
-        raise ValueError(f"no such kind of problem: {', '.join(sorted(unknown))}. Known: {', '.join(KINDS)}")
-    limits = Limits(scales, data.longest, None if data.pack_length is None else data.max_images_per_row, decode)
+        raise ValueError(
+            f"no such kind of problem: {', '.join(sorted(unknown))}. Known: {', '.join(KINDS)}"
+        )
+    limits = Limits(
+        scales, data.longest, None if data.pack_length is None else data.max_images_per_row, decode
+    )
     found: list[SourceFindings] = []
     for source in data.listed:
         findings = SourceFindings(f"{source.format}:{source.path}")
@@ -122,10 +128,18 @@ def check(
         if isinstance(samples, PartlyReadSource):
             findings.unused.update(samples.unread)
         _walk(
-            source, samples, processor, limits, _processes(len(samples)) if workers is None else workers, most, findings
+            source,
+            samples,
+            processor,
+            limits,
+            _processes(len(samples)) if workers is None else workers,
+            most,
+            findings,
         )
     _duplicates(found, most)
-    left_out = (BROKEN if data.broken == "skip" else frozenset()) | ({"too_long"} if data.too_long == "drop" else set())
+    left_out = (BROKEN if data.broken == "skip" else frozenset()) | (
+        {"too_long"} if data.too_long == "drop" else set()
+    )
     return Findings(scales, found, allowed | left_out)
 
 
@@ -171,7 +185,8 @@ def _walk(
             for fact in facts:
                 findings.images += fact.images
                 findings.unused.update(set(fact.unused))
-                for counter, length in zip(findings.lengths, fact.lengths, strict=False):  # none of a broken one
+                # none of a broken one
+                for counter, length in zip(findings.lengths, fact.lengths, strict=False):
                     counter[length] += 1
                 findings.costs[fact.record] = fact.cost
                 ids[fact.record], content[fact.record] = fact.id_hash, fact.content_hash
@@ -190,13 +205,19 @@ def _name_id(source: Source, samples: SampleSource, record: int) -> str:
 
 
 def _duplicates(sources: Sequence[SourceFindings], most: int) -> None:
-    """Samples of one text and one set of images, over all sources; counted where they stand for the second time."""
+    """Samples of one text and one set of images, over all sources; counted where they stand for
+    the second time.
+    """
     starts = np.cumsum([0, *(len(source.content) for source in sources)])
     for place in _repeated(np.concatenate([source.content for source in sources])):
         number = int(np.searchsorted(starts, place, side="right")) - 1
         source = sources[number]
         record = int(source.records[place - starts[number]])
-        source.add("duplicate", f"{source.name}, record {record}: the same texts and images came before", most)
+        source.add(
+            "duplicate",
+            f"{source.name}, record {record}: the same texts and images came before",
+            most,
+        )
 
 
 def _repeated(hashes: np.ndarray) -> list[int]:

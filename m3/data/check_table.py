@@ -10,16 +10,28 @@ PERCENTILES = (50, 90, 99)
 
 def table(findings: Findings) -> str:
     """Lines for a terminal."""
-    return "\n".join([*_sources(findings), "", *_lengths(findings), "", *_problems(findings), *_unused(findings)])
+    return "\n".join(
+        [*_sources(findings), "", *_lengths(findings), "", *_problems(findings), *_unused(findings)]
+    )
 
 
 def _sources(findings: Findings) -> list[str]:
     rows: list[tuple[str, ...]] = [("source", "samples", "images", "per pass", "problems")]
     for source in findings.sources:
         problems = sum(count for kind, count in source.counts.items() if kind not in NOTICES)
-        rows.append((source.name, f"{source.samples:,}", f"{source.images:,}", f"{source.per_pass:,}", f"{problems:,}"))
+        rows.append(
+            (
+                source.name,
+                f"{source.samples:,}",
+                f"{source.images:,}",
+                f"{source.per_pass:,}",
+                f"{problems:,}",
+            )
+        )
     if len(findings.sources) > 1:
-        columns = zip(*([int(cell.replace(",", "")) for cell in row[1:]] for row in rows[1:]), strict=True)
+        columns = zip(
+            *([int(cell.replace(",", "")) for cell in row[1:]] for row in rows[1:]), strict=True
+        )
         rows.append(("all", *(f"{sum(column):,}" for column in columns)))
     left_out = [
         f"left out of {source.name} by its filters: "
@@ -32,7 +44,13 @@ def _sources(findings: Findings) -> list[str]:
 
 def _lengths(findings: Findings) -> list[str]:
     """Percentiles of the tokens of a sequence, images and all."""
-    head = ("tokens of a sample", "scale", "mean", *(f"{percentile} %" for percentile in PERCENTILES), "longest")
+    head = (
+        "tokens of a sample",
+        "scale",
+        "mean",
+        *(f"{percentile} %" for percentile in PERCENTILES),
+        "longest",
+    )
     rows: list[tuple[str, ...]] = [head]
     for source in findings.sources:
         # a source that was not opened has no lengths, and texts alone are as long at every scale
@@ -64,9 +82,13 @@ def _problems(findings: Findings) -> list[str]:
         count = findings.count(kind)
         if not count:
             continue
-        state = " (a notice)" if kind in NOTICES else " (allowed)" if kind in findings.allowed else ""
+        state = (
+            " (a notice)" if kind in NOTICES else " (allowed)" if kind in findings.allowed else ""
+        )
         lines.append(f"{kind}: {count:,} x {meaning}{state}")
-        messages = [message for source in findings.sources for message in source.messages.get(kind, [])]
+        messages = [
+            message for source in findings.sources for message in source.messages.get(kind, [])
+        ]
         lines += [f"    {message}" for message in messages]
         if count > len(messages):
             lines.append(f"    ... and {count - len(messages):,} more")
@@ -75,7 +97,8 @@ def _problems(findings: Findings) -> list[str]:
     total = sum(findings.wrong.values())
     return [
         *lines,
-        f"{total:,} problem{'s' * (total > 1)}: {', '.join(f'{n:,} {kind}' for kind, n in findings.wrong.items())}",
+        f"{total:,} problem{'s' * (total > 1)}: "
+        f"{', '.join(f'{n:,} {kind}' for kind, n in findings.wrong.items())}",
     ]
 
 
@@ -83,7 +106,9 @@ def _unused(findings: Findings) -> list[str]:
     """The keys and members that nothing reads, the most frequent first."""
     return [
         f"not used of {source.name}: "
-        + ", ".join(f"{key} ({count:,} x)" for key, count in sorted(source.unused.items(), key=_most_first))
+        + ", ".join(
+            f"{key} ({count:,} x)" for key, count in sorted(source.unused.items(), key=_most_first)
+        )
         for source in findings.sources
         if source.unused
     ]
@@ -94,7 +119,10 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
         )
         for row in rows
     ]

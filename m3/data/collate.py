@@ -1,12 +1,13 @@
 """Samples in, one training micro-batch out. Last stop before the model's `forward`.
 
-Comes in: a list of samples (or of `Positioned` ones, as `Mixture` gives them). Goes out, for `r` rows of `l` tokens
-showing `i` different images in `s` placeholder spans:
+Comes in: a list of samples (or of `Positioned` ones, as `Mixture` gives them). Goes out, for `r`
+rows of `l` tokens showing `i` different images in `s` placeholder spans:
 
     input_ids     int64 [r, l]   sequences one after the other, then padding
     labels        int64 [r, l]   -100 where nothing is learned
     position_ids  int64 [r, l]   start at 0 with every sequence, and with the padding behind the last one
-    sequence_lengths int64 [r, q] lengths of each row's sequences in order, zeros behind them; the rest of the row is padding
+    sequence_lengths int64 [r, q] lengths of each row's sequences in order, zeros behind them; the
+    rest of the row is padding
     loss_weights  float32 [r, l] of each label token: 1 / (number of scales) with images, 1 without
     pixel_values  float32 [t, 3, H, W]  the tiles of every image once, however many scales and rows read it
     image_scales  int64 [s]      of each span, row by row, left to right
@@ -15,18 +16,22 @@ showing `i` different images in `s` placeholder spans:
     image_sizes   int64 [i, 2]   (height, width) of each image, where the tiling needs it
     attention_mask int64 [r, l]  only unpacked
     teacher_index int64 [r, l]   of each label token of a coarser scale the position, rows one after the other, of the same one
-                                 at the largest scale, else -1; only where asked for (m3/data/multiscale.py:teacher_index)
+                                 at the largest scale, else -1; only where asked for
+                                 (m3/data/multiscale.py:teacher_index)
     left_out      int64 [2]      broken samples and samples too long that the batch lacks; only where such may be left out
 
-Without images all that speaks of them is absent. Packed (`pack_length`), sequences share rows and no attention mask
-is given: the lengths say where attention must stop, and the restarting positions say so to decoders that take no lengths.
-Unpacked, each sequence has a row of its own.
+Without images all that speaks of them is absent. Packed (`pack_length`), sequences share rows and
+no attention mask
+is given: the lengths say where attention must stop, and the restarting positions say so to decoders
+that take no lengths. Unpacked, each sequence has a row of its own.
 
-**Which scales a step trains** (`sandwich`, `random`) must be equal on all ranks and after a resume. A collate function
-runs in a worker process that knows neither step nor rank, but the position of its samples does: rank r's k-th batch of
-b samples holds positions [(k * world_size + r) * b, ... + b) (accelerate deals whole batches in turn). So the draw is a
-function of (seed, first position // samples of a step): exact for any number of workers and for a resume that skips
-positions. `step_samples` is that b * world_size, times the micro-steps where all of an optimiser step are to draw alike.
+**Which scales a step trains** (`sandwich`, `random`) must be equal on all ranks and after a resume.
+A collate function runs in a worker process that knows neither step nor rank, but the position of
+its samples does: rank r's k-th batch of b samples holds positions [(k * world_size + r) * b, ... +
+b) (accelerate deals whole batches in turn). So the draw is a function of (seed, first position //
+samples of a step): exact for any number of workers and for a resume that skips positions.
+`step_samples` is that b * world_size, times the micro-steps where all of an optimiser step are to
+draw alike.
 """
 
 import logging
@@ -40,7 +45,14 @@ import torch
 from torch import Tensor
 
 from m3.data.mixture import Broken, Positioned
-from m3.data.multiscale import IGNORED, ScaledSequence, ScaleMode, draw_scales, expand, teacher_index
+from m3.data.multiscale import (
+    IGNORED,
+    ScaledSequence,
+    ScaleMode,
+    draw_scales,
+    expand,
+    teacher_index,
+)
 from m3.data.packing import pack
 from m3.data.sample import AnySample
 from m3.data.tokenized import TemplateRefusalError, tokenize_sample
@@ -55,8 +67,8 @@ class Collator:
     """A `collate_fn`: tokenise once, expand to the step's scales, pack, preprocess each image once.
 
     Raises (when called):
-        ValueError: a sample that does not fit `max_length` or `max_images`, unless `overlong="drop"`; an image that
-            cannot be read; see also `tokenize_sample`.
+        ValueError: a sample that does not fit `max_length` or `max_images`, unless
+            `overlong="drop"`; an image that cannot be read; see also `tokenize_sample`.
     """
 
     processor: M3Processor
@@ -67,34 +79,59 @@ class Collator:
     max_images: int | None = None
     """Different images a packed row may show."""
     max_length: int | None = None
-    """Tokens a sequence may have; None for `pack_length`, or no limit without it. Nothing is ever cut."""
+    """Tokens a sequence may have; None for `pack_length`, or no limit without it.
+
+    Nothing is ever cut.
+    """
     overlong: Literal["error", "drop"] = "error"
-    """What to do with a sample that is too long or shows too many images. Dropped ones are counted and logged."""
+    """What to do with a sample that is too long or shows too many images.
+
+    Dropped ones are counted and logged.
+    """
     pad_to_multiple_of: int = 8
     """Row lengths are rounded up to this."""
     seed: int = 0
     """Of the scale draw."""
     step_samples: int | None = None
-    """Samples that draw alike, of all ranks (batch size x world size x micro-steps); for `sandwich` and `random` only."""
+    """Samples that draw alike, of all ranks (batch size x world size x micro-steps); for
+    `sandwich` and `random` only.
+    """
     max_pixels: int = MAX_PIXELS
     """Larger images are refused."""
     scale_weights: Mapping[int, float] | None = None
-    """Of the scales in the loss; 1 for those that it does not name. Together they weigh as much as without."""
+    """Of the scales in the loss; 1 for those that it does not name.
+
+    Together they weigh as much as without.
+    """
     broken: Literal["refuse", "skip"] = "refuse"
-    """What to do with a sample whose image cannot be read, and with `Broken` ones. Skipped ones are counted and logged."""
+    """What to do with a sample whose image cannot be read, and with `Broken` ones.
+
+    Skipped ones are counted and logged.
+    """
     teacher_index: bool = False
-    """Whether the batch says where the largest scale of each sample stands, for self-distillation."""
+    """Whether the batch says where the largest scale of each sample stands, for
+    self-distillation.
+    """
 
     def __post_init__(self) -> None:
         if self.scales in ("sandwich", "random") and self.step_samples is None:
             raise ValueError(
-                f"scales={self.scales!r} needs step_samples (batch size x number of ranks), so that all ranks draw "
+                f"scales={self.scales!r} needs step_samples (batch size x number of ranks), so "
+                "that all ranks draw "
                 "alike"
             )
-        if self.pack_length is not None and self.max_length is not None and self.max_length > self.pack_length:
-            raise ValueError(f"max_length={self.max_length} is more than a row holds (pack_length={self.pack_length})")
+        if (
+            self.pack_length is not None
+            and self.max_length is not None
+            and self.max_length > self.pack_length
+        ):
+            raise ValueError(
+                f"max_length={self.max_length} is more than a row holds "
+                f"(pack_length={self.pack_length})"
+            )
         if isinstance(self.scales, tuple):
-            self.processor.check_scales(self.scales)  # refuses unreachable ones now rather than in a worker
+            # refuses unreachable ones now rather than in a worker
+            self.processor.check_scales(self.scales)
 
     def __call__(self, batch: Sequence[AnySample | Positioned]) -> dict[str, Tensor]:
         """See the module's docstring for what comes out."""
@@ -108,7 +145,9 @@ class Collator:
                 left_out.broken(sample.why)
                 continue
             try:
-                outlines = [self.processor.outline(image, self.max_pixels) for image in sample.images]
+                outlines = [
+                    self.processor.outline(image, self.max_pixels) for image in sample.images
+                ]
             except ValueError as error:
                 if self.broken != "skip":
                     raise
@@ -122,27 +161,43 @@ class Collator:
                 left_out.broken(str(error))
                 continue
             expanded = expand(tokenized, scales, self.processor, outlines, self.scale_weights)
-            too_much = excess(sample, expanded, self.limit, self.max_images if self.pack_length is not None else None)
+            too_much = excess(
+                sample,
+                expanded,
+                self.limit,
+                self.max_images if self.pack_length is not None else None,
+            )
             if too_much is not None:
                 self._refuse_or_leave_out(too_much, left_out)
                 continue
             try:
-                numbers = images.numbers(sample.images, self.max_pixels if self.broken == "skip" else None)
+                numbers = images.numbers(
+                    sample.images, self.max_pixels if self.broken == "skip" else None
+                )
             except ValueError as error:
                 left_out.broken(f"sample {sample.id!r}: {error}")
                 continue
             sequences += [_renumber(sequence, numbers, position) for sequence in expanded]
         rows = self._rows(sequences)
-        tensors = _tensors(rows, _pad_id(self.processor), self.pad_to_multiple_of, masked=self.pack_length is None)
+        tensors = _tensors(
+            rows, _pad_id(self.processor), self.pad_to_multiple_of, masked=self.pack_length is None
+        )
         if self.teacher_index:
-            tensors["teacher_index"] = torch.from_numpy(teacher_index(rows, tensors["input_ids"].shape[1]))
+            tensors["teacher_index"] = torch.from_numpy(
+                teacher_index(rows, tensors["input_ids"].shape[1])
+            )
         if images.sources:
             spans = [sequence for row in rows for sequence in row]
-            # Spans are listed in the order of the rows, not of the samples: the model meets them in this order.
+            # Spans are listed in the order of the rows, not of the samples: the model meets them in
+            # this order.
             prepared = self.processor.prepare_images(images.sources, self.max_pixels)
             tensors |= prepared.entries(self.processor.reader.tiling)
-            tensors["image_scales"] = torch.tensor([scale for s in spans for scale in s.scales], dtype=torch.int64)
-            tensors["image_index"] = torch.tensor([image for s in spans for image in s.images], dtype=torch.int64)
+            tensors["image_scales"] = torch.tensor(
+                [scale for s in spans for scale in s.scales], dtype=torch.int64
+            )
+            tensors["image_index"] = torch.tensor(
+                [image for s in spans for image in s.images], dtype=torch.int64
+            )
         if self.broken == "skip" or self.overlong == "drop":
             tensors["left_out"] = torch.tensor(left_out.counts, dtype=torch.int64)
         return tensors
@@ -168,7 +223,8 @@ class Collator:
     def _refuse_or_leave_out(self, too_much: str, left_out: "_LeftOut") -> None:
         if self.overlong == "error":
             raise ValueError(
-                f"{too_much}. Raise the limit, leave the sample out, drop such: `data.too_long: drop` in a recipe, or "
+                f"{too_much}. Raise the limit, leave the sample out, drop such: `data.too_long: "
+                "drop` in a recipe, or "
                 "overlong='drop' of a Collator"
             )
         left_out.too_long(too_much)
@@ -186,7 +242,10 @@ class Collator:
 
 
 def excess(
-    sample: AnySample, sequences: Sequence[ScaledSequence], max_length: int | None, max_images: int | None
+    sample: AnySample,
+    sequences: Sequence[ScaledSequence],
+    max_length: int | None,
+    max_images: int | None,
 ) -> str | None:
     """What of the sample does not fit a row, in words; None if it fits."""
     longest = max(sequences, key=lambda sequence: len(sequence.input_ids))
@@ -223,9 +282,14 @@ class _ImageTable:
         self._numbers: dict[str | Path | bytes, int] = {}
 
     def numbers(self, images: Sequence[str | Path | bytes], open_up_to: int | None) -> list[int]:
-        """Of a sample's images. `open_up_to` pixels: each new one is decoded now, so that a bad one leaves no trace."""
+        """Of a sample's images.
+
+        `open_up_to` pixels: each new one is decoded now, so that a bad one leaves no trace.
+        """
         new = [image for image in dict.fromkeys(images) if image not in self._numbers]
-        opened: list[ImageSource] = [image if open_up_to is None else load_image(image, open_up_to) for image in new]
+        opened: list[ImageSource] = [
+            image if open_up_to is None else load_image(image, open_up_to) for image in new
+        ]
         for image, source in zip(new, opened, strict=True):
             self._numbers[image] = len(self.sources)
             self.sources.append(source)
@@ -233,7 +297,9 @@ class _ImageTable:
 
 
 def _renumber(sequence: ScaledSequence, numbers: list[int], sample: int) -> ScaledSequence:
-    return replace(sequence, images=tuple(numbers[image] for image in sequence.images), sample=sample)
+    return replace(
+        sequence, images=tuple(numbers[image] for image in sequence.images), sample=sample
+    )
 
 
 def _pad_id(processor: M3Processor) -> int:
@@ -243,8 +309,13 @@ def _pad_id(processor: M3Processor) -> int:
     return pad
 
 
-def _tensors(rows: list[list[ScaledSequence]], pad_id: int, multiple: int, masked: bool) -> dict[str, Tensor]:
-    """`[r, l]` tensors. A batch of which every sample was dropped becomes one row of padding that trains nothing."""
+def _tensors(
+    rows: list[list[ScaledSequence]], pad_id: int, multiple: int, masked: bool
+) -> dict[str, Tensor]:
+    """`[r, l]` tensors.
+
+    A batch of which every sample was dropped becomes one row of padding that trains nothing.
+    """
     filled = [sum(len(sequence.input_ids) for sequence in row) for row in rows] or [0]
     length = max(multiple, -(-max(filled) // multiple) * multiple)
     shape = (len(filled), length)
@@ -259,10 +330,13 @@ def _tensors(rows: list[list[ScaledSequence]], pad_id: int, multiple: int, maske
             input_ids[number, start:end] = sequence.input_ids
             labels[number, start:end] = sequence.labels
             position_ids[number, start:end] = np.arange(end - start)
-            loss_weights[number, start:end] = np.where(sequence.labels == IGNORED, 0.0, sequence.weight)
+            loss_weights[number, start:end] = np.where(
+                sequence.labels == IGNORED, 0.0, sequence.weight
+            )
             start = end
     attention_mask = (np.arange(length)[None] < np.asarray(filled)[:, None]).astype(np.int64)
-    tail = np.arange(length)[None] - np.asarray(filled)[:, None]  # 0, 1, 2 ... behind the last sequence
+    # 0, 1, 2 ... behind the last sequence
+    tail = np.arange(length)[None] - np.asarray(filled)[:, None]
     position_ids = np.where(attention_mask == 1, position_ids, tail)
     lengths = np.zeros((len(filled), max((len(row) for row in rows), default=1)), dtype=np.int64)
     for number, row in enumerate(rows):

@@ -1,6 +1,7 @@
 """One sample looked at as training would: what it costs at every scale, or what is wrong with it.
 
-in: a source and a record number; out: `Fact`. Nothing is kept, so any number of processes may look at once.
+in: a source and a record number; out: `Fact`. Nothing is kept, so any number of processes may look
+    at once.
 """
 
 import hashlib
@@ -38,7 +39,9 @@ BROKEN = frozenset({"record", "marks", "missing", "image"})
 
 @dataclass(frozen=True)
 class Limits:
-    """What a recipe allows: tokens of a sequence, images of a row, and the scales it trains over."""
+    """What a recipe allows: tokens of a sequence, images of a row, and the scales it trains
+    over.
+    """
 
     scales: tuple[int, ...]
     max_length: int | None
@@ -51,7 +54,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of one record. `lengths`: tokens at each scale (the same at all without images); none if broken."""
+    """What is known of one record.
+
+    `lengths`: tokens at each scale (the same at all without images); none if broken.
+    """
 
     record: int
     lengths: tuple[int, ...] = ()
@@ -83,8 +89,14 @@ def look_at(source: SampleSource, record: int, processor: M3Processor, limits: L
         unused=sample.unused,
     )
     for image in sample.images:
-        if isinstance(image, str | Path) and not str(image).startswith("data:") and not Path(image).is_file():
-            return replace(fact, kind="missing", message=f"sample {sample.id!r}: {image}: no such image file")
+        if (
+            isinstance(image, str | Path)
+            and not str(image).startswith("data:")
+            and not Path(image).is_file()
+        ):
+            return replace(
+                fact, kind="missing", message=f"sample {sample.id!r}: {image}: no such image file"
+            )
     try:
         outlines = [processor.outline(image) for image in sample.images]
         for image in sample.images if limits.decode else ():
@@ -104,7 +116,8 @@ def look_at(source: SampleSource, record: int, processor: M3Processor, limits: L
 
 def _lengths(sequences: Sequence[ScaledSequence], scales: Sequence[int]) -> tuple[int, ...]:
     found = tuple(len(sequence.input_ids) for sequence in sequences)
-    return found if len(found) == len(scales) else found * len(scales)  # text alone makes one sequence
+    # text alone makes one sequence
+    return found if len(found) == len(scales) else found * len(scales)
 
 
 def _hash(*parts: str | bytes) -> int:
@@ -122,4 +135,6 @@ def _content_hash(sample: AnySample) -> int:
         if isinstance(sample, Document)
         else [text for turn in sample.turns for text in (turn.role, *turn.texts)]
     )
-    return _hash(*texts, *(image if isinstance(image, bytes) else str(image) for image in sample.images))
+    return _hash(
+        *texts, *(image if isinstance(image, bytes) else str(image) for image in sample.images)
+    )

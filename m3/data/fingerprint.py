@@ -1,13 +1,18 @@
-"""Fingerprints of data: what a run that goes on compares, so that it sees the samples that it was going to see.
+"""Fingerprints of data: what a run that goes on compares, so that it sees the samples that it was
+going to see.
 
-in: a recipe's source and its samples, or files; out: a few digests. What is read is bounded, for a run must begin at once:
+in: a recipe's source and its samples, or files; out: a few digests. What is read is bounded, for a
+    run must begin at once:
 
-- record files of text (JSON, JSON lines, plain text) whole, so every text, every name of a picture, and their order;
-- files that hold pictures too (tar, parquet, Arrow) whole up to `WHOLE` bytes in all, above that their sizes and blocks spread
-  evenly over them, never further apart than a `WHOLE / BLOCK`-th of all;
-- samples as they are read, drawn from the whole source: up to `SAMPLES`, or until they hold `HELD` bytes of pictures themselves
-  (of a tar, of a table, frames of videos). Of each its texts and its pictures' bytes, or their files' names and sizes; and the
-  content of these files, spread over them, of as many as `WHOLE` bytes allow.
+- record files of text (JSON, JSON lines, plain text) whole, so every text, every name of a picture,
+  and their order;
+- files that hold pictures too (tar, parquet, Arrow) whole up to `WHOLE` bytes in all, above that
+  their sizes and blocks spread evenly over them, never further apart than a `WHOLE / BLOCK`-th of
+  all;
+- samples as they are read, drawn from the whole source: up to `SAMPLES`, or until they hold `HELD`
+  bytes of pictures themselves (of a tar, of a table, frames of videos). Of each its texts and its
+  pictures' bytes, or their files' names and sizes; and the content of these files, spread over
+  them, of as many as `WHOLE` bytes allow.
 """
 
 import hashlib
@@ -35,12 +40,16 @@ def fingerprint(source: Source, samples: SampleSource) -> dict[str, str]:
     row = FORMATS[source.format]
     files = row.files(source.path)
     root = Path(source.path)
-    records = digest_files(files, root if root.is_dir() else root.parent, None if row.is_text else WHOLE)
+    records = digest_files(
+        files, root if root.is_dir() else root.parent, None if row.is_text else WHOLE
+    )
     return {"samples": str(len(samples)), "records": records, "content": _digest_samples(samples)}
 
 
 def digest_files(files: Sequence[Path], root: Path, limit: int | None = WHOLE) -> str:
-    """Digest of names (relative to `root`), sizes and contents of files; of all bytes, or of blocks of about `limit` in all."""
+    """Digest of names (relative to `root`), sizes and contents of files; of all bytes, or of
+    blocks of about `limit` in all.
+    """
     sizes = [file.stat().st_size for file in files]
     step = 1 if limit is None else -(-sum(sizes) // limit)
     with ThreadPoolExecutor(THREADS) as threads:
@@ -66,7 +75,10 @@ def _digest_blocks(file: Path, step: int) -> bytes:
 
 
 def _digest_samples(samples: SampleSource) -> str:
-    """Digest of drawn samples, in the order of the draw. Those that cannot be read count as such."""
+    """Digest of drawn samples, in the order of the draw.
+
+    Those that cannot be read count as such.
+    """
     digest, held = hashlib.sha256(), 0
     files: list[Path] = []
     for number in np.random.default_rng(0).permutation(len(samples))[:SAMPLES].tolist():

@@ -1,11 +1,12 @@
 """Several sources become one ordered data set of which any position can be asked for at once.
 
-Position is the one clock of the data: it says which sample comes, in which pass over its source, and (through the
-collator) at which scales a step trains. Everything is a function of (seed, position), so a run that is resumed by
-skipping positions, or read by any number of workers and ranks, sees exactly what the uninterrupted run sees.
+Position is the one clock of the data: it says which sample comes, in which pass over its source,
+and (through the collator) at which scales a step trains. Everything is a function of (seed,
+position), so a run that is resumed by skipping positions, or read by any number of workers and
+ranks, sees exactly what the uninterrupted run sees.
 
-The mixture is already shuffled: read it in order (a sequential sampler), once, with `length` = steps x samples per
-step.
+The mixture is already shuffled: read it in order (a sequential sampler), once, with `length` =
+steps x samples per step.
 """
 
 import functools
@@ -37,10 +38,10 @@ class Positioned:
 class Mixture:
     """Map-style data set of `Positioned` samples.
 
-    A pass over a source reads it `weight` times: 1.5 is every sample once, in a shuffled order, and then a half of them
-    once more. The half is drawn with the seed and is the same in every pass. Each source gets its share of the
-    positions exactly (to within one sample), spread at random over the whole length, so `length` = `pass_length` is one
-    pass over everything.
+    A pass over a source reads it `weight` times: 1.5 is every sample once, in a shuffled order, and
+    then a half of them once more. The half is drawn with the seed and is the same in every pass.
+    Each source gets its share of the positions exactly (to within one sample), spread at random
+    over the whole length, so `length` = `pass_length` is one pass over everything.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class Mixture:
             window: deals the samples of a step so that all batches get about equally many tokens.
 
         Raises:
-            ValueError: no sources, an empty source, weights that are negative, all zero, so small that no sample is
-                left, or not one per source; lengths that do not fit the sources.
+            ValueError: no sources, an empty source, weights that are negative, all zero, so small
+                that no sample is left, or not one per source; lengths that do not fit the sources.
         """
         sizes = [len(source) for source in sources]
         weights = [1.0] * len(sizes) if weights is None else [float(weight) for weight in weights]
@@ -75,7 +76,9 @@ class Mixture:
         shares = [_share(size, weight) for size, weight in zip(sizes, weights, strict=True)]
         counts = _apportion(self.length, shares)
         generator = np.random.default_rng([seed, 0])
-        self._source_of = generator.permutation(np.repeat(np.arange(len(sizes), dtype=np.int32), counts))
+        self._source_of = generator.permutation(
+            np.repeat(np.arange(len(sizes), dtype=np.int32), counts)
+        )
         self._record_of = np.empty(self.length, dtype=np.int64)
         for number, (size, weight, count) in enumerate(zip(sizes, weights, counts, strict=True)):
             self._record_of[self._source_of == number] = _records(size, weight, count, seed, number)
@@ -111,9 +114,14 @@ class Mixture:
         return int(self._source_of[position]), int(self._record_of[position])
 
     def _deal(self, number: int) -> np.ndarray:
-        """Which position each slot of a window shows. The last window may be short, and is then left as it is."""
+        """Which position each slot of a window shows.
+
+        The last window may be short, and is then left as it is.
+        """
         assert self._window is not None
-        positions = np.arange(number * self._window.samples, min((number + 1) * self._window.samples, self.length))
+        positions = np.arange(
+            number * self._window.samples, min((number + 1) * self._window.samples, self.length)
+        )
         if len(positions) < self._window.samples:
             return positions
         costs = self._window.costs(self._source_of[positions], self._record_of[positions])
@@ -148,14 +156,17 @@ def _check(sizes: list[int], weights: list[float], length: int | None) -> None:
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         if weight > 0 and _share(size, weight) == 0:
             raise ValueError(
-                f"source {number}: {weight} of {size} samples is no sample. Raise the weight, or set it to 0"
+                f"source {number}: {weight} of {size} samples is no sample. Raise the weight, or "
+                "set it to 0"
             )
     if length is not None and length < 1:
         raise ValueError(f"a mixture needs at least one position, got length={length}")
 
 
 def _apportion(total: int, shares: list[int]) -> list[int]:
-    """Whole numbers that add up to `total` in the proportion of `shares` (largest remainder; exact integers)."""
+    """Whole numbers that add up to `total` in the proportion of `shares` (largest remainder;
+    exact integers).
+    """
     whole = sum(shares)
     counts = [total * share // whole for share in shares]
     remainders = [total * share % whole for share in shares]
@@ -166,7 +177,9 @@ def _apportion(total: int, shares: list[int]) -> list[int]:
 
 
 def _records(size: int, weight: float, count: int, seed: int, source: int) -> np.ndarray:
-    """`count` record numbers below `size`, pass after pass; in a pass first the whole rounds, then the part."""
+    """`count` record numbers below `size`, pass after pass; in a pass first the whole rounds,
+    then the part.
+    """
     whole, part = divmod(weight, 1)
     chosen = np.random.default_rng([seed, 2, source]).permutation(size)[: _part(size, part)]
     rounds = [np.arange(size, dtype=np.int64)] * int(whole) + ([chosen] if len(chosen) else [])

@@ -1,8 +1,10 @@
-"""All-scales training as data: one tokenised sample becomes one sequence per scale, all reading the same images.
+"""All-scales training as data: one tokenised sample becomes one sequence per scale, all reading the
+same images.
 
-M3 (arXiv 2405.17430) averages the loss over the scales. Here each label token of a sample with images carries the
-weight 1 / (number of scales), and a text-only sample goes in once with weight 1. The weighted mean over all label
-tokens of a packed batch is then M3's average, without the model knowing about it.
+M3 (arXiv 2405.17430) averages the loss over the scales. Here each label token of a sample with
+images carries the weight 1 / (number of scales), and a text-only sample goes in once with weight 1.
+The weighted mean over all label tokens of a packed batch is then M3's average, without the model
+knowing about it.
 """
 
 import hashlib
@@ -28,12 +30,18 @@ ScaleMode = Literal["all", "sandwich", "random"]
 
 @dataclass(frozen=True)
 class ScaledSequence:
-    """One sample at one scale. `scales` and `images` have one entry per placeholder span, in reading order."""
+    """One sample at one scale.
+
+    `scales` and `images` have one entry per placeholder span, in reading order.
+    """
 
     input_ids: np.ndarray
     """int64 [t], every image token repeated to its count."""
     labels: np.ndarray
-    """int64 [t], -100 where nothing is learned. Not shifted: the model compares token t + 1 with what it said at t."""
+    """int64 [t], -100 where nothing is learned.
+
+    Not shifted: the model compares token t + 1 with what it said at t.
+    """
     scales: tuple[int, ...]
     images: tuple[int, ...]
     """Which image of the sample each span shows; the collator renumbers them for the batch."""
@@ -54,7 +62,8 @@ def expand(
     """One sequence per scale, every image of a sequence at that scale; text-only samples once.
 
     `images` are its images as the processor outlines them; their numbers of tokens follow from it.
-    `weight` is what the sample's label tokens weigh together over all scales, `scale_weights` how they share it (default: alike).
+    `weight` is what the sample's label tokens weigh together over all scales, `scale_weights` how
+    they share it (default: alike).
     """
     ids = np.asarray(tokenized.input_ids, dtype=np.int64)
     labels = np.where(np.asarray(tokenized.labels_mask, dtype=bool), ids, IGNORED)
@@ -65,7 +74,9 @@ def expand(
     own = {scale: (scale_weights or {}).get(scale, 1.0) for scale in scales}
     sequences: list[ScaledSequence] = []
     for scale in scales:
-        times = repeats(ids, processor.image_token_id, processor.counts([scale] * len(images), images))
+        times = repeats(
+            ids, processor.image_token_id, processor.counts([scale] * len(images), images)
+        )
         sequences.append(
             ScaledSequence(
                 input_ids=np.repeat(ids, times),
@@ -79,12 +90,16 @@ def expand(
 
 
 def teacher_index(rows: Sequence[Sequence[ScaledSequence]], length: int) -> np.ndarray:
-    """int64 [r, length]: of each label token where in the rows, read one after the other, the same label token stands at
-    the largest scale of its sample; -1 at the largest scale itself, in text-only samples and at all other tokens.
+    """int64 [r, length]: of each label token where in the rows, read one after the other, the same
+    label token stands at
+    the largest scale of its sample; -1 at the largest scale itself, in text-only samples and at all
+    other tokens.
 
-    A sample's label tokens are the same in the same order at every scale, wherever its sequences were packed.
+    A sample's label tokens are the same in the same order at every scale, wherever its sequences
+    were packed.
     """
-    copies: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)  # sample -> scale, where its label tokens stand
+    # sample -> scale, where its label tokens stand
+    copies: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
     for number, row in enumerate(rows):
         start = number * length
         for sequence in row:
@@ -96,7 +111,9 @@ def teacher_index(rows: Sequence[Sequence[ScaledSequence]], length: int) -> np.n
     for of_sample in copies.values():
         largest, teacher = max(of_sample, key=lambda copy: copy[0])
         for scale, places in of_sample:
-            assert len(places) == len(teacher), "the scales of a sample have different numbers of label tokens"
+            assert len(places) == len(teacher), (
+                "the scales of a sample have different numbers of label tokens"
+            )
             if scale < largest:
                 found[places] = teacher
     return found.reshape(-1, length)
@@ -105,11 +122,13 @@ def teacher_index(rows: Sequence[Sequence[ScaledSequence]], length: int) -> np.n
 def draw_scales(
     mode: ScaleMode, trained_scales: tuple[int, ...], seed: int, step: int, between: int = 2
 ) -> tuple[int, ...]:
-    """The scales of one step, ascending: a function of its arguments alone, so equal on all ranks and after a resume.
+    """The scales of one step, ascending: a function of its arguments alone, so equal on all ranks
+    and after a resume.
 
-    `all`: every trained scale (M3). `random`: one of them (MQT-LLaVA, arXiv 2405.19315). `sandwich`: the smallest, the
-    largest and up to `between` random ones in the middle (the sandwich rule of universally slimmable networks, Yu and
-    Huang 2019, arXiv 1903.05134): both ends bound the rest, at a fraction of the cost of `all`.
+    `all`: every trained scale (M3). `random`: one of them (MQT-LLaVA, arXiv 2405.19315).
+    `sandwich`: the smallest, the largest and up to `between` random ones in the middle (the
+    sandwich rule of universally slimmable networks, Yu and Huang 2019, arXiv 1903.05134): both ends
+    bound the rest, at a fraction of the cost of `all`.
     """
     scales = tuple(sorted(trained_scales))
     if not scales:
@@ -117,7 +136,9 @@ def draw_scales(
     if mode == "all":
         return scales
     # Ordered by a hash: unlike a generator's shuffle, the same in every version of every library.
-    shuffled = sorted(scales, key=lambda scale: hashlib.sha256(f"{seed}/{step}/{scale}".encode()).digest())
+    shuffled = sorted(
+        scales, key=lambda scale: hashlib.sha256(f"{seed}/{step}/{scale}".encode()).digest()
+    )
     if mode == "random":
         return (shuffled[0],)
     if mode == "sandwich":

@@ -1,8 +1,9 @@
 """Put sequences of different lengths into as few rows as needed, filled evenly.
 
-All rows of a batch are padded to the fullest, so what is wasted is the difference between rows, not the room that is left in
-them: the longest sequence goes into the emptiest row (Graham 1969, LPT: the fullest row is at most 4/3 of the shortest possible
-one). Where that overfills a row, one row more is taken.
+All rows of a batch are padded to the fullest, so what is wasted is the difference between rows, not
+the room that is left in
+them: the longest sequence goes into the emptiest row (Graham 1969, LPT: the fullest row is at most
+4/3 of the shortest possible one). Where that overfills a row, one row more is taken.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,7 +19,8 @@ def pack(
 
     Args:
         lengths: tokens of each sequence.
-        images: which images each sequence shows; a row counts each image once, however often it is shown.
+        images: which images each sequence shows; a row counts each image once, however often it is
+            shown.
         max_length: tokens a row may hold.
         max_images: distinct images a row may show, or None for any number.
 
@@ -31,7 +33,9 @@ def pack(
         if length > max_length:
             raise ValueError(f"sequence {number} has {length} tokens; a row holds {max_length}")
         if max_images is not None and len(set(shown)) > max_images:
-            raise ValueError(f"sequence {number} shows {len(set(shown))} images; a row may show {max_images}")
+            raise ValueError(
+                f"sequence {number} shows {len(set(shown))} images; a row may show {max_images}"
+            )
     rows = -(-sum(lengths) // max_length)
     while True:
         packed = _spread(lengths, images, rows, max_length, max_images, prefer_shown=False)
@@ -52,7 +56,8 @@ def _spread(
     max_images: int | None,
     prefer_shown: bool,
 ) -> list[list[int]] | None:
-    """Longest first, each into the emptiest row that may take it; None where a sequence finds no row.
+    """Longest first, each into the emptiest row that may take it; None where a sequence finds no
+    row.
 
     prefer_shown: among those rows, into one that shows most of the sequence's images already.
     """

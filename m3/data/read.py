@@ -1,4 +1,7 @@
-"""A recipe's data becomes one `Mixture`. In: `m3/data/recipe.py:Data` and how much is read; out: all of it, in order."""
+"""A recipe's data becomes one `Mixture`.
+
+In: `m3/data/recipe.py:Data` and how much is read; out: all of it, in order.
+"""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +30,8 @@ def read_mixture(
         seed: of every shuffle.
         step_samples: samples of one optimiser step over all devices.
         steps, epochs: how long; of `epochs` passes the last step is filled up.
-        devices, batch_size: of a micro-step, over which samples are dealt by length (with `data.lengths`).
+        devices, batch_size: of a micro-step, over which samples are dealt by length (with
+            `data.lengths`).
 
     Raises:
         ValueError: a source cannot be opened, or the lengths are those of other data.

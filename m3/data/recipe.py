@@ -1,4 +1,7 @@
-"""What a recipe says about its data: the sources, their weights, and how samples become rows. Strict, from YAML."""
+"""What a recipe says about its data: the sources, their weights, and how samples become rows.
+
+Strict, from YAML.
+"""
 
 import math
 from dataclasses import dataclass
@@ -25,9 +28,12 @@ TEXT_FORMATS: tuple[FormatName, ...] = ("text_jsonl", "text_files")
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which captioned images are read; null for any. What is left out is counted by `m3 data check`.
+    """Which captioned images are read; null for any.
 
-    `min_similarity`: of image and caption, as their record says. `min_resolution`: pixels of the shorter side.
+    What is left out is counted by `m3 data check`.
+
+    `min_similarity`: of image and caption, as their record says. `min_resolution`: pixels of the
+        shorter side.
     `max_aspect_ratio`: the longer side over the shorter.
     """
 
@@ -37,13 +43,19 @@ class Filters:
 
     def __post_init__(self) -> None:
         if (self.min_similarity, self.min_resolution, self.max_aspect_ratio) == (None, None, None):
-            raise ValueError("filters: give min_similarity, min_resolution or max_aspect_ratio, or leave filters out")
+            raise ValueError(
+                "filters: give min_similarity, min_resolution or max_aspect_ratio, or "
+                "leave filters out"
+            )
         check_positive("filters", min_resolution=self.min_resolution)
         if self.min_similarity is not None and not math.isfinite(self.min_similarity):
-            raise ValueError(f"filters.min_similarity must be a finite number, got {self.min_similarity}")
+            raise ValueError(
+                f"filters.min_similarity must be a finite number, got {self.min_similarity}"
+            )
         if self.max_aspect_ratio is not None and not 1 <= self.max_aspect_ratio < math.inf:
             raise ValueError(
-                f"filters.max_aspect_ratio must be at least 1 (a square) and finite, got {self.max_aspect_ratio}"
+                "filters.max_aspect_ratio must be at least 1 (a square) and finite, got "
+                f"{self.max_aspect_ratio}"
             )
 
 
@@ -51,9 +63,9 @@ class Filters:
 class Source:
     """One set of samples: `path` in `format`, `weight` times in every pass over the data.
 
-    `weight`: 0.5 is a half drawn with the seed (the same half in every pass), 1.5 everything once and that half once
-    more, 2 everything twice, 0 nothing. The rest is read by some formats only (m3/data/formats); where a format does
-    not read it, giving it is refused.
+    `weight`: 0.5 is a half drawn with the seed (the same half in every pass), 1.5 everything once
+    and that half once more, 2 everything twice, 0 nothing. The rest is read by some formats only
+    (m3/data/formats); where a format does not read it, giving it is refused.
     """
 
     path: str
@@ -66,19 +78,28 @@ class Source:
     split: str | None = None
     """Of a Hugging Face data set."""
     take: int | None = None
-    """How many samples are streamed from the hub, once, to the local disk; null downloads the whole split."""
+    """How many samples are streamed from the hub, once, to the local disk; null downloads the
+    whole split.
+    """
 
     filters: Filters | None = None
     """What is left out of captioned images."""
     num_frames: int | None = None
     """Frames of a video whose record does not say it; null for 8."""
     ignore: tuple[str, ...] | None = None
-    """Keys of records (columns, kinds of a tar's members) that hold content and are left out all the same."""
+    """Keys of records (columns, kinds of a tar's members) that hold content and are left out all
+    the same.
+    """
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight of {self.path}: expected a number from 0, got {self.weight}")
-        check_positive(f"source {self.path}", chunk_bytes=self.chunk_bytes, take=self.take, num_frames=self.num_frames)
+        check_positive(
+            f"source {self.path}",
+            chunk_bytes=self.chunk_bytes,
+            take=self.take,
+            num_frames=self.num_frames,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +118,21 @@ class Data:
     too_long: Literal["refuse", "drop"] = "refuse"
     """What to do with a sample that does not fit. Dropped ones are counted in the run's metrics."""
     broken: Literal["refuse", "skip"] = "refuse"
-    """What to do with a sample that cannot be read. Skipped ones are counted in the run's metrics."""
+    """What to do with a sample that cannot be read.
+
+    Skipped ones are counted in the run's metrics.
+    """
     lengths: str | None = None
-    """What `m3 data check --lengths FILE` wrote: the samples of a step are then dealt so that all devices get about
+    """What `m3 data check --lengths FILE` wrote: the samples of a step are then dealt so that all
+    devices get about
     equally many tokens."""
     workers: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.sources, dict):
-            sources = tuple(Source(path=path, weight=weight) for path, weight in self.sources.items())
+            sources = tuple(
+                Source(path=path, weight=weight) for path, weight in self.sources.items()
+            )
             object.__setattr__(self, "sources", sources)  # frozen
         if not self.sources:
             raise ValueError("data.sources is empty; name at least one source")
@@ -121,12 +148,18 @@ class Data:
             raise ValueError(f"data.workers must be at least 0, got {self.workers}")
         if self.pack_length is None and self.max_images_per_row is not None:
             raise ValueError(
-                "data.max_images_per_row is of packed rows, and data.pack_length null packs none; give pack_length, or leave "
+                "data.max_images_per_row is of packed rows, and data.pack_length null packs none; "
+                "give pack_length, or leave "
                 "max_images_per_row out"
             )
-        if self.pack_length is not None and self.max_length is not None and self.max_length > self.pack_length:
+        if (
+            self.pack_length is not None
+            and self.max_length is not None
+            and self.max_length > self.pack_length
+        ):
             raise ValueError(
-                f"data.max_length {self.max_length} is more than a row of data.pack_length {self.pack_length} tokens holds; "
+                f"data.max_length {self.max_length} is more than a row of data.pack_length "
+                f"{self.pack_length} tokens holds; "
                 "lower the one or raise the other"
             )
 

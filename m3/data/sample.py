@@ -1,7 +1,8 @@
 """What every data format becomes: a conversation or a document, and the images it shows.
 
-Images stay what the file holds (a path, or the bytes of an encoded image) until a batch is made, so a data set of any
-size costs only its text. `<image>` in a user's turn marks where each image stands, as in LLaVA's data.
+Images stay what the file holds (a path, or the bytes of an encoded image) until a batch is made, so
+a data set of any size costs only its text. `<image>` in a user's turn marks where each image
+stands, as in LLaVA's data.
 """
 
 from collections.abc import Mapping
@@ -10,16 +11,23 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 IMAGE_MARK = "<image>"
-"""How files mark an image, whatever the tokenizer calls it. Only in user turns; in an answer it is ordinary text."""
+"""How files mark an image, whatever the tokenizer calls it.
+
+Only in user turns; in an answer it is ordinary text.
+"""
 
 
 def check_text(text: str, where: str) -> None:
-    """A `ValueError` for half of a character: JSON may write one (`\\ud83d` alone), and no tokenizer takes it."""
+    """A `ValueError` for half of a character: JSON may write one (`\\ud83d` alone), and no
+    tokenizer takes it.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X}"
-        raise ValueError(f"{where} holds half of a character ({code}), which cannot be written as UTF-8") from None
+        raise ValueError(
+            f"{where} holds half of a character ({code}), which cannot be written as UTF-8"
+        ) from None
 
 
 class ImageMarksError(ValueError):
@@ -33,8 +41,8 @@ Role = Literal["system", "user", "assistant"]
 class Turn:
     """Words of one side. `learned`: whether an answer is.
 
-    `said` is a text, in which a user's `<image>` marks stand for images; or the texts around the images, one more than
-    images, in which `<image>` is ordinary text.
+    `said` is a text, in which a user's `<image>` marks stand for images; or the texts around the
+    images, one more than images, in which `<image>` is ordinary text.
     """
 
     role: Role
@@ -45,7 +53,8 @@ class Turn:
     def __post_init__(self, said: str | tuple[str, ...]) -> None:
         if isinstance(said, str):
             said = tuple(said.split(IMAGE_MARK)) if self.role == "user" else (said,)
-        assert self.role == "user" or len(said) == 1  # the formats refuse images that a user does not show
+        # the formats refuse images that a user does not show
+        assert self.role == "user" or len(said) == 1
         object.__setattr__(self, "texts", said)  # frozen
 
     @property
@@ -56,13 +65,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation about zero or more images. The answers are learned; system prompt and user's turns are not.
+    """One conversation about zero or more images.
+
+    The answers are learned; system prompt and user's turns are not.
 
     `unused`: keys of its record that were not read, for `m3 data check`.
 
     Raises:
-        ValueError: turns do not alternate from a user to an assistant, an answer is empty, none is learned, or images and
-            `<image>` marks differ in number.
+        ValueError: turns do not alternate from a user to an assistant, an answer is empty, none is
+            learned, or images and `<image>` marks differ in number.
     """
 
     id: str
@@ -76,7 +87,8 @@ class Sample:
         expected = ["user", "assistant"] * max(1, (len(talk) + 1) // 2)
         if talk != expected:
             raise ValueError(
-                f"sample {self.id!r}: turns must go user, assistant, user, assistant ... and end with an assistant, behind a "
+                f"sample {self.id!r}: turns must go user, assistant, user, assistant ... and end "
+                "with an assistant, behind a "
                 f"system prompt or none; got {', '.join(roles) if roles else 'no turns'}"
             )
         for number, turn in enumerate(self.turns):
@@ -84,24 +96,32 @@ class Sample:
                 check_text(text, f"sample {self.id!r}: turn {number}")
             if turn.role == "assistant" and turn.learned and not turn.text.strip():
                 raise ValueError(
-                    f"sample {self.id!r}: the answer in turn {number} is empty; there is nothing to learn from it"
+                    f"sample {self.id!r}: the answer in turn {number} is empty; there is nothing "
+                    "to learn from it"
                 )
         if not any(turn.learned for turn in self.turns if turn.role == "assistant"):
-            raise ValueError(f"sample {self.id!r}: all of its answers have weight 0; there is nothing to learn from it")
+            raise ValueError(
+                f"sample {self.id!r}: all of its answers have weight 0; there is "
+                "nothing to learn from it"
+            )
         marks = sum(len(turn.texts) - 1 for turn in self.turns)
         if marks != len(self.images):
             raise ImageMarksError(
-                f"sample {self.id!r}: {marks} {IMAGE_MARK} marks in the user's turns but {len(self.images)} images. "
+                f"sample {self.id!r}: {marks} {IMAGE_MARK} marks in the user's turns but "
+                f"{len(self.images)} images. "
                 f"Write one {IMAGE_MARK} where each image stands"
             )
 
 
 @dataclass(frozen=True)
 class Document:
-    """Text and images in reading order. Nobody asks and nobody answers: all of the text is learned, and its end.
+    """Text and images in reading order.
 
-    `texts` has one entry more than `images`: what stands before the first image, between the images and behind the
-    last. An entry may be empty. `<image>` in a text is ordinary text. `unused` is that of `Sample`.
+    Nobody asks and nobody answers: all of the text is learned, and its end.
+
+    `texts` has one entry more than `images`: what stands before the first image, between the images
+    and behind the last. An entry may be empty. `<image>` in a text is ordinary text. `unused` is
+    that of `Sample`.
 
     Raises:
         ValueError: no text at all, or a number of texts that does not fit the images.
@@ -115,13 +135,16 @@ class Document:
     def __post_init__(self) -> None:
         if len(self.texts) != len(self.images) + 1:
             raise ImageMarksError(
-                f"document {self.id!r}: {len(self.texts)} texts around {len(self.images)} images; expected one more "
+                f"document {self.id!r}: {len(self.texts)} texts around {len(self.images)} images; "
+                "expected one more "
                 "than images (before the first, between, behind the last; empty ones count)"
             )
         for number, text in enumerate(self.texts):
             check_text(text, f"document {self.id!r}: text {number}")
         if not any(text.strip() for text in self.texts):
-            raise ValueError(f"document {self.id!r}: has no text; there is nothing to learn from it")
+            raise ValueError(
+                f"document {self.id!r}: has no text; there is nothing to learn from it"
+            )
 
 
 AnySample = Sample | Document
@@ -129,7 +152,10 @@ AnySample = Sample | Document
 
 @runtime_checkable
 class FilteredSource(Protocol):
-    """A source that a recipe's `filters` have left samples out of: how many, by filter. They have no numbers."""
+    """A source that a recipe's `filters` have left samples out of: how many, by filter.
+
+    They have no numbers.
+    """
 
     @property
     def left_out(self) -> Mapping[str, int]: ...

@@ -1,7 +1,8 @@
-"""Samples as they will be trained, on one page: what is learned, what is not, what each scale costs.
+"""Samples as they will be trained, on one page: what is learned, what is not, what each scale
+costs.
 
-in: a mixture, the processor and scales of a recipe; out: one self-contained HTML text. The page runs no script and loads
-nothing; all text of the data is escaped.
+in: a mixture, the processor and scales of a recipe; out: one self-contained HTML text. The page
+runs no script and loads nothing; all text of the data is escaped.
 """
 
 import base64
@@ -52,7 +53,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample of the page. `error`: why it cannot be trained, in which case the rest may be empty."""
+    """One sample of the page.
+
+    `error`: why it cannot be trained, in which case the rest may be empty.
+    """
 
     position: int
     source: str
@@ -66,14 +70,20 @@ class Shown:
 
 
 def page(
-    mixture: Mixture, names: Sequence[str], positions: Sequence[int], processor: M3Processor, limits: Limits
+    mixture: Mixture,
+    names: Sequence[str],
+    positions: Sequence[int],
+    processor: M3Processor,
+    limits: Limits,
 ) -> str:
     """The HTML of the samples at `positions`; `names` are those of the mixture's sources."""
     samples = [show_position(mixture, names, position, processor, limits) for position in positions]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(files("m3.data").joinpath("templates/show.html.jinja").read_text("utf-8"))
+    template = environment.from_string(
+        files("m3.data").joinpath("templates/show.html.jinja").read_text("utf-8")
+    )
     return template.render(samples=samples, total=len(mixture), limits=limits)
 
 
@@ -95,7 +105,17 @@ def show_position(
     except TemplateRefusalError as error:
         return Shown(position, names[source], record, sample.id, kind, str(error), images)
     rows, error = _rows(sample, tokenized, processor, limits)
-    return Shown(position, names[source], record, sample.id, kind, error, images, spans_of(tokenized, processor), rows)
+    return Shown(
+        position,
+        names[source],
+        record,
+        sample.id,
+        kind,
+        error,
+        images,
+        spans_of(tokenized, processor),
+        rows,
+    )
 
 
 def spans_of(tokenized: Tokenized, processor: M3Processor) -> tuple[Span, ...]:

@@ -1,9 +1,10 @@
 """Scores that papers report, as data: so that a report can show theirs beside ours, per scale.
 
-In: `published/*.yaml`, one file per paper: its tables, the benchmarks in the order of the columns, a row per model and
-number of visual tokens. Out: `PublishedScore`s. A benchmark is named as in the suites (suites/*.yaml), which say what task of
-the harness measures it; `beside(task)` gives what is published for a task of a sweep. Scores are in the papers' unit: per
-cent, or points where the benchmark counts points (MME).
+In: `published/*.yaml`, one file per paper: its tables, the benchmarks in the order of the columns,
+a row per model and number of visual tokens. Out: `PublishedScore`s. A benchmark is named as in the
+suites (suites/*.yaml), which say what task of the harness measures it; `beside(task)` gives what is
+published for a task of a sweep. Scores are in the papers' unit: per cent, or points where the
+benchmark counts points (MME).
 """
 
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ class PublishedScore:
     model: str
     benchmark: str
     value: float
-    tokens: int | None  # visual tokens; None where they differ from image to image, or are not stated
-    tokens_per: str  # what `tokens` counts: an image, a tile of an image (per grid of LLaVA-NeXT), or a whole video
+    # visual tokens; None where they differ from image to image, or are not stated
+    tokens: int | None
+    # what `tokens` counts: an image, a tile of an image (per grid of LLaVA-NeXT), or a whole video
+    tokens_per: str
     paper: str
     url: str
     table: str
@@ -72,14 +75,16 @@ def read_paper(path: Path) -> list[PublishedScore]:
     """The numbers of one file.
 
     Raises:
-        ValueError: an unknown key, or a row with more or fewer scores than the table has benchmarks.
+        ValueError: an unknown key, or a row with more or fewer scores than the table has
+            benchmarks.
     """
     paper, found = load(path, _Paper), []
     for table in paper.tables:
         for row in table.rows:
             if len(row.scores) != len(table.benchmarks):
                 raise ValueError(
-                    f"{path}: {table.table}, {row.model} at {row.tokens} tokens has {len(row.scores)} scores for "
+                    f"{path}: {table.table}, {row.model} at {row.tokens} tokens has "
+                    f"{len(row.scores)} scores for "
                     f"{len(table.benchmarks)} benchmarks: {', '.join(table.benchmarks)}"
                 )
             found += [
@@ -100,7 +105,8 @@ def read_paper(path: Path) -> list[PublishedScore]:
 
 
 def beside(task: str, models: Sequence[str] | None = None) -> list[PublishedScore]:
-    """What is published for a task of the harness (`pope`), of `models` or of all; empty where nothing is.
+    """What is published for a task of the harness (`pope`), of `models` or of all; empty where
+    nothing is.
 
     Scores of the same data by another metric come last and say so (`differs`).
     """

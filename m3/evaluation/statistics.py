@@ -1,6 +1,8 @@
-"""How sure a score is: clustered standard errors, paired differences, and the rows a score must beat.
+"""How sure a score is: clustered standard errors, paired differences, and the rows a score must
+beat.
 
-In: scores per document and the image each document shows. Out: mean, standard error, difference with its interval.
+In: scores per document and the image each document shows. Out: mean, standard error, difference
+    with its interval.
 """
 
 import json
@@ -40,21 +42,28 @@ class Difference:
 def clustered_mean(scores: Sequence[float], clusters: Sequence[Hashable]) -> Mean:
     """Mean and its cluster-robust standard error: questions about one image are not independent.
 
-    With r_c the sum over cluster c of (score - mean) and C clusters, the error is sqrt(C / (C - 1) * sum_c r_c^2) / n
-    (Miller, "Adding error bars to evals", https://arxiv.org/abs/2411.00640, equation 4, with the usual small-sample
-    factor). With one document per image it is the plain standard error of the mean.
+    With r_c the sum over cluster c of (score - mean) and C clusters, the error is sqrt(C / (C - 1)
+    * sum_c r_c^2) / n (Miller, "Adding error bars to evals", https://arxiv.org/abs/2411.00640,
+    equation 4, with the usual small-sample factor). With one document per image it is the plain
+    standard error of the mean.
     """
     _check_lengths(scores=len(scores), clusters=len(clusters))
     values = np.asarray(scores, dtype=np.float64)
     mean = float(values.mean())
     sums, _ = _cluster_sums(values - mean, clusters)
     count = len(sums)
-    stderr = math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(values) if count > 1 else math.nan
+    stderr = (
+        math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(values)
+        if count > 1
+        else math.nan
+    )
     return Mean(mean, stderr, len(values), count)
 
 
 def mean_of_means(means: Sequence[Mean]) -> Mean:
-    """Unweighted mean over tasks, taken as independent: stderr = sqrt(sum of squares) / number of tasks."""
+    """Unweighted mean over tasks, taken as independent: stderr = sqrt(sum of squares) / number
+    of tasks.
+    """
     if not means:
         raise ValueError("no task to average over")
     stderr = math.sqrt(sum(mean.stderr**2 for mean in means)) / len(means)
@@ -70,7 +79,8 @@ def paired_bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Difference:
-    """Difference of two means over the same documents; images are drawn with replacement, with all their documents.
+    """Difference of two means over the same documents; images are drawn with replacement, with all
+    their documents.
 
     `a[i]`, `b[i]` and `clusters[i]` belong to one document. One image alone has no interval.
     """
@@ -97,11 +107,13 @@ class TaskPairs:
 def mean_difference(
     tasks: Sequence[TaskPairs], iterations: int = DRAWS, seed: int = 0, confidence: float = 0.95
 ) -> Difference:
-    """Difference of two unweighted means over the same tasks, with an interval drawn within each task.
+    """Difference of two unweighted means over the same tasks, with an interval drawn within each
+    task.
 
-    The tasks are fixed: another draw of the images is another experiment, another choice of tasks is another question. Images
-    are drawn apart in each task. The percentile interval is widened about the difference for few images, as t exceeds the
-    normal distribution and sqrt(C / (C - 1)) exceeds 1 (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789).
+    The tasks are fixed: another draw of the images is another experiment, another choice of tasks
+    is another question. Images are drawn apart in each task. The percentile interval is widened
+    about the difference for few images, as t exceeds the normal distribution and sqrt(C / (C - 1))
+    exceeds 1 (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789).
     """
     means = [task.mean() for task in tasks]
     value = mean_of_means(means).value
@@ -117,15 +129,19 @@ def mean_difference(
             deviation[start : start + rows] += correction * drawn / len(tasks)
     ends = (1 - confidence) / 2, (1 + confidence) / 2
     freedom = degrees_of_freedom(means)
-    widening = float(student.ppf(ends[1], freedom)) / float(norm.ppf(ends[1])) if freedom > 0 else 1.0
+    widening = (
+        float(student.ppf(ends[1], freedom)) / float(norm.ppf(ends[1])) if freedom > 0 else 1.0
+    )
     low, high = (value + widening * float(np.quantile(deviation, end)) for end in ends)
     return Difference(value, low, high, difference_p(means), sum(mean.n for mean in means))
 
 
 def degrees_of_freedom(means: Sequence[Mean]) -> float:
-    """Degrees of freedom of a mean over tasks: C - 1 for one task, else Satterthwaite's; 0 where no error is known.
+    """Degrees of freedom of a mean over tasks: C - 1 for one task, else Satterthwaite's; 0 where no
+    error is known.
 
-    With v the squared error of each task's mean, (sum v)^2 / sum(v^2 / (C - 1)) (Satterthwaite 1946).
+    With v the squared error of each task's mean, (sum v)^2 / sum(v^2 / (C - 1)) (Satterthwaite
+    1946).
     """
     variances = [mean.stderr**2 for mean in means]
     largest = max(variances)
@@ -138,7 +154,9 @@ def degrees_of_freedom(means: Sequence[Mean]) -> float:
 
 
 def difference_p(means: Sequence[Mean]) -> float:
-    """Two-sided p of an unweighted mean over tasks of differences: Student's t of its clustered error; see `paired_p`."""
+    """Two-sided p of an unweighted mean over tasks of differences: Student's t of its clustered
+    error; see `paired_p`.
+    """
     mean = mean_of_means(means)
     if math.isnan(mean.stderr) or mean.value == 0:
         return 1.0
@@ -150,24 +168,29 @@ def difference_p(means: Sequence[Mean]) -> float:
 
 
 def least_p(clusters: int) -> float:
-    """The smallest two-sided p that so many images can give, whatever they say: that of a sign-flip test, 2 / 2^C.
+    """The smallest two-sided p that so many images can give, whatever they say: that of a sign-flip
+    test, 2 / 2^C.
 
-    Resampling and Student's t know no such end: of three images that agree they would be sure beyond measure.
+    Resampling and Student's t know no such end: of three images that agree they would be sure
+    beyond measure.
     """
     return 2.0 ** (1 - clusters)
 
 
 def paired_p(a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """Two-sided p of a difference of two means by its clustered standard error and Student's t of C - 1 degrees of freedom.
+    """Two-sided p of a difference of two means by its clustered standard error and Student's t of C
+    - 1 degrees of freedom.
 
-    Unlike a count of draws it does not end at their number, so it can be corrected for any number of tests; it ends at
-    `least_p`. 1 where the error cannot be known (one image).
+    Unlike a count of draws it does not end at their number, so it can be corrected for any number
+    of tests; it ends at `least_p`. 1 where the error cannot be known (one image).
     """
     return difference_p([TaskPairs(a, b, clusters).mean()])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that may be compared with the level as if there were one test (Holm 1979)."""
+    """Holm's step-down correction: p-values that may be compared with the level as if there were
+    one test (Holm 1979).
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [1.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -177,7 +200,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def chance_corrected(score: float, chance: float) -> float:
-    """Share of the way from guessing to perfect: 0 at the chance level, 1 at 1, negative below chance."""
+    """Share of the way from guessing to perfect: 0 at the chance level, 1 at 1, negative below
+    chance.
+    """
     if not 0 <= chance < 1:
         raise ValueError(f"the chance level must be at least 0 and below 1, got {chance}")
     return (score - chance) / (1 - chance)
@@ -191,12 +216,16 @@ class Interval:
 
 
 def retention(
-    tasks: Sequence[tuple[Sequence[float], Sequence[float], Sequence[Hashable]]], draws: int = DRAWS, seed: int = 0
+    tasks: Sequence[tuple[Sequence[float], Sequence[float], Sequence[Hashable]]],
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Interval | None:
-    """Mean over tasks of (score / score of the largest scale), in per cent, with a 95 % bootstrap interval by image.
+    """Mean over tasks of (score / score of the largest scale), in per cent, with a 95 % bootstrap
+    interval by image.
 
-    `tasks`: per task the scores of each document at the scale and at the largest scale, and its image. Where documents of
-    several tasks show the same image, they are drawn apart. None where a task has a score of 0 at the largest scale.
+    `tasks`: per task the scores of each document at the scale and at the largest scale, and its
+    image. Where documents of several tasks show the same image, they are drawn apart. None where a
+    task has a score of 0 at the largest scale.
     """
     if any(sum(largest) <= 0 for _, largest, _ in tasks):
         return None
@@ -209,20 +238,27 @@ def retention(
         counts = rng.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), size=draws)
         value += mine.sum() / whole.sum() / len(tasks)
         kept, all_of_it = counts @ mine, counts @ whole
-        ratio = np.where(kept > 0, np.inf, 1.0)  # of nothing, nothing is lost; something is more than any share of it
+        # of nothing, nothing is lost; something is more than any share of it
+        ratio = np.where(kept > 0, np.inf, 1.0)
         drawn += np.divide(kept, all_of_it, out=ratio, where=all_of_it > 0) / len(tasks)
         if len(mine) == 1:
             drawn[:] = np.nan
-    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")  # between a number and inf there is nothing
+    # between a number and inf there is nothing
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
     return Interval(100 * float(value), 100 * float(low), 100 * float(high))
 
 
 def read_baselines(path: Path) -> dict[str, dict[str, float]]:
-    """Task -> {"chance": .., "majority": ..} of a suite that ships them; empty where `path` does not exist."""
+    """Task -> {"chance": .., "majority": ..} of a suite that ships them; empty where `path` does
+    not exist.
+    """
     if not path.exists():
         return {}
     rows = json.loads(path.read_text(encoding="utf-8"))
-    return {task: {name: float(row[name]) for name in ("chance", "majority")} for task, row in rows.items()}
+    return {
+        task: {name: float(row[name]) for name in ("chance", "majority")}
+        for task, row in rows.items()
+    }
 
 
 def _cluster_sums(
@@ -237,4 +273,6 @@ def _cluster_sums(
 def _check_lengths(**lengths: int) -> None:
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         shown = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        raise ValueError(f"expected the same number of values, at least one, for each document; got {shown}")
+        raise ValueError(
+            f"expected the same number of values, at least one, for each document; got {shown}"
+        )

@@ -1,7 +1,7 @@
 """Named suites: which tasks of the harness a suite has, and what each needs.
 
-In: `suites/*.yaml` (package data). Out: `Suite`s. A name of a suite is what `m3 sweep --suite` takes; a task is a name of
-lmms-eval or of a task of ours in `lmms_eval_tasks/`.
+In: `suites/*.yaml` (package data). Out: `Suite`s. A name of a suite is what `m3 sweep --suite`
+takes; a task is a name of lmms-eval or of a task of ours in `lmms_eval_tasks/`.
 """
 
 from dataclasses import dataclass, field
@@ -13,8 +13,9 @@ from typing import Literal
 from m3.config import load, near_match
 
 Need = Literal["judge", "server", "video"]
-"""judge: a language model scores the answers, which costs money (judge.py). server: the labels are hidden; a submission file
-is written, and `m3 submit` collects it. video: the visuals are videos, read as frames."""
+"""judge: a language model scores the answers, which costs money (judge.py). server: the labels are
+hidden; a submission file is written, and `m3 submit` collects it. video: the visuals are videos,
+read as frames."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class SuiteTask:
     unit: Literal["share", "points"] = (
         "share"  # points: a sum of some unit, which no mean takes in, however small it is
     )
-    near: dict[str, str] = field(default_factory=dict)  # benchmarks of the same data, scored otherwise -> in which way
+    # benchmarks of the same data, scored otherwise -> in which way
+    near: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,23 @@ def known_tasks() -> dict[str, SuiteTask]:
     for name, suite in suites().items():
         for task in suite.tasks:
             if known.setdefault(task.task, task) != task:
-                raise ValueError(f"suite {name} describes {task.task} otherwise than another suite does")
+                raise ValueError(
+                    f"suite {name} describes {task.task} otherwise than another suite does"
+                )
     return known
 
 
 def metric_of(task: str) -> str | None:
-    """The metric that tables show for a task; None where no suite has it (then it is the task's first)."""
+    """The metric that tables show for a task; None where no suite has it (then it is the task's
+    first).
+    """
     known = known_tasks().get(task)
     return None if known is None else known.metric
 
 
 def unit_of(task: str) -> str:
-    """What a task's metric counts in; a share (of one, or of a hundred) where no suite says otherwise."""
+    """What a task's metric counts in; a share (of one, or of a hundred) where no suite says
+    otherwise.
+    """
     known = known_tasks().get(task)
     return "share" if known is None else known.unit

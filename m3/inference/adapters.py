@@ -1,19 +1,25 @@
-"""LoRA adapters: a folder that peft wrote (`adapter_config.json`, `adapter_model.safetensors`) onto a loaded model."""
+"""LoRA adapters: a folder that peft wrote (`adapter_config.json`, `adapter_model.safetensors`)
+onto a loaded model.
+"""
 
 from pathlib import Path
 
 from m3.model import M3ForConditionalGeneration
-from m3.packages import require
+from m3.optional import require
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def add_adapter(model: M3ForConditionalGeneration, folder: str | Path, merge: bool) -> M3ForConditionalGeneration:
-    """The model with the adapter at work in its layers; with `merge`, added into the weights and gone.
+def add_adapter(
+    model: M3ForConditionalGeneration, folder: str | Path, merge: bool
+) -> M3ForConditionalGeneration:
+    """The model with the adapter at work in its layers; with `merge`, added into the weights and
+    gone.
 
     Raises:
-        ValueError: no adapter there, or one that does not fit: a layer that the model lacks, another shape, a weight that
-            is missing or left over. (peft would warn and go on without it.)
+        ValueError: no adapter there, or one that does not fit: a layer that the model lacks,
+            another shape, a weight that is missing or left over. (peft would warn and go on without
+            it.)
         ModuleNotFoundError: peft is not installed.
     """
     require("peft")
@@ -23,7 +29,8 @@ def add_adapter(model: M3ForConditionalGeneration, folder: str | Path, merge: bo
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder}: no LoRA adapter there: {' and '.join(missing)} missing (peft's save_pretrained writes both)"
+            f"{folder}: no LoRA adapter there: {' and '.join(missing)} missing (peft's "
+            "save_pretrained writes both)"
         )
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
@@ -35,8 +42,10 @@ def add_adapter(model: M3ForConditionalGeneration, folder: str | Path, merge: bo
     wrong = [*loaded.missing_keys, *loaded.unexpected_keys]
     if wrong:
         raise ValueError(
-            f"{folder}: the adapter does not fit this model: {len(loaded.missing_keys)} weights missing, "
-            f"{len(loaded.unexpected_keys)} left over, such as {wrong[0]}. It was trained on another model"
+            f"{folder}: the adapter does not fit this model: {len(loaded.missing_keys)} weights "
+            "missing, "
+            f"{len(loaded.unexpected_keys)} left over, such as {wrong[0]}. It was trained on "
+            "another model"
         )
     if merge:
         return adapted.merge_and_unload()  # pyright: ignore[reportReturnType, reportCallIssue]  # the model given

@@ -1,6 +1,7 @@
 """One call from a question about pictures to an answer.
 
-m3.ask("playground/m3-tiny", "What colour is the background?", images=["photo.png"], matryoshka_vis_token_scale=9)
+m3.ask("playground/m3-tiny", "What colour is the background?", images=["photo.png"],
+matryoshka_vis_token_scale=9)
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from m3.inference.conversation import Conversation, Generation
 from m3.inference.loading import load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import ImageSource, M3Processor
-from m3.processing.schedule import Schedule
+from m3.processing.frame_scales import Schedule
 from m3.processing.video import Sampling, VideoSource
 
 
@@ -29,10 +30,13 @@ def ask(
     """The answer's text.
 
     Args:
-        model: a checkpoint, which is loaded for this call; or what `m3.load` gave, to ask more than once.
-        question: images stand in front of it, then the video, or where `<image>` and `<video>` in it say.
+        model: a checkpoint, which is loaded for this call; or what `m3.load` gave, to ask more than
+            once.
+        question: images stand in front of it, then the video, or where `<image>` and `<video>` in
+            it say.
         images: paths, bytes, addresses, PIL images; one or several.
-        matryoshka_vis_token_scale: visual tokens per picture, a schedule over frames, or None for the largest trained.
+        matryoshka_vis_token_scale: visual tokens per picture, a schedule over frames, or None for
+            the largest trained.
         sampling: which frames of the video; 8 where nothing is said.
         device: where to load a checkpoint onto; None for the accelerator there is.
 
@@ -40,8 +44,12 @@ def ask(
         ValueError: as `load`, `load_image`, `load_video` and `Conversation.ask` say.
     """
     if isinstance(model, tuple) and device is not None:
-        raise ValueError(f"device {device!r} was given for a model that is loaded: it stays where it is")
-    conversation = Conversation(*(model if isinstance(model, tuple) else load(model, device=device)), generation)
+        raise ValueError(
+            f"device {device!r} was given for a model that is loaded: it stays where it is"
+        )
+    conversation = Conversation(
+        *(model if isinstance(model, tuple) else load(model, device=device)), generation
+    )
     for image in images if isinstance(images, list | tuple) else [cast(ImageSource, images)]:
         conversation.show_image(image)
     if video is not None:

@@ -1,6 +1,7 @@
 """`m3 chat`: ask a checkpoint about images and videos, once with `--query`, else turn by turn.
 
-m3 chat --model-path playground/m3-tiny --image-file photo.png --query "What colour is the background?"
+m3 chat --model-path playground/m3-tiny --image-file photo.png --query "What colour is the
+background?"
 """
 
 import argparse
@@ -10,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from m3.inference.conversation import Conversation, Generation
-from m3.inference.explain import explain
+from m3.inference.cost_table import explain
 from m3.inference.loading import DTYPES, load
 from m3.inference.quantisation import QUANTISATIONS
 from m3.inference.repl import Visual, answer, run, show
-from m3.processing.schedule import Schedule, split_alternatives
+from m3.processing.frame_scales import Schedule, split_alternatives
 from m3.processing.video import Sampling
 
 
@@ -22,7 +23,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="m3 chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-path", required=True, help="folder (or hub id) of an M3 checkpoint")
+    parser.add_argument(
+        "--model-path", required=True, help="folder (or hub id) of an M3 checkpoint"
+    )
     for kind in ("image", "video"):
         parser.add_argument(
             f"--{kind}-file",
@@ -34,31 +37,52 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             help=f"{kind} to show; may be repeated, in the order of the conversation",
         )
     parser.add_argument(
-        "--query", help="ask this, print the answer, and end; `<image>` and `<video>` in it say where they stand"
+        "--query",
+        help="ask this, print the answer, and end; `<image>` and `<video>` in it say "
+        "where they stand",
     )
     parser.add_argument(
         "--matryoshka_vis_token_scale",
         metavar="SCALE",
-        help="visual tokens per picture: 36; over frames 144+1 (the first at 144, the rest at 1) or 144x4+36; several to "
+        help="visual tokens per picture: 36; over frames 144+1 (the first at 144, the rest at 1) "
+        "or 144x4+36; several to "
         "compare 1,9,36. Default: the largest trained",
     )
     parser.add_argument(
-        "--explain", action="store_true", help="tiles, tokens and FLOPs of the prompt at each trained scale"
+        "--explain",
+        action="store_true",
+        help="tiles, tokens and FLOPs of the prompt at each trained scale",
     )
     frames = parser.add_argument_group("frames of videos (default: 8, spread evenly)")
     frames.add_argument("--num-frames", type=int, help="so many, spread evenly")
     frames.add_argument("--fps", type=float, help="so many per second")
     frames.add_argument("--collage", action="store_true", help="six, as one picture of 3 x 2")
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--device", help="cpu, cuda, cuda:1, mps, npu, xpu; default: the accelerator there is")
+    weights.add_argument(
+        "--device", help="cpu, cuda, cuda:1, mps, npu, xpu; default: the accelerator there is"
+    )
     weights.add_argument("--device-map", help="instead: `auto` spreads the layers over all devices")
     weights.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
     few = weights.add_mutually_exclusive_group()
     few.add_argument(
-        "--quantise", choices=tuple(QUANTISATIONS), help="; ".join(f"{n}: {q.help}" for n, q in QUANTISATIONS.items())
+        "--quantise",
+        choices=tuple(QUANTISATIONS),
+        help="; ".join(f"{n}: {q.help}" for n, q in QUANTISATIONS.items()),
     )
-    few.add_argument("--load-4bit", dest="quantise", action="store_const", const="bnb-4bit", help="--quantise bnb-4bit")
-    few.add_argument("--load-8bit", dest="quantise", action="store_const", const="bnb-8bit", help="--quantise bnb-8bit")
+    few.add_argument(
+        "--load-4bit",
+        dest="quantise",
+        action="store_const",
+        const="bnb-4bit",
+        help="--quantise bnb-4bit",
+    )
+    few.add_argument(
+        "--load-8bit",
+        dest="quantise",
+        action="store_const",
+        const="bnb-8bit",
+        help="--quantise bnb-8bit",
+    )
     weights.add_argument("--lora", metavar="DIR", help="a LoRA adapter")
     weights.add_argument("--merge", action="store_true", help="add the adapter into the weights")
     weights.add_argument("--attention", help="as transformers names it, such as flash_attention_2")
@@ -73,7 +97,9 @@ def main(argv: list[str]) -> int:
     """Loads, shows, answers. 0, or a `ValueError` for a user's mistake."""
     arguments = parse(argv)
     generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
-    sampling = Sampling(num_frames=arguments.num_frames, fps=arguments.fps, collage=arguments.collage)
+    sampling = Sampling(
+        num_frames=arguments.num_frames, fps=arguments.fps, collage=arguments.collage
+    )
     given = arguments.matryoshka_vis_token_scale
     scales: list[Schedule | None] = [None] if given is None else [*split_alternatives(given)]
     _quieten()
@@ -91,7 +117,11 @@ def main(argv: list[str]) -> int:
     for visual in arguments.visuals:
         show(conversation, visual, sampling)
     if arguments.explain:
-        chosen = processor.trained_scales if given is None else [scale for scale in scales if scale is not None]
+        chosen = (
+            processor.trained_scales
+            if given is None
+            else [scale for scale in scales if scale is not None]
+        )
         _write(explain(conversation, arguments.query or "", chosen) + "\n")
     if arguments.query is None and arguments.explain:
         return 0

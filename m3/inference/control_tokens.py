@@ -1,8 +1,10 @@
-"""Text that other people wrote, as the plain characters it is: what looks like a control token in it is none.
+"""Text that other people wrote, as the plain characters it is: what looks like a control token in
+it is none.
 
-In: a processor, text. Out: text in which control tokens (`<|im_end|>`, `<image>`) are fenced by transformers' marks: they can
-neither end a turn nor claim an image. The tokenizer must be called with `sanitize_control_tokens=True`, which takes the fences
-away. Training data are read the same way (m3/data/tokenized.py).
+In: a processor, text. Out: text in which control tokens (`<|im_end|>`, `<image>`) are fenced by
+transformers' marks: they can neither end a turn nor claim an image. The tokenizer must be called
+with `sanitize_control_tokens=True`, which takes the fences away. Training data are read the same
+way (m3/data/tokenized.py).
 """
 
 import re

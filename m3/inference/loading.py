@@ -1,6 +1,9 @@
-"""A checkpoint folder to a model that answers: device, number format, quantisation, adapter. One function.
+"""A checkpoint folder to a model that answers: device, number format, quantisation, adapter.
 
-In: a folder (or hub id) of a native M3 checkpoint and how to load it. Out: the model in evaluation mode and its processor.
+One function.
+
+In: a folder (or hub id) of a native M3 checkpoint and how to load it. Out: the model in evaluation
+    mode and its processor.
 """
 
 from collections.abc import Mapping
@@ -13,12 +16,12 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from m3.config import near_match
+from m3.hardware import choose_device
 from m3.inference.adapters import CONFIG, add_adapter
-from m3.inference.device import choose_device
-from m3.inference.generation_settings import warn_of_settings
+from m3.inference.generation import warn_of_settings
 from m3.inference.quantisation import Quantisation, get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration
-from m3.packages import require
+from m3.optional import require
 from m3.processing import M3Processor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,20 +38,26 @@ def load(
     merge: bool = False,
     attention: str | None = None,
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
-    """The model and its processor. Settings of its generation_config.json other than token ids are named: none is followed.
+    """The model and its processor.
+
+    Settings of its generation_config.json other than token ids are named: none is followed.
 
     Args:
         device: such as "cpu" or "cuda:1"; None for what `choose_device` finds.
-        dtype: float32, bfloat16, float16, or "auto": as saved, and for a quantised model what its kernels like best.
-        device_map: instead of a device, accelerate's word for several: "auto" spreads the layers over all there are.
+        dtype: float32, bfloat16, float16, or "auto": as saved, and for a quantised model what its
+            kernels like best.
+        device_map: instead of a device, accelerate's word for several: "auto" spreads the layers
+            over all there are.
         quantise: a row of `m3.inference.quantisation.QUANTISATIONS`.
-        lora: the folder of an adapter; with `merge` it is added into the weights, else it runs beside them.
+        lora: the folder of an adapter; with `merge` it is added into the weights, else it runs
+            beside them.
         attention: as transformers names it; None for its choice.
 
     Raises:
-        ValueError: options that exclude each other; no native M3 checkpoint at `path`, or weights missing from it; a device
-            that is not there; an adapter that does not fit.
-        ModuleNotFoundError: a package that the options need is not installed; the text says what to install.
+        ValueError: options that exclude each other; no native M3 checkpoint at `path`, or weights
+            missing from it; a device that is not there; an adapter that does not fit.
+        ModuleNotFoundError: a package that the options need is not installed; the text says what to
+            install.
     """
     _check_options(device, dtype, device_map, quantise, lora, merge)
     config, where = read_config(path), choose_device(device)
@@ -63,14 +72,17 @@ def load(
             path,
             dtype=number_format,
             device_map=onto,
-            quantization_config=None if row is None else row.config(kept_modules(config), number_format, where),
+            quantization_config=None
+            if row is None
+            else row.config(kept_modules(config), number_format, where),
             attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # looked at below, in our words
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{path}: the weights are missing, damaged or cut short ({error}). Copy or download them again"
+            f"{path}: the weights are missing, damaged or cut short ({error}). Copy or download "
+            "them again"
         ) from error
     _check_weights(path, report)
     if onto is None:
@@ -85,15 +97,21 @@ def load(
 
 def _check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
     """Whether the checkpoint held each of the model's weights, and nothing else."""
-    for kind, what in (("missing_keys", "are missing from"), ("unexpected_keys", "have no place in the model of")):
+    for kind, what in (
+        ("missing_keys", "are missing from"),
+        ("unexpected_keys", "have no place in the model of"),
+    ):
         names = sorted(report[kind])
         if names:
-            raise ValueError(f"{path}: {len(names)} weights {what} the checkpoint, such as {names[0]}")
+            raise ValueError(
+                f"{path}: {len(names)} weights {what} the checkpoint, such as {names[0]}"
+            )
     wrong = sorted(report["mismatched_keys"])
     if wrong:
         name, found, expected = wrong[0]
         raise ValueError(
-            f"{path}: {len(wrong)} weights are of another shape than config.json asks for, such as {name}: {list(found)}, "
+            f"{path}: {len(wrong)} weights are of another shape than config.json asks for, such as "
+            f"{name}: {list(found)}, "
             f"expected {list(expected)}"
         )
 
@@ -102,11 +120,18 @@ def _load_processor(path: str | Path) -> M3Processor:
     try:
         return M3Processor.from_pretrained(path)
     except OSError as error:
-        raise ValueError(f"{path}: the processor's files are missing or damaged: {error}") from error
+        raise ValueError(
+            f"{path}: the processor's files are missing or damaged: {error}"
+        ) from error
 
 
 def _check_options(
-    device: str | None, dtype: str, device_map: str | None, quantise: str | None, lora: str | Path | None, merge: bool
+    device: str | None,
+    dtype: str,
+    device_map: str | None,
+    quantise: str | None,
+    lora: str | Path | None,
+    merge: bool,
 ) -> None:
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}. {near_match(dtype, ['auto', *DTYPES])}")
@@ -116,7 +141,8 @@ def _check_options(
         raise ValueError("merge was asked for without an adapter: name its folder with lora")
     if merge and quantise is not None:
         raise ValueError(
-            f"an adapter is merged into weights of full precision, but quantise is {quantise}: leave one of them out"
+            f"an adapter is merged into weights of full precision, but quantise is {quantise}: "
+            "leave one of them out"
         )
 
 
@@ -134,7 +160,9 @@ def read_config(path: str | Path) -> M3Config:
     if folder.is_dir() and not (folder / "config.json").is_file():
         adapter = (folder / CONFIG).is_file()
         held = (
-            "a LoRA adapter: load the model it was trained on, with lora=this folder" if adapter else "no config.json"
+            "a LoRA adapter: load the model it was trained on, with lora=this folder"
+            if adapter
+            else "no config.json"
         )
         raise ValueError(f"{path}: not an M3 checkpoint, it holds {held}")
     try:
@@ -143,11 +171,13 @@ def read_config(path: str | Path) -> M3Config:
         if folder.exists():
             raise ValueError(f"{path}: config.json cannot be read: {error}") from error
         raise ValueError(
-            f"{path}: no such folder (looked from {Path.cwd()}), and no model on the hub either: {error}"
+            f"{path}: no such folder (looked from {Path.cwd()}), and no model on the hub either: "
+            f"{error}"
         ) from error
     if raw.get("model_type") != M3Config.model_type:
         raise ValueError(
-            f"{path}: a model of type {raw.get('model_type')!r}, expected {M3Config.model_type!r}. `m3 convert` turns the "
+            f"{path}: a model of type {raw.get('model_type')!r}, expected {M3Config.model_type!r}. "
+            "`m3 convert` turns the "
             "formats it knows into M3's"
         )
     try:

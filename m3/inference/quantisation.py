@@ -1,13 +1,16 @@
-"""Fewer bits for the decoder's weights: one table of ways, all through the quantisers that transformers knows.
+"""Fewer bits for the decoder's weights: one table of ways, all through the quantisers that
+transformers knows.
 
-In: a checkpoint's configuration, a row of the table, the number format and device to load onto. Out: the configuration that
-`from_pretrained` takes, and what is done after it.
+In: a checkpoint's configuration, a row of the table, the number format and device to load onto.
+Out: the configuration that `from_pretrained` takes, and what is done after it.
 
-Quantised are the decoder's linear layers: attention, dense and shared-expert layers. The vision tower, the connector, the
-routers and `lm_head` keep their precision: they are a small part of the weights, and an error there is an error in every
-token. Routed experts are no linear layers but one parameter `[experts, ...]` per projection, which no quantiser of
-transformers touches. bitsandbytes can keep such a parameter in 4 bits and unpack it when it is read, so `bnb-4bit`
-quantises the experts too (after loading, so the whole of them must fit on the device once); the other ways leave them.
+Quantised are the decoder's linear layers: attention, dense and shared-expert layers. The vision
+tower, the connector, the routers and `lm_head` keep their precision: they are a small part of the
+weights, and an error there is an error in every token. Routed experts are no linear layers but one
+parameter `[experts, ...]` per projection, which no quantiser of transformers touches. bitsandbytes
+can keep such a parameter in 4 bits and unpack it when it is read, so `bnb-4bit` quantises the
+experts too (after loading, so the whole of them must fit on the device once); the other ways leave
+them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +24,7 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from m3.config import near_match
 from m3.model import M3Config, M3ForConditionalGeneration
-from m3.packages import require
+from m3.optional import require
 
 QuantiserConfig = BitsAndBytesConfig | TorchAoConfig
 
@@ -30,8 +33,9 @@ QuantiserConfig = BitsAndBytesConfig | TorchAoConfig
 class Quantisation:
     """A row of the table.
 
-    `config(skipped modules, number format, device)` is for `from_pretrained`; `after` runs on the loaded model; `dtype` is
-    the number format of all that is not quantised where the user names none (None: as saved).
+    `config(skipped modules, number format, device)` is for `from_pretrained`; `after` runs on the
+    loaded model; `dtype` is the number format of all that is not quantised where the user names
+    none (None: as saved).
     """
 
     package: str
@@ -57,18 +61,27 @@ def _bnb_8bit(skipped: Sequence[str], dtype: torch.dtype, device: torch.device) 
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(skipped))
 
 
-def _torchao_int8(skipped: Sequence[str], dtype: torch.dtype, device: torch.device) -> QuantiserConfig:
+def _torchao_int8(
+    skipped: Sequence[str], dtype: torch.dtype, device: torch.device
+) -> QuantiserConfig:
     from torchao.quantization import Int8WeightOnlyConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=list(skipped))
 
 
-def _torchao_int4(skipped: Sequence[str], dtype: torch.dtype, device: torch.device) -> QuantiserConfig:
-    """Groups of 32 weights. How four-bit numbers are packed differs between devices, as their kernels do."""
+def _torchao_int4(
+    skipped: Sequence[str], dtype: torch.dtype, device: torch.device
+) -> QuantiserConfig:
+    """Groups of 32 weights.
+
+    How four-bit numbers are packed differs between devices, as their kernels do.
+    """
     if device.type == "cpu":
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
-        return TorchAoConfig(PrototypeInt4WeightOnlyConfig(group_size=32), modules_to_not_convert=list(skipped))
+        return TorchAoConfig(
+            PrototypeInt4WeightOnlyConfig(group_size=32), modules_to_not_convert=list(skipped)
+        )
     from torchao.quantization import Int4WeightOnlyConfig
 
     packing = "tile_packed_to_4d" if device.type == "cuda" else "plain_int32"
@@ -77,7 +90,9 @@ def _torchao_int4(skipped: Sequence[str], dtype: torch.dtype, device: torch.devi
 
 
 def quantise_experts(model: M3ForConditionalGeneration) -> None:
-    """Packs every parameter `[experts, ...]` of the decoder to NF4; it is unpacked whenever it is read."""
+    """Packs every parameter `[experts, ...]` of the decoder to NF4; it is unpacked whenever it
+    is read.
+    """
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
     for module, name in fused_experts(model):
@@ -85,7 +100,9 @@ def quantise_experts(model: M3ForConditionalGeneration) -> None:
 
 
 QUANTISATIONS: Mapping[str, Quantisation] = {
-    "bnb-4bit": Quantisation("bitsandbytes", "NF4, routed experts too", _bnb_4bit, after=quantise_experts),
+    "bnb-4bit": Quantisation(
+        "bitsandbytes", "NF4, routed experts too", _bnb_4bit, after=quantise_experts
+    ),
     "bnb-8bit": Quantisation(
         "bitsandbytes",
         "LLM.int8()",
@@ -112,11 +129,18 @@ def get_quantisation(name: str) -> Quantisation:
 
 
 def kept_modules(config: M3Config) -> list[str]:
-    """Names of the modules that keep their precision. Computed on the meta device: no weight is allocated."""
+    """Names of the modules that keep their precision.
+
+    Computed on the meta device: no weight is allocated.
+    """
     with torch.device("meta"):
         model = M3ForConditionalGeneration(config)
     recorder = (model.model.language_model._can_record_outputs or {}).get("router_logits")
-    routers = [] if recorder is None else [n for n, m in model.named_modules() if isinstance(m, recorder.target_class)]
+    routers = (
+        []
+        if recorder is None
+        else [n for n, m in model.named_modules() if isinstance(m, recorder.target_class)]
+    )
     return ["model.vision_tower", "model.connector", "lm_head", *routers]
 
 
@@ -131,7 +155,9 @@ def fused_experts(model: M3ForConditionalGeneration) -> list[tuple[nn.Module, st
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """What the parameters and buffers take, packed as they are (`get_memory_footprint` takes torchao's for unpacked)."""
+    """What the parameters and buffers take, packed as they are (`get_memory_footprint` takes
+    torchao's for unpacked).
+    """
     return sum(_stored(tensor) for tensor in [*model.parameters(), *model.buffers()])
 
 

@@ -1,7 +1,7 @@
 """Question and answer on a terminal or through a pipe.
 
-In: a conversation, lines. Out: answers, piece by piece. A line that begins with a slash is a command; a mistake is told
-and the conversation goes on.
+In: a conversation, lines. Out: answers, piece by piece. A line that begins with a slash is a
+command; a mistake is told and the conversation goes on.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,15 +10,16 @@ from typing import Literal
 
 from m3.config import near_match
 from m3.inference.conversation import Conversation
-from m3.inference.explain import explain
-from m3.processing.schedule import Schedule, split_alternatives
+from m3.inference.cost_table import explain
+from m3.processing.frame_scales import Schedule, split_alternatives
 from m3.processing.video import Sampling
 
 Write = Callable[[str], None]
 HELP = {
     "/image FILE": "show an image; the next question is about it too",
     "/video FILE": "show a video",
-    "/scale SCALE": "visual tokens per picture from now on: 9, or 144+1 over frames, or several to compare: 1,9,36",
+    "/scale SCALE": "visual tokens per picture from now on: 9, or 144+1 over frames, or several to "
+    "compare: 1,9,36",
     "/explain": "tiles, tokens and FLOPs of the conversation at each trained scale",
     "/clear": "forget pictures and turns",
     "/help": "this list",
@@ -60,7 +61,11 @@ def run(
 
 
 def step(
-    conversation: Conversation, line: str, scales: Sequence[Schedule | None], sampling: Sampling, write: Write
+    conversation: Conversation,
+    line: str,
+    scales: Sequence[Schedule | None],
+    sampling: Sampling,
+    write: Write,
 ) -> Sequence[Schedule | None]:
     """One line; returns the scales from now on."""
     command, _, rest = line.partition(" ")
@@ -85,8 +90,12 @@ def step(
     return scales
 
 
-def answer(conversation: Conversation, question: str, scales: Sequence[Schedule | None], write: Write) -> None:
-    """Streams the answer; at several scales one after the other, each under its heading, and the last one is kept."""
+def answer(
+    conversation: Conversation, question: str, scales: Sequence[Schedule | None], write: Write
+) -> None:
+    """Streams the answer; at several scales one after the other, each under its heading, and the
+    last one is kept.
+    """
     for position, scale in enumerate(scales):
         if len(scales) > 1:
             write(f"[{scale}] ")

@@ -1,4 +1,6 @@
-"""The network: configuration, connectors, splicing, router losses, and the model that composes them."""
+"""The network: configuration, connectors, splicing, router losses, and the model that composes
+them.
+"""
 
 from m3.model.backbone import M3Model
 from m3.model.configuration import ConnectorConfig, M3Config, NestingConfig

@@ -1,11 +1,15 @@
 """Aria's projector: the patches of a tile -> a list of tokens, one per learned query.
 
-in:  `features [t, n, d_vision]` of tiles of one size, and which of them are image rather than padding `[t, n]`;
-out: `tokens [t, q, d_text]`, with q by the number of patches: 1225 of a 490-pixel tile give 128, 4900 of 980 give 256.
+in:  `features [t, n, d_vision]` of tiles of one size, and which of them are image rather than
+    padding `[t, n]`;
+out: `tokens [t, q, d_text]`, with q by the number of patches: 1225 of a 490-pixel tile give 128,
+    4900 of 980 give 256.
 
-The queries of a small tile are the first of those of a large one, and queries never see each other. So the first m
-tokens are what m queries would give: the `query_prefix` nesting, of a published model and without any training.
-Source: https://arxiv.org/abs/2410.05993 and `aria/model/projector.py` of https://github.com/rhymes-ai/Aria.
+The queries of a small tile are the first of those of a large one, and queries never see each other.
+So the first m tokens are what m queries would give: the `query_prefix` nesting, of a published
+model and without any training.
+Source: https://arxiv.org/abs/2410.05993 and `aria/model/projector.py` of
+    https://github.com/rhymes-ai/Aria.
 """
 
 import torch
@@ -18,7 +22,9 @@ from m3.model.configuration import ConnectorConfig, M3Config
 
 
 class AriaCrossAttention(nn.Module):
-    """Queries read patches. Every input passes two linear layers, as in the published weights: a bias-free one, then its
+    """Queries read patches.
+
+    Every input passes two linear layers, as in the published weights: a bias-free one, then its
     share of `in_proj`. There is no residual connection and no position: keys and values are a set.
     """
 
@@ -30,25 +36,40 @@ class AriaCrossAttention(nn.Module):
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width, bias=False)
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # for queries, keys, values
+        # for queries, keys, values
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
         self.linear = nn.Linear(width, width)
 
     def forward(
-        self, query: Float[Tensor, "q d"], features: Float[Tensor, "t n d"], is_image: Bool[Tensor, "t n"] | None
+        self,
+        query: Float[Tensor, "q d"],
+        features: Float[Tensor, "t n d"],
+        is_image: Bool[Tensor, "t n"] | None,
     ) -> Float[Tensor, "t q d"]:
         features = self.norm_features(features)
-        inputs = (self.q_proj(self.norm_query(query))[None], self.k_proj(features), self.v_proj(features))
+        inputs = (
+            self.q_proj(self.norm_query(query))[None],
+            self.k_proj(features),
+            self.v_proj(features),
+        )
         shares = zip(inputs, self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
-        q, k, v = (rearrange(linear(x, w, b), "t n (h d) -> t h n d", h=self.num_heads) for x, w, b in shares)
+        q, k, v = (
+            rearrange(linear(x, w, b), "t n (h d) -> t h n d", h=self.num_heads)
+            for x, w, b in shares
+        )
         mask = None if is_image is None else is_image[:, None, None]
-        read = scaled_dot_product_attention(q.expand(len(features), -1, -1, -1), k, v, attn_mask=mask)
+        read = scaled_dot_product_attention(
+            q.expand(len(features), -1, -1, -1), k, v, attn_mask=mask
+        )
         return self.linear(self.out_proj(rearrange(read, "t h q d -> t q (h d)")))
 
 
 class AriaProjector(nn.Module):
-    """One cross-attention and a bias-free feed-forward layer; `connector.patch_queries` says how many queries read."""
+    """One cross-attention and a bias-free feed-forward layer; `connector.patch_queries` says how
+    many queries read.
+    """
 
     def __init__(self, config: M3Config) -> None:
         super().__init__()
@@ -56,7 +77,8 @@ class AriaProjector(nn.Module):
         spec: ConnectorConfig = config.connector
         if d_vision % spec.num_heads:
             raise ValueError(
-                f"connector.num_heads {spec.num_heads} does not divide the vision encoder's width {d_vision}"
+                f"connector.num_heads {spec.num_heads} does not divide the vision encoder's width "
+                f"{d_vision}"
             )
         self.patch_queries = {int(patches): int(queries) for patches, queries in spec.patch_queries}
         self.query = nn.Parameter(torch.empty(spec.num_queries, d_vision))
@@ -79,7 +101,8 @@ class AriaProjector(nn.Module):
         patches = features.shape[1]
         if patches not in self.patch_queries:
             raise ValueError(
-                f"the projector reads tiles of {', '.join(map(str, self.patch_queries))} patches, but got {patches}: "
+                f"the projector reads tiles of {', '.join(map(str, self.patch_queries))} patches, "
+                f"but got {patches}: "
                 "give images at one of the sizes of the processor (max_image_size)"
             )
         query = self.query[: self.patch_queries[patches]]

@@ -1,4 +1,6 @@
-"""M3Model: pixels and ids in, the decoder's input embeddings out. The half of the model that knows of images.
+"""M3Model: pixels and ids in, the decoder's input embeddings out.
+
+The half of the model that knows of images.
 
 in:  `input_ids [b, l]` and `ImageInputs` (m3/model/image_inputs.py);
 way: pixels -> vision tower -> connector -> `n` tokens per tile       (get_image_features, once per tile)
@@ -45,16 +47,20 @@ class M3PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        """transformers looks for expert layers in this file; they are the decoder's, which takes or ignores the choice."""
+        """transformers looks for expert layers in this file; they are the decoder's, which takes
+        or ignores the choice.
+        """
         return True
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the other options pass through kwargs
         self, save_directory: str | PathLike, *, save_original_format: bool = False, **kwargs
     ) -> None:
-        """As in transformers, but weights keep the names of the modules unless the decoder's original ones are asked for.
+        """As in transformers, but weights keep the names of the modules unless the decoder's
+        original ones are asked for.
 
-        transformers renames fused experts on saving (`experts.gate_up_proj` -> `experts.fc1.weight` for Aria) and back in
-        `from_pretrained`, but Trainer resumes without renaming back, and would go on with experts it never loaded.
+        transformers renames fused experts on saving (`experts.gate_up_proj` -> `experts.fc1.weight`
+        for Aria) and back in `from_pretrained`, but Trainer resumes without renaming back, and
+        would go on with experts it never loaded.
         """
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
 
@@ -70,15 +76,17 @@ class M3PreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.in_proj_weight, std=self.config.initializer_range)
             nn.init.zeros_(module.in_proj_bias)
         if isinstance(module, M3Model) and module.image_newline is not None:
-            nn.init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)  # as in LLaVA-NeXT
+            # as in LLaVA-NeXT
+            nn.init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)
 
 
 @dataclass
 class SeenTiles(BaseModelOutputWithPooling):
-    """`pooler_output [t, n, d]`: the connector's tokens of each tile; `last_hidden_state [t, p, d_vision]`: the features.
+    """`pooler_output [t, n, d]`: the connector's tokens of each tile; `last_hidden_state [t, p,
+    d_vision]`: the features.
 
-    `tile_tokens [t]`, on the CPU: how many of the n are tokens. Where tiles are of several sizes the rest is padding, as in
-    the features.
+    `tile_tokens [t]`, on the CPU: how many of the n are tokens. Where tiles are of several sizes
+    the rest is padding, as in the features.
     """
 
     tile_tokens: Tensor | None = None
@@ -92,7 +100,9 @@ class M3Model(M3PreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.connector = build_connector(config)
         width = config.text_config.hidden_size
-        self.image_newline = nn.Parameter(torch.empty(width)) if config.reader.layout.has_newline else None
+        self.image_newline = (
+            nn.Parameter(torch.empty(width)) if config.reader.layout.has_newline else None
+        )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
         self.freeze_unread()
@@ -109,7 +119,11 @@ class M3Model(M3PreTrainedModel):
         recorder = (self.language_model._can_record_outputs or {}).get("router_logits")
         if recorder is None:
             return []
-        return [module for module in self.language_model.modules() if isinstance(module, recorder.target_class)]
+        return [
+            module
+            for module in self.language_model.modules()
+            if isinstance(module, recorder.target_class)
+        ]
 
     @property
     def router_top_k(self) -> int | None:
@@ -117,9 +131,14 @@ class M3Model(M3PreTrainedModel):
         return next((int(cast(int, router.top_k)) for router in self.routers), None)
 
     def get_image_features(
-        self, pixel_values: Float[Tensor, "t c h w"], pixel_mask: Bool[Tensor, "t h w"] | None = None
+        self,
+        pixel_values: Float[Tensor, "t c h w"],
+        pixel_mask: Bool[Tensor, "t h w"] | None = None,
     ) -> SeenTiles:
-        """Sees each tile once. `.pooler_output [t, n, d]`: the connector's tokens, before nesting."""
+        """Sees each tile once.
+
+        `.pooler_output [t, n, d]`: the connector's tokens, before nesting.
+        """
         encoder, config = vision_inputs(self.config.vision_config), self.config.vision_config
         groups = encoder.groups(config, pixel_values.to(self.dtype), pixel_mask)
         features, tokens = zip(*(self._see(group) for group in groups), strict=True)
@@ -127,13 +146,19 @@ class M3Model(M3PreTrainedModel):
         for group, part in zip(groups, tokens, strict=True):
             numbers[group.index.cpu()] = part.shape[1]
         return SeenTiles(
-            last_hidden_state=_together(features, groups), pooler_output=_together(tokens, groups), tile_tokens=numbers
+            last_hidden_state=_together(features, groups),
+            pooler_output=_together(tokens, groups),
+            tile_tokens=numbers,
         )
 
-    def _see(self, group: TileGroup) -> tuple[Float[Tensor, "g p d_vision"], Float[Tensor, "g n d"]]:
+    def _see(
+        self, group: TileGroup
+    ) -> tuple[Float[Tensor, "g p d_vision"], Float[Tensor, "g n d"]]:
         """Features and tokens of tiles of one size."""
         config = self.config
-        inputs = vision_inputs(config.vision_config).inputs(config.vision_config, group.pixel_values, group.pixel_mask)
+        inputs = vision_inputs(config.vision_config).inputs(
+            config.vision_config, group.pixel_values, group.pixel_mask
+        )
         layer = config.vision_feature_layer
         seen = self.vision_tower(**inputs, output_hidden_states=layer is not None)
         features = seen.last_hidden_state if layer is None else seen.hidden_states[layer]
@@ -145,12 +170,17 @@ class M3Model(M3PreTrainedModel):
         if group.pixel_mask is None:
             return features, self.connector(features)
         if not isinstance(self.connector, AriaProjector):
-            raise ValueError(f"the connector {config.connector.kind} cannot leave padding out; give no pixel_mask")
+            raise ValueError(
+                f"the connector {config.connector.kind} cannot leave padding out; "
+                "give no pixel_mask"
+            )
         is_image = patch_mask(config.vision_config, group.pixel_mask).flatten(1)
         return features, self.connector(features, is_image)
 
     def freeze_unread(self) -> None:
-        """Freezes what no feature depends on: it never has a gradient, and DDP and ZeRO would wait for one."""
+        """Freezes what no feature depends on: it never has a gradient, and DDP and ZeRO would
+        wait for one.
+        """
         for name in vision_inputs(self.config.vision_config).unread(
             self.config.vision_config, self.config.vision_feature_layer
         ):
@@ -164,10 +194,11 @@ class M3Model(M3PreTrainedModel):
         is_continuation: bool = False,
         written: int = 0,
     ) -> Float[Tensor, "b l d"]:
-        """Embeddings of the text with every placeholder replaced by the tokens of its image at its scale.
+        """Embeddings of the text with every placeholder replaced by the tokens of its image at its
+        scale.
 
-        `is_continuation`: the text goes on from a cache; a placeholder in it was written by the model and stands for itself,
-        as do the last `written` ones of a single row.
+        `is_continuation`: the text goes on from a cache; a placeholder in it was written by the
+        model and stands for itself, as do the last `written` ones of a single row.
         """
         if inputs.pixel_values is not None and inputs.image_features is not None:
             raise ValueError("give pixel_values or image_features (seen before), not both")
@@ -175,20 +206,33 @@ class M3Model(M3PreTrainedModel):
         if inputs.pixel_values is None and inputs.image_features is None:
             placeholders = int((input_ids == self.config.image_token_id).sum())
             if placeholders and not is_continuation:
-                raise ValueError(f"the text has {placeholders} image placeholders, but no pixel_values were given")
+                raise ValueError(
+                    f"the text has {placeholders} image placeholders, but no "
+                    "pixel_values were given"
+                )
             return inputs_embeds + self._every_part() if self.training else inputs_embeds
         features = inputs.image_features
         if features is None:
             assert inputs.pixel_values is not None  # without either we returned above
             seen = self.get_image_features(inputs.pixel_values, inputs.pixel_mask)
             features = seen.pooler_output
-            assert features is not None and seen.tile_tokens is not None  # get_image_features always gives them
+            # get_image_features always gives them
+            assert features is not None and seen.tile_tokens is not None
             inputs.check_tokens(seen.tile_tokens, self.config.reader)
         token, newline = self.config.image_token_id, self.image_newline
         if written:
             input_ids = input_ids.clone()  # no span may take them for its own
             input_ids[0, torch.where(input_ids[0] == token)[0][-written:]] = -1
-        return splice(inputs_embeds, input_ids, features, inputs.images(), spans, token, self.config.reader, newline)
+        return splice(
+            inputs_embeds,
+            input_ids,
+            features,
+            inputs.images(),
+            spans,
+            token,
+            self.config.reader,
+            newline,
+        )
 
     def packed_sequences(
         self,
@@ -196,12 +240,17 @@ class M3Model(M3PreTrainedModel):
         position_ids: Int[Tensor, "b l"] | None,
         row_length: int,
     ) -> PackedSequences | None:
-        """Layout of the sequences for the decoder; None where its attention is told of them by positions and masks alone."""
-        if sequence_lengths is None or not takes_sequences(self.language_model.config._attn_implementation):
+        """Layout of the sequences for the decoder; None where its attention is told of them by
+        positions and masks alone.
+        """
+        if sequence_lengths is None or not takes_sequences(
+            self.language_model.config._attn_implementation
+        ):
             return None
         if position_ids is None:
             raise ValueError(
-                "sequence_lengths need position_ids that restart with every sequence, as Collator gives them"
+                "sequence_lengths need position_ids that restart with every sequence, as Collator "
+                "gives them"
             )
         return PackedSequences.from_lengths(sequence_lengths, row_length)
 
@@ -213,15 +262,20 @@ class M3Model(M3PreTrainedModel):
         rows: Mapping[str, Any],
         recording: Mapping[str, bool],
     ) -> Any:
-        """The decoder's output, in the rows of its input; sequences that are packed are read one behind the other.
+        """The decoder's output, in the rows of its input; sequences that are packed are read one
+        behind the other.
 
-        rows: attention_mask, past_key_values and use_cache, of rows that are not packed. recording: what to keep on the way.
+        rows: attention_mask, past_key_values and use_cache, of rows that are not packed. recording:
+            what to keep on the way.
         """
         if packed is None:
-            return self.language_model(inputs_embeds=inputs_embeds, position_ids=position_ids, **rows, **recording)
+            return self.language_model(
+                inputs_embeds=inputs_embeds, position_ids=position_ids, **rows, **recording
+            )
         if rows["past_key_values"] is not None or rows["use_cache"]:
             raise ValueError(
-                "packed rows (sequence_lengths) have no cache: their sequences would see each other in it. Leave use_cache and "
+                "packed rows (sequence_lengths) have no cache: their sequences would see each "
+                "other in it. Leave use_cache and "
                 "past_key_values out, or give each sequence a row of its own with an attention_mask"
             )
         assert position_ids is not None  # packed_sequences asks for them
@@ -235,23 +289,34 @@ class M3Model(M3PreTrainedModel):
         length = inputs_embeds.shape[1]
         decoded.last_hidden_state = packed.put_back(decoded.last_hidden_state, length)
         if recording.get("output_hidden_states"):
-            decoded.hidden_states = tuple(packed.put_back(states, length) for states in decoded.hidden_states)
+            decoded.hidden_states = tuple(
+                packed.put_back(states, length) for states in decoded.hidden_states
+            )
         return decoded
 
     def _known_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-        """A placeholder beyond the vocabulary is looked up as id 0: visual tokens take its place anyway."""
+        """A placeholder beyond the vocabulary is looked up as id 0: visual tokens take its place
+        anyway.
+        """
         token = self.config.image_token_id
         if token < self.config.text_config.vocab_size:
             return input_ids
         return input_ids.masked_fill(input_ids == token, 0)
 
     def _every_part(self) -> Tensor:
-        """0, by way of all that looks at images: under ZeRO-3 or FSDP every rank must run it, also without an image."""
+        """0, by way of all that looks at images: under ZeRO-3 or FSDP every rank must run it,
+        also without an image.
+        """
         vision = self.config.vision_config
         size = vision_inputs(vision).image_size(vision)
         if isinstance(self.connector, AriaProjector):  # its smallest tile does
             size = (math.isqrt(min(self.connector.patch_queries)) * vision.patch_size,) * 2
-        zero = 0.0 * self._tokens(torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device), None).sum()
+        zero = (
+            0.0
+            * self._tokens(
+                torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device), None
+            ).sum()
+        )
         return zero if self.image_newline is None else zero + 0.0 * self.image_newline.sum()
 
     def _tokens(
@@ -262,7 +327,9 @@ class M3Model(M3PreTrainedModel):
         return tokens
 
 
-def _together(parts: Sequence[Float[Tensor, "_ _ d"]], groups: Sequence[TileGroup]) -> Float[Tensor, "t n d"]:
+def _together(
+    parts: Sequence[Float[Tensor, "_ _ d"]], groups: Sequence[TileGroup]
+) -> Float[Tensor, "t n d"]:
     """What was seen of each group, in the order of the batch, padded to the longest."""
     if len(parts) == 1:
         return parts[0]

@@ -1,4 +1,6 @@
-"""M3Config: a vision encoder, a connector, a nesting and a decoder, each named by its own configuration."""
+"""M3Config: a vision encoder, a connector, a nesting and a decoder, each named by its own
+configuration.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,9 +22,11 @@ QUERY_CONNECTORS = ("resampler", "aria_projector")
 class ConnectorConfig:
     """How patch features become decoder embeddings.
 
-    `kind`: `mlp2x_gelu` (LLaVA-1.5), `linear` (LLaVA), `resampler` (learned queries, one cross-attention),
+    `kind`: `mlp2x_gelu` (LLaVA-1.5), `linear` (LLaVA), `resampler` (learned queries, one
+        cross-attention),
     `aria_projector` (Aria's: the number of patches says how many of the queries read them).
-    `num_queries` and `num_heads` are those of learned queries; `patch_queries` is Aria's: pairs (patches of a tile, queries).
+    `num_queries` and `num_heads` are those of learned queries; `patch_queries` is Aria's: pairs
+    (patches of a tile, queries).
     """
 
     kind: str = "mlp2x_gelu"
@@ -31,24 +35,36 @@ class ConnectorConfig:
     patch_queries: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch_queries", tuple((int(p), int(q)) for p, q in self.patch_queries))
+        object.__setattr__(
+            self, "patch_queries", tuple((int(p), int(q)) for p, q in self.patch_queries)
+        )
         if self.kind not in CONNECTOR_KINDS:
-            raise ValueError(f"unknown connector kind {self.kind!r}; known: {', '.join(CONNECTOR_KINDS)}")
+            raise ValueError(
+                f"unknown connector kind {self.kind!r}; known: {', '.join(CONNECTOR_KINDS)}"
+            )
         if self.num_queries < 1 or self.num_heads < 1:
             raise ValueError(
-                f"connector.num_queries and connector.num_heads must be at least 1, got {self.num_queries} and {self.num_heads}"
+                "connector.num_queries and connector.num_heads must be at least 1, got "
+                f"{self.num_queries} and {self.num_heads}"
             )
         most = max((queries for _, queries in self.patch_queries), default=None)
-        if (most is None) != (self.kind != "aria_projector") or most not in (None, self.num_queries):
+        if (most is None) != (self.kind != "aria_projector") or most not in (
+            None,
+            self.num_queries,
+        ):
             raise ValueError(
-                "connector.patch_queries goes with kind aria_projector, and its largest number of queries is num_queries; "
-                f"got kind {self.kind}, num_queries {self.num_queries}, patch_queries {list(self.patch_queries)}"
+                "connector.patch_queries goes with kind aria_projector, and its largest number of "
+                "queries is num_queries; "
+                f"got kind {self.kind}, num_queries {self.num_queries}, patch_queries "
+                f"{list(self.patch_queries)}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class NestingConfig:
-    """`kind`: a row of `m3.nesting.NESTINGS`; `trained_scales`: the visual-token counts the weights were trained at."""
+    """`kind`: a row of `m3.nesting.NESTINGS`; `trained_scales`: the visual-token counts the
+    weights were trained at.
+    """
 
     kind: str = "grid_pool"
     trained_scales: tuple[int, ...] | list[int] = ()
@@ -56,11 +72,14 @@ class NestingConfig:
     def __post_init__(self) -> None:
         get_nesting(self.kind)
         if any(type(scale) is not int for scale in self.trained_scales):
-            raise ValueError(f"nesting.trained_scales must be whole numbers, got {list(self.trained_scales)}")
+            raise ValueError(
+                f"nesting.trained_scales must be whole numbers, got {list(self.trained_scales)}"
+            )
         object.__setattr__(self, "trained_scales", tuple(sorted(set(self.trained_scales))))
 
 
-if TYPE_CHECKING:  # who reads a part finds what `__post_init__` made of it, whatever was given: no dict and no None
+# who reads a part finds what `__post_init__` made of it, whatever was given: no dict and no None
+if TYPE_CHECKING:
     SubConfig = Any
     Connector = Any
     NestingChoice = Any
@@ -74,27 +93,34 @@ else:  # transformers checks what is given against these
 
 @strict
 class M3Config(PreTrainedConfig):
-    """Composes any transformers vision encoder with any transformers causal decoder, dense or mixture-of-experts.
+    """Composes any transformers vision encoder with any transformers causal decoder, dense or
+    mixture-of-experts.
 
     Args:
-        vision_config: configuration (or its dict with `model_type`) of the encoder: SigLIP, CLIP, SigLIP2, DINOv2, ...
-        text_config: configuration (or dict) of the decoder: Aria text, Qwen3-MoE, Mixtral, Llama, Qwen3, ...
+        vision_config: configuration (or its dict with `model_type`) of the encoder: SigLIP, CLIP,
+            SigLIP2, DINOv2, ...
+        text_config: configuration (or dict) of the decoder: Aria text, Qwen3-MoE, Mixtral, Llama,
+            Qwen3, ...
         connector: `ConnectorConfig` or its dict.
         nesting: `NestingConfig` or its dict. Empty `trained_scales` means the largest scale alone.
-        tiling: `TilingConfig` (m3/nesting/layout.py) or its dict: how an image becomes tiles and their tokens one sequence.
-            Without it an image is one tile.
-        image_token_id: the placeholder that visual tokens replace. It may lie beyond the decoder's vocabulary (in
-            checkpoints whose vocabulary has no room for it): then it has no embedding and is never generated.
-        new_token_ids: tokens of text that the decoder's vocabulary got without any pre-training (`m3 assemble`): their rows are
-            trained where the decoder's tables are not (m3/training/new_tokens.py).
-        vision_feature_layer: index into the encoder's hidden states (LLaVA: -2); None is its last, normalised output.
-        drop_class_token: whether the first feature is a class token to drop (CLIP, DINOv2: yes; SigLIP: no).
-        router_balance_coef, router_z_coef: weights of the router losses, used when the decoder has experts
-            (Aria, https://arxiv.org/abs/2410.05993: 1e-4 and 1e-5).
+        tiling: `TilingConfig` (m3/nesting/layout.py) or its dict: how an image becomes tiles and
+            their tokens one sequence. Without it an image is one tile.
+        image_token_id: the placeholder that visual tokens replace. It may lie beyond the decoder's
+            vocabulary (in checkpoints whose vocabulary has no room for it): then it has no
+            embedding and is never generated.
+        new_token_ids: tokens of text that the decoder's vocabulary got without any pre-training
+            (`m3 assemble`): their rows are trained where the decoder's tables are not
+            (m3/training/new_tokens.py).
+        vision_feature_layer: index into the encoder's hidden states (LLaVA: -2); None is its last,
+            normalised output.
+        drop_class_token: whether the first feature is a class token to drop (CLIP, DINOv2: yes;
+            SigLIP: no).
+        router_balance_coef, router_z_coef: weights of the router losses, used when the decoder has
+            experts (Aria, https://arxiv.org/abs/2410.05993: 1e-4 and 1e-5).
 
     Raises:
-        ValueError: an unknown connector, nesting or tiling, tiles of another size than the encoder's images, or a trained
-            scale that the encoder's grid cannot reach.
+        ValueError: an unknown connector, nesting or tiling, tiles of another size than the
+            encoder's images, or a trained scale that the encoder's grid cannot reach.
     """
 
     model_type = "m3"
@@ -117,7 +143,8 @@ class M3Config(PreTrainedConfig):
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs) -> None:  # the base class takes unknown keys of old checkpoints here
+    # the base class takes unknown keys of old checkpoints here
+    def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
         self.connector = _decode(ConnectorConfig, self.connector)
         nesting = _decode(NestingConfig, self.nesting)
@@ -129,12 +156,12 @@ class M3Config(PreTrainedConfig):
         self.nesting = nesting
         self.tiling = _decode(TilingConfig, self.tiling)
         side = self.tiling.tile_size
-        if side is not None and (size := vision_inputs(self.vision_config).image_size(self.vision_config)) != (
-            side,
-            side,
-        ):
+        if side is not None and (
+            size := vision_inputs(self.vision_config).image_size(self.vision_config)
+        ) != (side, side):
             raise ValueError(
-                f"tiling.tile_size is {side}, but the encoder takes images of {size[0]} x {size[1]} pixels"
+                f"tiling.tile_size is {side}, but the encoder takes images of {size[0]} x "
+                f"{size[1]} pixels"
             )
 
     @property
@@ -146,13 +173,18 @@ class M3Config(PreTrainedConfig):
     def grid(self) -> Grid:
         """The connector's output: (rows, columns) of patches, or the number of learned queries."""
         return (
-            self.connector.num_queries if self.connector.kind in QUERY_CONNECTORS else vision_grid(self.vision_config)
+            self.connector.num_queries
+            if self.connector.kind in QUERY_CONNECTORS
+            else vision_grid(self.vision_config)
         )
 
     def to_dict(self) -> dict:
         output = super().to_dict()
         output["connector"] = asdict(self.connector)
-        output["nesting"] = {"kind": self.nesting.kind, "trained_scales": list(self.nesting.trained_scales)}
+        output["nesting"] = {
+            "kind": self.nesting.kind,
+            "trained_scales": list(self.nesting.trained_scales),
+        }
         output["tiling"] = self.tiling.to_dict()
         return output
 

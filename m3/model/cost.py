@@ -1,25 +1,28 @@
-"""What reading an image at a scale costs, by formula: floating-point operations, cache, parameters read.
+"""What reading an image at a scale costs, by formula: floating-point operations, cache, parameters
+read.
 
-In: a model (or its configuration: nothing is computed and no weight is allocated), a scale, a number of text tokens,
-a batch size. Out: `Cost`. Seconds are measured (m3/evaluation/latency.py) or estimated for a named accelerator
-(m3/evaluation/roofline.py).
+In: a model (or its configuration: nothing is computed and no weight is allocated), a scale, a
+number of text tokens, a batch size. Out: `Cost`. Seconds are measured
+(m3/evaluation/cost/latency.py) or estimated for a named accelerator
+(m3/evaluation/cost/roofline.py).
 
-Conventions. One multiply-add is two operations. Only matrix products count (norms, activations, softmax, rotary
-embeddings and the pooling are below 1 % of them). Attention counts the whole square, as kernels without a causal
-shortcut compute it, and as torch's FlopCounterMode counts it. With T tokens, weights W (number of elements), and
-a = heads x head dimension of a layer:
+Conventions. One multiply-add is two operations. Only matrix products count (norms, activations,
+softmax, rotary embeddings and the pooling are below 1 % of them). Attention counts the whole
+square, as kernels without a causal shortcut compute it, and as torch's FlopCounterMode counts it.
+With T tokens, weights W (number of elements), and a = heads x head dimension of a layer:
 
     vision    2 patches W_patch + sum over layers (2 T W_linear + 4 T^2 a)       pooling heads are left out
-    connector mlp2x_gelu, linear: 2 patches W
-              resampler, q queries of width d: 2 (q (W_q + W_o + W_mlp) + patches (W_k + W_v)) + 4 q patches d
-              aria_projector: the same with a third of W_in for the queries and two thirds for the patches
+    connector mlp2x_gelu, linear: 2 patches W resampler, q queries of width d: 2 (q (W_q + W_o +
+              W_mlp) + patches (W_k + W_v)) + 4 q patches d aria_projector: the same with a third of
+              W_in for the queries and two thirds for the patches
     prefill   sum over layers (2 P W_active + 4 P^2 a) + 2 W_head                P prompt tokens, head for the last one
     token     sum over layers (2 W_active + 4 C a) + 2 W_head                    C tokens in the cache, its own included
     W_active  attention, dense or shared expert, router: all; routed experts: top_k / experts of them
 
-Vision and connector are per tile; an image that is cut has several. Where tiles are of several sizes (Aria) it is the largest.
-The weights are read off the module tree, so a decoder that transformers gains tomorrow needs no code here. A layer with a
-sliding window or without attention (state space) is counted as full attention.
+Vision and connector are per tile; an image that is cut has several. Where tiles are of several
+sizes (Aria) it is the largest. The weights are read off the module tree, so a decoder that
+transformers gains tomorrow needs no code here. A layer with a sliding window or without attention
+(state space) is counted as full attention.
 """
 
 import math
@@ -37,10 +40,12 @@ from m3.model.vision import vision_grid
 
 @dataclass(frozen=True)
 class Cost:
-    """`batch_size` equal prompts run together: images at one scale, text, and the tokens generated after it.
+    """`batch_size` equal prompts run together: images at one scale, text, and the tokens generated
+    after it.
 
-    Tokens are those of one prompt; operations and bytes those of the whole batch. Parameters are read once for all its
-    prompts, with the experts that their tokens reach when the router is balanced.
+    Tokens are those of one prompt; operations and bytes those of the whole batch. Parameters are
+    read once for all its prompts, with the experts that their tokens reach when the router is
+    balanced.
     """
 
     scale: int
@@ -51,7 +56,8 @@ class Cost:
     vision_flops: int
     connector_flops: int
     prefill_flops: int
-    token_flops: int  # of the first generated token after the prompt; each further one adds 4 a per layer
+    # of the first generated token after the prompt; each further one adds 4 a per layer
+    token_flops: int
     kv_cache_bytes: int  # keys and values of the prompts
     vision_parameter_bytes: int  # read while the tower sees, and so on
     connector_parameter_bytes: int
@@ -77,7 +83,9 @@ class StackWeights:
         return self.dense + self.experts * top_k // self.num_experts
 
     def reached(self, top_k: int, tokens: int) -> int:
-        """Elements that `tokens` tokens reach together, in the mean, when every expert is equally likely."""
+        """Elements that `tokens` tokens reach together, in the mean, when every expert is
+        equally likely.
+        """
         return self.dense + round(self.experts * (1 - (1 - top_k / self.num_experts) ** tokens))
 
 
@@ -105,11 +113,18 @@ class CostModel:
             return cls(M3ForConditionalGeneration(config), dtype)
 
     def cost(
-        self, scale: int, text_tokens: int, images: int = 1, size: tuple[int, int] | None = None, batch_size: int = 1
+        self,
+        scale: int,
+        text_tokens: int,
+        images: int = 1,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
     ) -> Cost:
-        """Cost of `batch_size` prompts, each of `images` images at `scale` and `text_tokens` further tokens.
+        """Cost of `batch_size` prompts, each of `images` images at `scale` and `text_tokens`
+        further tokens.
 
-        `size`: (height, width) of the images in pixels, where they are cut into tiles; by default those with most tiles.
+        `size`: (height, width) of the images in pixels, where they are cut into tiles; by default
+            those with most tiles.
 
         Raises:
             ValueError: a scale that the grid cannot reach; the reachable ones are listed.
@@ -121,7 +136,10 @@ class CostModel:
     def prompt_cost(
         self, scale: int, visual_tokens: int, text_tokens: int, seen_tiles: int, batch_size: int = 1
     ) -> Cost:
-        """Cost of any prompt: `visual_tokens` of pictures that were seen as `seen_tiles` tiles. `scale` is a label."""
+        """Cost of any prompt: `visual_tokens` of pictures that were seen as `seen_tiles` tiles.
+
+        `scale` is a label.
+        """
         prompt, batch = visual_tokens + text_tokens, batch_size
         text = self.config.text_config
         width = self.decoder_layers * text.num_attention_heads * head_dim(text)
@@ -142,8 +160,10 @@ class CostModel:
             kv_cache_bytes=batch * prompt * kv_width * self.bytes,
             vision_parameter_bytes=tower * self.bytes,
             connector_parameter_bytes=connector * self.bytes,
-            prefill_parameter_bytes=(self.decoder.reached(self.top_k, batch * prompt) + self.head) * self.bytes,
-            token_parameter_bytes=(self.decoder.reached(self.top_k, batch) + self.head) * self.bytes,
+            prefill_parameter_bytes=(self.decoder.reached(self.top_k, batch * prompt) + self.head)
+            * self.bytes,
+            token_parameter_bytes=(self.decoder.reached(self.top_k, batch) + self.head)
+            * self.bytes,
         )
 
     def patches(self) -> int:
@@ -157,13 +177,20 @@ class CostModel:
         return vision.num_channels * area * vision.hidden_size
 
     def vision_flops(self) -> int:
-        """The tower on one tile. All its layers run, whichever of them the features are taken from."""
+        """The tower on one tile.
+
+        All its layers run, whichever of them the features are taken from.
+        """
         tokens = self.patches() + int(self.config.drop_class_token)
         attention = 4 * tokens**2 * self.vision_layers * self.config.vision_config.hidden_size
-        return 2 * self.patches() * self.patch_weights() + 2 * tokens * self.vision.dense + attention
+        return (
+            2 * self.patches() * self.patch_weights() + 2 * tokens * self.vision.dense + attention
+        )
 
     def connector_flops(self) -> int:
-        """The connector on one tile; it comes before the nesting, so it costs the same at every scale."""
+        """The connector on one tile; it comes before the nesting, so it costs the same at every
+        scale.
+        """
         connector, patches = self.connector, self.patches()
         if isinstance(connector, Resampler):
             from_patches = linear_weights(connector.k_proj) + linear_weights(connector.v_proj)
@@ -181,14 +208,18 @@ class CostModel:
 
 
 def layer_stack(network: nn.Module) -> nn.ModuleList:
-    """The layers of an encoder or a decoder: the longest list of modules that lies in no other list."""
+    """The layers of an encoder or a decoder: the longest list of modules that lies in no other
+    list.
+    """
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
     return max((outer for outer in lists if id(outer) not in nested), key=len)
 
 
 def stack_weights(layers: nn.ModuleList) -> StackWeights:
-    """Adds up the matrices: linear layers, routers kept as a bare `weight [experts, d]`, experts as `[experts, d, e]`."""
+    """Adds up the matrices: linear layers, routers kept as a bare `weight [experts, d]`, experts
+    as `[experts, d, e]`.
+    """
     dense, experts, num_experts = 0, 0, 1
     for module in layers.modules():
         if isinstance(module, nn.Linear):

@@ -1,11 +1,14 @@
-"""Self-distillation over scales: what a sample's largest scale predicts at a label token teaches its coarser copies there.
+"""Self-distillation over scales: what a sample's largest scale predicts at a label token teaches
+its coarser copies there.
 
-In: the logits of a batch's label tokens, and of each the position of the same label token at the largest scale
-(`teacher_index`, m3/data/multiscale.py). Out: the divergence of each label token that has a teacher.
+In: the logits of a batch's label tokens, and of each the position of the same label token at the
+largest scale (`teacher_index`, m3/data/multiscale.py). Out: the divergence of each label token that
+has a teacher.
 
-Knowledge distillation with a temperature: Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531), section 2.
-The largest width teaching the smaller ones within a step: inplace distillation of universally slimmable networks, Yu and
-Huang 2019 (https://arxiv.org/abs/1903.05134), section 3.3; here a number of visual tokens is the width.
+Knowledge distillation with a temperature: Hinton, Vinyals and Dean 2015
+(https://arxiv.org/abs/1503.02531), section 2. The largest width teaching the smaller ones within a
+step: inplace distillation of universally slimmable networks, Yu and Huang 2019
+(https://arxiv.org/abs/1903.05134), section 3.3; here a number of visual tokens is the width.
 """
 
 from dataclasses import dataclass
@@ -18,7 +21,9 @@ from torch.nn.functional import kl_div
 
 @dataclass(frozen=True)
 class Distillation:
-    """What one forward pass is asked for. `teacher_index`: of each token the position in the batch, read row by row, of
+    """What one forward pass is asked for.
+
+    `teacher_index`: of each token the position in the batch, read row by row, of
     the label token that teaches it, -1 where none does. `weight`: of the divergence in the loss."""
 
     teacher_index: Int[Tensor, "b l"]
@@ -29,7 +34,8 @@ class Distillation:
 def teachers(
     is_target: Bool[Tensor, "b l_minus_1"], teacher_index: Int[Tensor, "b l"]
 ) -> tuple[Bool[Tensor, " n"], Int[Tensor, " k"]]:
-    """Of the `n` label tokens (`is_target[:, c]`: token c + 1 is one): which have a teacher, and which of the `n` it is.
+    """Of the `n` label tokens (`is_target[:, c]`: token c + 1 is one): which have a teacher, and
+    which of the `n` it is.
 
     Raises:
         ValueError: a teacher that is no label token of the batch.
@@ -43,7 +49,8 @@ def teachers(
     found = number_of[wanted[is_student]]
     if bool((found < 0).any()):
         raise ValueError(
-            f"teacher_index points {int((found < 0).sum())} label tokens at positions that are no label tokens of this "
+            f"teacher_index points {int((found < 0).sum())} label tokens at positions that are no "
+            "label tokens of this "
             "batch; give the batch as the collator made it, with all its rows"
         )
     return is_student, found
@@ -55,8 +62,11 @@ def divergences(
     teacher: Int[Tensor, " k"],
     temperature: float,
 ) -> Float[Tensor, " k"]:
-    """KL(teacher || student) over the vocabulary, in nats, times the squared temperature, so that its gradient keeps its
+    """KL(teacher || student) over the vocabulary, in nats, times the squared temperature, so that
+    its gradient keeps its
     size (Hinton et al., section 2). No gradient reaches the teacher."""
     soft = (logits.float() / temperature).log_softmax(-1)
     target = soft.detach()[teacher]
-    return kl_div(soft[is_student], target, reduction="none", log_target=True).sum(-1) * temperature**2
+    return (
+        kl_div(soft[is_student], target, reduction="none", log_target=True).sum(-1) * temperature**2
+    )

@@ -1,7 +1,9 @@
-"""What `forward` is told of the images of a batch, in one object that knows how many tokens each placeholder span has.
+"""What `forward` is told of the images of a batch, in one object that knows how many tokens each
+placeholder span has.
 
 in:  tensors as the processor, the collator or a user give them (`ImageInputs`);
-out: per image its `Tiles`, per placeholder span a `Span`: the scale, the image it shows, the number of its placeholders.
+out: per image its `Tiles`, per placeholder span a `Span`: the scale, the image it shows, the number
+    of its placeholders.
 """
 
 from dataclasses import dataclass, fields
@@ -25,7 +27,9 @@ class Span:
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """The images of a batch: `i` images in `t` tiles, image after image, shown in `s` placeholder spans, in reading order."""
+    """The images of a batch: `i` images in `t` tiles, image after image, shown in `s`
+    placeholder spans, in reading order.
+    """
 
     pixel_values: Float[Tensor, "t c h w"] | None = None
     """Tiles to be seen."""
@@ -40,7 +44,9 @@ class ImageInputs:
     image_sizes: Int[Tensor, "i 2"] | None = None
     """(height, width) in pixels of each image as it came, where the tiling needs it (`anyres`)."""
     tile_tokens: Int[Tensor, " i"] | None = None
-    """Tokens that the connector gives per tile of each image, where that varies; what is behind them is padding."""
+    """Tokens that the connector gives per tile of each image, where that varies; what is behind
+    them is padding.
+    """
     pixel_mask: Bool[Tensor, "t h w"] | None = None
     """Which pixels are no padding, for encoders of variable resolution."""
 
@@ -56,29 +62,43 @@ class ImageInputs:
         Raises:
             ValueError: tensors that do not speak of the same number of images or tiles.
         """
-        tiles = [1] * self.number_of_tiles if self.image_tiles is None else self.image_tiles.tolist()
+        tiles = (
+            [1] * self.number_of_tiles if self.image_tiles is None else self.image_tiles.tolist()
+        )
         if sum(tiles) != self.number_of_tiles:
-            raise ValueError(f"image_tiles {tiles} are {sum(tiles)} tiles, but {self.number_of_tiles} tiles were given")
-        sizes = [None] * len(tiles) if self.image_sizes is None else [(h, w) for h, w in self.image_sizes.tolist()]
+            raise ValueError(
+                f"image_tiles {tiles} are {sum(tiles)} tiles, but "
+                f"{self.number_of_tiles} tiles were given"
+            )
+        sizes = (
+            [None] * len(tiles)
+            if self.image_sizes is None
+            else [(h, w) for h, w in self.image_sizes.tolist()]
+        )
         tokens = [None] * len(tiles) if self.tile_tokens is None else self.tile_tokens.tolist()
         if not len(tiles) == len(sizes) == len(tokens):
             raise ValueError(
-                f"{len(tiles)} images by image_tiles, {len(sizes)} by image_sizes, {len(tokens)} by tile_tokens: one of "
+                f"{len(tiles)} images by image_tiles, {len(sizes)} by image_sizes, {len(tokens)} "
+                "by tile_tokens: one of "
                 "each per image"
             )
         return [Tiles(*image) for image in zip(tiles, sizes, tokens, strict=True)]
 
     def check_tokens(self, made: Int[Tensor, " t"], reader: ImageReader) -> None:
-        """Whether tiles have as many tokens as the batch says; behind them there is padding, which must not be read.
+        """Whether tiles have as many tokens as the batch says; behind them there is padding, which
+        must not be read.
 
         Raises:
             ValueError: naming both.
         """
         grid = reader.grid if isinstance(reader.grid, int) else reader.grid[0] * reader.grid[1]
-        said = [tokens for image in self.images() for tokens in [image.tokens or grid] * image.number]
+        said = [
+            tokens for image in self.images() for tokens in [image.tokens or grid] * image.number
+        ]
         if said != made.tolist():
             raise ValueError(
-                f"the connector makes {made.tolist()} tokens of the tiles, but by tile_tokens they have {said}: pass "
+                f"the connector makes {made.tolist()} tokens of the tiles, but by tile_tokens they "
+                f"have {said}: pass "
                 "tile_tokens as the processor gives it"
             )
 
@@ -86,22 +106,27 @@ class ImageInputs:
         """Every span with its count.
 
         Raises:
-            ValueError: no scales, an image that does not exist or is not said, a scale that its tiles do not reach.
+            ValueError: no scales, an image that does not exist or is not said, a scale that its
+                tiles do not reach.
         """
         if self.image_scales is None:
             if self.number_of_tiles:
                 raise ValueError(
-                    "images were given without image_scales: one scale per placeholder span, in reading order"
+                    "images were given without image_scales: one scale per placeholder span, in "
+                    "reading order"
                 )
             return []
         images, scales = self.images(), self.image_scales.tolist()
         if self.image_index is None and len(scales) != len(images):
             raise ValueError(
-                f"{len(scales)} placeholder spans but {len(images)} images: image_index must say which image each span shows"
+                f"{len(scales)} placeholder spans but {len(images)} images: image_index must say "
+                "which image each span shows"
             )
         shown = list(range(len(scales))) if self.image_index is None else self.image_index.tolist()
         if len(shown) != len(scales):
-            raise ValueError(f"{len(scales)} image_scales but {len(shown)} image_index: one of each per span")
+            raise ValueError(
+                f"{len(scales)} image_scales but {len(shown)} image_index: one of each per span"
+            )
         if shown and not 0 <= min(shown) <= max(shown) < len(images):
             raise ValueError(f"image_index spans {shown}, but there are {len(images)} images")
         return [Span(s, i, reader.count(s, images[i])) for s, i in zip(scales, shown, strict=True)]
@@ -109,12 +134,14 @@ class ImageInputs:
     def behind_cache(
         self, rows: Int[Tensor, "b l"], length: int, image_token_id: int, reader: ImageReader
     ) -> "ImageInputs":
-        """The images whose placeholders stand behind the first `length` columns, which a cache holds already.
+        """The images whose placeholders stand behind the first `length` columns, which a cache
+        holds already.
 
         What is given are the images of all `rows`, or already those behind the cache alone.
 
         Raises:
-            ValueError: images that fit neither, or a cache that ends between the placeholders of one image.
+            ValueError: images that fit neither, or a cache that ends between the placeholders of
+                one image.
         """
         spans, is_image = self.spans(reader), rows == image_token_id
         behind, given = int(is_image[:, length:].sum()), sum(span.count for span in spans)
@@ -122,8 +149,10 @@ class ImageInputs:
             if given == behind:
                 return self
             raise ValueError(
-                f"the text has {int(is_image.sum())} image placeholders, {behind} of them behind the {length} tokens of the "
-                f"cache, but the images ask for {given}: give the images of the whole text, or those behind the cache"
+                f"the text has {int(is_image.sum())} image placeholders, {behind} of them behind "
+                f"the {length} tokens of the "
+                f"cache, but the images ask for {given}: give the images of the whole text, or "
+                "those behind the cache"
             )
         columns = torch.where(is_image)[1].tolist()
         ends = list(accumulate(span.count for span in spans))
@@ -133,7 +162,8 @@ class ImageInputs:
                 continue
             if columns[end - span.count] < length:
                 raise ValueError(
-                    f"the cache of {length} tokens ends between the {span.count} placeholders of image span {number}: crop "
+                    f"the cache of {length} tokens ends between the {span.count} placeholders of "
+                    f"image span {number}: crop "
                     f"{length - columns[end - span.count]} tokens more off it"
                 )
             left.append(span)
@@ -147,7 +177,9 @@ class ImageInputs:
         shown = sorted({span.image for span in spans})
         tiles = [image.number for image in self.images()]
         ends = list(accumulate(tiles))
-        of_tiles = [tile for image in shown for tile in range(ends[image] - tiles[image], ends[image])]
+        of_tiles = [
+            tile for image in shown for tile in range(ends[image] - tiles[image], ends[image])
+        ]
 
         def take(tensor: Tensor | None, index: list[int]) -> Tensor | None:
             return None if tensor is None else tensor[torch.tensor(index, device=tensor.device)]
@@ -166,7 +198,8 @@ class ImageInputs:
     def repeated(
         self, rows: Int[Tensor, "b l"], times: int, image_token_id: int, reader: ImageReader
     ) -> dict[str, Tensor]:
-        """The tensors for a batch in which every row of `rows` stands `times` times: more spans, but no more images.
+        """The tensors for a batch in which every row of `rows` stands `times` times: more spans,
+        but no more images.
 
         Raises:
             ValueError: fewer or more placeholders than the spans ask for.
@@ -181,11 +214,17 @@ class ImageInputs:
         row_of_span = torch.searchsorted(row_ends, ends).tolist()
         if int(row_ends[-1]) != sum(span.count for span in spans):
             raise ValueError(
-                f"the text has {int(row_ends[-1])} image placeholders, but image_scales {[span.scale for span in spans]} ask "
-                f"for {int(ends[-1])}: {[span.count for span in spans]} per span. Expand each image to exactly its tokens "
+                f"the text has {int(row_ends[-1])} image placeholders, but image_scales "
+                f"{[span.scale for span in spans]} ask "
+                f"for {int(ends[-1])}: {[span.count for span in spans]} per span. Expand each "
+                "image to exactly its tokens "
                 "(M3Processor does)"
             )
-        order = [n for row in range(len(rows)) for n in [n for n, r in enumerate(row_of_span) if r == row] * times]
+        order = [
+            n
+            for row in range(len(rows))
+            for n in [n for n, r in enumerate(row_of_span) if r == row] * times
+        ]
         scales = torch.tensor([spans[n].scale for n in order], device=rows.device)
         index = torch.tensor([spans[n].image for n in order], device=rows.device)
         return given | {"image_scales": scales, "image_index": index}

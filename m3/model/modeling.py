@@ -10,13 +10,15 @@ in:  `input_ids [b, l]` with placeholders in `s` spans, and of the `i` images in
     tile_tokens    [i]           tokens the connector gives per tile of each image, where that varies
     pixel_mask     [t, H, W]     which pixels are no padding, for encoders of variable resolution
 
-way: images -> input embeddings (m3/model/backbone.py) -> decoder -> logits, loss, loss per scale, router losses;
+way: images -> input embeddings (m3/model/backbone.py) -> decoder -> logits, loss, loss per scale,
+    router losses;
 out: `M3Output`.
 
-How many placeholders a span has is `config.reader.count(scale, tiles)` (m3/nesting/layout.py), which the processor asks too.
+How many placeholders a span has is `config.reader.count(scale, tiles)` (m3/nesting/layout.py),
+which the processor asks too.
 
-The scale is data. Nothing here keeps it, and all-scales training is a batch like any other: several spans that read
-the same image at different scales (see m3/data/multiscale.py).
+The scale is data. Nothing here keeps it, and all-scales training is a batch like any other: several
+spans that read the same image at different scales (see m3/data/multiscale.py).
 """
 
 from dataclasses import dataclass
@@ -40,18 +42,23 @@ from m3.model.splice import token_scales
 
 @dataclass
 class M3Output(ModelOutput):
-    """Output of `M3ForConditionalGeneration.forward`; its first fields are those of transformers' outputs, in their order.
+    """Output of `M3ForConditionalGeneration.forward`; its first fields are those of transformers'
+    outputs, in their order.
 
-    loss, language_loss: scalars; `loss` is `language_loss` (the weighted mean over label tokens) plus the weighted router
-        losses and the weighted `distil_loss`.
-    logits `[b, l, vocab]`: None when skipped.
-    scales `[k]`, scale_loss_sums `[k]`, scale_loss_counts `[k]`: unweighted loss summed over label tokens, and their
+    loss, language_loss: scalars; `loss` is `language_loss` (the weighted mean over label tokens)
+        plus the weighted router losses and the weighted `distil_loss`.
+    logits `[b, l, vocab]`: None when skipped. scales `[k]`, scale_loss_sums `[k]`,
+    scale_loss_counts `[k]`: unweighted loss summed over label tokens, and their
         number, per scale read (0: text without an image); ascending.
-    balance_losses `[layers]`, z_losses `[layers]`, expert_load `[layers, experts]`: of a mixture-of-experts decoder.
-    hidden_states, attentions: the decoder's, `[b, l, d]` (the embeddings first) and `[b, heads, l, l]`; where asked for.
-    router_logits: one `[tokens, experts]` per layer; of all `b * l` places, or of the sequences' tokens with packed attention.
-    distil_loss, distil_loss_sum, distil_loss_count: scalars; divergence of the coarser scales' label tokens from the largest
-        scale's, weighted and divided as `language_loss`; the unweighted sum, and over how many tokens. Where asked for.
+    balance_losses `[layers]`, z_losses `[layers]`, expert_load `[layers, experts]`: of a
+    mixture-of-experts decoder.
+    hidden_states, attentions: the decoder's, `[b, l, d]` (the embeddings first) and `[b, heads, l,
+        l]`; where asked for.
+    router_logits: one `[tokens, experts]` per layer; of all `b * l` places, or of the sequences'
+        tokens with packed attention.
+    distil_loss, distil_loss_sum, distil_loss_count: scalars; divergence of the coarser scales'
+        label tokens from the largest scale's, weighted and divided as `language_loss`; the
+        unweighted sum, and over how many tokens. Where asked for.
     """
 
     loss: Tensor | None = None
@@ -73,7 +80,10 @@ class M3Output(ModelOutput):
 
 
 class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
-    """The whole model. Made by `from_pretrained`, or of random weights by `M3ForConditionalGeneration(config)`."""
+    """The whole model.
+
+    Made by `from_pretrained`, or of random weights by `M3ForConditionalGeneration(config)`.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     accepts_loss_kwargs = True  # so that Trainer passes `num_items_in_batch`
@@ -81,7 +91,9 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
     def __init__(self, config: M3Config) -> None:
         super().__init__(config)
         self.model = M3Model(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(
+            config.text_config.hidden_size, config.text_config.vocab_size, bias=False
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -91,9 +103,13 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         self.model.set_input_embeddings(value)
 
     def get_image_features(
-        self, pixel_values: Float[Tensor, "t c h w"], pixel_mask: Bool[Tensor, "t h w"] | None = None
+        self,
+        pixel_values: Float[Tensor, "t c h w"],
+        pixel_mask: Bool[Tensor, "t h w"] | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Sees each tile once; pass `.pooler_output` as `image_features` to read it at any scale, any number of times."""
+        """Sees each tile once; pass `.pooler_output` as `image_features` to read it at any
+        scale, any number of times.
+        """
         return self.model.get_image_features(pixel_values, pixel_mask)
 
     @can_return_tuple
@@ -132,47 +148,71 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
 
         Args:
             pixel_values ... pixel_mask: see above.
-            position_ids: where they restart, a new sequence begins in the same row (packing); needs no attention_mask.
-            sequence_lengths: lengths of the sequences of each row, zeros behind them; the rest of a row is padding. With them
-                packed attention computes the sequences alone (m3/model/packed_attention.py).
+            position_ids: where they restart, a new sequence begins in the same row (packing); needs
+                no attention_mask.
+            sequence_lengths: lengths of the sequences of each row, zeros behind them; the rest of a
+                row is padding. With them packed attention computes the sequences alone
+                (m3/model/packed_attention.py).
             labels: next-token targets in place, -100 ignored.
-            loss_weights: weight of each label token (default 1); all-scales training gives a copy at one of S scales 1/S.
+            loss_weights: weight of each label token (default 1); all-scales training gives a copy
+                at one of S scales 1/S.
             num_items_in_batch: what to divide the weighted loss by; default the sum of the weights.
-            router_load, router_tokens: of the whole step that this is a micro-batch of (m3/model/router_losses.py); by
-                default this batch is the whole step.
-            teacher_index, distil_weight, distil_temperature: self-distillation over scales (m3/model/distillation.py);
-                both of the first two, or none.
-            use_cache: off unless asked for. A cache made during training would let packed sequences see each other.
+            router_load, router_tokens: of the whole step that this is a micro-batch of
+                (m3/model/router_losses.py); by default this batch is the whole step.
+            teacher_index, distil_weight, distil_temperature: self-distillation over scales
+                (m3/model/distillation.py); both of the first two, or none.
+            use_cache: off unless asked for. A cache made during training would let packed sequences
+                see each other.
             logits_to_keep: only the last so many positions get logits; 0 is all.
-            written_placeholders: how many placeholders at the end of a single row the model wrote itself (candidates of
-                assisted generation): they stand for themselves and belong to no image.
-            skip_logits: with labels, compute logits at label positions alone and return none; default in training.
-            inputs_embeds: instead of input_ids, with the tokens of images already in place (`model.model.embed`).
-            output_hidden_states, output_attentions: the decoder's, of every layer; None: as the configuration says. Attentions
-                need the attention `eager`.
-            return_dict: False for a tuple of what is not None (through transformers' `can_return_tuple`).
+            written_placeholders: how many placeholders at the end of a single row the model wrote
+                itself (candidates of assisted generation): they stand for themselves and belong to
+                no image.
+            skip_logits: with labels, compute logits at label positions alone and return none;
+                default in training.
+            inputs_embeds: instead of input_ids, with the tokens of images already in place
+                (`model.model.embed`).
+            output_hidden_states, output_attentions: the decoder's, of every layer; None: as the
+                configuration says. Attentions need the attention `eager`.
+            return_dict: False for a tuple of what is not None (through transformers'
+                `can_return_tuple`).
 
         Raises:
-            ValueError: images and placeholders that do not match, a scale that cannot be reached, a placeholder beyond
-                the vocabulary among the labels, or one of teacher_index and distil_weight without the other.
+            ValueError: images and placeholders that do not match, a scale that cannot be reached, a
+                placeholder beyond the vocabulary among the labels, or one of teacher_index and
+                distil_weight without the other.
         """
         distil = _distillation(teacher_index, distil_weight, distil_temperature)
         is_continuation = past_key_values is not None and past_key_values.get_seq_length() > 0
         images = ImageInputs(
-            pixel_values, image_features, image_scales, image_index, image_tiles, image_sizes, tile_tokens, pixel_mask
+            pixel_values,
+            image_features,
+            image_scales,
+            image_index,
+            image_tiles,
+            image_sizes,
+            tile_tokens,
+            pixel_mask,
         )
         spans = images.spans(self.config.reader)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.model.embed(input_ids, images, spans, is_continuation, written_placeholders)
+            inputs_embeds = self.model.embed(
+                input_ids, images, spans, is_continuation, written_placeholders
+            )
         else:
             _check_embeds(input_ids, images)
         top_k = self.model.router_top_k
-        recording = {"output_router_logits": True} if top_k is not None and labels is not None else {}
+        recording = (
+            {"output_router_logits": True} if top_k is not None and labels is not None else {}
+        )
         recording |= self._recorded(output_hidden_states, output_attentions)
         packed = self.model.packed_sequences(sequence_lengths, position_ids, inputs_embeds.shape[1])
-        rows = {"attention_mask": attention_mask, "past_key_values": past_key_values, "use_cache": bool(use_cache)}
+        rows = {
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": bool(use_cache),
+        }
         decoded = self.model.decode(inputs_embeds, position_ids, packed, rows, recording)
         hidden_states = decoded.last_hidden_state
         output = M3Output(
@@ -183,15 +223,21 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         if skip_logits is None:
             skip_logits = self.training and labels is not None
         if not skip_logits:
-            output.logits = self.lm_head(hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states)
+            output.logits = self.lm_head(
+                hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
+            )
         if labels is None:
             return output
         if input_ids is None:
             reads = torch.zeros_like(labels)  # which images stand in embeddings is not known
         else:
             reads = token_scales(input_ids, spans, self.config.image_token_id, position_ids)
-        weights = torch.ones_like(labels, dtype=torch.float32) if loss_weights is None else loss_weights
-        self._add_language_loss(output, hidden_states, labels, weights, reads, position_ids, num_items_in_batch, distil)
+        weights = (
+            torch.ones_like(labels, dtype=torch.float32) if loss_weights is None else loss_weights
+        )
+        self._add_language_loss(
+            output, hidden_states, labels, weights, reads, position_ids, num_items_in_batch, distil
+        )
         if top_k is not None:
             step = None
             if router_load is not None and router_tokens is not None:
@@ -210,7 +256,8 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         implementation = self.model.language_model.config._attn_implementation
         if attentions and implementation != "eager":
             raise ValueError(
-                f"output_attentions: the attention {implementation!r} does not write its weights out; call "
+                f"output_attentions: the attention {implementation!r} does not write its weights "
+                "out; call "
                 "model.set_attn_implementation('eager') first"
             )
         wanted = {"output_hidden_states": hidden_states, "output_attentions": attentions}
@@ -227,16 +274,21 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | float | None,
         distil: Distillation | None,
     ) -> None:
-        """Cross entropy at the label tokens: the weighted mean is the loss, the plain sums are kept per scale."""
+        """Cross entropy at the label tokens: the weighted mean is the loss, the plain sums are
+        kept per scale.
+        """
         is_target = labels[:, 1:] != -100
-        if position_ids is not None:  # the first token of a packed sequence is no continuation of the one before it
+        # the first token of a packed sequence is no continuation of the one before it
+        if position_ids is not None:
             is_target = is_target & (torch.diff(position_ids, dim=1) == 1)
         targets = labels[:, 1:][is_target]
         token = self.config.image_token_id
-        vocabulary = self.config.text_config.vocab_size  # a head that an adapter wraps does not say its width
+        # a head that an adapter wraps does not say its width
+        vocabulary = self.config.text_config.vocab_size
         if token >= vocabulary and bool((targets == token).any()):
             raise ValueError(
-                f"labels hold the image placeholder {token}, which lies beyond the {vocabulary} tokens that "
+                f"labels hold the image placeholder {token}, which lies beyond the {vocabulary} "
+                "tokens that "
                 "the model can say: set these labels to -100"
             )
         logits = self.lm_head(hidden_states[:, :-1][is_target])
@@ -248,13 +300,18 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         output.loss = output.language_loss = (losses * weights).sum() / total
         scales, which = reads.unique(return_inverse=True)
         output.scales = scales
-        output.scale_loss_sums = losses.detach().new_zeros(len(scales)).index_add(0, which, losses.detach())
+        output.scale_loss_sums = (
+            losses.detach().new_zeros(len(scales)).index_add(0, which, losses.detach())
+        )
         output.scale_loss_counts = torch.bincount(which, minlength=len(scales))
         if distil is not None:
             is_student, teacher = teachers(is_target, distil.teacher_index)
             found = divergences(logits, is_student, teacher, distil.temperature)
             output.distil_loss = (found * weights[is_student]).sum() / total
-            output.distil_loss_sum, output.distil_loss_count = found.detach().sum(), is_student.sum()
+            output.distil_loss_sum, output.distil_loss_count = (
+                found.detach().sum(),
+                is_student.sum(),
+            )
             output.loss = output.language_loss + distil.weight * output.distil_loss
 
     def _add_router_losses(
@@ -267,24 +324,38 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
     ) -> None:
         assert output.loss is not None  # the language loss comes first
         losses: RouterLosses = router_losses(logits, top_k, real, step)
-        added = self.config.router_balance_coef * losses.balance.sum() + self.config.router_z_coef * losses.z.sum()
+        added = (
+            self.config.router_balance_coef * losses.balance.sum()
+            + self.config.router_z_coef * losses.z.sum()
+        )
         output.loss = output.loss + added
         output.balance_losses, output.z_losses = losses.balance.detach(), losses.z.detach()
         output.expert_load, output.router_logits = losses.expert_load, logits
 
     # Below, pyright ignores: GenerationMixin's stub asks `self` for attributes that transformers' own models lack too.
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # others pass through kwargs
-        self, input_ids: Tensor, is_first_iteration: bool = False, inputs_embeds: Tensor | None = None, **kwargs
+        self,
+        input_ids: Tensor,
+        is_first_iteration: bool = False,
+        inputs_embeds: Tensor | None = None,
+        **kwargs,
     ) -> dict:
         """Images enter with the prompt; later steps read them from the cache.
 
-        The model that drafts in assisted generation is never told that an iteration is its first; its empty cache says so.
+        The model that drafts in assisted generation is never told that an iteration is its first;
+        its empty cache says so.
         """
         prepare = super().prepare_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
         cache: Cache | None = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() == 0 and kwargs.get("next_sequence_length") != 1:
+        if (
+            cache is not None
+            and cache.get_seq_length() == 0
+            and kwargs.get("next_sequence_length") != 1
+        ):
             is_first_iteration = True
-        inputs = prepare(input_ids, is_first_iteration=is_first_iteration, inputs_embeds=inputs_embeds, **kwargs)
+        inputs = prepare(
+            input_ids, is_first_iteration=is_first_iteration, inputs_embeds=inputs_embeds, **kwargs
+        )
         if not is_first_iteration and inputs.get("use_cache"):
             return inputs | dict.fromkeys(IMAGE_INPUTS)
         images = ImageInputs(**{name: inputs.get(name) for name in IMAGE_INPUTS})
@@ -297,9 +368,15 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         return inputs
 
     def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # its LongTensor is a Tensor
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **kwargs,
     ) -> tuple[Tensor | None, dict]:
-        """For beams and several answers: rows are repeated, images are not; every copy's spans point at the same images."""
+        """For beams and several answers: rows are repeated, images are not; every copy's spans
+        point at the same images.
+        """
         images = ImageInputs(**{name: kwargs.pop(name, None) for name in IMAGE_INPUTS})
         rows = input_ids
         cache: Cache | None = kwargs.get("past_key_values")
@@ -320,21 +397,27 @@ def _check_embeds(input_ids: Tensor | None, images: ImageInputs) -> None:
         raise ValueError("give input_ids or inputs_embeds, not both")
     if images.number_of_tiles:
         raise ValueError(
-            "images need input_ids, whose placeholders say where they stand; with inputs_embeds their tokens must be in place "
+            "images need input_ids, whose placeholders say where they stand; with inputs_embeds "
+            "their tokens must be in place "
             "already: model.model.embed makes such embeddings"
         )
 
 
-def _distillation(teacher_index: Tensor | None, weight: float | None, temperature: float) -> Distillation | None:
+def _distillation(
+    teacher_index: Tensor | None, weight: float | None, temperature: float
+) -> Distillation | None:
     """None where neither is given."""
     if teacher_index is None and weight is None:
         return None
     if teacher_index is None or weight is None:
         given, lacking = (
-            ("distil_weight", "teacher_index") if teacher_index is None else ("teacher_index", "distil_weight")
+            ("distil_weight", "teacher_index")
+            if teacher_index is None
+            else ("teacher_index", "distil_weight")
         )
         raise ValueError(
-            f"self-distillation takes teacher_index and distil_weight together, and got {given} without {lacking}; "
+            f"self-distillation takes teacher_index and distil_weight together, and got {given} "
+            f"without {lacking}; "
             "Collator(teacher_index=True) makes the first, the recipe's `distil` gives the second"
         )
     return Distillation(teacher_index, weight, temperature)

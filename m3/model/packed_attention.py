@@ -1,17 +1,19 @@
 """Attention over packed rows that computes the sequences and nothing between them.
 
-in:  `query [b, h, l, d]`, `key [b, h_kv, l, d]`, `value [b, h_kv, l, d_value]` of a layer, and where the sequences stand
-     (m3/model/packed_sequences.py);
+in:  `query [b, h, l, d]`, `key [b, h_kv, l, d]`, `value [b, h_kv, l, d_value]` of a layer, and
+     where the sequences stand (m3/model/packed_sequences.py);
 out: `[b, l, h, d_value]`.
 
-With a boolean mask of l x l all pairs of places are computed, and most of them thrown away. Here each sequence attends to
-itself alone, so that a row costs the sum of the squares of its sequences, however long it is. transformers knows this attention
-as `packed` (through AttentionInterface and AttentionMaskInterface), and any decoder that hands keywords on to its layers can use
+With a boolean mask of l x l all pairs of places are computed, and most of them thrown away. Here
+each sequence attends to itself alone, so that a row costs the sum of the squares of its sequences,
+however long it is. transformers knows this attention as `packed` (through AttentionInterface and
+AttentionMaskInterface), and any decoder that hands keywords on to its layers can use
 it: m3/model/packing_check.py finds out.
 
-Honoured: grouped queries, windows and chunks (by the decoder's own mask function), soft caps (`softcap`, Gemma 2) and sinks
-(`s_aux`, gpt-oss). Biases of positions and sparse indices are refused. Kernels: torch's variable-length flash attention on CUDA
-in half precision, SDPA sequence by sequence everywhere else; scores are written out where there are soft caps or sinks. Without
+Honoured: grouped queries, windows and chunks (by the decoder's own mask function), soft caps
+(`softcap`, Gemma 2) and sinks (`s_aux`, gpt-oss). Biases of positions and sparse indices are
+refused. Kernels: torch's variable-length flash attention on CUDA in half precision, SDPA sequence
+by sequence everywhere else; scores are written out where there are soft caps or sinks. Without
 `packed` (generation) this is transformers' own SDPA.
 """
 
@@ -41,7 +43,9 @@ NOT_HONOURED = ("position_bias", "indices", "block_indices")
 
 @dataclass(frozen=True)
 class Strip:
-    """Queries `start:end` of a sequence, which look at its keys `first:end`: as `mask` says, or causally without one."""
+    """Queries `start:end` of a sequence, which look at its keys `first:end`: as `mask` says, or
+    causally without one.
+    """
 
     start: int
     end: int
@@ -51,10 +55,13 @@ class Strip:
 
 @dataclass
 class MaskRule:
-    """A decoder's mask function, evaluated once per forward for all the layers that share it, sequence by sequence.
+    """A decoder's mask function, evaluated once per forward for all the layers that share it,
+    sequence by sequence.
 
-    local_size: how many places back a query looks at most, where the function has a window or chunks.
-    is_custom: the function is not made of transformers' own rules (order, window, chunks, packing) alone.
+    local_size: how many places back a query looks at most, where the function has a window or
+        chunks.
+    is_custom: the function is not made of transformers' own rules (order, window, chunks, packing)
+        alone.
     """
 
     function: Callable[..., Tensor]
@@ -91,18 +98,25 @@ class MaskRule:
         return strips
 
     def is_causal(self, start: int, length: int) -> bool:
-        """Tell whether the rule is plain order here: the last query sees all, all see the first place, and none the next.
+        """Tell whether the rule is plain order here: the last query sees all, all see the first
+        place, and none the next.
 
-        That says enough of rules made of order, a window and chunks, at the cost of the length instead of its square.
+        That says enough of rules made of order, a window and chunks, at the cost of the length
+        instead of its square.
         """
         places = torch.arange(start, start + length, device=self.device)
         zero = places.new_zeros(())
         sees_next = torch.as_tensor(self.function(zero, zero, places[:-1], places[1:]))
         every, last = range(start, start + length), range(start + length - 1, start + length)
-        sees_all = self._evaluate(last, every, 1).all() and self._evaluate(every, range(start, start + 1), 1).all()
+        sees_all = (
+            self._evaluate(last, every, 1).all()
+            and self._evaluate(every, range(start, start + 1), 1).all()
+        )
         return bool(sees_all) and not bool(sees_next.any())
 
-    def _evaluate(self, queries: range, keys: range, batch_size: int) -> Bool[Tensor, "b 1 queries keys"]:
+    def _evaluate(
+        self, queries: range, keys: range, batch_size: int
+    ) -> Bool[Tensor, "b 1 queries keys"]:
         mask = sdpa_mask(
             batch_size,
             len(queries),
@@ -134,7 +148,9 @@ def packed_mask(
     device: torch.device,
     **options: Any,
 ) -> Tensor | MaskRule | None:
-    """For transformers' AttentionMaskInterface: a rule where rows are packed, else the mask that SDPA takes."""
+    """For transformers' AttentionMaskInterface: a rule where rows are packed, else the mask that
+    SDPA takes.
+    """
     may_skip = (
         allow_is_causal_skip or allow_is_bidirectional_skip
     )  # neither of packed rows, nor of one token and a static cache
@@ -179,30 +195,45 @@ def packed_attention(
     unknown = [name for name in NOT_HONOURED if options.get(name) is not None]
     if unknown:
         raise ValueError(
-            f"packed attention does not compute {', '.join(unknown)} of {type(module).__name__}: set hardware.attention to eager"
+            f"packed attention does not compute {', '.join(unknown)} of {type(module).__name__}: "
+            "set hardware.attention to eager"
         )
-    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave float32 queries and keys, but not values
+    # rotary embeddings leave float32 queries and keys, but not values
+    if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
     scores = Scores(scaling, dropout, softcap, s_aux)
     if packed is None:
         mask = attention_mask.dense() if isinstance(attention_mask, MaskRule) else attention_mask
         if scores.is_plain:
-            return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, **options)
+            return sdpa_attention_forward(
+                module, query, key, value, mask, dropout, scaling, **options
+            )
         return scores.attend(query, key, value, mask).transpose(1, 2), None
     batch, _, length, _ = query.shape
-    rows = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]  # [b * l, heads, d]
+    # [b * l, heads, d]
+    rows = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]
     window = None
-    if scores.is_plain and not dropout and not isinstance(attention_mask, Tensor):  # that kernel drops nothing out
-        window = _varlen_window(rows[0], rows[2], attention_mask, packed, options.get("sliding_window"))
-    joined = _all_at_once(rows, packed, scores, window) if window else _one_by_one(rows, packed, scores, attention_mask)
+    # that kernel drops nothing out
+    if scores.is_plain and not dropout and not isinstance(attention_mask, Tensor):
+        window = _varlen_window(
+            rows[0], rows[2], attention_mask, packed, options.get("sliding_window")
+        )
+    joined = (
+        _all_at_once(rows, packed, scores, window)
+        if window
+        else _one_by_one(rows, packed, scores, attention_mask)
+    )
     return joined.unflatten(0, (batch, length)), None
 
 
 def _one_by_one(
     rows: list[Tensor], packed: PackedSequences, scores: "Scores", mask: Tensor | MaskRule | None
 ) -> Float[Tensor, "places h d_value"]:
-    """SDPA of each sequence. Splitting and joining have cheap gradients; slices would each make one as long as the row."""
+    """SDPA of each sequence.
+
+    Splitting and joining have cheap gradients; slices would each make one as long as the row.
+    """
     outputs, start = [], 0
     for query, key, value in zip(*(states.split(packed.lengths) for states in rows), strict=True):
         outputs += _attend_sequence(query, key, value, scores, _strips(mask, start, len(query)))
@@ -227,7 +258,9 @@ def _attend_sequence(
     strips: list[Strip],
 ) -> list[Float[Tensor, "_ h d_value"]]:
     outputs = []
-    for strip, queries in zip(strips, query.split([strip.end - strip.start for strip in strips]), strict=True):
+    for strip, queries in zip(
+        strips, query.split([strip.end - strip.start for strip in strips]), strict=True
+    ):
         keys, values = key, value
         if strip.first > 0 or strip.end < len(key):
             keys, values = key[strip.first : strip.end], value[strip.first : strip.end]
@@ -238,7 +271,9 @@ def _attend_sequence(
 
 @dataclass(frozen=True)
 class Scores:
-    """Turns scores of queries and keys into weights: scaled, capped, masked, beside a sink, dropped out."""
+    """Turns scores of queries and keys into weights: scaled, capped, masked, beside a sink,
+    dropped out.
+    """
 
     scaling: float | None
     dropout: float
@@ -257,12 +292,21 @@ class Scores:
         value: Float[Tensor, "b h_kv k d_value"],
         mask: Tensor | None,
     ) -> Float[Tensor, "b h q d_value"]:
-        """One call of attention; without a mask, query i looks at the keys up to i, a single query at all of them."""
+        """One call of attention; without a mask, query i looks at the keys up to i, a single
+        query at all of them.
+        """
         is_causal = mask is None and query.shape[2] > 1
         if self.is_plain:
             is_grouped = query.shape[1] != key.shape[1]
             return scaled_dot_product_attention(
-                query, key, value, mask, self.dropout, is_causal, scale=self.scaling, enable_gqa=is_grouped
+                query,
+                key,
+                value,
+                mask,
+                self.dropout,
+                is_causal,
+                scale=self.scaling,
+                enable_gqa=is_grouped,
             )
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -276,9 +320,14 @@ class Scores:
         return torch.cat(outputs, dim=2)
 
     def _weights(
-        self, query: Float[Tensor, "b h q d"], key: Float[Tensor, "b h k d"], is_seen: Bool[Tensor, "*b q k"]
+        self,
+        query: Float[Tensor, "b h q d"],
+        key: Float[Tensor, "b h k d"],
+        is_seen: Bool[Tensor, "*b q k"],
     ) -> Float[Tensor, "b h q k"]:
-        """Written out as in transformers' `eager_attention_forward` of Gemma 2 and gpt-oss, in float32."""
+        """Written out as in transformers' `eager_attention_forward` of Gemma 2 and gpt-oss, in
+        float32.
+        """
         scaling = query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
         scores = (query @ key.transpose(2, 3)).float() * scaling
         if self.softcap is not None:
@@ -292,7 +341,9 @@ class Scores:
 
 
 def _allowed(mask: Tensor | None, start: int, queries: int, keys: int) -> Bool[Tensor, "*b q k"]:
-    """Mask of the first `keys` keys for the queries from `start` on; without a mask they end at the last query."""
+    """Mask of the first `keys` keys for the queries from `start` on; without a mask they end at
+    the last query.
+    """
     if mask is None:
         return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     return mask[..., start : start + queries, :keys]
@@ -305,14 +356,19 @@ def _varlen_window(
     packed: PackedSequences,
     sliding_window: int | None,
 ) -> tuple[int, int] | None:
-    """Window of a query, back and ahead, as `varlen_attn` takes it; None where that kernel cannot serve.
+    """Window of a query, back and ahead, as `varlen_attn` takes it; None where that kernel cannot
+    serve.
 
-    It is flash attention: CUDA from Ampere on, half precision, equal widths up to 256, plain order or a sliding window.
+    It is flash attention: CUDA from Ampere on, half precision, equal widths up to 256, plain order
+        or a sliding window.
     """
     is_half = query.dtype in (torch.float16, torch.bfloat16)
     if not (query.is_cuda and is_half and query.shape[-1] == value.shape[-1] <= 256):
         return None
-    if torch.cuda.get_device_capability(query.device) < (8, 0) or not {"scale", "window_size"} <= _varlen_options():
+    if (
+        torch.cuda.get_device_capability(query.device) < (8, 0)
+        or not {"scale", "window_size"} <= _varlen_options()
+    ):
         return None
     if mask is None:
         return -1, 0
@@ -325,7 +381,9 @@ def _varlen_window(
 
 @cache
 def _varlen_options() -> frozenset[str]:
-    """Keywords of `varlen_attn` in the torch that is installed: none up to 2.9, `enable_gqa` from 2.12 on."""
+    """Keywords of `varlen_attn` in the torch that is installed: none up to 2.9, `enable_gqa`
+    from 2.12 on.
+    """
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -352,8 +410,15 @@ def _all_at_once(
 
 
 def takes_sequences(implementation: str | None) -> bool:
-    """Tell whether an attention of transformers computes the sequences that it is told, and reads no mask for it."""
-    return implementation in (PACKED_ATTENTION, "flash_attention_2", "flash_attention_3", "flash_attention_4")
+    """Tell whether an attention of transformers computes the sequences that it is told, and
+    reads no mask for it.
+    """
+    return implementation in (
+        PACKED_ATTENTION,
+        "flash_attention_2",
+        "flash_attention_3",
+        "flash_attention_4",
+    )
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

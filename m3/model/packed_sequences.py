@@ -1,10 +1,12 @@
-"""Places of the sequences in packed rows: laid out once per forward, read by every layer of the decoder.
+"""Places of the sequences in packed rows: laid out once per forward, read by every layer of the
+decoder.
 
-in:  `sequence_lengths int64 [r, s]` of a batch (m3/data/collate.py), zeros where a row has fewer than s sequences;
+in:  `sequence_lengths int64 [r, s]` of a batch (m3/data/collate.py), zeros where a row has fewer
+    than s sequences;
 out: `PackedSequences`, and which tokens of the batch are no padding.
 
-The decoder is given the sequences one behind the other, `[1, t, d]`, without padding: what rows they came in, and how full those
-were, makes no difference to it.
+The decoder is given the sequences one behind the other, `[1, t, d]`, without padding: what rows
+they came in, and how full those were, makes no difference to it.
 """
 
 from dataclasses import dataclass
@@ -30,8 +32,12 @@ class PackedSequences:
     places: Int[Tensor, " t"] | None
 
     @classmethod
-    def from_lengths(cls, sequence_lengths: Int[Tensor, "r s"], row_length: int) -> "PackedSequences":
-        """Sequences of rows of `row_length` places. Where there is none, all places are taken for one, so that something runs.
+    def from_lengths(
+        cls, sequence_lengths: Int[Tensor, "r s"], row_length: int
+    ) -> "PackedSequences":
+        """Sequences of rows of `row_length` places.
+
+        Where there is none, all places are taken for one, so that something runs.
 
         Raises:
             ValueError: sequences that need more places than their row has.
@@ -40,7 +46,8 @@ class PackedSequences:
         for number, row in enumerate(rows):
             if sum(row) > row_length or min(row, default=0) < 0:
                 raise ValueError(
-                    f"row {number} has {row_length} places, and its sequence_lengths {row} need {sum(row)}; give the lengths of "
+                    f"row {number} has {row_length} places, and its sequence_lengths {row} need "
+                    f"{sum(row)}; give the lengths of "
                     "the sequences of each row, zeros behind them"
                 )
         device, total = sequence_lengths.device, len(rows) * row_length
@@ -48,7 +55,9 @@ class PackedSequences:
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         places = None
         if sum(lengths) < total:
-            filled = [torch.arange(sum(row)) + number * row_length for number, row in enumerate(rows)]
+            filled = [
+                torch.arange(sum(row)) + number * row_length for number, row in enumerate(rows)
+            ]
             places = torch.cat(filled).to(device)
         return cls(tuple(lengths), len(rows), bounds, places)
 
@@ -61,7 +70,9 @@ class PackedSequences:
         """Tokens in rows of `row_length` places again, zeros at padding."""
         flat = tokens[0]
         if self.places is not None:
-            flat = flat.new_zeros(self.rows * row_length, flat.shape[1]).index_copy(0, self.places, flat)
+            flat = flat.new_zeros(self.rows * row_length, flat.shape[1]).index_copy(
+                0, self.places, flat
+            )
         return flat.unflatten(0, (self.rows, row_length))
 
     @property
@@ -70,7 +81,9 @@ class PackedSequences:
         return max(self.lengths)
 
     def decoder_arguments(self) -> dict[str, Any]:
-        """The keywords a decoder hands to its layers: these sequences, and the same in transformers' FlashAttentionKwargs."""
+        """The keywords a decoder hands to its layers: these sequences, and the same in
+        transformers' FlashAttentionKwargs.
+        """
         return {
             "packed": self,
             "cu_seq_lens_q": self.bounds,
@@ -81,9 +94,13 @@ class PackedSequences:
 
 
 def real_tokens(
-    input_ids: Int[Tensor, "r l"], attention_mask: Tensor | None, sequence_lengths: Int[Tensor, "r s"] | None
+    input_ids: Int[Tensor, "r l"],
+    attention_mask: Tensor | None,
+    sequence_lengths: Int[Tensor, "r s"] | None,
 ) -> Bool[Tensor, "r l"]:
-    """Marks what is no padding, by place: a padding token may be one that sequences hold themselves."""
+    """Marks what is no padding, by place: a padding token may be one that sequences hold
+    themselves.
+    """
     if sequence_lengths is not None:
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         return places[None] < sequence_lengths.sum(1, keepdim=True)

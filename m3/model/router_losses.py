@@ -1,15 +1,19 @@
-"""Losses that keep a mixture-of-experts router healthy, per layer, over the real tokens of all scales together.
+"""Losses that keep a mixture-of-experts router healthy, per layer, over the real tokens of all
+scales together.
 
-Balance (Switch Transformer, https://arxiv.org/abs/2101.03961, eq. 4 to 6, with k choices per token):
+Balance (Switch Transformer, https://arxiv.org/abs/2101.03961, eq. 4 to 6, with k choices per
+token):
     E * sum_e f_e * P_e,   f_e: share of the choices that fall on expert e,   P_e: mean router probability of e;
-1 when perfectly balanced, E at worst, whatever k. Only P_e carries gradient.
-z-loss (ST-MoE, https://arxiv.org/abs/2202.08906, eq. 5): mean of logsumexp(logits)^2; keeps logits small.
-Aria adds them per layer with weights 1e-4 and 1e-5 (https://arxiv.org/abs/2410.05993; `aria/model/moe_lm.py`).
+1 when perfectly balanced, E at worst, whatever k. Only P_e carries gradient. z-loss (ST-MoE,
+https://arxiv.org/abs/2202.08906, eq. 5): mean of logsumexp(logits)^2; keeps logits small. Aria adds
+them per layer with weights 1e-4 and 1e-5 (https://arxiv.org/abs/2410.05993;
+`aria/model/moe_lm.py`).
 
-Balance is a product of two means, and those of micro-batches do not add up to that of a step. With `step` it becomes
-linear in the tokens: f is given (Trainer passes the load of the step before, over all micro-batches and devices) and both
-sums are divided by the tokens of the whole step. Then the micro-batches' losses and gradients add up to the step's, however
-it is split. Load over the whole batch rather than over each device's part is what *Demons in the Detail*
+Balance is a product of two means, and those of micro-batches do not add up to that of a step. With
+`step` it becomes linear in the tokens: f is given (Trainer passes the load of the step before, over
+all micro-batches and devices) and both sums are divided by the tokens of the whole step. Then the
+micro-batches' losses and gradients add up to the step's, however it is split. Load over the whole
+batch rather than over each device's part is what *Demons in the Detail*
 (https://arxiv.org/abs/2501.11873) trains with.
 """
 
@@ -22,7 +26,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RouterStep:
-    """Of a whole optimiser step: `load` stands for f, `tokens` is the number of real tokens in it."""
+    """Of a whole optimiser step: `load` stands for f, `tokens` is the number of real tokens in
+    it.
+    """
 
     load: Float[Tensor, "layers experts"]
     tokens: Float[Tensor, ""]
@@ -30,7 +36,9 @@ class RouterStep:
 
 @dataclass(frozen=True)
 class RouterLosses:
-    """One value per decoder layer, and the share of choices each expert received (rows sum to 1)."""
+    """One value per decoder layer, and the share of choices each expert received (rows sum to
+    1).
+    """
 
     balance: Float[Tensor, " layers"]
     z: Float[Tensor, " layers"]
@@ -43,7 +51,10 @@ def router_losses(
     is_real: Bool[Tensor, " tokens"],
     step: RouterStep | None = None,
 ) -> RouterLosses:
-    """Balance and z losses of every layer; `is_real` leaves padding out. With `step`, this micro-batch's part of its losses."""
+    """Balance and z losses of every layer; `is_real` leaves padding out.
+
+    With `step`, this micro-batch's part of its losses.
+    """
     real = is_real.to(torch.float32)[:, None]
     number = real.sum().clamp(min=1)  # a batch may be all padding
     divisor = number if step is None else step.tokens

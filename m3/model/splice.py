@@ -1,11 +1,12 @@
 """Splicing: each placeholder span of the text becomes the tokens of one image at one scale.
 
-in:  `inputs_embeds [b, l, d]`, `input_ids [b, l]` with `count` placeholders per span, `features [t, n, d]` of all tiles
-     (seen once), the images' `Tiles`, and the `Span`s in reading order;
+in:  `inputs_embeds [b, l, d]`, `input_ids [b, l]` with `count` placeholders per span, `features [t,
+     n, d]` of all tiles (seen once), the images' `Tiles`, and the `Span`s in reading order;
 out: `inputs_embeds [b, l, d]` with every placeholder replaced.
 
-Spans need no separator between them, so their lengths come from the spans' counts alone; what the text holds is checked
-against them, in all, per row and for text inside a span, and a difference is an error with both counts.
+Spans need no separator between them, so their lengths come from the spans' counts alone; what the
+text holds is checked against them, in all, per row and for text inside a span, and a difference is
+an error with both counts.
 """
 
 from collections.abc import Sequence
@@ -36,10 +37,13 @@ def splice(
     """
     rows, columns = torch.where(input_ids == image_token_id)
     _check(rows, columns, spans)
-    sequences: dict[tuple[int, int], Tensor] = {}  # (image, scale): read once, shown in all its spans
+    # (image, scale): read once, shown in all its spans
+    sequences: dict[tuple[int, int], Tensor] = {}
     for scale in sorted({span.scale for span in spans}):
         shown = sorted({span.image for span in spans if span.scale == scale})
-        read = reader.read(_tiles(features, images, shown), scale, [images[i] for i in shown], newline)
+        read = reader.read(
+            _tiles(features, images, shown), scale, [images[i] for i in shown], newline
+        )
         sequences |= {(image, scale): tokens for image, tokens in zip(shown, read, strict=True)}
     if not spans:
         return inputs_embeds
@@ -47,36 +51,46 @@ def splice(
     return inputs_embeds.index_put((rows, columns), values.to(inputs_embeds.dtype))
 
 
-def _tiles(features: Float[Tensor, "t n d"], images: Sequence[Tiles], shown: Sequence[int]) -> Float[Tensor, "_ n d"]:
+def _tiles(
+    features: Float[Tensor, "t n d"], images: Sequence[Tiles], shown: Sequence[int]
+) -> Float[Tensor, "_ n d"]:
     """The tiles of the images `shown`; all of them without a copy."""
     if len(shown) == len(images):
         return features
     ends = list(accumulate(tiles.number for tiles in images))
-    index = [tile for image in shown for tile in range(ends[image] - images[image].number, ends[image])]
+    index = [
+        tile for image in shown for tile in range(ends[image] - images[image].number, ends[image])
+    ]
     return features[torch.tensor(index, device=features.device)]
 
 
 def _check(rows: Int[Tensor, " p"], columns: Int[Tensor, " p"], spans: Sequence[Span]) -> None:
-    """Whether every span finds its placeholders (`rows`, `columns`: where each stands) in one row, side by side."""
+    """Whether every span finds its placeholders (`rows`, `columns`: where each stands) in one
+    row, side by side.
+    """
     ends = list(accumulate(span.count for span in spans))
     expected = ends[-1] if ends else 0
     if len(rows) != expected:
         scales, counts = [span.scale for span in spans], [span.count for span in spans]
         raise ValueError(
-            f"the text has {len(rows)} image placeholders, but image_scales {scales} ask for {expected}: {counts} per "
+            f"the text has {len(rows)} image placeholders, but image_scales {scales} ask for "
+            f"{expected}: {counts} per "
             "span. Expand each image to exactly its tokens (M3Processor does)"
         )
     at, place = rows.tolist(), columns.tolist()
     for number, (span, end) in enumerate(zip(spans, ends, strict=True)):
         if span.count and at[end - span.count] != at[end - 1]:
             raise ValueError(
-                f"image span {number} of scale {span.scale} would run over the end of row {at[end - span.count]}: it "
+                f"image span {number} of scale {span.scale} would run over the end of row "
+                f"{at[end - span.count]}: it "
                 f"has {span.count} tokens, and fewer placeholders"
             )
         if span.count and place[end - 1] - place[end - span.count] != span.count - 1:
             raise ValueError(
-                f"image span {number} of scale {span.scale} has {span.count} tokens, but its placeholders in row "
-                f"{at[end - 1]} have text between them: image_scales must stand in the order of the images in the text"
+                f"image span {number} of scale {span.scale} has {span.count} tokens, but its "
+                "placeholders in row "
+                f"{at[end - 1]} have text between them: image_scales must stand in the order of "
+                "the images in the text"
             )
 
 
@@ -86,11 +100,15 @@ def token_scales(
     image_token_id: int,
     position_ids: Int[Tensor, "b l"] | None,
 ) -> Int[Tensor, "b l"]:
-    """The scale that each token reads: that of the last image before it in its own sequence, 0 where there is none."""
+    """The scale that each token reads: that of the last image before it in its own sequence, 0
+    where there is none.
+    """
     is_image = input_ids == image_token_id
     at_images = torch.zeros_like(input_ids)
     scales, counts = [span.scale for span in spans], [span.count for span in spans]
-    at_images[is_image] = input_ids.new_tensor(scales).repeat_interleave(input_ids.new_tensor(counts))
+    at_images[is_image] = input_ids.new_tensor(scales).repeat_interleave(
+        input_ids.new_tensor(counts)
+    )
     index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     last_image = torch.where(is_image, index, -1).cummax(1).values
     if position_ids is None:

@@ -1,6 +1,8 @@
-"""What differs between vision encoders, as one table: the grid of their patches and the inputs of their forward.
+"""What differs between vision encoders, as one table: the grid of their patches and the inputs of
+their forward.
 
-in: `pixel_values [t, 3, H, W]`, tiles or whole images, and `pixel_mask [t, H, W]` where they are padded;
+in: `pixel_values [t, 3, H, W]`, tiles or whole images, and `pixel_mask [t, H, W]` where they are
+    padded;
 out: the keyword arguments that the encoder's own `forward` takes.
 """
 
@@ -36,23 +38,33 @@ class VisionInputs(ABC):
 
     @abstractmethod
     def inputs(
-        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+        self,
+        config: PreTrainedConfig,
+        pixel_values: Float[Tensor, "t 3 h w"],
+        pixel_mask: Bool[Tensor, "t h w"] | None,
     ) -> dict[str, Tensor]:
         """Keyword arguments of the encoder's forward. `pixel_mask`: which pixels are no padding."""
 
     def groups(
-        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+        self,
+        config: PreTrainedConfig,
+        pixel_values: Float[Tensor, "t 3 h w"],
+        pixel_mask: Bool[Tensor, "t h w"] | None,
     ) -> list[TileGroup]:
         """What the encoder sees in one pass each: tiles of one size."""
         return [TileGroup(torch.arange(len(pixel_values)), pixel_values, pixel_mask)]
 
     def unread(self, config: PreTrainedConfig, feature_layer: int | None) -> tuple[str, ...]:
-        """Modules of the encoder that the features of `feature_layer` do not depend on, where that is known."""
+        """Modules of the encoder that the features of `feature_layer` do not depend on, where
+        that is known.
+        """
         return ()
 
 
 class SquareImages(VisionInputs):
-    """Encoders with `image_size` and `patch_size` that take the pixels as they are (SigLIP, CLIP, DINOv2, ...)."""
+    """Encoders with `image_size` and `patch_size` that take the pixels as they are (SigLIP,
+    CLIP, DINOv2, ...).
+    """
 
     def grid(self, config: PreTrainedConfig) -> tuple[int, int]:
         (height, width), (rows, columns) = self.image_size(config), _pair(config.patch_size)
@@ -62,14 +74,19 @@ class SquareImages(VisionInputs):
         return _pair(config.image_size)
 
     def inputs(
-        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+        self,
+        config: PreTrainedConfig,
+        pixel_values: Float[Tensor, "t 3 h w"],
+        pixel_mask: Bool[Tensor, "t h w"] | None,
     ) -> dict[str, Tensor]:
         _refuse_mask(config, pixel_mask)
         return {"pixel_values": pixel_values}
 
 
 class FlattenedPatches(VisionInputs):
-    """SigLIP2's NaFlex encoder takes flattened patches with their grid; square images fill its `num_patches`."""
+    """SigLIP2's NaFlex encoder takes flattened patches with their grid; square images fill its
+    `num_patches`.
+    """
 
     def grid(self, config: PreTrainedConfig) -> tuple[int, int]:
         side = int(config.num_patches**0.5)
@@ -80,7 +97,10 @@ class FlattenedPatches(VisionInputs):
         return rows * height, columns * width
 
     def inputs(
-        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+        self,
+        config: PreTrainedConfig,
+        pixel_values: Float[Tensor, "t 3 h w"],
+        pixel_mask: Bool[Tensor, "t h w"] | None,
     ) -> dict[str, Tensor]:
         _refuse_mask(config, pixel_mask)
         height, width = _pair(config.patch_size)
@@ -88,48 +108,73 @@ class FlattenedPatches(VisionInputs):
         tiles, number = patches.shape[:2]
         return {
             "pixel_values": patches,
-            "pixel_attention_mask": torch.ones(tiles, number, dtype=torch.long, device=patches.device),
+            "pixel_attention_mask": torch.ones(
+                tiles, number, dtype=torch.long, device=patches.device
+            ),
             "spatial_shapes": torch.tensor([self.grid(config)] * tiles, device=patches.device),
         }
 
 
 class VariableResolution(SquareImages):
-    """Aria's encoder (NaViT-like): tiles of any size up to `image_size`, padded on the right and below.
+    """Aria's encoder (NaViT-like): tiles of any size up to `image_size`, padded on the right and
+    below.
 
-    A batch may hold tiles of several sizes, the small ones padded to the large ones: a tile is as large as the longer side
-    of what its mask shows. Each size is cropped and seen by itself, so that its numbers do not depend on its company.
+    A batch may hold tiles of several sizes, the small ones padded to the large ones: a tile is as
+    large as the longer side of what its mask shows. Each size is cropped and seen by itself, so
+    that its numbers do not depend on its company.
     """
 
     def inputs(
-        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+        self,
+        config: PreTrainedConfig,
+        pixel_values: Float[Tensor, "t 3 h w"],
+        pixel_mask: Bool[Tensor, "t h w"] | None,
     ) -> dict[str, Tensor]:
         if pixel_mask is None:
             return {"pixel_values": pixel_values}
-        return {"pixel_values": pixel_values, "patch_attention_mask": patch_mask(config, pixel_mask)}
+        return {
+            "pixel_values": pixel_values,
+            "patch_attention_mask": patch_mask(config, pixel_mask),
+        }
 
     def groups(
-        self, config: PreTrainedConfig, pixel_values: Float[Tensor, "t 3 h w"], pixel_mask: Bool[Tensor, "t h w"] | None
+        self,
+        config: PreTrainedConfig,
+        pixel_values: Float[Tensor, "t 3 h w"],
+        pixel_mask: Bool[Tensor, "t h w"] | None,
     ) -> list[TileGroup]:
         if pixel_mask is None:
             return super().groups(config, pixel_values, pixel_mask)
         number = torch.arange(1, max(pixel_mask.shape[1:]) + 1, device=pixel_mask.device)
-        height, width = ((pixel_mask.any(axis) * number[: pixel_mask.shape[3 - axis]]).amax(1) for axis in (2, 1))
+        height, width = (
+            (pixel_mask.any(axis) * number[: pixel_mask.shape[3 - axis]]).amax(1) for axis in (2, 1)
+        )
         patch = _pair(config.patch_size)[0]
         sides = (torch.maximum(height, width).clamp(min=1) + patch - 1) // patch * patch
         groups = []
         for side in sides.unique().tolist():
             index = torch.where(sides == side)[0]
-            groups.append(TileGroup(index, pixel_values[index, :, :side, :side], pixel_mask[index, :side, :side]))
+            groups.append(
+                TileGroup(
+                    index, pixel_values[index, :, :side, :side], pixel_mask[index, :side, :side]
+                )
+            )
         return groups
 
     def unread(self, config: PreTrainedConfig, feature_layer: int | None) -> tuple[str, ...]:
         if feature_layer is None:
             return ()
-        last = range(config.num_hidden_layers + 1)[feature_layer]  # hidden state 0 is what goes into the first layer
-        return ("post_layernorm", *(f"encoder.layers.{n}" for n in range(last, config.num_hidden_layers)))
+        # hidden state 0 is what goes into the first layer
+        last = range(config.num_hidden_layers + 1)[feature_layer]
+        return (
+            "post_layernorm",
+            *(f"encoder.layers.{n}" for n in range(last, config.num_hidden_layers)),
+        )
 
 
-def patch_mask(config: PreTrainedConfig, pixel_mask: Bool[Tensor, "t h w"]) -> Bool[Tensor, "t rows columns"]:
+def patch_mask(
+    config: PreTrainedConfig, pixel_mask: Bool[Tensor, "t h w"]
+) -> Bool[Tensor, "t rows columns"]:
     """Which patches show at least one pixel of the image."""
     height, width = _pair(config.patch_size)
     return reduce(pixel_mask, "t (y h) (x w) -> t y x", "any", h=height, w=width)
@@ -155,7 +200,10 @@ def vision_grid(config: PreTrainedConfig) -> tuple[int, int]:
 
 def _refuse_mask(config: PreTrainedConfig, pixel_mask: Tensor | None) -> None:
     if pixel_mask is not None:
-        raise ValueError(f"the encoder {config.model_type} takes images of one size and no pixel_mask; leave it out")
+        raise ValueError(
+            f"the encoder {config.model_type} takes images of one size and no "
+            "pixel_mask; leave it out"
+        )
 
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -1,14 +1,14 @@
-"""Nested token sets: one image, any number of visual tokens. Imports torch and nothing of ours; lift it into any project."""
+"""Nested token sets: one image, any number of visual tokens.
+
+Imports torch and nothing of ours; lift it into any project.
+"""
 
 from m3.nesting.base import Grid, Nesting, UnreachableScaleError
 from m3.nesting.grid_pool import GridPool
 from m3.nesting.layout import LAYOUTS, ImageReader, Tiles, TilingConfig
 from m3.nesting.query_prefix import QueryPrefix
 
-NESTINGS: dict[str, Nesting] = {
-    "grid_pool": GridPool(),
-    "query_prefix": QueryPrefix(),
-}
+NESTINGS: dict[str, Nesting] = {"grid_pool": GridPool(), "query_prefix": QueryPrefix()}
 
 
 def get_nesting(kind: str) -> Nesting:

@@ -1,4 +1,6 @@
-"""The one interface of every nesting: which scales a grid of tokens reaches, and the tokens at a scale."""
+"""The one interface of every nesting: which scales a grid of tokens reaches, and the tokens at a
+scale.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -6,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 Grid = int | tuple[int, int]
-"""Where the tokens of an image stand: their number (a square grid, or an ordered list), or (rows, columns)."""
+"""Where the tokens of an image stand: their number (a square grid, or an ordered list), or
+(rows, columns).
+"""
 
 
 class UnreachableScaleError(ValueError):
@@ -14,7 +18,9 @@ class UnreachableScaleError(ValueError):
 
 
 class Nesting(ABC):
-    """Turns the `n` tokens of an image into `m` coarser ones; `m` is the *scale*, the count of visual tokens."""
+    """Turns the `n` tokens of an image into `m` coarser ones; `m` is the *scale*, the count of
+    visual tokens.
+    """
 
     @abstractmethod
     def reachable(self, grid: Grid) -> tuple[int, ...]:
@@ -24,22 +30,35 @@ class Nesting(ABC):
     def nest(
         self, tokens: Float[Tensor, "*batch n d"], scale: int, grid: Grid | None = None
     ) -> Float[Tensor, "*batch {scale} d"]:
-        """The tokens of each image at `scale`. `grid` defaults to the number of tokens. Differentiable."""
+        """The tokens of each image at `scale`.
+
+        `grid` defaults to the number of tokens. Differentiable.
+        """
 
     @abstractmethod
     def shape(self, grid: Grid, scale: int) -> Grid:
-        """How the tokens of `nest` stand at `scale`: (rows, columns), or their number where they are an ordered list.
+        """How the tokens of `nest` stand at `scale`: (rows, columns), or their number where they
+        are an ordered list.
 
         Raises `UnreachableScaleError` as `count` does.
         """
 
     def count(self, grid: Grid, scale: int) -> int:
-        """How many tokens `nest` returns at `scale`: `scale` itself, or an `UnreachableScaleError` with the choices."""
+        """How many tokens `nest` returns at `scale`: `scale` itself, or an
+        `UnreachableScaleError` with the choices.
+        """
         scales = self.reachable(grid)
         if scale not in scales:
-            shape = f"{grid[0]}x{grid[1]} grid" if isinstance(grid, tuple) else f"set of {grid} tokens"
-            shown = [str(s) for s in scales] if len(scales) <= 32 else [str(scales[0]), "...", str(scales[-1])]
+            shape = (
+                f"{grid[0]}x{grid[1]} grid" if isinstance(grid, tuple) else f"set of {grid} tokens"
+            )
+            shown = (
+                [str(s) for s in scales]
+                if len(scales) <= 32
+                else [str(scales[0]), "...", str(scales[-1])]
+            )
             raise UnreachableScaleError(
-                f"scale {scale} cannot be reached exactly from a {shape}; choose one of {', '.join(shown)}"
+                f"scale {scale} cannot be reached exactly from a {shape}; choose one of "
+                f"{', '.join(shown)}"
             )
         return scale

@@ -1,11 +1,13 @@
-"""Grid pooling, the nesting of Matryoshka Multimodal Models (M3, https://arxiv.org/abs/2405.17430, section 3).
+"""Grid pooling, the nesting of Matryoshka Multimodal Models (M3, https://arxiv.org/abs/2405.17430,
+section 3).
 
 The image's patch tokens stand on a grid. Averaging each k x k cell of it gives a coarser grid:
 
     24 x 24 = 576 tokens  --k=2-->  144  --k=4-->  36  --k=8-->  9  --k=24-->  1
 
-Means of equal cells compose, so pooling 576 tokens to 144 and those to 36 is pooling 576 to 36: coarse sets derive
-from fine ones, whatever the way. Only cells that tile the grid exactly are allowed.
+Means of equal cells compose, so pooling 576 tokens to 144 and those to 36 is pooling 576 to 36:
+coarse sets derive from fine ones, whatever the way. Only cells that tile the grid exactly are
+allowed.
 """
 
 import math
@@ -18,7 +20,9 @@ from m3.nesting.base import Grid, Nesting
 
 
 class GridPool(Nesting):
-    """Mean of square cells that tile the grid; the whole grid as one cell (scale 1) is always reachable."""
+    """Mean of square cells that tile the grid; the whole grid as one cell (scale 1) is always
+    reachable.
+    """
 
     def reachable(self, grid: Grid) -> tuple[int, ...]:
         rows, columns = as_rectangle(grid)
@@ -38,7 +42,10 @@ class GridPool(Nesting):
     ) -> Float[Tensor, "*batch {scale} d"]:
         rows, columns = as_rectangle(tokens.shape[-2] if grid is None else grid)
         if rows * columns != tokens.shape[-2]:
-            raise ValueError(f"a {rows}x{columns} grid has {rows * columns} tokens, but {tokens.shape[-2]} were given")
+            raise ValueError(
+                f"a {rows}x{columns} grid has {rows * columns} tokens, but "
+                f"{tokens.shape[-2]} were given"
+            )
         h, w = self.shape((rows, columns), scale)
         if scale == 1:
             return tokens.mean(dim=-2, keepdim=True)
@@ -53,5 +60,7 @@ def as_rectangle(grid: Grid) -> tuple[int, int]:
         return grid
     side = math.isqrt(grid)
     if side * side != grid:
-        raise ValueError(f"{grid} tokens do not form a square grid; give the grid as (rows, columns)")
+        raise ValueError(
+            f"{grid} tokens do not form a square grid; give the grid as (rows, columns)"
+        )
     return side, side

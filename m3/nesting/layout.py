@@ -1,16 +1,20 @@
-"""Tile layouts: an image may be seen as several tiles; every tile is nested to the scale, then the tiles become one sequence.
+"""Tile layouts: an image may be seen as several tiles; every tile is nested to the scale, then the
+tiles become one sequence.
 
-in:  the nested tokens of an image's tiles `[t, m, d]`, the scale being m, and what is known of the image: `Tiles`;
-out: its token sequence `[count, d]`, and `count` before any pixel is seen: placeholders and tokens come of one arithmetic.
+in:  the nested tokens of an image's tiles `[t, m, d]`, the scale being m, and what is known of the
+    image: `Tiles`;
+out: its token sequence `[count, d]`, and `count` before any pixel is seen: placeholders and tokens
+    come of one arithmetic.
 
     single   one tile                                                                  count = m
     tiles    tiles one after the other                                                 count = t m
     anyres   the whole image, then rows x columns of tiles put together again, the rows and columns that are padding left
-             out, and one learned vector at the end of each row (LLaVA-NeXT, https://llava-vl.github.io/blog/2024-01-30-llava-next/,
-             "spatial_unpad"; pooled per tile: M3, https://arxiv.org/abs/2405.17430, section 4.1)
+             out, and one learned vector at the end of each row (LLaVA-NeXT,
+             https://llava-vl.github.io/blog/2024-01-30-llava-next/, "spatial_unpad"; pooled per
+             tile: M3, https://arxiv.org/abs/2405.17430, section 4.1)
 
-A 2 x 2 grid of a square image with the whole image in front has 2928, 744, 192, 51 or 7 tokens at 576, 144, 36, 9 or 1.
-Sizes and grids are (height, width) and (rows, columns) throughout.
+A 2 x 2 grid of a square image with the whole image in front has 2928, 744, 192, 51 or 7 tokens at
+576, 144, 36, 9 or 1. Sizes and grids are (height, width) and (rows, columns) throughout.
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +34,9 @@ UNPAD_ROUNDINGS = ("truncate", "seven_digits")
 
 @dataclass(frozen=True)
 class Tiles:
-    """One image before it is seen: its tiles, its size in pixels as it came, and the tokens of a tile where they vary."""
+    """One image before it is seen: its tiles, its size in pixels as it came, and the tokens of a
+    tile where they vary.
+    """
 
     number: int = 1
     size: Size | None = None
@@ -45,10 +51,11 @@ class Tiles:
 class TilingConfig:
     """How images are cut into tiles, and how their tokens are laid out.
 
-    `kind`: a row of `LAYOUTS`. `tile_size`: side of a tile in pixels. `grid_pinpoints`: the (height, width) to which images
-    may be enlarged and cut into tiles, in order of preference; empty: images are not cut. `unpad_rounding`: how `anyres`
-    turns the height (or width) of the image in tokens into a whole number: `truncate` (LLaVA-NeXT's code) or
-    `seven_digits` (transformers: rounded to 7 decimals first, so 31.999999999999996 is 32).
+    `kind`: a row of `LAYOUTS`. `tile_size`: side of a tile in pixels. `grid_pinpoints`: the
+    (height, width) to which images may be enlarged and cut into tiles, in order of preference;
+    empty: images are not cut. `unpad_rounding`: how `anyres` turns the height (or width) of the
+    image in tokens into a whole number: `truncate` (LLaVA-NeXT's code) or `seven_digits`
+    (transformers: rounded to 7 decimals first, so 31.999999999999996 is 32).
     """
 
     kind: str = "single"
@@ -57,29 +64,44 @@ class TilingConfig:
     unpad_rounding: str = "truncate"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid_pinpoints", tuple((int(h), int(w)) for h, w in self.grid_pinpoints))
+        object.__setattr__(
+            self, "grid_pinpoints", tuple((int(h), int(w)) for h, w in self.grid_pinpoints)
+        )
         if self.kind not in LAYOUTS:
             raise ValueError(f"unknown tiling kind {self.kind!r}; known: {', '.join(LAYOUTS)}")
         if self.unpad_rounding not in UNPAD_ROUNDINGS:
-            raise ValueError(f"unknown unpad_rounding {self.unpad_rounding!r}; known: {', '.join(UNPAD_ROUNDINGS)}")
+            raise ValueError(
+                f"unknown unpad_rounding {self.unpad_rounding!r}; known: "
+                f"{', '.join(UNPAD_ROUNDINGS)}"
+            )
         if self.grid_pinpoints and self.kind == "single":
             raise ValueError(
-                "tiling single has one tile per image, so grid_pinpoints must be empty; use anyres or tiles"
+                "tiling single has one tile per image, so grid_pinpoints must be empty; use anyres "
+                "or tiles"
             )
         if self.kind == "anyres" and not self.grid_pinpoints:
-            raise ValueError("tiling anyres needs grid_pinpoints: the [height, width] that images may be enlarged to")
-        side = self.tile_size
-        if self.grid_pinpoints and (side is None or any(h % side or w % side for h, w in self.grid_pinpoints)):
             raise ValueError(
-                f"grid_pinpoints {list(self.grid_pinpoints)} must be multiples of tile_size, which is {side}"
+                "tiling anyres needs grid_pinpoints: the [height, width] that images "
+                "may be enlarged to"
+            )
+        side = self.tile_size
+        if self.grid_pinpoints and (
+            side is None or any(h % side or w % side for h, w in self.grid_pinpoints)
+        ):
+            raise ValueError(
+                f"grid_pinpoints {list(self.grid_pinpoints)} must be multiples of tile_size, which "
+                f"is {side}"
             )
 
     def to_dict(self) -> dict:
         """As it stands in a JSON file; `TilingConfig(**...)` of it is equal."""
-        return asdict(self) | {"grid_pinpoints": [list(pinpoint) for pinpoint in self.grid_pinpoints]}
+        return asdict(self) | {
+            "grid_pinpoints": [list(pinpoint) for pinpoint in self.grid_pinpoints]
+        }
 
     def resolution(self, size: Size) -> Size:
-        """The pinpoint that shows most of an image of `size`, and wastes least; the first of equals.
+        """The pinpoint that shows most of an image of `size`, and wastes least; the first of
+        equals.
 
         (`select_best_resolution` of LLaVA-NeXT, `llava/mm_utils.py`.)
         """
@@ -94,13 +116,18 @@ class TilingConfig:
         return rows, columns
 
     def tile_grid(self, size: Size) -> Grid:
-        """(rows, columns) of tiles that an image of `size` is cut into, the whole image not counted."""
+        """(rows, columns) of tiles that an image of `size` is cut into, the whole image not
+        counted.
+        """
         assert self.tile_size is not None  # where there are pinpoints
         height, width = self.resolution(size)
         return height // self.tile_size, width // self.tile_size
 
     def tiles(self, size: Size) -> Tiles:
-        """What becomes of an image of `size`: the whole image, then its tiles. Without pinpoints, the whole image alone."""
+        """What becomes of an image of `size`: the whole image, then its tiles.
+
+        Without pinpoints, the whole image alone.
+        """
         if not self.grid_pinpoints:
             return Tiles(size=size)
         grid = self.tile_grid(size)
@@ -116,7 +143,10 @@ class TilingConfig:
 
 
 class TileLayout(ABC):
-    """A row of `LAYOUTS`. `shape` is how the tokens of a nested tile stand: (rows, columns), or their number."""
+    """A row of `LAYOUTS`.
+
+    `shape` is how the tokens of a nested tile stand: (rows, columns), or their number.
+    """
 
     needs_size = False
     """Whether the size of an image in pixels changes its tokens."""
@@ -128,16 +158,25 @@ class TileLayout(ABC):
 
     @abstractmethod
     def count(self, shape: Grid, tiles: Tiles) -> int:
-        """How many tokens `assemble` returns. `ValueError` where `tiles` does not say enough or contradicts itself."""
+        """How many tokens `assemble` returns.
+
+        `ValueError` where `tiles` does not say enough or contradicts itself.
+        """
 
     @abstractmethod
     def assemble(
-        self, tokens: Float[Tensor, "t m d"], shape: Grid, tiles: Tiles, newline: Float[Tensor, " d"] | None
+        self,
+        tokens: Float[Tensor, "t m d"],
+        shape: Grid,
+        tiles: Tiles,
+        newline: Float[Tensor, " d"] | None,
     ) -> Float[Tensor, "count d"]:
         """The token sequence of one image. Differentiable."""
 
     def padding(self, shape: Grid, tiles: Tiles) -> Size:
-        """How many (rows, columns) of tokens on each side of the cut picture are left out, since they show padding."""
+        """How many (rows, columns) of tokens on each side of the cut picture are left out, since
+        they show padding.
+        """
         return 0, 0
 
 
@@ -146,11 +185,17 @@ class Single(TileLayout):
 
     def count(self, shape: Grid, tiles: Tiles) -> int:
         if tiles.number != 1:
-            raise ValueError(f"tiling single takes one tile per image, but an image has {tiles.number} tiles")
+            raise ValueError(
+                f"tiling single takes one tile per image, but an image has {tiles.number} tiles"
+            )
         return _tokens(shape)
 
     def assemble(
-        self, tokens: Float[Tensor, "t m d"], shape: Grid, tiles: Tiles, newline: Float[Tensor, " d"] | None
+        self,
+        tokens: Float[Tensor, "t m d"],
+        shape: Grid,
+        tiles: Tiles,
+        newline: Float[Tensor, " d"] | None,
     ) -> Float[Tensor, "count d"]:
         self.count(shape, tiles)
         return tokens[0]
@@ -163,13 +208,19 @@ class Concatenated(TileLayout):
         return tiles.number * _tokens(shape)
 
     def assemble(
-        self, tokens: Float[Tensor, "t m d"], shape: Grid, tiles: Tiles, newline: Float[Tensor, " d"] | None
+        self,
+        tokens: Float[Tensor, "t m d"],
+        shape: Grid,
+        tiles: Tiles,
+        newline: Float[Tensor, " d"] | None,
     ) -> Float[Tensor, "count d"]:
         return tokens.flatten(0, 1)
 
 
 class AnyRes(TileLayout):
-    """The whole image, then its tiles as one picture without its padding, each row ended by `newline` (LLaVA-NeXT)."""
+    """The whole image, then its tiles as one picture without its padding, each row ended by
+    `newline` (LLaVA-NeXT).
+    """
 
     needs_size = True
     has_newline = True
@@ -179,10 +230,15 @@ class AnyRes(TileLayout):
         return _tokens(shape) + (rows - 2 * top) * (columns - 2 * left + 1)
 
     def assemble(
-        self, tokens: Float[Tensor, "t m d"], shape: Grid, tiles: Tiles, newline: Float[Tensor, " d"] | None
+        self,
+        tokens: Float[Tensor, "t m d"],
+        shape: Grid,
+        tiles: Tiles,
+        newline: Float[Tensor, " d"] | None,
     ) -> Float[Tensor, "count d"]:
         (rows, columns), (top, left) = self._picture(shape, tiles)
-        assert newline is not None and isinstance(shape, tuple)  # the model has one; `_picture` refuses other shapes
+        # the model has one; `_picture` refuses other shapes
+        assert newline is not None and isinstance(shape, tuple)
         (r, c), across = shape, columns // shape[1]
         picture = rearrange(tokens[1:], "(y x) (r c) d -> (y r) (x c) d", x=across, r=r, c=c)
         picture = picture[top : rows - top, left : columns - left]
@@ -193,19 +249,25 @@ class AnyRes(TileLayout):
         return self._picture(shape, tiles)[1]
 
     def _picture(self, shape: Grid, tiles: Tiles) -> tuple[Size, Size]:
-        """(rows, columns) of tokens of all tiles together, and how many (rows, columns) are padding on each side."""
+        """(rows, columns) of tokens of all tiles together, and how many (rows, columns) are
+        padding on each side.
+        """
         if not isinstance(shape, tuple):
             raise ValueError(
-                "tiling anyres puts tiles side by side, so their tokens must stand on a grid: use the nesting grid_pool, or "
+                "tiling anyres puts tiles side by side, so their tokens must stand on a grid: use "
+                "the nesting grid_pool, or "
                 "tiling tiles"
             )
         if tiles.size is None:
-            raise ValueError("tiling anyres needs the size of each image in pixels: image_sizes, (height, width)")
+            raise ValueError(
+                "tiling anyres needs the size of each image in pixels: image_sizes, (height, width)"
+            )
         grid = self.tiling.tile_grid(tiles.size)
         assert isinstance(grid, tuple)
         if tiles.number != 1 + grid[0] * grid[1]:
             raise ValueError(
-                f"an image of {tiles.size[0]} x {tiles.size[1]} pixels has 1 + {grid[0]} x {grid[1]} tiles by "
+                f"an image of {tiles.size[0]} x {tiles.size[1]} pixels has 1 + {grid[0]} x "
+                f"{grid[1]} tiles by "
                 f"grid_pinpoints, but image_tiles says {tiles.number}"
             )
         rows, columns = grid[0] * shape[0], grid[1] * shape[1]
@@ -215,20 +277,20 @@ class AnyRes(TileLayout):
         return (rows, columns), (0, (columns - self._whole(width * (rows / height))) // 2)
 
     def _whole(self, length: float) -> int:
-        """The published codes differ here by one token, where `length` is a whole number but for the last bit."""
+        """The published codes differ here by one token, where `length` is a whole number but for
+        the last bit.
+        """
         return int(length if self.tiling.unpad_rounding == "truncate" else round(length, 7))
 
 
-LAYOUTS: dict[str, type[TileLayout]] = {
-    "single": Single,
-    "tiles": Concatenated,
-    "anyres": AnyRes,
-}
+LAYOUTS: dict[str, type[TileLayout]] = {"single": Single, "tiles": Concatenated, "anyres": AnyRes}
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """A nesting and a layout over the tokens of a tile: all that turns a scale into tokens, and into their number."""
+    """A nesting and a layout over the tokens of a tile: all that turns a scale into tokens, and
+    into their number.
+    """
 
     nesting: Nesting
     tiling: TilingConfig
@@ -239,11 +301,15 @@ class ImageReader:
         return LAYOUTS[self.tiling.kind](self.tiling)
 
     def shape(self, scale: int, tokens: int | None) -> Grid:
-        """How the tokens of a tile stand at `scale`; an `UnreachableScaleError` where they do not reach it."""
+        """How the tokens of a tile stand at `scale`; an `UnreachableScaleError` where they do
+        not reach it.
+        """
         return self.nesting.shape(self.grid if tokens is None else tokens, scale)
 
     def count(self, scale: int, tiles: Tiles) -> int:
-        """Tokens of an image at `scale` per tile: placeholders in the text, vectors out of `read`."""
+        """Tokens of an image at `scale` per tile: placeholders in the text, vectors out of
+        `read`.
+        """
         return self.layout.count(self.shape(scale, tiles.tokens), tiles)
 
     def read(
@@ -253,9 +319,11 @@ class ImageReader:
         images: Sequence[Tiles],
         newline: Float[Tensor, " d"] | None = None,
     ) -> list[Float[Tensor, "_ d"]]:
-        """The token sequence of each image at `scale`, of the tokens of all their tiles, image after image.
+        """The token sequence of each image at `scale`, of the tokens of all their tiles, image
+        after image.
 
-        `features` may be padded where the tokens of tiles vary; what is behind `Tiles.tokens` is never read.
+        `features` may be padded where the tokens of tiles vary; what is behind `Tiles.tokens` is
+        never read.
         """
         sequences: list[Tensor] = []
         start = 0
@@ -266,14 +334,17 @@ class ImageReader:
             shape = self.shape(scale, tokens)
             parts = nested.split([tiles.number for tiles in group])
             sequences += [
-                self.layout.assemble(part, shape, tiles, newline) for part, tiles in zip(parts, group, strict=True)
+                self.layout.assemble(part, shape, tiles, newline)
+                for part, tiles in zip(parts, group, strict=True)
             ]
             start = end
         return sequences
 
 
 def _runs(images: Sequence[Tiles]) -> list[tuple[int | None, list[Tiles]]]:
-    """Neighbours with the same number of tokens per tile together, so that they are nested in one go."""
+    """Neighbours with the same number of tokens per tile together, so that they are nested in
+    one go.
+    """
     runs: list[tuple[int | None, list[Tiles]]] = []
     for tiles in images:
         if runs and runs[-1][0] == tiles.tokens:

@@ -1,8 +1,9 @@
-"""Query prefix, the nesting of Matryoshka Query Transformers (MQT, https://arxiv.org/abs/2405.19315) and of Aria.
+"""Query prefix, the nesting of Matryoshka Query Transformers (MQT,
+https://arxiv.org/abs/2405.19315) and of Aria.
 
-The tokens are the outputs of learned queries, in a fixed order. The first m of them are the image at scale m: each
-query reads the image by itself in one cross-attention, so the first m outputs are the same however many follow, and a
-short prefix is a true subset of a long one.
+The tokens are the outputs of learned queries, in a fixed order. The first m of them are the image
+at scale m: each query reads the image by itself in one cross-attention, so the first m outputs are
+the same however many follow, and a short prefix is a true subset of a long one.
 """
 
 from jaxtyping import Float

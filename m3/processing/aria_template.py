@@ -1,10 +1,12 @@
-"""Aria's chat format: ChatML with every image between two marks, and with the marks of what training learns.
+"""Aria's chat format: ChatML with every image between two marks, and with the marks of what
+training learns.
 
     <|im_start|>user\\n<fim_prefix><|img|><fim_suffix>QUESTION<|im_end|>\\n<|im_start|>assistant\\nANSWER<|im_end|>\\n
 
 Messages in parts become exactly what Aria's own template writes (`tests/test_aria_processor.py` of
-https://github.com/rhymes-ai/Aria); text is not trimmed. In messages that are plain strings an image stands as `<|img|>`,
-with its marks or without, and a newline after it is dropped (LLaVA's data has one): both forms spell the same prompt.
+https://github.com/rhymes-ai/Aria); text is not trimmed. In messages that are plain strings an image
+stands as `<|img|>`, with its marks or without, and a newline after it is dropped (LLaVA's data has
+one): both forms spell the same prompt.
 """
 
 from m3.processing.chat_template import CHATML

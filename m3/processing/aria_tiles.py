@@ -1,14 +1,17 @@
-"""Aria's image processing: an image -> square tiles of one size, padded on the right and below, and where the image is.
+"""Aria's image processing: an image -> square tiles of one size, padded on the right and below, and
+where the image is.
 
-in: upright RGB images (`load_image`); out: `pixel_values [t, 3, S, S]` in [-1, 1] and `pixel_mask [t, S, S]`, False on
-the padding. S is `max_image_size`, 490 or 980 pixels.
+in: upright RGB images (`load_image`); out: `pixel_values [t, 3, S, S]` in [-1, 1] and `pixel_mask
+[t, S, S]`, False on the padding. S is `max_image_size`, 490 or 980 pixels.
 
-Whole, an image is one tile: its longer side becomes S, its shorter side follows but never falls below `min_image_size`.
-Split, it is first stretched over the grid of S-pixel tiles (up to 8 of them, 19 shapes) nearest to its own shape and
-cut; the whole image stands before its pieces. Every tile goes through the same resizing.
-Rules: `aria/model/vision_processor.py` of https://github.com/rhymes-ai/Aria. transformers' port differs when an image is
-split: its grids count in 490 pixels whatever the tile's size, the whole image is left out, and it tells one number of
-tiles for a batch of images that have different ones.
+Whole, an image is one tile: its longer side becomes S, its shorter side follows but never falls
+below `min_image_size`. Split, it is first stretched over the grid of S-pixel tiles (up to 8 of
+them, 19 shapes) nearest to its own shape and cut; the whole image stands before its pieces. Every
+tile goes through the same resizing.
+Rules: `aria/model/vision_processor.py` of https://github.com/rhymes-ai/Aria. transformers' port
+    differs when an image is
+split: its grids count in 490 pixels whatever the tile's size, the whole image is left out, and it
+tells one number of tiles for a batch of images that have different ones.
 """
 
 from collections.abc import Sequence
@@ -36,12 +39,15 @@ GRIDS: tuple[tuple[int, int], ...] = (
 def nearest_grid(width: int, height: int, size: int) -> tuple[int, int]:
     """The (columns, rows) of `GRIDS` whose shape is nearest to width / height.
 
-    Of two that are equally near, the later one is taken if the image has more than half of its pixels.
+    Of two that are equally near, the later one is taken if the image has more than half of its
+    pixels.
     """
     best, distance = GRIDS[0], float("inf")
     for columns, rows in GRIDS:
         away = abs(width / height - columns / rows)
-        if away < distance or (away == distance and width * height > 0.5 * size * size * columns * rows):
+        if away < distance or (
+            away == distance and width * height > 0.5 * size * size * columns * rows
+        ):
             best, distance = (columns, rows), away
     return best
 
@@ -66,7 +72,8 @@ def fitted_size(width: int, height: int, size: int, least: int) -> tuple[int, in
 class TileOptions:
     """What a call may choose for an image; None is the image processor's own setting.
 
-    `max_image_size`: side of its tiles in pixels. `split_image`: whether it is cut, with the whole image in front.
+    `max_image_size`: side of its tiles in pixels. `split_image`: whether it is cut, with the whole
+        image in front.
     """
 
     max_image_size: int | None = None
@@ -77,7 +84,9 @@ AS_CONFIGURED = TileOptions()
 
 
 class AriaTileProcessor(BaseImageProcessor):
-    """Saved and loaded with `M3Processor`; PIL and numpy alone, so that a file gives the same numbers everywhere."""
+    """Saved and loaded with `M3Processor`; PIL and numpy alone, so that a file gives the same
+    numbers everywhere.
+    """
 
     model_input_names = ["pixel_values", "pixel_mask"]
 
@@ -96,14 +105,19 @@ class AriaTileProcessor(BaseImageProcessor):
             max_image_size: side of a tile in pixels where a call does not say.
             min_image_size: least side of an image inside its tile, in pixels.
             split_image: whether images are split where a call does not say.
-            size_tokens: the (side of a tile in pixels, tokens that the projector makes of it) that the weights know.
+            size_tokens: the (side of a tile in pixels, tokens that the projector makes of it) that
+                the weights know.
             kwargs: what transformers adds to a saved processor.
 
         Raises:
             ValueError: a size that `size_tokens` does not list.
         """
         super().__init__(**kwargs)
-        self.max_image_size, self.min_image_size, self.split_image = max_image_size, min_image_size, split_image
+        self.max_image_size, self.min_image_size, self.split_image = (
+            max_image_size,
+            min_image_size,
+            split_image,
+        )
         self.size_tokens = [list(pair) for pair in size_tokens]
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.tile_tokens()
@@ -114,7 +128,8 @@ class AriaTileProcessor(BaseImageProcessor):
         known = {int(side): int(tokens) for side, tokens in self.size_tokens}
         if size not in known:
             raise ValueError(
-                f"max_image_size {size} is none of the sizes this model reads: {', '.join(map(str, known))}"
+                f"max_image_size {size} is none of the sizes this model reads: "
+                f"{', '.join(map(str, known))}"
             )
         return known[size]
 
@@ -131,12 +146,18 @@ class AriaTileProcessor(BaseImageProcessor):
         return Tiles(number, (height, width), self.tile_tokens(options))
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes only what Aria's processing has
-        self, images: Image.Image, options: TileOptions = AS_CONFIGURED, return_tensors: str | None = None
+        self,
+        images: Image.Image,
+        options: TileOptions = AS_CONFIGURED,
+        return_tensors: str | None = None,
     ) -> BatchFeature:
         """The tiles of one RGB image: `pixel_values [t, 3, S, S]`, `pixel_mask [t, S, S]`."""
         self.tile_tokens(options)  # refuses unknown sizes
         size = self._size(options)
-        tiles = [self._fit(tile, size) for tile in (split(images, size) if self.is_split(options) else [images])]
+        tiles = [
+            self._fit(tile, size)
+            for tile in (split(images, size) if self.is_split(options) else [images])
+        ]
         pixels, masks = zip(*tiles, strict=True)
         data = {"pixel_values": torch.stack(pixels), "pixel_mask": torch.stack(masks)}
         return BatchFeature(data, tensor_type=return_tensors)
@@ -144,12 +165,16 @@ class AriaTileProcessor(BaseImageProcessor):
     def _size(self, options: TileOptions) -> int:
         return self.max_image_size if options.max_image_size is None else options.max_image_size
 
-    def _fit(self, tile: Image.Image, size: int) -> tuple[Float[Tensor, "3 size size"], Bool[Tensor, "size size"]]:
+    def _fit(
+        self, tile: Image.Image, size: int
+    ) -> tuple[Float[Tensor, "3 size size"], Bool[Tensor, "size size"]]:
         width, height = fitted_size(*tile.size, size, self.min_image_size)
         padded = Image.new("RGB", (size, size))  # black
         padded.paste(tile.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
         pixels = torch.from_numpy(np.array(padded)).permute(2, 0, 1).to(torch.float32) / 255
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std)
+        )
         mask = torch.zeros(size, size, dtype=torch.bool)
         mask[:height, :width] = True
         return (pixels - mean) / std, mask

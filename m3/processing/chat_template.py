@@ -1,22 +1,26 @@
-"""The chat formats, with the marks by which transformers tells the model's own words from the prompt.
+"""The chat formats, with the marks by which transformers tells the model's own words from the
+prompt.
 
 ChatML, the default:
 
     <|im_start|>user\\n<image>\\nQUESTION<|im_end|>\\n<|im_start|>assistant\\nANSWER<|im_end|>\\n
 
-What stands between `{% generation %}` and `{% endgeneration %}`, the answer and its `<|im_end|>`, is what training
-learns; the rest is prompt. No system prompt unless the conversation brings one. Content is either a string, in which
-the image token stands where the image is meant (LLaVA's data), or a list of parts (transformers' messages), where each
-image part is written as the image token and a newline; both spell the same prompt. Text is trimmed at both ends, so
-that a stray newline around an answer cannot make training text that no generation prompt leads to.
+What stands between `{% generation %}` and `{% endgeneration %}`, the answer and its `<|im_end|>`,
+is what training learns; the rest is prompt. No system prompt unless the conversation brings one.
+Content is either a string, in which the image token stands where the image is meant (LLaVA's data),
+or a list of parts (transformers' messages), where each image part is written as the image token and
+a newline; both spell the same prompt. Text is trimmed at both ends, so that a stray newline around
+an answer cannot make training text that no generation prompt leads to.
 
-Vicuna v1.1, the format of LLaVA-1.5, LLaVA-NeXT and M3 (`conv_vicuna_v1` in llava/conversation.py), on one line:
+Vicuna v1.1, the format of LLaVA-1.5, LLaVA-NeXT and M3 (`conv_vicuna_v1` in llava/conversation.py),
+on one line:
 
-    <s>A chat between ... questions. USER: <image>\\nQUESTION ASSISTANT: ANSWER</s>USER: QUESTION ASSISTANT:
+    <s>A chat between ... questions. USER: <image>\\nQUESTION ASSISTANT: ANSWER</s>USER: QUESTION
+    ASSISTANT:
 
-The originals tokenise the text before and behind each image by itself, and Llama's tokenizer puts a space before each
-of them. With a tokenizer that does so only at the start of all, the template writes these spaces: behind `<s>`, and
-behind an image that text follows.
+The originals tokenise the text before and behind each image by itself, and Llama's tokenizer puts a
+space before each of them. With a tokenizer that does so only at the start of all, the template
+writes these spaces: behind `<s>`, and behind an image that text follows.
 """
 
 _RENDER = r"""
@@ -67,7 +71,8 @@ def chatml_template(image_token: str) -> str:
 
 
 _VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, "
     "and polite answers to the user's questions."
 )
 _VICUNA = r"""
@@ -102,10 +107,16 @@ _VICUNA = r"""
 
 
 def vicuna_template(image_token: str, space: str = "") -> str:
-    """Vicuna v1.1's Jinja template; it needs a tokenizer with a beginning- and an end-of-sequence token.
+    """Vicuna v1.1's Jinja template; it needs a tokenizer with a beginning- and an end-of-sequence
+    token.
 
     Args:
-        space: what begins a text behind `<s>` and behind images: " " where the tokenizer leaves that out, else nothing.
+        space: what begins a text behind `<s>` and behind images: " " where the tokenizer leaves
+            that out, else nothing.
     """
     text = _RENDER.strip() + _VICUNA.strip()
-    return text.replace("@SYSTEM@", _VICUNA_SYSTEM).replace("@IMAGE@", image_token).replace("@SPACE@", space)
+    return (
+        text.replace("@SYSTEM@", _VICUNA_SYSTEM)
+        .replace("@IMAGE@", image_token)
+        .replace("@SPACE@", space)
+    )

@@ -1,8 +1,9 @@
 """First stop of the image's path: from whatever a user calls an image to pixels.
 
-Comes in: a path, the bytes of a file, a `data:` or `file:` address, or a PIL image. Goes out: a PIL image, 8-bit RGB and
-upright (`load_image`), its size alone (`image_size`), or it on a square (`pad_to_square`: M3 and LLaVA-1.5 pad the short side
-with the processor's mean colour instead of cropping). What the encoder sees of it is made in m3/processing/tiles.py.
+Comes in: a path, the bytes of a file, a `data:` or `file:` address, or a PIL image. Goes out: a PIL
+image, 8-bit RGB and upright (`load_image`), its size alone (`image_size`), or it on a square
+(`pad_to_square`: M3 and LLaVA-1.5 pad the short side with the processor's mean colour instead of
+cropping). What the encoder sees of it is made in m3/processing/tiles.py.
 """
 
 import base64
@@ -26,15 +27,21 @@ from transformers import BaseImageProcessor
 ImageSource = str | Path | bytes | Image.Image
 
 MAX_PIXELS = 64_000_000
-"""Largest image that is decoded (8000 x 8000). Read from the header, before any pixel is allocated."""
+"""Largest image that is decoded (8000 x 8000).
+
+Read from the header, before any pixel is allocated.
+"""
 
 MAX_SIDE = 8_192
-"""Longest side that is padded to a square as it is; a longer one is shrunk to this first. Otherwise a 1 x 1,000,000
-strip, harmless by its own pixel count, would become a square of 10^12 pixels. No encoder sees more than this."""
+"""Longest side that is padded to a square as it is; a longer one is shrunk to this first.
+
+Otherwise a 1 x 1,000,000 strip, harmless by its own pixel count, would become a square of 10^12
+pixels. No encoder sees more than this."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "ICO", "TGA")
-"""Decoders we let an untrusted file choose from (JPEG includes MPO). Left out on purpose: EPS, which runs Ghostscript,
-and rarities."""
+"""Decoders we let an untrusted file choose from (JPEG includes MPO).
+
+Left out on purpose: EPS, which runs Ghostscript, and rarities."""
 
 MAX_DOWNLOAD_BYTES = 64 * 2**20
 DOWNLOAD_TIMEOUT_S = 20.0
@@ -57,28 +64,34 @@ _DECODE_ERRORS = (
 
 
 class TooLargeError(ValueError):
-    """A picture of too many pixels. `finding` says how many, without what the owner of the limit could do about it."""
+    """A picture of too many pixels.
+
+    `finding` says how many, without what the owner of the limit could do about it.
+    """
 
     def __init__(self, finding: str) -> None:
         super().__init__(f"{finding}. Shrink it, or raise max_pixels if you trust the file")
         self.finding = finding
 
 
-def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS, fetch_urls: bool = False) -> Image.Image:
+def load_image(
+    source: ImageSource, max_pixels: int = MAX_PIXELS, fetch_urls: bool = False
+) -> Image.Image:
     """Decode `source` into an upright 8-bit RGB image.
 
-    Rotated as its EXIF tag says; the first frame of an animation; transparency composited on white; 16-bit grey scaled
-    to 8 bits over its full range; palette, grey and CMYK converted.
+    Rotated as its EXIF tag says; the first frame of an animation; transparency composited on white;
+    16-bit grey scaled to 8 bits over its full range; palette, grey and CMYK converted.
 
     Args:
-        source: path, file bytes, `data:` / `file:` address or PIL image. `http(s)` only with `fetch_urls`.
+        source: path, file bytes, `data:` / `file:` address or PIL image. `http(s)` only with
+            `fetch_urls`.
         max_pixels: images with more pixels (width x height) are refused by their header alone.
-        fetch_urls: allow this call to open network addresses. Off by default: a server must not fetch what a request
-            names.
+        fetch_urls: allow this call to open network addresses. Off by default: a server must not
+            fetch what a request names.
 
     Raises:
-        ValueError: missing, empty, unreadable, damaged or oversized file; the text says which, what was found and what
-            to do.
+        ValueError: missing, empty, unreadable, damaged or oversized file; the text says which, what
+            was found and what to do.
     """
     if isinstance(source, Image.Image):
         name = f"PIL image (mode {source.mode}, {source.width} x {source.height})"
@@ -90,7 +103,8 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS, fetch_urls: bo
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Centre `image` on a square of `colour` as large as its longer side (LLaVA's `expand2square`, used by M3).
+    """Centre `image` on a square of `colour` as large as its longer side (LLaVA's `expand2square`,
+    used by M3).
 
     A side beyond `MAX_SIDE` is shrunk to it first, keeping the shape.
     """
@@ -107,14 +121,20 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 
 
 def mean_colour(image_processor: BaseImageProcessor) -> tuple[int, int, int]:
-    """The padding colour: `int(mean * 255)` per channel, so that padding is about zero after normalisation."""
+    """The padding colour: `int(mean * 255)` per channel, so that padding is about zero after
+    normalisation.
+    """
     mean: Sequence[float] = image_processor.image_mean  # pyright: ignore[reportAttributeAccessIssue] (set at run time)
     red, green, blue = (int(channel * 255) for channel in mean)
     return red, green, blue
 
 
-def image_size(source: ImageSource, max_pixels: int = MAX_PIXELS, fetch_urls: bool = False) -> tuple[int, int]:
-    """(height, width) that `load_image` would give, by the header alone wherever the format allows it."""
+def image_size(
+    source: ImageSource, max_pixels: int = MAX_PIXELS, fetch_urls: bool = False
+) -> tuple[int, int]:
+    """(height, width) that `load_image` would give, by the header alone wherever the format
+    allows it.
+    """
     if isinstance(source, Image.Image):
         return _upright_size(source)
     name, content = _read(source, fetch_urls)
@@ -127,7 +147,9 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _DECODE_ERRORS:
         orientation = None  # `_upright` leaves such an image as it is
-    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    return (
+        (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    )
 
 
 def _read(source: str | Path | bytes, fetch_urls: bool) -> tuple[str, bytes]:
@@ -142,12 +164,14 @@ def _read(source: str | Path | bytes, fetch_urls: bool) -> tuple[str, bytes]:
         name, content = _read_file(source)
     else:
         raise ValueError(
-            f"an image must be a path, the bytes of a file, a data: or file: address or a PIL image; got "
+            "an image must be a path, the bytes of a file, a data: or file: address or a PIL "
+            "image; got "
             f"{type(source).__name__}"
         )
     if not content:
         raise ValueError(
-            f"{name}: the image file is empty (0 bytes). Copy or download it again, or remove it from the data"
+            f"{name}: the image file is empty (0 bytes). Copy or download it again, or remove it "
+            "from the data"
         )
     return name, content
 
@@ -160,13 +184,15 @@ def _read_file(source: str | Path) -> tuple[str, bytes]:
         return str(path), path.read_bytes()
     except FileNotFoundError:
         raise ValueError(
-            f"{shown}: no such image file (looked from {Path.cwd()}). Check the path and the image folder"
+            f"{shown}: no such image file (looked from {Path.cwd()}). Check the path and the image "
+            "folder"
         ) from None
     except IsADirectoryError:
         raise ValueError(f"{shown}: is a folder, expected an image file") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise ValueError(
-            f"{shown}: cannot be read as a file ({error}). Raw base64 text needs a 'data:image/png;base64,' in front"
+            f"{shown}: cannot be read as a file ({error}). Raw base64 text needs a "
+            "'data:image/png;base64,' in front"
         ) from error
 
 
@@ -184,7 +210,8 @@ def _read_data_address(address: str) -> tuple[str, bytes]:
 def _download(address: str, fetch_urls: bool) -> bytes:
     if not fetch_urls:
         raise ValueError(
-            f"{address}: network addresses are not fetched unless asked for. Download the image and pass its path or "
+            f"{address}: network addresses are not fetched unless asked for. Download the image "
+            "and pass its path or "
             "bytes, or allow it for this call with fetch_urls=True"
         )
     try:
@@ -193,7 +220,10 @@ def _download(address: str, fetch_urls: bool) -> bytes:
     except OSError as error:  # URLError, HTTPError and timeouts are OSErrors
         raise ValueError(f"{address}: could not be downloaded ({error})") from error
     if len(content) > MAX_DOWNLOAD_BYTES:
-        raise ValueError(f"{address}: larger than {MAX_DOWNLOAD_BYTES:,} bytes; download it and pass a smaller copy")
+        raise ValueError(
+            f"{address}: larger than {MAX_DOWNLOAD_BYTES:,} bytes; download it and "
+            "pass a smaller copy"
+        )
     return content
 
 
@@ -212,7 +242,9 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Shrink the image first") from None
     except _DECODE_ERRORS as error:
-        raise ValueError(f"{name}: the header of the image is damaged ({error}). Copy or download it again") from error
+        raise ValueError(
+            f"{name}: the header of the image is damaged ({error}). Copy or download it again"
+        ) from error
     _check_size(image, name, max_pixels)
     return image
 
@@ -230,7 +262,8 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         raise ValueError(f"{name}: the image is {width} x {height} pixels; expected at least 1 x 1")
     if width * height > max_pixels:
         raise TooLargeError(
-            f"{name}: the image is {width} x {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}"
+            f"{name}: the image is {width} x {height} = {width * height:,} pixels, more than the "
+            f"limit of {max_pixels:,}"
         )
 
 
@@ -254,8 +287,10 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             image.load()  # the first frame, whatever follows
     except _DECODE_ERRORS as error:
         raise ValueError(
-            f"{name}: the image data is damaged or cut short ({error or type(error).__name__}); header says "
-            f"{image.format}, {image.width} x {image.height}. Copy or download it again, or remove it from the data"
+            f"{name}: the image data is damaged or cut short ({error or type(error).__name__}); "
+            "header says "
+            f"{image.format}, {image.width} x {image.height}. Copy or download it again, or remove "
+            "it from the data"
         ) from error
     return _to_rgb(_upright(image), image.format, name)
 
@@ -264,7 +299,8 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except _DECODE_ERRORS:
-        return image  # an unreadable EXIF block says nothing about the orientation; the pixels are fine
+        # an unreadable EXIF block says nothing about the orientation; the pixels are fine
+        return image
 
 
 def _to_rgb(image: Image.Image, format: str | None, name: str) -> Image.Image:
@@ -274,7 +310,8 @@ def _to_rgb(image: Image.Image, format: str | None, name: str) -> Image.Image:
         return _grey16_to_rgb(image)
     if image.mode in ("I", "F"):
         raise ValueError(
-            f"{name}: pixels of mode {image.mode} (32-bit {'integers' if image.mode == 'I' else 'floats'}) have no "
+            f"{name}: pixels of mode {image.mode} (32-bit "
+            f"{'integers' if image.mode == 'I' else 'floats'}) have no "
             "agreed white level; convert the image to 8 or 16 bits first"
         )
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -287,6 +324,8 @@ def _to_rgb(image: Image.Image, format: str | None, name: str) -> Image.Image:
 
 
 def _grey16_to_rgb(image: Image.Image) -> Image.Image:
-    """0..65535 -> 0..255, rounded; PIL's own conversion would clip everything above 255 to white."""
+    """0..65535 -> 0..255, rounded; PIL's own conversion would clip everything above 255 to
+    white.
+    """
     values = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")

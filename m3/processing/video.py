@@ -1,7 +1,9 @@
-"""A video file to a few upright RGB pictures, each with its time (m3/processing/video_frames.py says which).
+"""A video file to a few upright RGB pictures, each with its time (m3/processing/video_frames.py
+says which).
 
-In: a path or the bytes of a file, and how to sample. Out: `Video`. PyAV (the extra `video`) decodes, in a process of its own: a
-damaged file that ends the decoder, or never ends itself, is an error of that file and of nothing else.
+In: a path or the bytes of a file, and how to sample. Out: `Video`. PyAV (the extra `video`)
+decodes, in a process of its own: a damaged file that ends the decoder, or never ends itself, is an
+error of that file and of nothing else.
 """
 
 from dataclasses import asdict
@@ -9,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from m3.packages import require
+from m3.optional import require
 from m3.processing.images import MAX_PIXELS
 from m3.processing.video_frames import CONTAINERS, MAX_FRAMES, Sampling, Video, VideoLimits, collage
 from m3.processing.video_process import VIDEO_PROCESSES, VideoProcessError
@@ -32,10 +34,13 @@ def load_video(
     max_pixels_in_all: int | None = None,
     decode_seconds: float = MAX_DECODE_SECONDS,
 ) -> Video:
-    """Decode the frames that `sampling` asks for. `max_pixels` is of one frame, `max_pixels_in_all` of all that are read.
+    """Decode the frames that `sampling` asks for.
+
+    `max_pixels` is of one frame, `max_pixels_in_all` of all that are read.
 
     Raises:
-        ValueError: no such file, an empty one, no video in it, damaged data, or a limit is passed; the text says which.
+        ValueError: no such file, an empty one, no video in it, damaged data, or a limit is passed;
+            the text says which.
         ModuleNotFoundError: PyAV is not installed; the text says what to install.
     """
     require("av")
@@ -48,11 +53,15 @@ def load_video(
     try:
         answer, pixels = VIDEO_PROCESSES.decode(request, content, decode_seconds)
     except VideoProcessError as error:
-        raise ValueError(f"{name}: {error}. Copy or download it again, or convert it (ffmpeg -i IN OUT.mp4)") from error
+        raise ValueError(
+            f"{name}: {error}. Copy or download it again, or convert it (ffmpeg -i IN OUT.mp4)"
+        ) from error
     if "error" in answer:
         raise ValueError(answer["error"])
     sizes = [tuple(size) for size in answer["sizes"]]
-    pictures = tuple(Image.frombytes("RGB", size, rgb) for size, rgb in zip(sizes, pixels, strict=True))
+    pictures = tuple(
+        Image.frombytes("RGB", size, rgb) for size, rgb in zip(sizes, pixels, strict=True)
+    )
     return Video(pictures, tuple(answer["times"]), answer["seconds"])
 
 
@@ -60,10 +69,15 @@ def _check_file(source: VideoSource, name: str) -> None:
     """Before anything is decoded; only local files are."""
     if isinstance(source, bytes):
         if not source:
-            raise ValueError(f"{name}: the video file is empty (0 bytes). Copy or download it again")
+            raise ValueError(
+                f"{name}: the video file is empty (0 bytes). Copy or download it again"
+            )
         return
     if name.startswith(("http://", "https://")):
-        raise ValueError(f"{name}: network addresses are not fetched: download the video and pass its path or bytes")
+        raise ValueError(
+            f"{name}: network addresses are not fetched: download the video and pass "
+            "its path or bytes"
+        )
     path = Path(source)
     if path.is_dir():
         raise ValueError(f"{name}: is a folder, expected a video file")

@@ -1,10 +1,13 @@
-"""Processes that decode videos, so that a file that ends its decoder ends no server and no training run.
+"""Processes that decode videos, so that a file that ends its decoder ends no server and no training
+run.
 
-in: what to decode (m3/processing/video_frames.py:serve_requests); out: its answer, or a `VideoProcessError`.
+in: what to decode (m3/processing/video_frames.py:serve_requests); out: its answer, or a
+    `VideoProcessError`.
 
-Each process decodes one video at a time and is kept for the next. It imports PyAV, Pillow and nothing of M3: it starts in 0.15 s
-and takes 50 MB. One that dies or does not answer in time is ended and another started for the next video. A process ends when
-its owner does, in the middle of a video too.
+Each process decodes one video at a time and is kept for the next. It imports PyAV, Pillow and
+nothing of M3: it starts in 0.15 s and takes 50 MB. One that dies or does not answer in time is
+ended and another started for the next video. A process ends when its owner does, in the middle of a
+video too.
 """
 
 import atexit
@@ -29,21 +32,35 @@ MOST_IDLE = 4
 
 
 class VideoProcessError(Exception):
-    """The process that decoded a video ended or took too long; the text says which, for a sentence after the file's name."""
+    """The process that decoded a video ended or took too long; the text says which, for a
+    sentence after the file's name.
+    """
 
 
 class VideoProcess:
     """One process, for one video at a time."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", str(Path(video_frames.__file__)), str(MEMORY), str(os.getpid())]
+        command = [
+            sys.executable,
+            "-P",
+            str(Path(video_frames.__file__)),
+            str(MEMORY),
+            str(os.getpid()),
+        ]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         self._requests = cast(BinaryIO, self._process.stdin)  # pipes were asked for
         self._answers = cast(BinaryIO, self._process.stdout)
 
-    def decode(self, request: dict[str, Any], content: bytes, seconds: float) -> tuple[dict[str, Any], list[bytes]]:
+    def decode(
+        self, request: dict[str, Any], content: bytes, seconds: float
+    ) -> tuple[dict[str, Any], list[bytes]]:
         """The answer, and the pixels of its pictures. After an error the process is ended.
 
         Raises:
@@ -72,11 +89,15 @@ class VideoProcess:
         return answer, pixels
 
     def _end_late(self, late: threading.Event) -> None:
-        """On the timer's thread; `late` is set first, since whoever waits for an answer goes on with the kill."""
+        """On the timer's thread; `late` is set first, since whoever waits for an answer goes on
+        with the kill.
+        """
         late.set()
         self._process.kill()
 
-    def _exchange(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    def _exchange(
+        self, request: dict[str, Any], content: bytes
+    ) -> tuple[dict[str, Any], list[bytes]]:
         write_block(self._requests, json.dumps(request).encode())
         write_block(self._requests, content)
         self._requests.flush()
@@ -95,7 +116,9 @@ class VideoProcess:
         return self._process.poll() is not None
 
     def _wait_or_end(self) -> None:
-        """After what is no answer: its own end is near, and says more than ours, or does not come."""
+        """After what is no answer: its own end is near, and says more than ours, or does not
+        come.
+        """
         try:
             self._process.wait(1)
         except subprocess.TimeoutExpired:
@@ -114,7 +137,8 @@ class VideoProcess:
 class VideoProcesses:
     """Processes that wait for videos; as many decode at a time as threads ask.
 
-    A process that was forked (a data loader's worker) begins with none: those of its parent answer the parent alone.
+    A process that was forked (a data loader's worker) begins with none: those of its parent answer
+    the parent alone.
     """
 
     def __init__(self) -> None:
@@ -125,7 +149,9 @@ class VideoProcesses:
         if sys.platform != "win32":
             os.register_at_fork(after_in_child=self._forget)
 
-    def decode(self, request: dict[str, Any], content: bytes, seconds: float) -> tuple[dict[str, Any], list[bytes]]:
+    def decode(
+        self, request: dict[str, Any], content: bytes, seconds: float
+    ) -> tuple[dict[str, Any], list[bytes]]:
         """See `VideoProcess.decode`."""
         with self._lock:
             process = self._idle.pop() if self._idle else None

@@ -2,11 +2,14 @@
 
 m3 serve --model-path playground/m3-tiny --port 8000
 
-Any setting of m3/serving/settings.py can follow as key=value, or stand in a YAML file given with --config:
+Any setting of m3/serving/settings.py can follow as key=value, or stand in a YAML file given with
+--config:
 
-m3 serve --model-path playground/m3-tiny limits.images=4 queue.running=8 allowed_hosts='[images.example.org]'
+m3 serve --model-path playground/m3-tiny limits.images=4 queue.running=8
+allowed_hosts='[images.example.org]'
 
-Several models and adapters behind one address (m3/serving/fleet.py), and several processes of each, on Ray:
+Several models and adapters behind one address (m3/serving/cluster/config.py), and several processes
+of each, on Ray:
 
 m3 serve --fleet fleet.yaml
 m3 serve --model-path playground/m3-tiny --replicas 2
@@ -15,7 +18,6 @@ m3 serve --model-path playground/m3-tiny --replicas 2
 import argparse
 import dataclasses
 import logging
-import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +25,11 @@ from pathlib import Path
 from m3 import config
 from m3.inference.loading import DTYPES
 from m3.inference.quantisation import QUANTISATIONS
-from m3.packages import require
-from m3.serving.fleet import Fleet, Served, load_served
-from m3.serving.settings import Settings
+from m3.optional import require
+from m3.serving.cluster.config import Fleet, Served, load_served
+from m3.serving.settings import KEY_VARIABLE, Settings, read_key
 
 logger = logging.getLogger(__name__)
-KEY_VARIABLE = "M3_API_KEY"
 WEIGHTS = ("device", "device_map", "dtype", "quantise", "lora", "merge", "attention")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -40,25 +41,43 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model-path", help="folder (or hub id) of an M3 checkpoint")
     which.add_argument(
-        "--fleet", type=Path, metavar="YAML", help="several models and adapters; a request's `model` chooses"
+        "--fleet",
+        type=Path,
+        metavar="YAML",
+        help="several models and adapters; a request's `model` chooses",
     )
-    parser.add_argument("--host", help="address to listen at; default 127.0.0.1: this machine alone")
+    parser.add_argument(
+        "--host", help="address to listen at; default 127.0.0.1: this machine alone"
+    )
     parser.add_argument("--port", type=int, help="default 8000; 0 for a free one")
     parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help=f"clients must send what it holds; or set {KEY_VARIABLE}"
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"clients must send what it holds; or set {KEY_VARIABLE}",
     )
     parser.add_argument("--ui", action="store_true", help="a web page at /ui, for people")
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, over those of the file")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings, over those of the file"
+    )
     scale_out = parser.add_argument_group("several processes, on Ray")
     scale_out.add_argument("--replicas", type=int, metavar="N", help="processes of each model")
     scale_out.add_argument(
-        "--ray", metavar="ADDRESS", help="of a Ray cluster, such as `auto`; default: one for this server"
+        "--ray",
+        metavar="ADDRESS",
+        help="of a Ray cluster, such as `auto`; default: one for this server",
     )
-    scale_out.add_argument("--replica-cpus", type=float, metavar="X", help="that a replica is placed by; default 1")
-    scale_out.add_argument("--replica-gpus", type=float, metavar="X", help="default: 1 where there is CUDA")
+    scale_out.add_argument(
+        "--replica-cpus", type=float, metavar="X", help="that a replica is placed by; default 1"
+    )
+    scale_out.add_argument(
+        "--replica-gpus", type=float, metavar="X", help="default: 1 where there is CUDA"
+    )
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--device", help="cpu, cuda, cuda:1, mps, npu, xpu; default: the accelerator there is")
+    weights.add_argument(
+        "--device", help="cpu, cuda, cuda:1, mps, npu, xpu; default: the accelerator there is"
+    )
     weights.add_argument("--device-map", help="instead: `auto` spreads the layers over all devices")
     weights.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
     weights.add_argument("--quantise", choices=tuple(QUANTISATIONS))
@@ -69,7 +88,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Serves until SIGTERM or SIGINT, then finishes what was accepted. 0, or a `ValueError` for a user's mistake."""
+    """Serves until SIGTERM or SIGINT, then finishes what was accepted.
+
+    0, or a `ValueError` for a user's mistake.
+    """
     arguments = parse(argv)
     settings, fleet = read_settings(arguments), read_fleet(arguments)
     require("fastapi")
@@ -77,18 +99,19 @@ def main(argv: list[str]) -> int:
     on_ray = arguments.ray is not None or arguments.replicas is not None or fleet.needs_ray
     if settings.ui and (on_ray or arguments.fleet is not None):
         raise ValueError(
-            "--ui: the page belongs to one model in one process; leave out --fleet, --replicas and --ray, or start a second "
+            "--ui: the page belongs to one model in one process; leave out --fleet, --replicas and "
+            "--ray, or start a second "
             "`m3 serve --ui` for it"
         )
     if on_ray:
         require("ray")
-        from m3.serving.cluster import run
+        from m3.serving.cluster.ray_runtime import run
 
         return run(fleet, settings, arguments.ray)
-    from m3.serving.api import create_app
-    from m3.serving.engine import Engine
-    from m3.serving.local import create_local
-    from m3.serving.server import make_server
+    from m3.serving.app import create_app
+    from m3.serving.cluster.local import create_local
+    from m3.serving.engine.engine import Engine
+    from m3.serving.http.server import make_server
 
     signal.signal(signal.SIGTERM, _before_it_is_up)
     if arguments.fleet is not None:
@@ -102,18 +125,35 @@ def main(argv: list[str]) -> int:
 
 
 def read_fleet(arguments: argparse.Namespace) -> Fleet:
-    """The file's, or the one model that the flags tell of; `--replicas` and its like are for all models."""
-    given = {"replicas": arguments.replicas, "cpus": arguments.replica_cpus, "gpus": arguments.replica_gpus}
+    """The file's, or the one model that the flags tell of; `--replicas` and its like are for all
+    models.
+    """
+    given = {
+        "replicas": arguments.replicas,
+        "cpus": arguments.replica_cpus,
+        "gpus": arguments.replica_gpus,
+    }
     flags = {name: value for name, value in given.items() if value is not None}
     if arguments.fleet is not None:
         told = [name for name in WEIGHTS if vars(arguments)[name] not in (None, False, "auto")]
         if told:
-            raise ValueError(f"--{told[0].replace('_', '-')}: a fleet's file says this for each of its models")
+            raise ValueError(
+                f"--{told[0].replace('_', '-')}: a fleet's file says this for each of its models"
+            )
         fleet = config.load(arguments.fleet, Fleet)
-        return dataclasses.replace(fleet, models=tuple(dataclasses.replace(one, **flags) for one in fleet.models))
+        return dataclasses.replace(
+            fleet, models=tuple(dataclasses.replace(one, **flags) for one in fleet.models)
+        )
     weights = {name: vars(arguments)[name] for name in WEIGHTS}
     return Fleet(
-        models=(Served(path=arguments.model_path, name=read_settings(arguments).name or "", **weights, **flags),)
+        models=(
+            Served(
+                path=arguments.model_path,
+                name=read_settings(arguments).name or "",
+                **weights,
+                **flags,
+            ),
+        )
     )
 
 
@@ -123,7 +163,9 @@ def _before_it_is_up(*_: object) -> None:
 
 
 def _told_to_end(*_: object) -> None:
-    """uvicorn raises the signal once more when all is finished; what it was told to do is done by then."""
+    """uvicorn raises the signal once more when all is finished; what it was told to do is done
+    by then.
+    """
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
@@ -141,24 +183,17 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         name = name or Path(arguments.model_path).resolve().name
     elif name is not None:
         raise ValueError(f"name is {name!r}: a fleet's file names each of its models")
-    return dataclasses.replace(settings, name=name, api_key=read_key(arguments.api_key_file) or settings.api_key)
-
-
-def read_key(file: Path | None) -> str | None:
-    """From the file, else from the environment. Never from the command line, which every user of the machine can read."""
-    if file is None:
-        return os.environ.get(KEY_VARIABLE)
-    key = file.read_text(encoding="utf-8").strip()
-    if not key:
-        raise ValueError(f"{file}: the file is empty; expected the API key")
-    return key
+    return dataclasses.replace(
+        settings, name=name, api_key=read_key(arguments.api_key_file) or settings.api_key
+    )
 
 
 def warn(settings: Settings) -> None:
     """Where others than this machine may ask."""
     if settings.host not in LOOPBACK and settings.api_key is None:
         logger.warning(
-            "warning: listening at %s without an API key: whoever reaches this machine may use the model. Give --api-key-file or "
+            "warning: listening at %s without an API key: whoever reaches this machine may use the "
+            "model. Give --api-key-file or "
             "%s, or listen at 127.0.0.1",
             settings.host,
             KEY_VARIABLE,

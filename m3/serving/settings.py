@@ -1,16 +1,26 @@
-"""Everything about a server that can be set, with its defaults. All limits are on unless they are raised.
+"""Everything about a server that can be set, with its defaults.
 
-In: a YAML file and `key=value` overrides (m3/config.py), or the dataclasses themselves. Out: `Settings`.
+All limits are on unless they are raised.
+
+In: a YAML file and `key=value` overrides (m3/config.py), or the dataclasses themselves. Out:
+    `Settings`.
 """
 
+import os
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 MIB = 2**20
+KEY_VARIABLE = "M3_API_KEY"
+"""Environment variable of the API key that clients must send."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for. Beyond it the request is refused with what it asked, and the limit."""
+    """What one request may ask for.
+
+    Beyond it the request is refused with what it asked, and the limit.
+    """
 
     body_bytes: int = 48 * MIB
     """Of the whole request as it comes over the network."""
@@ -40,7 +50,10 @@ class Limits:
     new_tokens: int = 1024
     """Of an answer; also the default where a request does not say."""
     seconds: float = 120.0
-    """From acceptance to the last token. An answer under way ends there; a request that still waits is refused."""
+    """From acceptance to the last token.
+
+    An answer under way ends there; a request that still waits is refused.
+    """
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -57,11 +70,19 @@ class Queue:
     retry_after_seconds: int = 2
     """What a refused client is told to wait."""
     prefill_tokens: int = 8192
-    """Prompts that join the batch in one go have at most so many tokens (padding included); one prompt may have more."""
+    """Prompts that join the batch in one go have at most so many tokens (padding included); one
+    prompt may have more.
+    """
     batch_tokens: int = 49_152
-    """Rows x the longest row, prompt and answer, of the whole batch: the memory of its keys and values. One row may have more."""
+    """Rows x the longest row, prompt and answer, of the whole batch: the memory of its keys and
+    values.
+
+    One row may have more.
+    """
     held_bytes: int = 512 * MIB
-    """Of the bodies of all requests in the house, and once more of the images and videos in them, fetched ones included."""
+    """Of the bodies of all requests in the house, and once more of the images and videos in
+    them, fetched ones included.
+    """
     preparers: int = 2
     """Threads that decode images and videos."""
 
@@ -78,11 +99,16 @@ class Settings:
     name: str | None = None
     """The model's name in the API; None: the name of its folder."""
     allowed_hosts: tuple[str, ...] = ()
-    """Hosts that images and videos may be fetched from; empty: none. Private addresses are never fetched from."""
+    """Hosts that images and videos may be fetched from; empty: none.
+
+    Private addresses are never fetched from.
+    """
     fetch_seconds: float = 10.0
     """For all that one request names."""
     api_key: str | None = field(default=None, repr=False)
-    """Clients must send it; `m3 serve` takes it from a file or from the environment (M3_API_KEY)."""
+    """Clients must send it; `m3 serve` takes it from a file or from the environment
+    (M3_API_KEY).
+    """
     ui: bool = False
     """The web page, at /ui."""
     ui_bytes: int = 1024 * MIB
@@ -99,7 +125,9 @@ class Settings:
         if self.api_key is not None and not (
             self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
         ):
-            raise ValueError("the API key must be one line of printable ASCII characters, and not empty")
+            raise ValueError(
+                "the API key must be one line of printable ASCII characters, and not empty"
+            )
 
 
 def behind(settings: Settings, name: str) -> Settings:
@@ -111,4 +139,20 @@ def _check_positive(settings: Limits | Queue | Settings, zero: tuple[str, ...] =
     for one in fields(settings):
         value = vars(settings)[one.name]
         if type(value) in (int, float) and (value < 0 or (value == 0 and one.name not in zero)):
-            raise ValueError(f"{one.name} is {value}; expected {'0 or more' if one.name in zero else 'more than 0'}")
+            raise ValueError(
+                f"{one.name} is {value}; expected "
+                f"{'0 or more' if one.name in zero else 'more than 0'}"
+            )
+
+
+def read_key(file: Path | None) -> str | None:
+    """From the file, else from the environment.
+
+    Never from the command line, which every user of the machine can read.
+    """
+    if file is None:
+        return os.environ.get(KEY_VARIABLE)
+    key = file.read_text(encoding="utf-8").strip()
+    if not key:
+        raise ValueError(f"{file}: the file is empty; expected the API key")
+    return key

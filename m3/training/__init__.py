@@ -1,1 +1,3 @@
-"""Training: recipes, stages, the objective's metrics, and a thin layer over transformers' Trainer."""
+"""Training: recipes, stages, the objective's metrics, and a thin layer over transformers'
+Trainer.
+"""

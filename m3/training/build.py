@@ -1,10 +1,18 @@
-"""Recipe -> model and processor: continue from a checkpoint folder, or draw new weights around a tower and a tokenizer."""
+"""Recipe -> model and processor: continue from a checkpoint folder, or draw new weights around a
+tower and a tokenizer.
+"""
 
 from collections.abc import Sequence
 from typing import cast
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from m3.checkpoints.processors import IMAGE_TOKEN, make_processor
 from m3.inference.quantisation import get_quantisation, kept_modules
@@ -13,17 +21,20 @@ from m3.model.connectors import build_connector
 from m3.model.packed_attention import PACKED_ATTENTION
 from m3.processing import M3Processor
 from m3.training.compiling import compile_layers
-from m3.training.context import extended
+from m3.training.context_length import extended
 from m3.training.liger import apply_liger
 from m3.training.recipe import Recipe
 from m3.training.row_attention import RowAttention, choose_row_attention
 from m3.training.sections import Context, NewModel
 
 
-def build(recipe: Recipe, attention: RowAttention | None = None) -> tuple[M3ForConditionalGeneration, M3Processor]:
+def build(
+    recipe: Recipe, attention: RowAttention | None = None
+) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """The model and its processor, with the recipe's scales as the trained ones.
 
-    attention: of the decoder, chosen here by default; under ZeRO-3, which shards every model that is drawn, chosen before.
+    attention: of the decoder, chosen here by default; under ZeRO-3, which shards every model that
+        is drawn, chosen before.
 
     Raises:
         ValueError: a scale that the model's grid cannot reach; rows that this decoder cannot pack.
@@ -31,7 +42,8 @@ def build(recipe: Recipe, attention: RowAttention | None = None) -> tuple[M3ForC
     scales, hardware = recipe.matryoshka_vis_token_scale, recipe.hardware
     if recipe.model is not None:
         quantise = None if recipe.adapter is None else recipe.adapter.quantise
-        is_half = recipe.adapter is not None and hardware.precision == "bfloat16"  # what is frozen needs no more
+        # what is frozen needs no more
+        is_half = recipe.adapter is not None and hardware.precision == "bfloat16"
         dtype = torch.bfloat16 if is_half else torch.float32
         model, processor = load_checkpoint(
             recipe.model, scales, hardware.experts_implementation, quantise, dtype, recipe.context
@@ -55,14 +67,18 @@ def build(recipe: Recipe, attention: RowAttention | None = None) -> tuple[M3ForC
 
 
 def build_processor(recipe: Recipe) -> M3Processor:
-    """The processor alone, as `build` would give it; the decoder's weights are neither read nor drawn."""
+    """The processor alone, as `build` would give it; the decoder's weights are neither read nor
+    drawn.
+    """
     if recipe.model is not None:
         processor = M3Processor.from_pretrained(recipe.model)
     else:
         assert recipe.new_model is not None  # Recipe makes sure of one of them
         processor = _new_processor(recipe.new_model, new_config(recipe.new_model))
     processor.check_scales(recipe.matryoshka_vis_token_scale)
-    processor.nesting = processor.nesting | {"trained_scales": sorted(recipe.matryoshka_vis_token_scale)}
+    processor.nesting = processor.nesting | {
+        "trained_scales": sorted(recipe.matryoshka_vis_token_scale)
+    }
     return processor
 
 
@@ -74,10 +90,12 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     context: Context | None = None,
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
-    """A checkpoint folder, its weights in `dtype` (the decoder's packed if `quantise` says so), to be trained at `scales`.
+    """A checkpoint folder, its weights in `dtype` (the decoder's packed if `quantise` says so), to
+    be trained at `scales`.
 
     Raises:
-        ValueError: weights that are missing or left over; transformers would draw them at random, or drop them.
+        ValueError: weights that are missing or left over; transformers would draw them at random,
+            or drop them.
     """
     row = None if quantise is None else get_quantisation(quantise)
     config = extended(M3Config.from_pretrained(path), context)
@@ -86,9 +104,12 @@ def load_checkpoint(
     loaded = M3ForConditionalGeneration.from_pretrained(
         path, config=config, dtype=dtype, quantization_config=packing, output_loading_info=True
     )
-    model, found = cast(tuple[M3ForConditionalGeneration, dict], loaded)  # since the information is asked for
+    # since the information is asked for
+    model, found = cast(tuple[M3ForConditionalGeneration, dict], loaded)
     wrong = {
-        kind: sorted(found[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if found[kind]
+        kind: sorted(found[kind])
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if found[kind]
     }
     if wrong:
         raise ValueError(f"{path} does not hold the weights of its configuration: {wrong}")
@@ -105,13 +126,16 @@ def train_at(
     kind = model.config.nesting.kind
     processor.check_scales(scales)
     model.config.nesting = NestingConfig(kind=kind, trained_scales=tuple(scales))
-    model.config.text_config.pad_token_id = processor.tokenizer.pad_token_id  # what rows are filled with
+    # what rows are filled with
+    model.config.text_config.pad_token_id = processor.tokenizer.pad_token_id
     processor.nesting = {"kind": kind, "trained_scales": sorted(scales)}
     return model, processor
 
 
 def new_config(spec: NewModel) -> M3Config:
-    """The configuration of a model of new weights: what the recipe says, the tokenizer's ids, the tower's configuration."""
+    """The configuration of a model of new weights: what the recipe says, the tokenizer's ids,
+    the tower's configuration.
+    """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.tokenizer)
     options = dict(spec.config)
     image_token = options.pop("image_token", IMAGE_TOKEN)
@@ -125,12 +149,14 @@ def new_config(spec: NewModel) -> M3Config:
     tied = text.get("tie_word_embeddings", False)
     if options.setdefault("tie_word_embeddings", tied) != tied and "tie_word_embeddings" in text:
         raise ValueError(
-            f"new_model.config: tie_word_embeddings is {options['tie_word_embeddings']}, and {tied} in its text_config; say it "
+            f"new_model.config: tie_word_embeddings is {options['tie_word_embeddings']}, and "
+            f"{tied} in its text_config; say it "
             "once"
         )
     if spec.vision_tower is not None:
         options["vision_config"] = AutoConfig.from_pretrained(spec.vision_tower)
-    image_token_id = cast(int, tokenizer.convert_tokens_to_ids(image_token))  # of one token; a list only of several
+    # of one token; a list only of several
+    image_token_id = cast(int, tokenizer.convert_tokens_to_ids(image_token))
     return M3Config(text_config=text, image_token_id=image_token_id, **options)
 
 
@@ -145,5 +171,9 @@ def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:
 
 def _new_processor(spec: NewModel, config: M3Config) -> M3Processor:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.tokenizer)
-    image_processor = AutoImageProcessor.from_pretrained(spec.vision_tower or spec.tokenizer, backend="pil")
-    return make_processor(config, image_processor, tokenizer, None, spec.config.get("image_token", IMAGE_TOKEN))
+    image_processor = AutoImageProcessor.from_pretrained(
+        spec.vision_tower or spec.tokenizer, backend="pil"
+    )
+    return make_processor(
+        config, image_processor, tokenizer, None, spec.config.get("image_token", IMAGE_TOKEN)
+    )

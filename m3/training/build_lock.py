@@ -1,8 +1,10 @@
-"""Locks that a killed process left while it compiled one of DeepSpeed's operators: torch would wait for them for ever.
+"""Locks that a killed process left while it compiled one of DeepSpeed's operators: torch would wait
+for them for ever.
 
-in: the folder in which torch compiles extensions (torch/utils/cpp_extension.py); out: nothing, a warning or an error. There is
-one file `lock` per extension, which its process holds open while it compiles (torch/utils/file_baton.py) and removes behind it.
-It names no process. So one that no process of this machine holds belongs to another machine of a shared home, or to nobody.
+in: the folder in which torch compiles extensions (torch/utils/cpp_extension.py); out: nothing, a
+warning or an error. There is one file `lock` per extension, which its process holds open while it
+compiles (torch/utils/file_baton.py) and removes behind it. It names no process. So one that no
+process of this machine holds belongs to another machine of a shared home, or to nobody.
 """
 
 import logging
@@ -16,7 +18,10 @@ from torch.utils.cpp_extension import get_default_build_root
 logger = logging.getLogger(__name__)
 
 LONGEST_BUILD = 1800.0
-"""Seconds. No operator takes longer to compile; an older lock that nobody here holds is left over."""
+"""Seconds.
+
+No operator takes longer to compile; an older lock that nobody here holds is left over.
+"""
 
 
 def build_locks() -> list[Path]:
@@ -29,7 +34,8 @@ def build_locks() -> list[Path]:
 
 
 def check_build_locks() -> None:
-    """Looks at every lock; one that may be another machine's is a warning, since waiting for that one is right.
+    """Looks at every lock; one that may be another machine's is a warning, since waiting for that
+    one is right.
 
     Raises:
         ValueError: a lock that is left over.
@@ -43,12 +49,19 @@ def check_build_locks() -> None:
             continue
         found = f"{lock} says that {lock.parent.name} is being compiled, for {age:.0f} s, and no process of this machine does so"
         if age > LONGEST_BUILD:
-            raise ValueError(f"{found}; DeepSpeed would wait for it for ever. A killed process left it: delete it")
-        logger.warning("%s; DeepSpeed waits for it. Unless another machine compiles there, delete it", found)
+            raise ValueError(
+                f"{found}; DeepSpeed would wait for it for ever. A killed process "
+                "left it: delete it"
+            )
+        logger.warning(
+            "%s; DeepSpeed waits for it. Unless another machine compiles there, delete it", found
+        )
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process of this machine has the file open; False where the system does not say (no /proc)."""
+    """Whether a process of this machine has the file open; False where the system does not say
+    (no /proc).
+    """
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if link.readlink() == lock.resolve():

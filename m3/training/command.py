@@ -1,26 +1,42 @@
-"""`m3 train RECIPE [key=value ...]`: trains what a recipe describes; the same command again resumes or does nothing."""
+"""`m3 train RECIPE [key=value ...]`: trains what a recipe describes; the same command again
+resumes or does nothing.
+"""
 
 import argparse
 import logging
 from pathlib import Path
 
 from m3.config import load
-from m3.training.chain import Chain, recipes
 from m3.training.distributed import world
 from m3.training.evaluations import OpenBenchmarks
 from m3.training.recipe import Recipe, TowerRecipe
+from m3.training.stages import Chain, recipes
 
 
 def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
-    """Parses the arguments and trains; returns the exit code. `open_benchmarks`: see m3/training/evaluations.py."""
+    """Parses the arguments and trains; returns the exit code.
+
+    `open_benchmarks`: see m3/training/evaluations.py.
+    """
     parser = argparse.ArgumentParser(prog="m3 train", description=__doc__)
     parser.add_argument("recipe", help="a YAML file (see m3/recipes), or the name of a shipped one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example schedule.steps=100")
-    parser.add_argument("--matryoshka_vis_token_scale", help="scales to train over, for example 1,9,36,144,576")
-    parser.add_argument("--dry-run", action="store_true", help="say what the run will be, and stop there")
-    parser.add_argument("--devices", type=int, default=world().size, help="of the dry run; default: as launched")
     parser.add_argument(
-        "--resume", choices=["auto", "never"], default="auto", help="auto: go on where it stopped; never: refuse to"
+        "overrides", nargs="*", metavar="key=value", help="for example schedule.steps=100"
+    )
+    parser.add_argument(
+        "--matryoshka_vis_token_scale", help="scales to train over, for example 1,9,36,144,576"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what the run will be, and stop there"
+    )
+    parser.add_argument(
+        "--devices", type=int, default=world().size, help="of the dry run; default: as launched"
+    )
+    parser.add_argument(
+        "--resume",
+        choices=["auto", "never"],
+        default="auto",
+        help="auto: go on where it stopped; never: refuse to",
     )
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -31,12 +47,17 @@ def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
     chosen = read_recipes(find_recipe(arguments.recipe), overrides)
     if arguments.dry_run:
         return _say(chosen, arguments.devices)
-    from m3.training.tower import train_tower  # the giants are imported once the arguments are known to be good
-    from m3.training.tune import train_model
+    # the giants are imported once the arguments are known to be good
+    from m3.training.tower import train_tower
+    from m3.training.train import train_model
 
     for recipe in chosen:
         _check_resume(recipe.run, arguments.resume)
-        run = train_tower(recipe) if isinstance(recipe, TowerRecipe) else train_model(recipe, open_benchmarks)
+        run = (
+            train_tower(recipe)
+            if isinstance(recipe, TowerRecipe)
+            else train_model(recipe, open_benchmarks)
+        )
         if world().is_first:
             print(f"trained: {run.final}\nmetrics: {run.metrics}")
     return 0
@@ -51,10 +72,13 @@ def read_recipes(path: Path, overrides: list[str]) -> list[Recipe] | list[TowerR
         return [load(path, Recipe, overrides)]
     stages, run = tree.pop("stages"), tree.pop("run", None)
     if not isinstance(run, str):
-        raise ValueError(f"{path}: a recipe of several stages needs `run`, the folder that theirs are made in")
+        raise ValueError(
+            f"{path}: a recipe of several stages needs `run`, the folder that theirs are made in"
+        )
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError(
-            f"{path}: stages: expected a list in which each has a name of its own, and the keys that differ"
+            f"{path}: stages: expected a list in which each has a name of its own, and the keys "
+            "that differ"
         )
     return list(recipes(Chain(run=run, stages=tuple(stages), shared=tree)))
 
@@ -67,16 +91,18 @@ def find_recipe(name: str) -> Path:
             return path
     if "=" in name:
         raise ValueError(
-            f"expected a recipe first (a file, or the name of a shipped one) and then key=value, got {name!r}"
+            "expected a recipe first (a file, or the name of a shipped one) and then key=value, "
+            f"got {name!r}"
         )
     known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
     raise ValueError(
-        f"no recipe {name!r}: neither a file (looked from {Path.cwd()}) nor one of the shipped recipes ({known})"
+        f"no recipe {name!r}: neither a file (looked from {Path.cwd()}) nor one of the shipped "
+        f"recipes ({known})"
     )
 
 
 def _say(chosen: list[Recipe] | list[TowerRecipe], devices: int) -> int:
-    from m3.training.plan import plan, planned_config
+    from m3.training.dry_run import plan, planned_config
 
     before = None
     for recipe in chosen:
@@ -92,4 +118,6 @@ def _say(chosen: list[Recipe] | list[TowerRecipe], devices: int) -> int:
 
 def _check_resume(run: str, resume: str) -> None:
     if resume == "never" and any(Path(run, "checkpoints").glob("checkpoint-*")):
-        raise ValueError(f"{run} holds a run already and --resume never was given; give another `run=FOLDER`")
+        raise ValueError(
+            f"{run} holds a run already and --resume never was given; give another `run=FOLDER`"
+        )

@@ -1,12 +1,15 @@
-"""torch.compile (https://docs.pytorch.org/docs/stable/torch.compiler.html) of the layers that repeat.
+"""torch.compile (https://docs.pytorch.org/docs/stable/torch.compiler.html) of the layers that
+repeat.
 
-in: the model of a run; out: the same one, whose tower's and decoder's layers compile when they are first called. What lies around
-them (which placeholders an image has, how many label tokens a batch) depends on the data, so that compiling `forward` as a whole
-breaks into dozens of small graphs. A layer is compiled in place: names of modules and weights stay, and so do saving,
-resuming, PEFT and data parallelism around it. Layers of one type share their graph, as in PyTorch's regional compilation.
+in: the model of a run; out: the same one, whose tower's and decoder's layers compile when they are
+first called. What lies around them (which placeholders an image has, how many label tokens a batch)
+depends on the data, so that compiling `forward` as a whole breaks into dozens of small graphs. A
+layer is compiled in place: names of modules and weights stay, and so do saving, resuming, PEFT and
+data parallelism around it. Layers of one type share their graph, as in PyTorch's regional
+compilation.
 
-Rows have any number of tokens, so sizes are dynamic from the start: no graph per length. A router's layer breaks in two, where
-transformers records its logits.
+Rows have any number of tokens, so sizes are dynamic from the start: no graph per length. A router's
+layer breaks in two, where transformers records its logits.
 """
 
 import warnings
@@ -27,11 +30,15 @@ def check_compile() -> None:
             torch.compile(_probe)(torch.ones(64, device=device))
     except BackendCompilerFailed as error:
         needed = (
-            "a C++ compiler (g++, or the one that CXX names)" if device.type == "cpu" else "Triton and a C compiler"
+            "a C++ compiler (g++, or the one that CXX names)"
+            if device.type == "cpu"
+            else "Triton and a C compiler"
         )
         raise ValueError(
-            f"hardware.compile: torch.compile makes no kernel for {device.type} on this machine ({str(error).splitlines()[0]}); "
-            f"it needs {needed} and Python's headers; install them, or set hardware.compile to false"
+            f"hardware.compile: torch.compile makes no kernel for {device.type} on this machine "
+            f"({str(error).splitlines()[0]}); "
+            f"it needs {needed} and Python's headers; install them, or set hardware.compile to "
+            "false"
         ) from error
 
 
@@ -40,13 +47,17 @@ def _probe(values: Tensor) -> Tensor:
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
-    """Every layer of every stack in `model` is compiled when it is first called, and whenever its kind of input changes."""
+    """Every layer of every stack in `model` is compiled when it is first called, and whenever
+    its kind of input changes.
+    """
     for layer in _layers(model):
         layer.compile(dynamic=True, backend=backend)
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Members of the outermost stacks; a stack within a layer (experts one by one) belongs to the layer."""
+    """Members of the outermost stacks; a stack within a layer (experts one by one) belongs to
+    the layer.
+    """
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child

@@ -1,4 +1,6 @@
-"""`m3 data check RECIPE [key=value ...]`: reads all that the recipe would, held-out samples too, and says what is wrong."""
+"""`m3 data check RECIPE [key=value ...]`: reads all that the recipe would, held-out samples too,
+and says what is wrong.
+"""
 
 import argparse
 from dataclasses import replace
@@ -16,26 +18,48 @@ from m3.data.sample import Sample
 from m3.processing import M3Processor
 from m3.training.build import build_processor
 from m3.training.command import find_recipe
+from m3.training.dry_run import planned_config
 from m3.training.new_tokens import endless, new_rows, unsayable_tokens, warning
-from m3.training.plan import planned_config
 from m3.training.recipe import Recipe
 
 
 def main(argv: list[str]) -> int:
     """Prints the table; 0 if all is well, 1 if anything is wrong."""
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
-    parser = argparse.ArgumentParser(prog="m3 data check", description=__doc__, epilog=f"Kinds of problems: {kinds}.")
+    parser = argparse.ArgumentParser(
+        prog="m3 data check", description=__doc__, epilog=f"Kinds of problems: {kinds}."
+    )
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.pack_length=2048")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example data.pack_length=2048"
+    )
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes that read (default: the recipe's data.workers, or if that is 0 one per core)",
+        help="processes that read (default: the recipe's data.workers, or if that is 0 one per "
+        "core)",
     )
-    parser.add_argument("--headers", action="store_true", help="only look whether image files are there: much faster")
-    parser.add_argument("--allow", action="append", default=[], metavar="KIND", help="a kind of problem that is fine")
-    parser.add_argument("--messages", type=int, default=5, help="messages shown of each kind and source (default: 5)")
-    parser.add_argument("--lengths", metavar="FILE.npz", help="keep the lengths, for the recipe's data.lengths")
+    parser.add_argument(
+        "--headers",
+        action="store_true",
+        help="only look whether image files are there: much faster",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="a kind of problem that is fine",
+    )
+    parser.add_argument(
+        "--messages",
+        type=int,
+        default=5,
+        help="messages shown of each kind and source (default: 5)",
+    )
+    parser.add_argument(
+        "--lengths", metavar="FILE.npz", help="keep the lengths, for the recipe's data.lengths"
+    )
     arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
     recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
     held_out = () if recipe.held_out is None else (recipe.held_out.source,)
@@ -49,8 +73,13 @@ def main(argv: list[str]) -> int:
         most=arguments.messages,
         allowed=frozenset(arguments.allow),
     )
-    for source, found in zip(recipe.data.listed, findings.sources, strict=False):  # the held-out ones come last
-        if source.weight > 0 and not found.counts["source"] and (warned := _warning(recipe, source, processor)):
+    # the held-out ones come last
+    for source, found in zip(recipe.data.listed, findings.sources, strict=False):
+        if (
+            source.weight > 0
+            and not found.counts["source"]
+            and (warned := _warning(recipe, source, processor))
+        ):
             found.add("unsayable", warned, arguments.messages)
         if found.samples and (sentence := _endless(recipe, source, processor)):
             found.add("endless", sentence, arguments.messages)
@@ -58,7 +87,9 @@ def main(argv: list[str]) -> int:
     if arguments.lengths is not None:
         read = [number for number, source in enumerate(recipe.data.listed) if source.weight > 0]
         names = lengths_names([recipe.data.listed[number] for number in read])
-        write_lengths(Path(arguments.lengths), [findings.sources[number].costs for number in read], names)
+        write_lengths(
+            Path(arguments.lengths), [findings.sources[number].costs for number in read], names
+        )
         print(f"lengths: {arguments.lengths}")
     return 1 if findings.wrong else 0
 

@@ -1,4 +1,6 @@
-"""`m3 data show RECIPE --out page.html`: samples with their masks, as one device would train them, on one HTML page."""
+"""`m3 data show RECIPE --out page.html`: samples with their masks, as one device would train
+them, on one HTML page.
+"""
 
 import argparse
 from dataclasses import replace
@@ -17,17 +19,32 @@ def main(argv: list[str]) -> int:
     """Writes the page; broken samples are shown as what they are."""
     parser = argparse.ArgumentParser(prog="m3 data show", description=__doc__)
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example schedule.seed=1")
-    parser.add_argument("--out", required=True, metavar="page.html", help="where the page is written")
-    parser.add_argument("-n", type=int, default=20, metavar="N", help="how many samples (default: 20)")
     parser.add_argument(
-        "--from", type=int, default=0, dest="first", metavar="POSITION", help="of the first (default: 0)"
+        "overrides", nargs="*", metavar="key=value", help="for example schedule.seed=1"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="page.html", help="where the page is written"
+    )
+    parser.add_argument(
+        "-n", type=int, default=20, metavar="N", help="how many samples (default: 20)"
+    )
+    parser.add_argument(
+        "--from",
+        type=int,
+        default=0,
+        dest="first",
+        metavar="POSITION",
+        help="of the first (default: 0)",
     )
     arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
     recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
     data, schedule = replace(recipe.data, broken="skip", lengths=None), recipe.schedule
     mixture = read_mixture(
-        data, seed=schedule.seed, step_samples=schedule.step_samples(1), steps=schedule.steps, epochs=schedule.epochs
+        data,
+        seed=schedule.seed,
+        step_samples=schedule.step_samples(1),
+        steps=schedule.steps,
+        epochs=schedule.epochs,
     )
     limits = Limits(
         scales=recipe.matryoshka_vis_token_scale,
@@ -39,6 +56,8 @@ def main(argv: list[str]) -> int:
     positions = range(arguments.first, min(arguments.first + arguments.n, len(mixture)))
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(mixture, names, positions, build_processor(recipe), limits), encoding="utf-8")
+    out.write_text(
+        page(mixture, names, positions, build_processor(recipe), limits), encoding="utf-8"
+    )
     print(f"{len(positions)} samples: {out}")
     return 0

@@ -1,6 +1,8 @@
-"""One process or several: who this one is, and what must be in place before transformers looks at the machine.
+"""One process or several: who this one is, and what must be in place before transformers looks at
+the machine.
 
-torchrun, `deepspeed` and `accelerate launch` set RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process.
+torchrun, `deepspeed` and `accelerate launch` set RANK, LOCAL_RANK and WORLD_SIZE; without them
+there is one process.
 """
 
 import os
@@ -40,7 +42,9 @@ def wait_for_everyone() -> None:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of every process's `values`, which must have one shape everywhere and lie where the processes talk."""
+    """The sum of every process's `values`, which must have one shape everywhere and lie where
+    the processes talk.
+    """
     total = values.clone()
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
@@ -65,10 +69,13 @@ def say_to_everyone(text: str | None) -> str | None:
 
 
 def zero_options(config: str) -> dict[str, Any]:
-    """What DeepSpeed's JSON says under `zero_optimization`; a `ValueError` if there is no such file, or it says no stage."""
+    """What DeepSpeed's JSON says under `zero_optimization`; a `ValueError` if there is no such
+    file, or it says no stage.
+    """
     if not Path(config).is_file():
         raise ValueError(
-            f"hardware.deepspeed: no such file {config!r}; scripts/deepspeed has zero2, zero3, zero3_offload"
+            f"hardware.deepspeed: no such file {config!r}; scripts/deepspeed has zero2, zero3, "
+            "zero3_offload"
         )
     try:
         content = yaml.safe_load(Path(config).read_text())
@@ -77,7 +84,8 @@ def zero_options(config: str) -> dict[str, Any]:
     zero = content.get("zero_optimization") if isinstance(content, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise ValueError(
-            f"hardware.deepspeed: {config}: expected JSON with zero_optimization.stage from 0 to 3, as in scripts/deepspeed"
+            f"hardware.deepspeed: {config}: expected JSON with zero_optimization.stage from 0 to "
+            "3, as in scripts/deepspeed"
         )
     return zero
 
@@ -85,12 +93,12 @@ def zero_options(config: str) -> dict[str, Any]:
 def start_deepspeed(config: str) -> bool:
     """Prepares the process for DeepSpeed; to be called before `TrainingArguments` are made.
 
-    Returns whether the state of accelerate is configured already. That is so on CPUs alone: accelerate takes DeepSpeed
-    on a CPU for one process unless it is told the backend.
+    Returns whether the state of accelerate is configured already. That is so on CPUs alone:
+    accelerate takes DeepSpeed on a CPU for one process unless it is told the backend.
 
     Raises:
-        ValueError: no such file, no launcher, a setting under which the run would end without its weights, a lock that
-            DeepSpeed would wait for (m3/training/build_lock.py).
+        ValueError: no such file, no launcher, a setting under which the run would end without its
+            weights, a lock that DeepSpeed would wait for (m3/training/build_lock.py).
     """
     zero = zero_options(config)
     if zero["stage"] == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save", False):
@@ -100,7 +108,8 @@ def start_deepspeed(config: str) -> bool:
         )
     if "LOCAL_RANK" not in os.environ:
         raise ValueError(
-            "hardware.deepspeed needs a launcher: run `bash scripts/finetune.sh`, or `deepspeed --module m3.cli train ...` "
+            "hardware.deepspeed needs a launcher: run `bash scripts/finetune.sh`, or `deepspeed "
+            "--module m3.cli train ...` "
             "(also for one device)"
         )
     check_build_locks()
@@ -109,7 +118,8 @@ def start_deepspeed(config: str) -> bool:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reads it when first imported
     from accelerate.state import AcceleratorState, PartialState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier stage; transformers does so itself on GPUs
+    # of an earlier stage; transformers does so itself on GPUs
+    AcceleratorState._reset_state(reset_partial_state=True)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="gloo")
     del os.environ["ACCELERATE_USE_DEEPSPEED"]
@@ -119,11 +129,15 @@ def start_deepspeed(config: str) -> bool:
 def gather_experts_at_once(model: nn.Module, routers: list[nn.Module]) -> None:
     """ZeRO-3: every block that holds a router is fetched and reduced as one module.
 
-    DeepSpeed fetches parameters in the order of an earlier step, and which expert a token visits differs between ranks
-    (https://github.com/deepspeedai/DeepSpeed/pull/4966).
+    DeepSpeed fetches parameters in the order of an earlier step, and which expert a token visits
+    differs between ranks (https://github.com/deepspeedai/DeepSpeed/pull/4966).
     """
     from deepspeed.utils import set_z3_leaf_modules
 
-    blocks = {type(module) for module in model.modules() if any(child in routers for child in module.children())}
+    blocks = {
+        type(module)
+        for module in model.modules()
+        if any(child in routers for child in module.children())
+    }
     if blocks:
         set_z3_leaf_modules(model, list(blocks))

@@ -1,7 +1,9 @@
-"""Digests of what a run depends on: data and base model are refused when they changed, surroundings are named.
+"""Digests of what a run depends on: data and base model are refused when they changed, surroundings
+are named.
 
-in: a recipe and its opened sources; out: `fingerprints.json` in the run's folder when it begins, and a comparison with it when it
-goes on. docs/training_at_scale.md says what is pinned, and what is not.
+in: a recipe and its opened sources; out: `fingerprints.json` in the run's folder when it begins,
+and a comparison with it when it goes on. docs/training_at_scale.md says what is pinned, and what is
+not.
 """
 
 import json
@@ -23,7 +25,9 @@ FILE = "fingerprints.json"
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")
 """Files of a checkpoint beside its weights: configuration, tokenizer, processor, chat template."""
 STATE = ("trainer_state.json", "model.safetensors.index.json")
-"""More files of a checkpoint: how it came to be, and where its weights lie; the weights themselves are looked at."""
+"""More files of a checkpoint: how it came to be, and where its weights lie; the weights
+themselves are looked at.
+"""
 WORDS = {
     "samples": "another number of samples",
     "records": "its records (texts, names of pictures, order)",
@@ -36,7 +40,9 @@ Prints = dict[str, dict[str, str]]
 
 
 def check_fingerprints(run: RunFolder, recipe: Recipe, sources: Sequence[SampleSource]) -> None:
-    """Check that data and base are those that the run began with; a new run writes them down. Every process comes here.
+    """Check that data and base are those that the run began with; a new run writes them down.
+
+    Every process comes here.
 
     Raises:
         ValueError: what changed, in every process.
@@ -49,7 +55,11 @@ def check_tower_fingerprints(run: RunFolder, recipe: TowerRecipe) -> None:
     folder = Path(recipe.data)
     files = [folder / "suite.json", *sorted((folder / "train").glob("*.parquet"))]
     _agree(
-        run, lambda: ({f"data {folder}": {"records": digest_files(files, folder)}}, {"packages": installed_packages()})
+        run,
+        lambda: (
+            {f"data {folder}": {"records": digest_files(files, folder)}},
+            {"packages": installed_packages()},
+        ),
     )
 
 
@@ -66,21 +76,27 @@ def _compare(run: RunFolder, pinned: Prints, surroundings: Prints) -> str | None
     if run.newest_checkpoint() is None or not path.exists():
         if run.newest_checkpoint() is not None:
             logger.warning(
-                "%s was begun before runs kept fingerprints of data and model: whether they changed since cannot be told; from "
+                "%s was begun before runs kept fingerprints of data and model: whether they "
+                "changed since cannot be told; from "
                 "now on it can",
                 run.path,
             )
-        run.write_text(FILE, json.dumps({"pinned": pinned, "surroundings": surroundings}, indent=1) + "\n")
+        run.write_text(
+            FILE, json.dumps({"pinned": pinned, "surroundings": surroundings}, indent=1) + "\n"
+        )
         return None
     before = json.loads(path.read_text())
     around = _changes(before["surroundings"], surroundings)
     if around:
-        logger.warning("%s goes on, but these are not as when it began: %s", run.path, "; ".join(around))
+        logger.warning(
+            "%s goes on, but these are not as when it began: %s", run.path, "; ".join(around)
+        )
     changed = _changes(before["pinned"], pinned)
     if not changed:
         return None
     return (
-        f"{run.path} would go on with other data or another base than it began with. Changed: {'; '.join(changed)}. Put it back, "
+        f"{run.path} would go on with other data or another base than it began with. Changed: "
+        f"{'; '.join(changed)}. Put it back, "
         "or begin a new run (run=FOLDER)"
     )
 
@@ -90,9 +106,15 @@ def _changes(before: Prints, now: Prints) -> list[str]:
     found: list[str] = []
     for name in [*before, *(name for name in now if name not in before)]:
         old, new = before.get(name, {}), now.get(name, {})
-        differing = [key for key in [*old, *(key for key in new if key not in old)] if old.get(key) != new.get(key)]
+        differing = [
+            key
+            for key in [*old, *(key for key in new if key not in old)]
+            if old.get(key) != new.get(key)
+        ]
         if differing:
-            found.append(f"{name}: {', '.join(_named(key, old.get(key), new.get(key)) for key in differing)}")
+            found.append(
+                f"{name}: {', '.join(_named(key, old.get(key), new.get(key)) for key in differing)}"
+            )
     return found
 
 
@@ -100,7 +122,11 @@ def _named(key: str, old: str | None, new: str | None) -> str:
     """What differs in words; versions with both, which are no digests."""
     if old is None or new is None:
         return f"{WORDS.get(key, key)} ({'added' if old is None else 'gone'})"
-    return WORDS.get(key, key) if max(len(old), len(new)) > 32 or key in WORDS else f"{key} {old} -> {new}"
+    return (
+        WORDS.get(key, key)
+        if max(len(old), len(new)) > 32 or key in WORDS
+        else f"{key} {old} -> {new}"
+    )
 
 
 def _data(recipe: Recipe, sources: Sequence[SampleSource]) -> Prints:
@@ -113,7 +139,10 @@ def _data(recipe: Recipe, sources: Sequence[SampleSource]) -> Prints:
     if recipe.held_out is not None:
         opened.append((recipe.held_out.source, open_source(recipe.held_out.source)))
         names.append(f"held_out.source ({lengths_names([recipe.held_out.source])[0]})")
-    found = {name: fingerprint(source, samples) for name, (source, samples) in zip(names, opened, strict=True)}
+    found = {
+        name: fingerprint(source, samples)
+        for name, (source, samples) in zip(names, opened, strict=True)
+    }
     if recipe.data.lengths is not None:
         lengths = Path(recipe.data.lengths)
         found[f"data.lengths ({lengths})"] = {"records": digest_files([lengths], lengths.parent)}
@@ -136,7 +165,9 @@ def _models(recipe: Recipe) -> Prints:
 
 
 def _model(folder: Path) -> dict[str, str]:
-    settings = sorted({file for pattern in SETTINGS for file in folder.glob(pattern) if file.name not in STATE})
+    settings = sorted(
+        {file for pattern in SETTINGS for file in folder.glob(pattern) if file.name not in STATE}
+    )
     weights = sorted(folder.glob("*.safetensors"))
     found = {file.name: digest_files([file], folder) for file in settings}
     return found | ({"weights": digest_files(weights, folder)} if weights else {})
@@ -150,6 +181,8 @@ def _surroundings(recipe: Recipe) -> Prints:
         found["hardware.deepspeed"] = {str(file): digest_files([file], file.parent)}
     if recipe.evaluation is not None and Path(recipe.evaluation.include_path).is_dir():
         folder = Path(recipe.evaluation.include_path)
-        files = sorted(file for file in folder.rglob("*") if file.suffix in (".yaml", ".py") and file.is_file())
+        files = sorted(
+            file for file in folder.rglob("*") if file.suffix in (".yaml", ".py") and file.is_file()
+        )
         found["evaluation.include_path"] = {"files of tasks": digest_files(files, folder)}
     return found

@@ -1,6 +1,8 @@
-"""What a run's data lacks, where its recipe allows samples to be left out: counted, and never all of them.
+"""What a run's data lacks, where its recipe allows samples to be left out: counted, and never all
+of them.
 
-in: the batches of a step, of which each may say how many it lacks (`left_out`, m3/data/collate.py); out: rows of the metrics.
+in: the batches of a step, of which each may say how many it lacks (`left_out`, m3/data/collate.py);
+    out: rows of the metrics.
 """
 
 from collections.abc import Sequence
@@ -30,7 +32,9 @@ class LeftOut:
                 self._counts = found if self._counts is None else self._counts + found
 
     def collect(self, step: int, device: torch.device) -> dict[str, int]:
-        """Samples of all devices that were left out; nothing where the recipe allows none. Every process comes here.
+        """Samples of all devices that were left out; nothing where the recipe allows none.
+
+        Every process comes here.
 
         Raises:
             ValueError: every sample was left out.
@@ -42,7 +46,8 @@ class LeftOut:
         self._counts, self._samples = torch.zeros_like(self._counts), 0
         if broken + too_long == samples:
             raise ValueError(
-                f"step {step}: all {samples} samples since the last line of metrics were left out ({broken} broken, "
+                f"step {step}: all {samples} samples since the last line of metrics were left out "
+                f"({broken} broken, "
                 f"{too_long} too long), so nothing was trained; `m3 data check` says why"
             )
         return dict(zip(LEFT_OUT, (broken, too_long), strict=True))

@@ -1,9 +1,11 @@
-"""Liger's Triton kernels in the decoder (https://github.com/linkedin/Liger-Kernel, https://arxiv.org/abs/2410.10989).
+"""Liger's Triton kernels in the decoder (https://github.com/linkedin/Liger-Kernel,
+https://arxiv.org/abs/2410.10989).
 
-Trainer's `use_liger_kernel` goes by the type of the whole model, `m3`, which Liger does not know: it would apply nothing. Its
-documented functions (`apply_liger_kernel_to_llama(model=...)` and its kin) take an instance, also one without a head. So the
-composed decoder is given to the one of its own type: rotary embedding, norms and dense MLPs. The loss stays ours
-(m3/model/modeling.py), experts stay those of `hardware.experts_implementation`, the tower and the connector as they are.
+Trainer's `use_liger_kernel` goes by the type of the whole model, `m3`, which Liger does not know:
+it would apply nothing. Its documented functions (`apply_liger_kernel_to_llama(model=...)` and its
+kin) take an instance, also one without a head. So the composed decoder is given to the one of its
+own type: rotary embedding, norms and dense MLPs. The loss stays ours (m3/model/modeling.py),
+experts stay those of `hardware.experts_implementation`, the tower and the connector as they are.
 """
 
 import importlib
@@ -13,12 +15,14 @@ from dataclasses import dataclass
 import torch
 
 from m3.model import M3Config, M3ForConditionalGeneration
-from m3.packages import require
+from m3.optional import require
 
 
 @dataclass(frozen=True)
 class Row:
-    """One of Liger's functions, and the kernels beside rotary embedding and norms: of a dense MLP, by the name of its switch."""
+    """One of Liger's functions, and the kernels beside rotary embedding and norms: of a dense
+    MLP, by the name of its switch.
+    """
 
     function: str
     switches: Mapping[str, bool]
@@ -49,15 +53,22 @@ def check_liger(config: M3Config) -> None:
     kind = config.text_config.model_type
     if kind not in DECODERS:
         raise ValueError(
-            f"hardware.liger: no kernels are known for a decoder of type {kind}, but for {', '.join(DECODERS)}; set it to false"
+            f"hardware.liger: no kernels are known for a decoder of type {kind}, but for "
+            f"{', '.join(DECODERS)}; set it to false"
         )
     require("liger-kernel")
     if not torch.cuda.is_available():
-        raise ValueError("hardware.liger: its kernels need a GPU (CUDA or ROCm), and torch sees none; set it to false")
+        raise ValueError(
+            "hardware.liger: its kernels need a GPU (CUDA or ROCm), and torch sees "
+            "none; set it to false"
+        )
 
 
 def apply_liger(model: M3ForConditionalGeneration) -> None:
-    """Puts the kernels into the decoder of `model`. Its rotary embedding goes into transformers' module of that type."""
+    """Puts the kernels into the decoder of `model`.
+
+    Its rotary embedding goes into transformers' module of that type.
+    """
     row = DECODERS[model.config.text_config.model_type]
     function = getattr(importlib.import_module("liger_kernel.transformers"), row.function)
     function(

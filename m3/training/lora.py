@@ -1,8 +1,10 @@
-"""LoRA by PEFT: adapters on the decoder's layers, the small parts trained whole, and the adapter merged at the end.
+"""LoRA by PEFT: adapters on the decoder's layers, the small parts trained whole, and the adapter
+merged at the end.
 
-in: a model whose parts are chosen (m3/training/stages.py) and an `Adapter`; out: a `PeftModel` in which adapters stand for
-the decoder's weights. Routed experts are one parameter `[experts, ...]` per projection, which PEFT reaches by
-`target_parameters`; `target_modules="all-linear"` would silently leave them frozen.
+in: a model whose parts are chosen (m3/training/parameter_groups.py) and an `Adapter`; out: a
+`PeftModel` in which adapters stand for the decoder's weights. Routed experts are one parameter
+`[experts, ...]` per projection, which PEFT reaches by `target_parameters`;
+`target_modules="all-linear"` would silently leave them frozen.
 """
 
 from collections.abc import Sequence
@@ -14,26 +16,37 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from m3.checkpoints.rows import EMBEDDING, OUTPUT
+from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.inference.adapters import add_adapter
 from m3.inference.quantisation import fused_experts
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.training.build import load_checkpoint
 from m3.training.new_tokens import NewRows
+from m3.training.parameter_groups import part_of, router_names
 from m3.training.sections import Adapter, Parts
-from m3.training.stages import part_of, router_names
 
 TOKEN_ROWS = ".trainable_tokens_delta."
 """In PEFT's names of parameters that are single rows of a table."""
 
 
 def targets(model: M3ForConditionalGeneration) -> dict[str, list[str]]:
-    """What each choice of `Adapter.targets` means for this model: names of linear modules, and of fused parameters."""
+    """What each choice of `Adapter.targets` means for this model: names of linear modules, and
+    of fused parameters.
+    """
     decoder = model.model.language_model
     routers = model.model.routers
-    blocks = [module for module in decoder.modules() if any(child in routers for child in module.children())]
+    blocks = [
+        module
+        for module in decoder.modules()
+        if any(child in routers for child in module.children())
+    ]
     beside_experts = {id(module) for block in blocks for module in block.modules()}
-    found: dict[str, list[str]] = {"attention": [], "mlp": [], "shared_experts": [], "routed_experts": []}
+    found: dict[str, list[str]] = {
+        "attention": [],
+        "mlp": [],
+        "shared_experts": [],
+        "routed_experts": [],
+    }
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith("model.language_model."):
             if "self_attn" in name.split("."):
@@ -41,14 +54,21 @@ def targets(model: M3ForConditionalGeneration) -> dict[str, list[str]]:
             else:
                 found["shared_experts" if id(module) in beside_experts else "mlp"].append(name)
     names = {id(module): name for name, module in model.named_modules()}
-    found["routed_experts"] = [f"{names[id(module)]}.{name}" for module, name in fused_experts(model)]
+    found["routed_experts"] = [
+        f"{names[id(module)]}.{name}" for module, name in fused_experts(model)
+    ]
     return found
 
 
-def lora_config(config: M3Config, adapter: Adapter, parts: Parts, rows: NewRows | None = None) -> LoraConfig:
-    """PEFT's configuration. It is made before DeepSpeed is, under which shapes cannot be read off the weights.
+def lora_config(
+    config: M3Config, adapter: Adapter, parts: Parts, rows: NewRows | None = None
+) -> LoraConfig:
+    """PEFT's configuration.
 
-    `rows`: of the embedding and the output layer, which train beside the adapters and are saved with them.
+    It is made before DeepSpeed is, under which shapes cannot be read off the weights.
+
+    `rows`: of the embedding and the output layer, which train beside the adapters and are saved
+        with them.
 
     Raises:
         ValueError: a target that the decoder does not have.
@@ -59,7 +79,9 @@ def lora_config(config: M3Config, adapter: Adapter, parts: Parts, rows: NewRows 
     empty = [target for target in adapter.targets if not found[target]]
     if empty:
         has = [name for name, names in found.items() if names]
-        raise ValueError(f"adapter.targets: this decoder has no {', '.join(empty)}; it has {', '.join(has)}")
+        raise ValueError(
+            f"adapter.targets: this decoder has no {', '.join(empty)}; it has {', '.join(has)}"
+        )
     whole = [
         part
         for part, rate in (("vision_tower", parts.vision_tower), ("connector", parts.connector))
@@ -71,7 +93,12 @@ def lora_config(config: M3Config, adapter: Adapter, parts: Parts, rows: NewRows 
         lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # a ratio: any number
         lora_dropout=adapter.dropout,
         use_dora=adapter.dora,
-        target_modules=[name for target in adapter.targets if target != "routed_experts" for name in found[target]],
+        target_modules=[
+            name
+            for target in adapter.targets
+            if target != "routed_experts"
+            for name in found[target]
+        ],
         target_parameters=found["routed_experts"] if "routed_experts" in adapter.targets else None,
         modules_to_save=[f"model.{part}" for part in whole] + list(routers) or None,
         trainable_token_indices=None  # tied tables are one to PEFT too
@@ -105,10 +132,13 @@ def add_lora(
 
 
 def merge(base: str, scales: Sequence[int], adapter: Path, folder: Path) -> None:
-    """Writes the base with the adapter added into its weights, a ready checkpoint; added in float32, rounded once."""
+    """Writes the base with the adapter added into its weights, a ready checkpoint; added in
+    float32, rounded once.
+    """
     saved = cast(torch.dtype | None, M3Config.from_pretrained(base).dtype)  # decoded on loading
     model, processor = load_checkpoint(base, scales)
     merged = add_adapter(model, adapter, merge=True)
-    nn.Module.to(merged, dtype=saved or torch.float32)  # transformers' own has a signature that no checker reads
+    # transformers' own has a signature that no checker reads
+    nn.Module.to(merged, dtype=saved or torch.float32)
     merged.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,9 +1,11 @@
 """The tower stage: teaches a vision encoder what lies on each patch, and where it belongs.
 
-A tiny encoder has no web-scale pre-training behind it. Dense labels per patch, which the embedded suite knows exactly,
-stand in for what CLIP or SigLIP bring along; the encoder that comes out is an ordinary transformers vision model.
+A tiny encoder has no web-scale pre-training behind it. Dense labels per patch, which the embedded
+suite knows exactly, stand in for what CLIP or SigLIP bring along; the encoder that comes out is an
+ordinary transformers vision model.
 
-in:  `pixel_values [i, 3, H, W]`, `patch_class [i, n]` and `patch_slot [i, n]` (see m3/data/synthetic/vocabulary.py);
+in:  `pixel_values [i, 3, H, W]`, `patch_class [i, n]` and `patch_slot [i, n]` (see
+    m3/data/synthetic/vocabulary.py);
 out: loss, and the accuracy on patches that are not plain ground.
 """
 
@@ -32,7 +34,9 @@ class PatchLabellerOutput(ModelOutput):
 
 
 class PatchLabeller(nn.Module):
-    """A vision encoder with two linear heads on every patch: the class of what lies there, and its slot."""
+    """A vision encoder with two linear heads on every patch: the class of what lies there, and
+    its slot.
+    """
 
     def __init__(self, config: PreTrainedConfig, classes: int, slots: int) -> None:
         super().__init__()
@@ -41,7 +45,10 @@ class PatchLabeller(nn.Module):
         self.slot_head = nn.Linear(config.hidden_size, slots)
 
     def forward(
-        self, pixel_values: Float[Tensor, "i c h w"], patch_class: Int[Tensor, "i n"], patch_slot: Int[Tensor, "i n"]
+        self,
+        pixel_values: Float[Tensor, "i c h w"],
+        patch_class: Int[Tensor, "i n"],
+        patch_slot: Int[Tensor, "i n"],
     ) -> PatchLabellerOutput:
         features = self.encoder(pixel_values).last_hidden_state
         class_loss, class_accuracy = _weighted(self.class_head(features), patch_class)
@@ -67,7 +74,12 @@ class PatchLabelCollator:
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
         images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
         labels = {
-            name: torch.from_numpy(np.stack([np.frombuffer(row[name], np.uint8) for row in rows]).astype(np.int64))
+            name: torch.from_numpy(
+                np.stack([np.frombuffer(row[name], np.uint8) for row in rows]).astype(np.int64)
+            )
             for name in ("patch_class", "patch_slot")
         }
-        return {"pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"], **labels}
+        return {
+            "pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"],
+            **labels,
+        }

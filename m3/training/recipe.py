@@ -1,4 +1,7 @@
-"""A training run as typed data: what a recipe's YAML may say (m3/recipes/*.yaml). Unknown keys are refused."""
+"""A training run as typed data: what a recipe's YAML may say (m3/recipes/*.yaml).
+
+Unknown keys are refused.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -24,13 +27,15 @@ from m3.training.sections import (
 class Recipe:
     """Training of a vision-language model over scales.
 
-    `model` is a checkpoint folder to continue from; `new_model` draws one instead. `matryoshka_vis_token_scale`: the
-    scales trained over (they become the checkpoint's trained scales). `scales`: all of them every step, or a seeded draw.
-    `scale_weights`: of the scales in the loss, 1 where none is given. `distil`: coarser scales learn from the largest too.
-    `memory`: `low` reads rows one at a time (m3/training/low_memory.py). `context`: more positions for the
-    decoder of `model`. `reset_connector`: of `model`, drawn anew; a chain does
-    so in its first stage. `report_to`: beside the run's own metrics. `architecture`: what `--dry-run` lays out where `model` is
-    not on the machine (m3/recipes/architectures).
+    `model` is a checkpoint folder to continue from; `new_model` draws one instead.
+    `matryoshka_vis_token_scale`: the scales trained over (they become the checkpoint's trained
+    scales). `scales`: all of them every step, or a seeded draw.
+    `scale_weights`: of the scales in the loss, 1 where none is given. `distil`: coarser scales
+        learn from the largest too.
+    `memory`: `low` reads rows one at a time (m3/training/row_by_row.py). `context`: more positions
+    for the decoder of `model`. `reset_connector`: of `model`, drawn anew; a chain does so in its
+    first stage. `report_to`: beside the run's own metrics. `architecture`: what `--dry-run` lays
+    out where `model` is not on the machine (m3/recipes/architectures).
     """
 
     run: str
@@ -56,16 +61,21 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.new_model is None):
-            raise ValueError("recipe: give exactly one of model (a checkpoint folder) and new_model")
+            raise ValueError(
+                "recipe: give exactly one of model (a checkpoint folder) and new_model"
+            )
         if self.reset_connector and self.parts.connector == "frozen":
             raise ValueError(
-                "recipe: reset_connector draws the connector anew and parts.connector is frozen, so it would stay random; give "
+                "recipe: reset_connector draws the connector anew and parts.connector is frozen, "
+                "so it would stay random; give "
                 "parts.connector a learning rate, or leave reset_connector out"
             )
         if self.context is not None and (self.model is None or self.adapter is not None):
             raise ValueError(
-                "recipe: context extends the decoder of a `model` whose own weights train; for a new_model say "
-                "max_position_embeddings in its text_config, and extend a model before it gets an adapter"
+                "recipe: context extends the decoder of a `model` whose own weights train; for a "
+                "new_model say "
+                "max_position_embeddings in its text_config, and extend a model before it gets an "
+                "adapter"
             )
         _check_length(self.schedule, self.optimiser)
         self._check_scales()
@@ -74,14 +84,17 @@ class Recipe:
             self._check_adapter(self.adapter)
         if self.parts.new_tokens is not None and self.trains_tables:
             raise ValueError(
-                "recipe: parts.new_tokens is of rows whose tables are frozen, and here the decoder trains whole; leave it out"
+                "recipe: parts.new_tokens is of rows whose tables are frozen, and here the decoder "
+                "trains whole; leave it out"
             )
 
     @property
     def trains_tables(self) -> bool:
         """Whether the decoder's embedding and output layer train whole."""
         parts = self.parts
-        return parts.decoder != "frozen" and parts.decoder_last_layers is None and self.adapter is None
+        return (
+            parts.decoder != "frozen" and parts.decoder_last_layers is None and self.adapter is None
+        )
 
     def _check_scales(self) -> None:
         """Scales, and what is said of them elsewhere in the recipe."""
@@ -90,22 +103,28 @@ class Recipe:
             raise ValueError("recipe: matryoshka_vis_token_scale must list at least one scale")
         if min(scales) < 1 or len(set(scales)) < len(scales):
             raise ValueError(
-                f"recipe: matryoshka_vis_token_scale takes numbers of tokens from 1, each once, got {list(scales)}"
+                "recipe: matryoshka_vis_token_scale takes numbers of tokens from 1, each once, "
+                f"got {list(scales)}"
             )
-        if not set(weights) <= set(scales) or not all(0 < weight < math.inf for weight in weights.values()):
+        if not set(weights) <= set(scales) or not all(
+            0 < weight < math.inf for weight in weights.values()
+        ):
             raise ValueError(
-                f"recipe: scale_weights {self.scale_weights} must be positive and of the trained scales {list(scales)}; leave a "
+                f"recipe: scale_weights {self.scale_weights} must be positive and of the trained "
+                f"scales {list(scales)}; leave a "
                 "scale out of those rather than giving it 0"
             )
         if self.distil is not None and (len(scales) == 1 or self.scales == "random"):
             raise ValueError(
-                "recipe: distil compares scales of one step, and a step of this recipe trains one; take scales: all or sandwich "
+                "recipe: distil compares scales of one step, and a step of this recipe trains one; "
+                "take scales: all or sandwich "
                 "over several, or leave distil out"
             )
         limit = self.data.longest
         if limit is not None and limit <= max(scales) and self.data.may_show_images:
             raise ValueError(
-                f"recipe: no sample with an image fits {limit} tokens (data.max_length, data.pack_length) at scale "
+                f"recipe: no sample with an image fits {limit} tokens (data.max_length, "
+                "data.pack_length) at scale "
                 f"{max(scales)}; raise the limit, or leave that scale out"
             )
 
@@ -113,24 +132,34 @@ class Recipe:
         """`memory: low`, which reads one row at a time."""
         if self.memory == "low" and self.hardware.deepspeed is not None:
             raise ValueError(
-                "recipe: memory: low goes backward several times a step, which DeepSpeed does not take; with it, set "
+                "recipe: memory: low goes backward several times a step, which DeepSpeed does not "
+                "take; with it, set "
                 "hardware.activation_checkpointing: true, or launch with torchrun"
             )
         if self.memory == "low" and self.distil is not None:
             raise ValueError(
-                "recipe: memory: low reads one row at a time, and distil compares tokens of several rows; set memory: packed "
+                "recipe: memory: low reads one row at a time, and distil compares tokens of "
+                "several rows; set memory: packed "
                 "(hardware.activation_checkpointing: true saves memory too), or leave distil out"
             )
 
     def _check_adapter(self, adapter: Adapter) -> None:
         if self.model is None:
-            raise ValueError("recipe: an adapter needs a model to adapt; give `model`, not `new_model`")
+            raise ValueError(
+                "recipe: an adapter needs a model to adapt; give `model`, not `new_model`"
+            )
         if self.parts.decoder == "frozen":
-            raise ValueError("recipe: parts.decoder is the learning rate of the adapters; it cannot be frozen")
+            raise ValueError(
+                "recipe: parts.decoder is the learning rate of the adapters; it cannot be frozen"
+            )
         if (self.parts.vision_last_layers, self.parts.decoder_last_layers) != (None, None):
-            raise ValueError("recipe: parts.*_last_layers does not go with an adapter; PEFT trains parts whole")
+            raise ValueError(
+                "recipe: parts.*_last_layers does not go with an adapter; PEFT trains parts whole"
+            )
         if adapter.quantise is not None and self.hardware.deepspeed is not None:
-            raise ValueError("recipe: adapter.quantise does not go with hardware.deepspeed; run it with torchrun")
+            raise ValueError(
+                "recipe: adapter.quantise does not go with hardware.deepspeed; run it with torchrun"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +180,8 @@ class TowerRecipe:
         for key, given in (("attention", self.hardware.attention), ("liger", self.hardware.liger)):
             if given:
                 raise ValueError(
-                    f"recipe: hardware.{key} is of a whole model's recipe; a tower's does not read it, leave it out"
+                    f"recipe: hardware.{key} is of a whole model's recipe; a tower's does not read "
+                    "it, leave it out"
                 )
 
 
@@ -159,6 +189,7 @@ def _check_length(schedule: Schedule, optimiser: Optimiser) -> None:
     """A warm-up in steps must end before the run does."""
     if schedule.steps is not None and optimiser.warmup >= max(schedule.steps, 1.0):
         raise ValueError(
-            f"recipe: optimiser.warmup is {optimiser.warmup:g} steps, and the run ends after schedule.steps {schedule.steps}; "
+            f"recipe: optimiser.warmup is {optimiser.warmup:g} steps, and the run ends after "
+            f"schedule.steps {schedule.steps}; "
             "take fewer, or a share of the steps (a number below 1)"
         )

@@ -1,4 +1,6 @@
-"""What a run that goes on must share with its beginning: the samples of a step, and the devices that ZeRO has sharded for."""
+"""What a run that goes on must share with its beginning: the samples of a step, and the devices
+that ZeRO has sharded for.
+"""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ def check_data(run: RunFolder, names: Sequence[str], sizes: Sequence[int]) -> No
     """Whether the sources hold what they held when the run began; a new run writes it down.
 
     Raises:
-        ValueError: another number of samples, so that every position in the data would mean another one.
+        ValueError: another number of samples, so that every position in the data would mean another
+            one.
     """
     held = [[name, size] for name, size in zip(names, sizes, strict=True)]
     path = run.path / SAMPLES
@@ -26,8 +29,10 @@ def check_data(run: RunFolder, names: Sequence[str], sizes: Sequence[int]) -> No
         ):  # of one recipe: the same sources
             if now != before:
                 raise ValueError(
-                    f"{run.path} was trained on {before} samples of {name}, which holds {now} now, so the run would go on with "
-                    "others than it was going to. Put the data back, or begin a new run (run=FOLDER)"
+                    f"{run.path} was trained on {before} samples of {name}, which holds {now} now, "
+                    "so the run would go on with "
+                    "others than it was going to. Put the data back, or begin a new run "
+                    "(run=FOLDER)"
                 )
     elif world().is_first:
         run.write_text(SAMPLES, json.dumps(held) + "\n")
@@ -36,13 +41,14 @@ def check_data(run: RunFolder, names: Sequence[str], sizes: Sequence[int]) -> No
 def check_resume(run: RunFolder, schedule: Schedule, devices: int) -> None:
     """Whether so many devices can go on from the newest checkpoint, if there is one.
 
-    DeepSpeed could read ZeRO's shards on other numbers by way of its universal checkpoints, but of ZeRO-3 it then gives every
-    group of parameters the settings of the first (load_hp_checkpoint_state_from_checkpoint_dir_stage3 in its stage3.py of
-    0.19), and of ZeRO-2 it converts only what a client has annotated. A recipe has rates by part, so that is not offered.
+    DeepSpeed could read ZeRO's shards on other numbers by way of its universal checkpoints, but of
+    ZeRO-3 it then gives every group of parameters the settings of the first
+    (load_hp_checkpoint_state_from_checkpoint_dir_stage3 in its stage3.py of 0.19), and of ZeRO-2 it
+    converts only what a client has annotated. A recipe has rates by part, so that is not offered.
 
     Raises:
-        ValueError: a step would hold another number of samples, so that positions in the data would mean other samples; the
-            checkpoint is that of other devices under ZeRO.
+        ValueError: a step would hold another number of samples, so that positions in the data would
+            mean other samples; the checkpoint is that of other devices under ZeRO.
     """
     checkpoint = run.newest_checkpoint()
     if checkpoint is None:
@@ -50,14 +56,22 @@ def check_resume(run: RunFolder, schedule: Schedule, devices: int) -> None:
     before = run.processes
     if before is not None and schedule.step_samples(before) != schedule.step_samples(devices):
         raise ValueError(
-            f"{run.path} was trained on {before} devices, {schedule.step_samples(before)} samples a step; on {devices} a step "
-            f"would hold {schedule.step_samples(devices)}, and the run would go on with other samples. Take {before} devices "
-            "again, or begin a new run (run=FOLDER) with schedule.global_batch, which keeps a step's samples on any number"
+            f"{run.path} was trained on {before} devices, {schedule.step_samples(before)} samples "
+            f"a step; on {devices} a step "
+            f"would hold {schedule.step_samples(devices)}, and the run would go on with other "
+            f"samples. Take {before} devices "
+            "again, or begin a new run (run=FOLDER) with schedule.global_batch, which keeps a "
+            "step's samples on any number"
         )
     shards = len(list(Path(checkpoint).glob("global_step*/*_optim_states.pt")))
     if shards not in (0, devices):
-        anew = f" (model={checkpoint} run=FOLDER)" if (Path(checkpoint) / "config.json").is_file() else ""
+        anew = (
+            f" (model={checkpoint} run=FOLDER)"
+            if (Path(checkpoint) / "config.json").is_file()
+            else ""
+        )
         raise ValueError(
-            f"{checkpoint} holds ZeRO's shards of the optimiser for {shards} devices, and this run has {devices}. Take {shards} "
+            f"{checkpoint} holds ZeRO's shards of the optimiser for {shards} devices, and this run "
+            f"has {devices}. Take {shards} "
             f"devices again, or begin a new run from its weights{anew}, with a fresh optimiser"
         )

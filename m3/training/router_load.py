@@ -1,7 +1,9 @@
-"""The load of every expert over a whole optimiser step, which the balance loss of the next one is taken against.
+"""The load of every expert over a whole optimiser step, which the balance loss of the next one is
+taken against.
 
-The micro-batches of a step, and its devices, must agree on one load before the first of them goes backward; that of the
-step before is known (see m3/model/router_losses.py). It is saved with every checkpoint, so that a resumed run is exact.
+The micro-batches of a step, and its devices, must agree on one load before the first of them goes
+backward; that of the step before is known (see m3/model/router_losses.py). It is saved with every
+checkpoint, so that a resumed run is exact.
 """
 
 import json
@@ -20,10 +22,14 @@ FILE = "router_load.json"
 
 
 class RouterLoad(TrainerCallback):
-    """Counts the choices of a step; `load [layers, experts]` is that of the step before, even before the first."""
+    """Counts the choices of a step; `load [layers, experts]` is that of the step before, even
+    before the first.
+    """
 
     def __init__(self, layers: int, experts: int, device: torch.device) -> None:
-        self.load: Float[Tensor, "layers experts"] = torch.full((layers, experts), 1 / experts, device=device)
+        self.load: Float[Tensor, "layers experts"] = torch.full(
+            (layers, experts), 1 / experts, device=device
+        )
         self._chosen = torch.zeros_like(self.load)
         self._tokens = torch.ones((), device=device)
 
@@ -41,21 +47,27 @@ class RouterLoad(TrainerCallback):
         assert output.expert_load is not None  # of a mixture of experts, always
         self._chosen += output.expert_load * tokens
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
         chosen = sum_over_processes(self._chosen)
         self._chosen.zero_()
         if chosen.sum() > 0:
             self.load = chosen / chosen.sum(-1, keepdim=True)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
         if state.is_world_process_zero:
-            assert args.output_dir is not None  # m3/training/arguments.py always names one
+            assert args.output_dir is not None  # m3/training/hf_arguments.py always names one
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE).write_text(
                 json.dumps(self.load.tolist())
             )
 
     def restore(self, checkpoint: str) -> None:
-        """As it was when the checkpoint was saved; a checkpoint from before there was a load goes on from an even one."""
+        """As it was when the checkpoint was saved; a checkpoint from before there was a load
+        goes on from an even one.
+        """
         path = Path(checkpoint) / FILE
         if path.exists():
             self.load = torch.tensor(json.loads(path.read_text()), device=self.load.device)

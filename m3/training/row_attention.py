@@ -1,6 +1,8 @@
-"""The attention that a run computes its rows with: the recipe's, or the best one that keeps packed sequences apart.
+"""The attention that a run computes its rows with: the recipe's, or the best one that keeps packed
+sequences apart.
 
-in: a recipe and the configuration of its model; out: the name for `set_attn_implementation`, and a line for the plan.
+in: a recipe and the configuration of its model; out: the name for `set_attn_implementation`, and a
+    line for the plan.
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from m3.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class RowAttention:
-    """`implementation` of the decoder, None for transformers' choice; `reason`: how rows are computed, and why so."""
+    """`implementation` of the decoder, None for transformers' choice; `reason`: how rows are
+    computed, and why so.
+    """
 
     implementation: str | None
     reason: str
@@ -23,7 +27,8 @@ def choose_row_attention(recipe: Recipe, config: M3Config) -> RowAttention:
     """What the decoder of this run attends with.
 
     Raises:
-        ValueError: rows are to be packed, and no attention of this decoder keeps their sequences apart.
+        ValueError: rows are to be packed, and no attention of this decoder keeps their sequences
+            apart.
     """
     decoder, is_packed = config.text_config, recipe.data.pack_length is not None
     given = recipe.hardware.attention
@@ -31,17 +36,22 @@ def choose_row_attention(recipe: Recipe, config: M3Config) -> RowAttention:
         refusal = packing_refusal(decoder, given) if is_packed else None
         if refusal is not None:
             raise ValueError(
-                f"hardware.attention: {given} cannot compute packed rows of this {decoder.model_type} decoder: {refusal}. Leave "
+                f"hardware.attention: {given} cannot compute packed rows of this "
+                f"{decoder.model_type} decoder: {refusal}. Leave "
                 "hardware.attention out, or set data.pack_length to null (a row for each sequence)"
             )
         return RowAttention(given, _how(given))
     choice = choose_packed_attention(decoder, recipe.hardware.precision == "bfloat16")
     reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.refused.items())
     if choice.implementation is not None:
-        return RowAttention(choice.implementation, _how(choice.implementation) + (f" ({reasons})" if reasons else ""))
+        return RowAttention(
+            choice.implementation,
+            _how(choice.implementation) + (f" ({reasons})" if reasons else ""),
+        )
     if is_packed:
         raise ValueError(
-            f"data.pack_length: no attention keeps the packed sequences of this {decoder.model_type} decoder apart ({reasons}). "
+            "data.pack_length: no attention keeps the packed sequences of this "
+            f"{decoder.model_type} decoder apart ({reasons}). "
             "Set data.pack_length to null (a row for each sequence)"
         )
     return RowAttention(None, "transformers' own, with padded rows")

@@ -1,7 +1,9 @@
-"""The folder of a run: `recipe.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`. Runs explain themselves.
+"""The folder of a run: `recipe.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`.
 
-Files are written aside and renamed, so none is ever half-written; the metrics are appended a line at a time, and a
-resumed run first drops the lines that lie beyond its checkpoint.
+Runs explain themselves.
+
+Files are written aside and renamed, so none is ever half-written; the metrics are appended a line
+at a time, and a resumed run first drops the lines that lie beyond its checkpoint.
 """
 
 import difflib
@@ -19,7 +21,17 @@ from m3.config import dump, load
 from m3.training.distributed import world
 from m3.training.recipe import Recipe, TowerRecipe
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "datasets", "tokenizers", "pillow", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "deepspeed",
+    "datasets",
+    "tokenizers",
+    "pillow",
+    "numpy",
+)
 
 WHOLE = "WHOLE"
 """Name of the empty file that a checkpoint gets last."""
@@ -43,7 +55,9 @@ class RunFolder:
         aside.replace(self.path / name)
 
     def check(self, recipe: Recipe | TowerRecipe) -> None:
-        """Looks whether the folder is free for `recipe`. A key that the stored recipe lacks counts as its default.
+        """Looks whether the folder is free for `recipe`.
+
+        A key that the stored recipe lacks counts as its default.
 
         Raises:
             ValueError: the folder holds a run of another recipe; nothing is overwritten.
@@ -55,10 +69,13 @@ class RunFolder:
             earlier = load(path, type(recipe))
         except ValueError as error:
             raise ValueError(
-                f"{self.path} holds a run of another kind or version ({error}); give another `run=FOLDER`, or delete that one"
+                f"{self.path} holds a run of another kind or version ({error}); give another "
+                "`run=FOLDER`, or delete that one"
             ) from error
         if earlier != recipe:
-            difference = difflib.unified_diff(dump(earlier).split("\n"), dump(recipe).split("\n"), n=0, lineterm="")
+            difference = difflib.unified_diff(
+                dump(earlier).split("\n"), dump(recipe).split("\n"), n=0, lineterm=""
+            )
             changed = [line for line in difference if line[:1] in "+-"]
             raise ValueError(
                 f"{self.path} holds a run of another recipe ({'; '.join(changed[2:8])}); "
@@ -83,8 +100,12 @@ class RunFolder:
         return self.final.exists()
 
     def newest_checkpoint(self) -> str | None:
-        """The newest checkpoint that was saved to its end (a kill may leave a torn one behind it)."""
-        whole = sorted(self.checkpoints.glob(f"checkpoint-*/{WHOLE}"), key=lambda mark: _step(mark.parent))
+        """The newest checkpoint that was saved to its end (a kill may leave a torn one behind
+        it).
+        """
+        whole = sorted(
+            self.checkpoints.glob(f"checkpoint-*/{WHOLE}"), key=lambda mark: _step(mark.parent)
+        )
         return str(whole[-1].parent) if whole else None
 
     def append_metrics(self, row: dict[str, float | int]) -> None:
@@ -100,7 +121,9 @@ class RunFolder:
         return [json.loads(line) for line in lines[:-1] if line]
 
     def drop_metrics_after(self, checkpoint: str | None) -> None:
-        """Forgets what a killed run logged beyond the checkpoint it resumes from (None: everything)."""
+        """Forgets what a killed run logged beyond the checkpoint it resumes from (None:
+        everything).
+        """
         step = 0 if checkpoint is None else _step(Path(checkpoint))
         kept = [row for row in self.read_metrics() if row["step"] <= step]
         self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
@@ -141,7 +164,11 @@ def _version(package: str) -> str | None:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         if info.exists()
         else []
     )
@@ -153,5 +180,7 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    shown = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    shown = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return shown.stdout.strip() or None

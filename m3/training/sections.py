@@ -1,4 +1,7 @@
-"""The sections of a recipe as typed data; m3/training/recipe.py puts them together. Unknown keys are refused."""
+"""The sections of a recipe as typed data; m3/training/recipe.py puts them together.
+
+Unknown keys are refused.
+"""
 
 import math
 from dataclasses import dataclass
@@ -16,9 +19,10 @@ TASKS_FOLDER = "lmms_eval_tasks"
 class Parts:
     """Learning rate of each part of the model, or `frozen`.
 
-    `router`: of the decoder's routers, null for the decoder's own rate. `new_tokens`: of the rows of tokens that the decoder's
-    pre-training has not seen, where the tables are frozen (an adapter, a frozen decoder); null for the rate of the decoder, or
-    else of the connector (m3/training/new_tokens.py). `*_last_layers`: only so many of the part's last layers train, and
+    `router`: of the decoder's routers, null for the decoder's own rate. `new_tokens`: of the rows
+    of tokens that the decoder's pre-training has not seen, where the tables are frozen (an adapter,
+    a frozen decoder); null for the rate of the decoder, or else of the connector
+    (m3/training/new_tokens.py). `*_last_layers`: only so many of the part's last layers train, and
     nothing of it outside them.
     """
 
@@ -31,27 +35,41 @@ class Parts:
     decoder_last_layers: int | None = None
 
     def __post_init__(self) -> None:
-        rates = {"vision_tower": self.vision_tower, "connector": self.connector, "decoder": self.decoder}
+        rates = {
+            "vision_tower": self.vision_tower,
+            "connector": self.connector,
+            "decoder": self.decoder,
+        }
         for part, rate in (rates | {"router": self.router, "new_tokens": self.new_tokens}).items():
             if isinstance(rate, int | float) and not 0 < rate < math.inf:
                 raise ValueError(
-                    f"parts.{part}: a learning rate must be a number above 0 (1e-4), or frozen, got {rate}"
+                    f"parts.{part}: a learning rate must be a number above 0 (1e-4), or frozen, "
+                    f"got {rate}"
                 )
         router = self.decoder if self.router is None else self.router
         if {*rates.values(), router} == {"frozen"}:
-            raise ValueError("parts: every part is frozen; give at least one of them a learning rate")
-        for part, last in (("vision_tower", self.vision_last_layers), ("decoder", self.decoder_last_layers)):
+            raise ValueError(
+                "parts: every part is frozen; give at least one of them a learning rate"
+            )
+        for part, last in (
+            ("vision_tower", self.vision_last_layers),
+            ("decoder", self.decoder_last_layers),
+        ):
             if last is not None and rates[part] == "frozen":
                 key = f"{part.removesuffix('_tower')}_last_layers"
                 raise ValueError(
-                    f"parts: {key} {last} are to train, and {part} is frozen, so none would; give {part} a learning rate, or "
+                    f"parts: {key} {last} are to train, and {part} is frozen, so none would; give "
+                    f"{part} a learning rate, or "
                     f"leave {key} out"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewModel:
-    """A model of new weights. `vision_tower`: a folder to take the encoder from, else `config.vision_config` is drawn anew."""
+    """A model of new weights.
+
+    `vision_tower`: a folder to take the encoder from, else `config.vision_config` is drawn anew.
+    """
 
     config: dict
     tokenizer: str
@@ -60,21 +78,31 @@ class NewModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """More positions for the decoder (m3/training/context.py). `rope_theta`: the new base of its rotations; null keeps it."""
+    """More positions for the decoder (m3/training/context_length.py).
+
+    `rope_theta`: the new base of its rotations; null keeps it.
+    """
 
     positions: int
     rope_theta: float | None = None
 
     def __post_init__(self) -> None:
-        if self.positions < 1 or (self.rope_theta is not None and not 0 < self.rope_theta < math.inf):
+        if self.positions < 1 or (
+            self.rope_theta is not None and not 0 < self.rope_theta < math.inf
+        ):
             raise ValueError(
-                f"context: positions and rope_theta must be above 0, got {self.positions}, {self.rope_theta}"
+                f"context: positions and rope_theta must be above 0, got {self.positions}, "
+                f"{self.rope_theta}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """AdamW. `warmup`: a share of the steps below 1, a number of steps from 1. `max_grad_norm`: 0 for no clipping."""
+    """AdamW.
+
+    `warmup`: a share of the steps below 1, a number of steps from 1. `max_grad_norm`: 0 for no
+    clipping.
+    """
 
     weight_decay: float = 0.0
     beta2: float = 0.999
@@ -85,23 +113,30 @@ class Optimiser:
     def __post_init__(self) -> None:
         if not 0 <= self.max_grad_norm < math.inf:
             raise ValueError(
-                f"optimiser.max_grad_norm must be a number from 0 (0: no clipping), got {self.max_grad_norm}"
+                "optimiser.max_grad_norm must be a number from 0 (0: no clipping), got "
+                f"{self.max_grad_norm}"
             )
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"optimiser.weight_decay must be a number from 0, got {self.weight_decay}")
+            raise ValueError(
+                f"optimiser.weight_decay must be a number from 0, got {self.weight_decay}"
+            )
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"optimiser.beta2 must be from 0 to below 1, got {self.beta2}")
         if not 0 <= self.warmup < math.inf:
             raise ValueError(
-                f"optimiser.warmup must be a share of the steps (below 1) or a number of steps, got {self.warmup}"
+                "optimiser.warmup must be a share of the steps (below 1) or a number of steps, "
+                f"got {self.warmup}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how much at a time. `batch_size`: samples per device and micro-step; one of `steps` and `epochs`.
+    """How long and how much at a time.
 
-    `global_batch`: samples of an optimiser step over all devices; the accumulation then follows from their number.
+    `batch_size`: samples per device and micro-step; one of `steps` and `epochs`.
+
+    `global_batch`: samples of an optimiser step over all devices; the accumulation then follows
+        from their number.
     """
 
     batch_size: int
@@ -118,7 +153,10 @@ class Schedule:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("schedule: give exactly one of steps and epochs")
         if self.accumulation is not None and self.global_batch is not None:
-            raise ValueError("schedule: give accumulation or global_batch, not both: the one follows from the other")
+            raise ValueError(
+                "schedule: give accumulation or global_batch, not both: the one "
+                "follows from the other"
+            )
         check_positive(
             "schedule",
             batch_size=self.batch_size,
@@ -144,11 +182,20 @@ class Schedule:
             return self.accumulation or 1
         at_once = self.batch_size * devices
         if self.global_batch % at_once:
-            fitting = [n for n in range(1, self.global_batch // devices + 1) if self.global_batch % (n * devices) == 0]
+            fitting = [
+                n
+                for n in range(1, self.global_batch // devices + 1)
+                if self.global_batch % (n * devices) == 0
+            ]
             raise ValueError(
-                f"schedule: a global batch of {self.global_batch} is no multiple of {devices} devices x batch_size "
+                f"schedule: a global batch of {self.global_batch} is no multiple of {devices} "
+                "devices x batch_size "
                 f"{self.batch_size} = {at_once}; "
-                + (f"batch sizes that fit: {fitting}" if fitting else "take a number of devices that divides it")
+                + (
+                    f"batch sizes that fit: {fitting}"
+                    if fitting
+                    else "take a number of devices that divides it"
+                )
             )
         return self.global_batch // at_once
 
@@ -159,11 +206,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Precision and launching. `deepspeed`: its JSON (scripts/deepspeed). `threads`: of torch on a CPU, null for its default.
+    """Precision and launching.
 
-    `attention`: transformers' implementation (sdpa, flash_attention_2, ...) or `packed`; null for the best one that keeps packed
-    sequences apart (m3/model/packing_check.py). `liger`: Liger's kernels in the
-    decoder (m3/training/liger.py). `compile`: torch.compile of the tower's and the decoder's layers (m3/training/compiling.py).
+    `deepspeed`: its JSON (scripts/deepspeed). `threads`: of torch on a CPU, null for its default.
+
+    `attention`: transformers' implementation (sdpa, flash_attention_2, ...) or `packed`; null for
+    the best one that keeps packed sequences apart (m3/model/packing_check.py). `liger`: Liger's
+    kernels in the decoder (m3/training/liger.py). `compile`: torch.compile of the tower's and the
+    decoder's layers (m3/training/compiling.py).
     """
 
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -181,7 +231,9 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Samples whose loss at each scale is measured every `every` steps: a small sweep by likelihood, `eval_*` in the metrics."""
+    """Samples whose loss at each scale is measured every `every` steps: a small sweep by
+    likelihood, `eval_*` in the metrics.
+    """
 
     every: int
     source: Source
@@ -191,15 +243,18 @@ class HeldOut:
         check_positive("held_out", every=self.every, samples=self.samples)
         if self.source.weight != 1:
             raise ValueError(
-                f"held_out.source: weight {self.source.weight:g} would not be looked at; held_out.samples says how many are read"
+                f"held_out.source: weight {self.source.weight:g} would not be looked at; "
+                "held_out.samples says how many are read"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A small sweep of benchmarks with the live model every `every` steps; a folder of the run holds each for `m3 report`.
+    """A small sweep of benchmarks with the live model every `every` steps; a folder of the run
+    holds each for `m3 report`.
 
-    `tasks`: as `m3 sweep --tasks`. `scales`: null for those trained. `limit`: documents of each task, null for all of them.
+    `tasks`: as `m3 sweep --tasks`. `scales`: null for those trained. `limit`: documents of each
+        task, null for all of them.
     `include_path`, `data_root`: as the sweep's options.
     """
 
@@ -214,21 +269,27 @@ class Evaluation:
     def __post_init__(self) -> None:
         check_positive("evaluation", every=self.every, limit=self.limit, batch_size=self.batch_size)
         if not self.tasks or self.scales == ():
-            raise ValueError("evaluation: name at least one of tasks, and of scales unless they are null")
+            raise ValueError(
+                "evaluation: name at least one of tasks, and of scales unless they are null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """LoRA (https://arxiv.org/abs/2106.09685) on the decoder, at the rate `parts.decoder`; other parts train whole or not.
+    """LoRA (https://arxiv.org/abs/2106.09685) on the decoder, at the rate `parts.decoder`; other
+    parts train whole or not.
 
-    `targets`: layers that get adapters. `dora`: with a learned magnitude (https://arxiv.org/abs/2402.09353). `quantise`: a
-    row of m3/inference/quantisation.py for the frozen base (QLoRA, https://arxiv.org/abs/2305.14314).
+    `targets`: layers that get adapters. `dora`: with a learned magnitude
+    (https://arxiv.org/abs/2402.09353). `quantise`: a row of m3/inference/quantisation.py for the
+    frozen base (QLoRA, https://arxiv.org/abs/2305.14314).
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    targets: tuple[Literal["attention", "mlp", "shared_experts", "routed_experts"], ...] = ("attention",)
+    targets: tuple[Literal["attention", "mlp", "shared_experts", "routed_experts"], ...] = (
+        "attention",
+    )
     dora: bool = False
     quantise: Literal["bnb-4bit", "bnb-8bit"] | None = None
 
@@ -236,31 +297,40 @@ class Adapter:
         check_positive("adapter", rank=self.rank)
         if not 0 < self.alpha < math.inf:
             raise ValueError(
-                f"adapter.alpha must be a number above 0, got {self.alpha:g}: at 0 the adapter changes nothing"
+                f"adapter.alpha must be a number above 0, got {self.alpha:g}: at 0 the adapter "
+                "changes nothing"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"adapter.dropout must be from 0 to below 1, got {self.dropout:g}")
         if not self.targets:
             raise ValueError(
-                "adapter.targets is empty; name at least one of attention, mlp, shared_experts, routed_experts"
+                "adapter.targets is empty; name at least one of attention, mlp, shared_experts, "
+                "routed_experts"
             )
         if "routed_experts" in self.targets and self.dropout:
             raise ValueError(
-                f"adapter.dropout is {self.dropout}, but adapters of routed experts allow none (the change is added to the "
-                "weights, not to the activations); set dropout: 0, or leave routed_experts out of targets"
+                f"adapter.dropout is {self.dropout}, but adapters of routed experts allow none "
+                "(the change is added to the "
+                "weights, not to the activations); set dropout: 0, or leave routed_experts out of "
+                "targets"
             )
         if "routed_experts" in self.targets and self.dora:
-            raise ValueError("adapter.dora does not go with routed_experts (PEFT has it for linear layers alone)")
+            raise ValueError(
+                "adapter.dora does not go with routed_experts (PEFT has it for linear layers alone)"
+            )
         if "routed_experts" in self.targets and self.quantise == "bnb-4bit":
             raise ValueError(
-                "adapter.quantise: bnb-4bit packs the routed experts, and PEFT's adapters of them do not work on packed "
-                "ones; leave routed_experts out of targets, or take quantise: bnb-8bit, which does not pack them"
+                "adapter.quantise: bnb-4bit packs the routed experts, and PEFT's adapters of them "
+                "do not work on packed "
+                "ones; leave routed_experts out of targets, or take quantise: bnb-8bit, which does "
+                "not pack them"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distil:
-    """Self-distillation over scales (m3/model/distillation.py): `weight` of the divergence in the loss, its `temperature`.
+    """Self-distillation over scales (m3/model/distillation.py): `weight` of the divergence in the
+    loss, its `temperature`.
 
     Weight 0 trains as without, and logs the divergence.
     """
@@ -271,6 +341,7 @@ class Distil:
     def __post_init__(self) -> None:
         if not (0 <= self.weight < math.inf and 0 < self.temperature < math.inf):
             raise ValueError(
-                f"distil: weight {self.weight} must be at least 0 and temperature {self.temperature} above 0, both finite; "
+                f"distil: weight {self.weight} must be at least 0 and temperature "
+                f"{self.temperature} above 0, both finite; "
                 "leave `distil` out to train without"
             )

@@ -1,83 +1,78 @@
-"""Parts of the model and what a stage does to each: a learning rate, or frozen; all of it, or its last layers alone."""
+"""Stages one after the other by one command, each starting from what the one before left.
 
-from collections.abc import Iterator
+A recipe with `stages` is everything they share, and a list of `{name, ...what differs}`. Stage
+`name` runs in `run/name`; from the second on, `model` is the predecessor's `checkpoints/final`. A
+finished stage is left alone, so the same command goes on where it was interrupted.
+"""
 
-from torch import nn
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from m3.model import M3ForConditionalGeneration
-from m3.training.sections import Parts, Rate
-
-PART_PREFIXES: dict[str, tuple[str, ...]] = {
-    "vision_tower": ("model.vision_tower.",),
-    "connector": ("model.connector.", "model.image_newline"),
-    "decoder": ("model.language_model.", "lm_head."),
-}
-PARTS = ("vision_tower", "connector", "decoder", "router")
-PEFT_PREFIX = "base_model.model."
+from m3.config import decode
+from m3.training.recipe import Recipe
 
 
-def part_of(name: str, routers: tuple[str, ...]) -> str:
-    """The part that a parameter belongs to; `routers` are the names of the decoder's routers. PEFT's names are taken too."""
-    name = name.removeprefix(PEFT_PREFIX)
-    if name.startswith(tuple(f"{router}." for router in routers)):
-        return "router"
-    return next(part for part, prefixes in PART_PREFIXES.items() if name.startswith(prefixes))
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """`shared`: a recipe's keys; `stages`: each a name and the keys that differ."""
+
+    run: str
+    stages: tuple[dict, ...]
+    shared: dict
+
+    def __post_init__(self) -> None:
+        names = [stage.get("name") for stage in self.stages]
+        if (
+            not names
+            or len(set(names)) < len(names)
+            or not all(isinstance(name, str) and name for name in names)
+        ):
+            raise ValueError(
+                "stages: expected a list in which each has a name of its own, got "
+                f"the names {names}"
+            )
 
 
-def router_names(model: M3ForConditionalGeneration) -> tuple[str, ...]:
-    """Names of the decoder's routers; none of a dense decoder."""
-    routers = model.model.routers
-    return tuple(name for name, module in model.named_modules() if any(module is router for router in routers))
+def recipes(chain: Chain) -> Iterator[Recipe]:
+    """The stages in order."""
+    before: str | None = None
+    for stage in chain.stages:
+        name = stage["name"]
+        _check_own(stage, is_first=before is None)
+        merged = _merged(
+            chain.shared, {key: value for key, value in stage.items() if key != "name"}
+        )
+        merged["run"] = f"{chain.run}/{name}"
+        if before is not None:
+            merged.pop("new_model", None)
+            merged["reset_connector"] = False
+            merged["model"] = before
+        yield decode(merged, Recipe, f"stage {name}")
+        before = f"{merged['run']}/checkpoints/final"
 
 
-def chosen_rates(parts: Parts) -> dict[str, Rate]:
-    """The rate of every part."""
-    router = parts.decoder if parts.router is None else parts.router
-    return {
-        "vision_tower": parts.vision_tower,
-        "connector": parts.connector,
-        "decoder": parts.decoder,
-        "router": router,
-    }
-
-
-def apply_parts(model: M3ForConditionalGeneration, parts: Parts) -> dict[str, float]:
-    """Freezes what is frozen or never read; returns the learning rate of each parameter that trains, by name.
-
-    Raises:
-        ValueError: a part has fewer layers than are to train, or the decoder has no router.
+def _check_own(stage: Mapping[str, Any], is_first: bool) -> None:
+    """A `ValueError` for a key that the stage's place in the chain decides, and that would be
+    passed over.
     """
-    rates, routers = chosen_rates(parts), router_names(model)
-    if parts.router is not None and not routers:
-        raise ValueError("parts.router: the decoder is dense and has none; leave it out")
-    left_out = {
-        *_outside_last_layers(model, "vision_tower", model.model.vision_tower, parts.vision_last_layers),
-        *_outside_last_layers(model, "decoder", model.model.language_model, parts.decoder_last_layers),
-    }
-    found: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
-        part = part_of(name, routers)
-        is_packed = not parameter.is_floating_point()  # quantised: it has no gradient; adapters train in its place
-        rate = "frozen" if is_packed or (name in left_out and part != "router") else rates[part]
-        if not is_packed:
-            parameter.requires_grad_(rate != "frozen")
-        if rate != "frozen":
-            found[name] = float(rate)
-    model.model.freeze_unread()
-    return {name: rate for name, rate in found.items() if model.get_parameter(name).requires_grad}
+    decided = {"run": "is the chain's and the stage's name"}
+    if not is_first:
+        decided |= dict.fromkeys(("model", "new_model"), "is what the stage before leaves")
+        decided["reset_connector"] = "draws anew what the stage before has trained"
+    for key, why in decided.items():
+        if key in stage:
+            raise ValueError(f"stage {stage['name']}: {key} {why}; leave it out")
 
 
-def _outside_last_layers(
-    model: M3ForConditionalGeneration, part: str, module: nn.Module, last: int | None
-) -> Iterator[str]:
-    """Names of the part's parameters that do not belong to its last layers; none when all of it trains."""
-    if last is None:
-        return
-    stacks = [stack for stack in module.modules() if isinstance(stack, nn.ModuleList)]
-    layers = max(stacks, key=len)
-    if not 1 <= last <= len(layers):
-        raise ValueError(f"parts: the last {last} layers of {part} are to train, but it has {len(layers)}")
-    inside = {id(parameter) for layer in list(layers)[-last:] for parameter in layer.parameters()}
-    for name, parameter in model.named_parameters():
-        if name.startswith(PART_PREFIXES[part]) and id(parameter) not in inside:
-            yield name
+def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merge, anything else is replaced, as with `base:`."""
+    merged = dict(shared)
+    for key, value in own.items():
+        old = merged.get(key)
+        merged[key] = (
+            _merged(old, value)
+            if isinstance(old, Mapping) and isinstance(value, Mapping)
+            else value
+        )
+    return merged

@@ -1,6 +1,8 @@
-"""Model FLOPs utilisation: floating-point operations that the model needs, over what the accelerators could do.
+"""Model FLOPs utilisation: floating-point operations that the model needs, over what the
+accelerators could do.
 
-Known peaks are those of dense bfloat16 as their makers state them (without sparsity). On others MFU is not logged.
+Known peaks are those of dense bfloat16 as their makers state them (without sparsity). On others MFU
+is not logged.
 """
 
 from dataclasses import dataclass
@@ -35,10 +37,11 @@ def peak_flops(name: str | None = None) -> float | None:
 
 @dataclass(frozen=True)
 class Meter:
-    """Operations of a training step: 6 per active weight and token of the decoder, and three passes of the tower.
+    """Operations of a training step: 6 per active weight and token of the decoder, and three passes
+    of the tower.
 
-    MFU (https://arxiv.org/abs/2204.02311, appendix B) is these over the elapsed time and the peak. Attention between tokens
-    and what is recomputed do not count as work.
+    MFU (https://arxiv.org/abs/2204.02311, appendix B) is these over the elapsed time and the peak.
+    Attention between tokens and what is recomputed do not count as work.
     """
 
     peak: float
@@ -51,9 +54,15 @@ class Meter:
 
 
 def meter(config: M3Config, device_name: str | None = None) -> Meter | None:
-    """For a model on a device called so, by default this machine's; None where its peak is not known."""
+    """For a model on a device called so, by default this machine's; None where its peak is not
+    known.
+    """
     peak = peak_flops(device_name)
     if peak is None:
         return None
     costs = CostModel.from_config(config)
-    return Meter(peak, costs.decoder.active(costs.top_k) + costs.head, costs.vision_flops() + costs.connector_flops())
+    return Meter(
+        peak,
+        costs.decoder.active(costs.top_k) + costs.head,
+        costs.vision_flops() + costs.connector_flops(),
+    )

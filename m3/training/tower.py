@@ -1,4 +1,6 @@
-"""`m3 train` of a `TowerRecipe`: an encoder learns what lies on each patch; `checkpoints/final` is a plain vision model."""
+"""`m3 train` of a `TowerRecipe`: an encoder learns what lies on each patch; `checkpoints/final`
+is a plain vision model.
+"""
 
 import json
 import math
@@ -9,10 +11,10 @@ import torch
 from datasets import Dataset, Image, load_dataset
 from transformers import AutoConfig, SiglipImageProcessorPil
 
-from m3.training.arguments import training_arguments
 from m3.training.compiling import check_compile, compile_layers
 from m3.training.distributed import world
 from m3.training.fingerprints import check_tower_fingerprints
+from m3.training.hf_arguments import training_arguments
 from m3.training.patch_labels import PatchLabelCollator, PatchLabeller, PatchLabellerOutput
 from m3.training.recipe import TowerRecipe
 from m3.training.resume import check_resume
@@ -21,7 +23,10 @@ from m3.training.trainer import RunTrainer
 
 
 def train_tower(recipe: TowerRecipe) -> RunFolder:
-    """Trains (or resumes) the encoder; returns its run folder. `recipe.data` is a folder that `m3 data tiny` wrote."""
+    """Trains (or resumes) the encoder; returns its run folder.
+
+    `recipe.data` is a folder that `m3 data tiny` wrote.
+    """
     run = RunFolder(recipe.run)
     run.check(recipe)
     if run.is_finished:
@@ -36,14 +41,24 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
     torch.manual_seed(recipe.schedule.seed)
     options = dict(recipe.vision_config)
     config = AutoConfig.for_model(options.pop("model_type"), **options)
-    model = PatchLabeller(config, classes=len(suite["patch_classes"]), slots=len(suite["patch_slots"]))
+    model = PatchLabeller(
+        config, classes=len(suite["patch_classes"]), slots=len(suite["patch_slots"])
+    )
     if recipe.hardware.compile:
         compile_layers(model)
-    image_processor = SiglipImageProcessorPil(size={"height": config.image_size, "width": config.image_size})
+    image_processor = SiglipImageProcessorPil(
+        size={"height": config.image_size, "width": config.image_size}
+    )
     rows = _rows(recipe)
     steps = len(rows) // recipe.schedule.step_samples(world().size)
     arguments = training_arguments(
-        run, recipe.schedule, recipe.optimiser, recipe.hardware, recipe.learning_rate, recipe.workers, steps
+        run,
+        recipe.schedule,
+        recipe.optimiser,
+        recipe.hardware,
+        recipe.learning_rate,
+        recipe.workers,
+        steps,
     )
     check_tower_fingerprints(run, recipe)
     trainer = RunTrainer(
@@ -69,7 +84,9 @@ def _suite(recipe: TowerRecipe) -> dict:
     """What `m3 data tiny` wrote last."""
     path = Path(recipe.data) / "suite.json"
     if not path.is_file():
-        raise ValueError(f"{path} is missing; draw the pictures with `m3 data tiny --out {recipe.data}`")
+        raise ValueError(
+            f"{path} is missing; draw the pictures with `m3 data tiny --out {recipe.data}`"
+        )
     return json.loads(path.read_text())
 
 
@@ -77,7 +94,10 @@ def _rows(recipe: TowerRecipe) -> Dataset:
     """The suite's training pictures, shuffled anew every pass, as many as the schedule asks for."""
     files = sorted(str(path) for path in (Path(recipe.data) / "train").glob("*.parquet"))
     if not files:
-        raise ValueError(f"{recipe.data} has no train/*.parquet; make them with `m3 data tiny --out {recipe.data}`")
+        raise ValueError(
+            f"{recipe.data} has no train/*.parquet; make them with `m3 data tiny "
+            f"--out {recipe.data}`"
+        )
     rows = load_dataset("parquet", data_files=files, split="train").select_columns(
         ["image", "patch_class", "patch_slot"]
     )
@@ -89,12 +109,16 @@ def _rows(recipe: TowerRecipe) -> Dataset:
     else:
         assert schedule.epochs is not None  # Schedule makes sure of one of them
         total = math.ceil(len(rows) * schedule.epochs / step) * step  # the last step is filled up
-    passes = [np.random.default_rng([schedule.seed, n]).permutation(len(rows)) for n in range(-(-total // len(rows)))]
+    passes = [
+        np.random.default_rng([schedule.seed, n]).permutation(len(rows))
+        for n in range(-(-total // len(rows)))
+    ]
     return rows.select(np.concatenate(passes)[:total])
 
 
 def _measure(output: PatchLabellerOutput, share: float) -> dict[str, tuple[float, float]]:
-    assert output.class_accuracy is not None and output.slot_accuracy is not None  # PatchLabeller always gives them
+    # PatchLabeller always gives them
+    assert output.class_accuracy is not None and output.slot_accuracy is not None
     return {
         "class_accuracy": (float(output.class_accuracy), 1.0),
         "slot_accuracy": (float(output.slot_accuracy), 1.0),

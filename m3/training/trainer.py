@@ -1,4 +1,6 @@
-"""A thin layer over transformers' Trainer: learning rates by part, weighted token counts, metrics into the run folder."""
+"""A thin layer over transformers' Trainer: learning rates by part, weighted token counts,
+metrics into the run folder.
+"""
 
 import logging
 import math
@@ -10,7 +12,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils.generic import ModelOutput
 
@@ -19,8 +28,8 @@ from m3.model.packed_sequences import real_tokens
 from m3.training.distributed import sum_over_processes, union_over_processes, wait_for_everyone
 from m3.training.evaluations import AskWhenDue, Evaluation, kept_random_state
 from m3.training.left_out import LEFT_OUT, LeftOut
-from m3.training.low_memory import average_gradients, row_by_row
 from m3.training.router_load import RouterLoad
+from m3.training.row_by_row import average_gradients, row_by_row
 from m3.training.run_folder import WHOLE, RunFolder
 from m3.training.sections import Distil
 from m3.training.throughput import Meter
@@ -28,36 +37,45 @@ from m3.training.throughput import Meter
 logger = logging.getLogger(__name__)
 
 Measure = Callable[[Any, float], dict[str, tuple[float, float]]]
-"""Turns its own model's output, and the micro-batch's share of the step, into name -> (sum, count), to be added up over
-steps and devices and divided when logged."""
+"""Turns its own model's output, and the micro-batch's share of the step, into name -> (sum, count),
+to be added up over steps and devices and divided when logged."""
 
 
 class MarkWhole(TrainerCallback):
-    """Marks a checkpoint once every process has written all of its part, so that a kill while saving cannot pass for one.
+    """Marks a checkpoint once every process has written all of its part, so that a kill while
+    saving cannot pass for one.
 
-    What was measured since the last line of metrics is logged before a checkpoint, so that a resumed run lacks nothing.
+    What was measured since the last line of metrics is logged before a checkpoint, so that a
+    resumed run lacks nothing.
     """
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
         control.should_log = control.should_log or control.should_save
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
         wait_for_everyone()
         if state.is_world_process_zero:
-            assert args.output_dir is not None  # m3/training/arguments.py always names one
+            assert args.output_dir is not None  # m3/training/hf_arguments.py always names one
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
 
 class RunTrainer(Trainer):
-    """Trainer that knows its run folder. `measure` says what to log of every output; `rates` the rate of each parameter.
+    """Trainer that knows its run folder.
+
+    `measure` says what to log of every output; `rates` the rate of each parameter.
 
     `undecayed`: parameters that weight decay leaves alone.
-    `low_memory`: the model (within PEFT's) whose rows are read one at a time. `held_out`: how often the loss of which batches is
-    measured. `benchmarks`: what is evaluated beside it, and how often.
+    `low_memory`: the model (within PEFT's) whose rows are read one at a time. `held_out`: how often
+    the loss of which batches is measured. `benchmarks`: what is evaluated beside it, and how often.
     `distil`: self-distillation over scales; the batches then name the teachers (`teacher_index`).
 
-    The loss of a step is divided by the sum of `loss_weights` over all its micro-batches and devices, and router losses
-    are taken over the whole step (`router`), so that neither accumulation nor the number of devices changes the gradient.
+    The loss of a step is divided by the sum of `loss_weights` over all its micro-batches and
+    devices, and router losses are taken over the whole step (`router`), so that neither
+    accumulation nor the number of devices changes the gradient.
     """
 
     def __init__(
@@ -86,7 +104,8 @@ class RunTrainer(Trainer):
         self._router = router
         if low_memory is not None and self.is_fsdp_enabled:
             raise ValueError(
-                "memory: low goes backward several times a step, which FSDP does not take; set it to packed, with "
+                "memory: low goes backward several times a step, which FSDP does not take; set it "
+                "to packed, with "
                 "hardware.activation_checkpointing: true"
             )
         self._low_memory = low_memory
@@ -94,7 +113,8 @@ class RunTrainer(Trainer):
         self._meter = meter
         if benchmarks is not None and self.is_fsdp_enabled:
             raise ValueError(
-                "evaluation runs the whole model in every process, which FSDP shards; leave it out, and sweep the checkpoints"
+                "evaluation runs the whole model in every process, which FSDP shards; leave it "
+                "out, and sweep the checkpoints"
             )
         self._flops = 0.0
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -115,11 +135,16 @@ class RunTrainer(Trainer):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 groups[self._rates[name], name in decayed].append(parameter)
-        any_model = cast(PreTrainedModel, model)  # Trainer itself passes whatever module it was given
+        # Trainer itself passes whatever module it was given
+        any_model = cast(PreTrainedModel, model)
         optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, any_model)
         self.optimizer = optimiser(
             [
-                {"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay if decay else 0.0}
+                {
+                    "params": parameters,
+                    "lr": rate,
+                    "weight_decay": self.args.weight_decay if decay else 0.0,
+                }
                 for (rate, decay), parameters in groups.items()
             ],
             **options,
@@ -129,12 +154,16 @@ class RunTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """Counts the step's items as Trainer does, but by weight: an image at one of S scales counts 1/S."""
+        """Counts the step's items as Trainer does, but by weight: an image at one of S scales
+        counts 1/S.
+        """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._left_out.take(batches, self.args.per_device_train_batch_size)
         if items is None or not batches or "loss_weights" not in batches[0]:
             return batches, items
-        weights = [batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum() for batch in batches]
+        weights = [
+            batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum() for batch in batches
+        ]
         tokens = sum(_real_tokens(batch) for batch in batches)
         both = sum_over_processes(torch.tensor([float(sum(weights)), tokens], device=device))
         self._step_tokens = max(float(both[1]), 1.0)
@@ -143,7 +172,10 @@ class RunTrainer(Trainer):
         return batches, both[0].clamp(min=1e-12)  # a step may have no target
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Forward and backward of a micro-batch: of all rows at once, or row by row."""
         if self._low_memory is None:
@@ -155,7 +187,9 @@ class RunTrainer(Trainer):
 
         def read(row: dict[str, Tensor]) -> Tensor:
             with self.compute_loss_context_manager():
-                loss = cast(Tensor, self.compute_loss(own, row, num_items_in_batch=num_items_in_batch))
+                loss = cast(
+                    Tensor, self.compute_loss(own, row, num_items_in_batch=num_items_in_batch)
+                )
             self.accelerator.backward(loss)
             return loss.detach()
 
@@ -165,12 +199,16 @@ class RunTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs) -> dict[str, float]:
-        """What is due at this step, into the run's metrics. It changes no random state, and its time is not training's."""
+        """What is due at this step, into the run's metrics.
+
+        It changes no random state, and its time is not training's.
+        """
         step, began = self.state.global_step, time.perf_counter()
         if self._evaluated[0] == step:  # Trainer asks again at the end of the last pass
             return self._evaluated[1]
         found: dict[str, float] = {}
-        with kept_random_state(), torch.compiler.set_stance("force_eager"):  # generation meets ever new shapes
+        # generation meets ever new shapes
+        with kept_random_state(), torch.compiler.set_stance("force_eager"):
             for evaluation in self._evaluations:
                 if step % evaluation.every == 0:
                     found |= evaluation.measure(step)
@@ -193,7 +231,9 @@ class RunTrainer(Trainer):
                 sums[name], counts[name] = sums[name] + value, counts[name] + count
         model.train()
         return {
-            f"eval_{name}": round(sums[name] / counts[name], 6) for name in sorted(sums) if name.startswith("loss_")
+            f"eval_{name}": round(sums[name] / counts[name], 6)
+            for name in sorted(sums)
+            if name.startswith("loss_")
         }
 
     def compute_loss(
@@ -203,13 +243,20 @@ class RunTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, ModelOutput]:
-        """The model's own loss; what `measure` finds in its output is kept for the next line of metrics."""
+        """The model's own loss; what `measure` finds in its output is kept for the next line of
+        metrics.
+        """
         if self._router is not None:
             step = self._router.step
             inputs = inputs | {"router_load": step.load, "router_tokens": step.tokens}
         if self._distil is not None:
-            inputs = inputs | {"distil_weight": self._distil.weight, "distil_temperature": self._distil.temperature}
-        both = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+            inputs = inputs | {
+                "distil_weight": self._distil.weight,
+                "distil_temperature": self._distil.temperature,
+            }
+        both = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
         loss, outputs = cast(tuple[Tensor, ModelOutput], both)  # since return_outputs is set
         if model.training:
             self._note(outputs, inputs)
@@ -228,7 +275,11 @@ class RunTrainer(Trainer):
             rows = inputs["input_ids"]
             if self.state.global_step == 0 and self._places == 0 and self.is_world_process_zero():
                 fill = tokens / rows.numel()
-                logger.info("first batch: %d rows of %d places, %.1f %% of them filled", *rows.shape, 100 * fill)
+                logger.info(
+                    "first batch: %d rows of %d places, %.1f %% of them filled",
+                    *rows.shape,
+                    100 * fill,
+                )
             self._tokens += tokens
             self._places += rows.numel()
             if self._meter is not None:
@@ -236,30 +287,40 @@ class RunTrainer(Trainer):
                 self._flops += self._meter.flops(tokens, shown)
 
     def log(self, logs: dict[str, float | int], start_time: float | None = None) -> None:
-        """Adds the measured means and the speed; the screen leaves out the router's, the run's metrics have all."""
+        """Adds the measured means and the speed; the screen leaves out the router's, the run's
+        metrics have all.
+        """
         if "loss" in logs:
             self._check_finite(logs)
         found = self._collect() if "loss" in logs else {}
-        super().log(logs | {name: value for name, value in found.items() if "/" not in name}, start_time)
+        super().log(
+            logs | {name: value for name, value in found.items() if "/" not in name}, start_time
+        )
         if self.is_world_process_zero() and "loss" in logs:
             self.run.append_metrics({"step": self.state.global_step, **logs, **found})
 
     def _check_finite(self, logs: Mapping[str, float | int]) -> None:
-        """Every process has the same numbers, so all of them stop; a step is logged before it is saved."""
+        """Every process has the same numbers, so all of them stop; a step is logged before it is
+        saved.
+        """
         for name, shown in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
             value = float(logs.get(name, 0.0))
             if not math.isfinite(value):
                 checkpoint = self.run.newest_checkpoint()
                 raise ValueError(
-                    f"step {self.state.global_step}: {shown} is {value}; nothing of it was saved, and the newest checkpoint is "
-                    f"{checkpoint or 'none: there is no checkpoint yet'}. Lower the rates of parts, lengthen optimiser.warmup or "
+                    f"step {self.state.global_step}: {shown} is {value}; nothing of it was saved, "
+                    "and the newest checkpoint is "
+                    f"{checkpoint or 'none: there is no checkpoint yet'}. Lower the rates of "
+                    "parts, lengthen optimiser.warmup or "
                     "lower optimiser.max_grad_norm, in a new run (run=FOLDER)"
                 )
 
     def run_to_end(self, save: Callable[[str], None] | None = None) -> None:
-        """Trains from the newest whole checkpoint (or the start), then writes `checkpoints/final`, whole or not at all.
+        """Trains from the newest whole checkpoint (or the start), then writes `checkpoints/final`,
+        whole or not at all.
 
-        `save` writes what the run is for into a folder; by default the model and its processor. It runs on every rank.
+        `save` writes what the run is for into a folder; by default the model and its processor. It
+        runs on every rank.
         """
         checkpoint = self.run.newest_checkpoint()
         wait_for_everyone()  # all of them looked before the first goes on to write
@@ -271,7 +332,9 @@ class RunTrainer(Trainer):
         for name in LEFT_OUT:
             total = sum(int(row.get(name, 0)) for row in self.run.read_metrics())
             if total and self.is_world_process_zero():
-                logger.warning("%s over the whole run: %d samples (m3 data check names them)", name, total)
+                logger.warning(
+                    "%s over the whole run: %d samples (m3 data check names them)", name, total
+                )
         aside = self.run.checkpoints / ".final"
         (save or self.save_model)(str(aside))
         wait_for_everyone()
@@ -280,13 +343,16 @@ class RunTrainer(Trainer):
         wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's own; what is saved for use, not to resume from, holds no pickle of the arguments."""
+        """As Trainer's own; what is saved for use, not to resume from, holds no pickle of the
+        arguments.
+        """
         super().save_model(output_dir, _internal_call)
         if not _internal_call and output_dir is not None and self.is_world_process_zero():
             (Path(output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _collect(self) -> dict[str, float | int]:
-        names = union_over_processes(self._sums)  # a rank whose batches had no image lacks the scales
+        # a rank whose batches had no image lacks the scales
+        names = union_over_processes(self._sums)
         values = [[self._sums[n], self._counts[n]] for n in names]
         values += [[float(self._tokens), float(self._places)], [self._flops, 0.0]]
         table = sum_over_processes(torch.tensor(values, device=self.args.device)).cpu()
@@ -297,13 +363,25 @@ class RunTrainer(Trainer):
         self._counts.clear()
         self._tokens, self._places, self._flops, self._since = 0, 0, 0.0, time.perf_counter()
         speed = (
-            {"tokens_per_second": round(tokens / elapsed, 1), "row_fill": round(tokens / places, 4)} if tokens else {}
+            {"tokens_per_second": round(tokens / elapsed, 1), "row_fill": round(tokens / places, 4)}
+            if tokens
+            else {}
         )
         if self._meter is not None:
-            speed["mfu"] = round(float(table[-1, 0]) / (elapsed * self._meter.peak * self.args.world_size), 4)
-        return {**means, **speed, **self._left_out.collect(self.state.global_step, self.args.device)}
+            speed["mfu"] = round(
+                float(table[-1, 0]) / (elapsed * self._meter.peak * self.args.world_size), 4
+            )
+        return {
+            **means,
+            **speed,
+            **self._left_out.collect(self.state.global_step, self.args.device),
+        }
 
 
 def _real_tokens(batch: Mapping[str, Tensor]) -> int:
     """Tokens of a batch that are no padding."""
-    return int(real_tokens(batch["input_ids"], batch.get("attention_mask"), batch.get("sequence_lengths")).sum())
+    return int(
+        real_tokens(
+            batch["input_ids"], batch.get("attention_mask"), batch.get("sequence_lengths")
+        ).sum()
+    )

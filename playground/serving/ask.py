@@ -1,4 +1,5 @@
-"""Asks a server about an image at several scales, with OpenAI's client (pip install openai); the answers are streamed.
+"""Asks a server about an image at several scales, with OpenAI's client (pip install openai); the
+answers are streamed.
 
 python playground/serving/ask.py photo.png "What colour is the background?" 1 9 144
 
@@ -14,7 +15,8 @@ from openai import OpenAI
 
 image, question, *scales = sys.argv[1:]
 client = OpenAI(
-    base_url=os.environ.get("M3_SERVER", "http://127.0.0.1:8000") + "/v1", api_key=os.environ.get("M3_API_KEY", "none")
+    base_url=os.environ.get("M3_SERVER", "http://127.0.0.1:8000") + "/v1",
+    api_key=os.environ.get("M3_API_KEY", "none"),
 )
 address = "data:image/png;base64," + base64.b64encode(Path(image).read_bytes()).decode()
 for scale in scales or ["36"]:

@@ -13,7 +13,9 @@ from m3.bench.timing import Timing, alternate, peak_memory
 
 def test_tasks_run_turn_about_and_the_warm_up_is_left_out() -> None:
     order: list[str] = []
-    timings = alternate([lambda: order.append("a"), lambda: order.append("b")], repetitions=2, warm_up=1)
+    timings = alternate(
+        [lambda: order.append("a"), lambda: order.append("b")], repetitions=2, warm_up=1
+    )
     assert order == ["a", "b"] * 3
     assert [len(t.seconds) for t in timings] == [2, 2]
     assert Timing((1.0, 9.0, 2.0)).median == 2.0
@@ -31,9 +33,21 @@ def test_peak_memory_is_that_of_the_work_alone() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["tiny", "real"])
 def test_step_compares_ours_with_the_published_loop(
-    shape: str, tmp_path: Path, tiny_checkpoint: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+    shape: str,
+    tmp_path: Path,
+    tiny_checkpoint: Callable[[Path], Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = ["--images", "1", "--repetitions", "1", "--pack-lengths", "700,1400", "--towers", "frozen,trained"]
+    options = [
+        "--images",
+        "1",
+        "--repetitions",
+        "1",
+        "--pack-lengths",
+        "700,1400",
+        "--towers",
+        "frozen,trained",
+    ]
     options += ["--model", str(tiny_checkpoint(tmp_path / "model"))] if shape == "tiny" else []
     assert main(["step", "--shape", shape, *options]) == 0
     *_, first, second, third, fourth, fifth, sixth, worst = capsys.readouterr().out.splitlines()
@@ -54,7 +68,8 @@ def test_both_ways_of_a_step_give_one_loss() -> None:
     assert bench.packed == "packed"
     assert all(len(lengths) == 6 for lengths in (step._lengths(bench.batches["100"]),))
     assert {
-        int(row["attention_mask"].sum(1)[0]) - scale for row, scale in zip(bench.loop, (1, 9, 36), strict=True)
+        int(row["attention_mask"].sum(1)[0]) - scale
+        for row, scale in zip(bench.loop, (1, 9, 36), strict=True)
     } == {60}
 
 
@@ -68,9 +83,18 @@ def test_train_compares_every_way_of_equal_gradients(
     tmp_path: Path, tiny_checkpoint: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = str(tiny_checkpoint(tmp_path / "model"))
-    assert main(["train", "--model", model, "--images", "3", "--repetitions", "1", "--threads", "1"]) == 0
+    assert (
+        main(["train", "--model", model, "--images", "3", "--repetitions", "1", "--threads", "1"])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["published", "padded", "packed", "low", "largest"]
+    assert [line.split()[0] for line in lines[2:]] == [
+        "published",
+        "padded",
+        "packed",
+        "low",
+        "largest",
+    ]
 
 
 def test_suite_samples_keep_as_many_questions_as_asked() -> None:

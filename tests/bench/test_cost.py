@@ -15,23 +15,49 @@ from m3.model.cost import CostModel
 def test_configuration_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_config("qwen3_moe").save_pretrained(tmp_path)
     out = tmp_path / "cost.csv"
-    arguments = [str(tmp_path / "config.json"), "--scales", "36,9", "--batch-sizes", "1,4", "--accelerator", "A100"]
+    arguments = [
+        str(tmp_path / "config.json"),
+        "--scales",
+        "36,9",
+        "--batch-sizes",
+        "1,4",
+        "--accelerator",
+        "A100",
+    ]
     assert cost.main([*arguments, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "ESTIMATED lower bound in 16 bit for A100 SXM 80GB, 312 TFLOP/s and 2.039 TB/s" in printed
+    assert (
+        "ESTIMATED lower bound in 16 bit for A100 SXM 80GB, 312 TFLOP/s and 2.039 TB/s" in printed
+    )
     assert "MEASURED" not in printed
     with out.open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["batch_size"], row["scale"]) for row in rows] == [("1", "9"), ("1", "36"), ("4", "9"), ("4", "36")]
+    assert [(row["batch_size"], row["scale"]) for row in rows] == [
+        ("1", "9"),
+        ("1", "36"),
+        ("4", "9"),
+        ("4", "36"),
+    ]
     formulas = CostModel.from_config(make_config("qwen3_moe"), cost.FORMATS["bfloat16"])
     assert int(rows[3]["prefill_flops"]) == formulas.cost(36, 30, batch_size=4).prefill_flops
     assert all(float(row["estimated_first_token_s"]) > 0 for row in rows)
     assert not any(name.startswith("measured") for name in rows[0])
 
 
-def test_measured_stands_beside_the_estimate_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_measured_stands_beside_the_estimate_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     make_config("llama").save_pretrained(tmp_path)  # no weights: random ones are measured
-    arguments = [str(tmp_path), "--scales", "9", "--measure", "--device", "cpu", "--out", str(tmp_path / "c.csv")]
+    arguments = [
+        str(tmp_path),
+        "--scales",
+        "9",
+        "--measure",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "c.csv"),
+    ]
     assert cost.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "MEASURED on CPU (" in printed
@@ -57,14 +83,20 @@ def test_the_estimate_is_of_16_bit_whatever_is_counted(tmp_path: Path):
 
 def test_mistakes_are_named(tmp_path: Path):
     make_config("llama").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="--scales takes numbers with commas, such as 1,9,36; got '9,x'"):
+    with pytest.raises(
+        ValueError, match="--scales takes numbers with commas, such as 1,9,36; got '9,x'"
+    ):
         cost.main([str(tmp_path), "--scales", "9,x"])
     with pytest.raises(ValueError, match="scale 5 cannot be reached exactly from a 12x12 grid"):
         cost.main([str(tmp_path), "--scales", "5"])
 
 
-def test_what_has_no_such_cost_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+def test_what_has_no_such_cost_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(
+        tmp_path
+    )
     for arguments, message in (
         ([str(tmp_path)], "a model of type 'llama', expected 'm3'"),
         ([str(tmp_path / "nowhere")], "no such folder"),

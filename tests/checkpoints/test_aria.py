@@ -1,4 +1,6 @@
-"""Aria: our numbers against transformers' own, at every resolution and scale; there and back; training and generation."""
+"""Aria: our numbers against transformers' own, at every resolution and scale; there and back;
+training and generation.
+"""
 
 import json
 from collections.abc import Callable
@@ -26,15 +28,19 @@ from m3.data.sample import Sample, Turn
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.processing.aria_tiles import AriaTileProcessor
+from m3.training.parameter_groups import apply_parts
 from m3.training.sections import Parts
-from m3.training.stages import apply_parts
 
 SAME = 1e-4  # measured: 5e-7, of logits up to 4
-QUESTION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour is it?"}]}]
+QUESTION = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour is it?"}]}
+]
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,9 @@ def test_logits_equal_transformers(
     processor: M3Processor,
 ) -> None:
     """With experts, padded tiles and all queries."""
-    shown = [picture(*shape, seed) for seed, shape in enumerate([(70, 40), (30, 90), (50, 50)][:images])]
+    shown = [
+        picture(*shape, seed) for seed, shape in enumerate([(70, 40), (30, 90), (50, 50)][:images])
+    ]
     inputs = processor(images=shown, text=prompt(processor, images), max_image_size=size)
     assert inputs["image_scales"].tolist() == inputs["tile_tokens"].tolist() == [tokens] * images
     assert inputs["pixel_values"].shape == (images, 3, size, size)
@@ -97,12 +105,17 @@ def test_logits_equal_transformers(
     torch.testing.assert_close(logits, their_logits(theirs, inputs), rtol=0, atol=SAME)
     inputs["pixel_values"] = -inputs["pixel_values"]
     with torch.no_grad():
-        assert (ours(**inputs).logits - logits).abs().max() > 1e-2, "the text does not see the images"
+        assert (ours(**inputs).logits - logits).abs().max() > 1e-2, (
+            "the text does not see the images"
+        )
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_every_scale_is_a_slice_of_their_projector(
-    size: int, ours: M3ForConditionalGeneration, theirs: AriaForConditionalGeneration, processor: M3Processor
+    size: int,
+    ours: M3ForConditionalGeneration,
+    theirs: AriaForConditionalGeneration,
+    processor: M3Processor,
 ) -> None:
     inputs = processor(images=picture(70, 40), text=prompt(processor), max_image_size=size)
     pixels, mask, tokens = inputs["pixel_values"], inputs["pixel_mask"], int(inputs["tile_tokens"])
@@ -121,7 +134,9 @@ def test_every_scale_is_a_slice_of_their_projector(
 def test_a_small_budget_is_their_model_with_fewer_queries(
     scale: int, folders: tuple[Path, Path], ours: M3ForConditionalGeneration, processor: M3Processor
 ) -> None:
-    inputs = processor(images=picture(70, 40), text=prompt(processor), matryoshka_vis_token_scale=scale)
+    inputs = processor(
+        images=picture(70, 40), text=prompt(processor), matryoshka_vis_token_scale=scale
+    )
     fewer = dict.fromkeys(QUERIES, scale)
     model = AriaForConditionalGeneration.from_pretrained(folders[0]).eval()
     model.model.multi_modal_projector.patch_to_query_dict = fewer
@@ -132,7 +147,9 @@ def test_a_small_budget_is_their_model_with_fewer_queries(
 
 def test_the_real_geometry(tmp_path: Path) -> None:
     """490 and 980 pixels, 1225 and 4900 patches, 128 and 256 queries; only the widths are tiny."""
-    theirs = save_aria(tmp_path / "hub", aria_config({1225: 128, 4900: 256}, 980, experts=8, width=8), 980, 336)
+    theirs = save_aria(
+        tmp_path / "hub", aria_config({1225: 128, 4900: 256}, 980, experts=8, width=8), 980, 336
+    )
     convert(tmp_path / "hub", tmp_path / "native")
     ours = AutoModelForImageTextToText.from_pretrained(tmp_path / "native").eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "native")
@@ -161,10 +178,14 @@ def test_mixed_sizes_and_splits_in_one_batch_equal_separate_calls(
             choice = {name: values[row] for name, values in options.items()}
             alone = processor(images=image, text=prompt(processor), **choice)
             length = alone["input_ids"].shape[1]
-            torch.testing.assert_close(logits[row, -length:], ours(**alone).logits[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                logits[row, -length:], ours(**alone).logits[0], rtol=0, atol=1e-5
+            )
 
 
-def test_a_batch_of_two_sizes_needs_tile_tokens(ours: M3ForConditionalGeneration, processor: M3Processor) -> None:
+def test_a_batch_of_two_sizes_needs_tile_tokens(
+    ours: M3ForConditionalGeneration, processor: M3Processor
+) -> None:
     two = processor(
         images=[picture(70, 40)] * 2,
         text=prompt(processor, 2),
@@ -172,32 +193,48 @@ def test_a_batch_of_two_sizes_needs_tile_tokens(ours: M3ForConditionalGeneration
         matryoshka_vis_token_scale=5,
     )
     with pytest.raises(
-        ValueError, match=r"makes \[128, 256\] tokens of the tiles, but by tile_tokens they have \[256, 256\]"
+        ValueError,
+        match=r"makes \[128, 256\] tokens of the tiles, but by tile_tokens they have "
+        r"\[256, 256\]",
     ):
         ours(**{name: value for name, value in two.items() if name != "tile_tokens"})
 
 
 # ---------------------------------------------------------------------- there and back
 def test_back_to_transformers_nothing_is_missing_and_bytes_are_equal(
-    folders: tuple[Path, Path], tmp_path: Path, theirs: AriaForConditionalGeneration, processor: M3Processor
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    theirs: AriaForConditionalGeneration,
+    processor: M3Processor,
 ) -> None:
     hub, native = folders
     convert(native, tmp_path / "back", to="aria")
-    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "back", output_loading_info=True)
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "back", output_loading_info=True
+    )
     assert isinstance(model, AriaForConditionalGeneration)
     assert not any(report.values()), report
-    assert (hub / "model.safetensors").read_bytes() == (tmp_path / "back" / "model.safetensors").read_bytes()
+    assert (hub / "model.safetensors").read_bytes() == (
+        tmp_path / "back" / "model.safetensors"
+    ).read_bytes()
     for name in ("config.json", "tokenizer.json"):
-        assert json.loads((hub / name).read_text()) == json.loads((tmp_path / "back" / name).read_text())
+        assert json.loads((hub / name).read_text()) == json.loads(
+            (tmp_path / "back" / name).read_text()
+        )
     inputs = processor(images=picture(70, 40), text=prompt(processor))
     assert torch.equal(their_logits(model.eval(), inputs), their_logits(theirs, inputs))
     reader = AutoProcessor.from_pretrained(tmp_path / "back")
     assert isinstance(reader, AriaProcessor)
-    assert (reader.image_processor.max_image_size, reader.image_processor.min_image_size) == (LARGE, 19)
+    assert (reader.image_processor.max_image_size, reader.image_processor.min_image_size) == (
+        LARGE,
+        19,
+    )
     assert reader.image_token == "<|img|>"
     assert reader.apply_chat_template(QUESTION, add_generation_prompt=True) == prompt(processor)
     convert(tmp_path / "back", tmp_path / "again")
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (native / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        native / "model.safetensors"
+    ).read_bytes()
     for name in ("config.json", "processor_config.json", "chat_template.jinja"):
         assert (tmp_path / "again" / name).read_text() == (native / name).read_text()
 
@@ -222,7 +259,9 @@ def test_scales_of_further_training_are_kept(folders: tuple[Path, Path], tmp_pat
     model = M3ForConditionalGeneration.from_pretrained(folders[1])
     processor = M3Processor.from_pretrained(folders[1])
     assert model.config.nesting.trained_scales == (128, 256)
-    model.config.nesting = type(model.config.nesting)(kind="query_prefix", trained_scales=(1, 8, 32))
+    model.config.nesting = type(model.config.nesting)(
+        kind="query_prefix", trained_scales=(1, 8, 32)
+    )
     processor.nesting = {"kind": "query_prefix", "trained_scales": [1, 8, 32]}
     model.save_pretrained(tmp_path / "trained")
     processor.save_pretrained(tmp_path / "trained")
@@ -230,7 +269,9 @@ def test_scales_of_further_training_are_kept(folders: tuple[Path, Path], tmp_pat
     convert(tmp_path / "back", tmp_path / "again")
     assert M3Processor.from_pretrained(tmp_path / "again").trained_scales == [1, 8, 32]
     assert not any(
-        AriaForConditionalGeneration.from_pretrained(tmp_path / "back", output_loading_info=True)[1].values()
+        AriaForConditionalGeneration.from_pretrained(tmp_path / "back", output_loading_info=True)[
+            1
+        ].values()
     )
 
 
@@ -238,7 +279,9 @@ def test_what_aria_cannot_hold_is_refused(
     tiny_checkpoint: Callable[[Path], Path], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     tiny = tiny_checkpoint(tmp_path / "tiny")
-    with pytest.raises(ValueError, match="cannot hold the vision encoder siglip_vision_model .*Keep the native"):
+    with pytest.raises(
+        ValueError, match="cannot hold the vision encoder siglip_vision_model .*Keep the native"
+    ):
         convert(tiny, tmp_path / "no", to="aria")
     with pytest.raises(ValueError, match="leave --vision-tower out"):
         convert(folders[0], tmp_path / "no", options=Options(vision_tower=folders[0]))
@@ -246,7 +289,11 @@ def test_what_aria_cannot_hold_is_refused(
     other.save_pretrained(tmp_path / "other")
     text = (tmp_path / "other" / "tokenizer.json").read_text().replace("<|img|>", "<|pic|>")
     (tmp_path / "other" / "tokenizer.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is the token '<\|pic\|>', expected '<\|img\|>'. Give the tokenizer"):
+    with pytest.raises(
+        ValueError,
+        match=r"is the token '<\|pic\|>', expected '<\|img\|>'. Give "
+        r"the tokenizer",
+    ):
         convert(folders[0], tmp_path / "no", options=Options(tokenizer=tmp_path / "other"))
     assert not (tmp_path / "no").exists()
 
@@ -255,10 +302,15 @@ def test_what_aria_cannot_hold_is_refused(
 def test_generate_with_the_chat_template_equals_transformers(
     ours: M3ForConditionalGeneration, theirs: AriaForConditionalGeneration, processor: M3Processor
 ) -> None:
-    inputs = processor(images=[picture(70, 40), picture(30, 90)], text=prompt(processor, 2), max_image_size=SMALL)
+    inputs = processor(
+        images=[picture(70, 40), picture(30, 90)], text=prompt(processor, 2), max_image_size=SMALL
+    )
     ids = ours.generate(**inputs, max_new_tokens=5, do_sample=False)
     expected = theirs.generate(
-        **{name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values", "pixel_mask")},
+        **{
+            name: inputs[name]
+            for name in ("input_ids", "attention_mask", "pixel_values", "pixel_mask")
+        },
         max_new_tokens=5,
         do_sample=False,
     )
@@ -267,8 +319,12 @@ def test_generate_with_the_chat_template_equals_transformers(
 
 
 @pytest.mark.parametrize("pack_length", [None, 640])
-def test_a_training_step_over_scales(pack_length: int | None, folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """Through the collator: finite loss per scale, gradients for the queries that were read, none where nothing is read."""
+def test_a_training_step_over_scales(
+    pack_length: int | None, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Through the collator: finite loss per scale, gradients for the queries that were read,
+    none where nothing is read.
+    """
     model = M3ForConditionalGeneration.from_pretrained(folders[1]).train()
     processor = M3Processor.from_pretrained(folders[1])
     apply_parts(model, Parts(vision_tower=1e-4, connector=1e-4, decoder=1e-4))
@@ -297,7 +353,10 @@ def test_a_training_step_over_scales(pack_length: int | None, folders: tuple[Pat
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    assert frozen == ["model.vision_tower.post_layernorm.weight", "model.vision_tower.post_layernorm.bias"]
+    assert frozen == [
+        "model.vision_tower.post_layernorm.weight",
+        "model.vision_tower.post_layernorm.bias",
+    ]
     experts = model.model.language_model.layers[0].mlp.experts
     assert experts.gate_up_proj.grad.abs().sum() > 0
 

@@ -15,11 +15,11 @@ import torch
 from checkpoint_tools import make_llava
 from safetensors.torch import load_file, save_file
 
-from m3.checkpoints.aside import written_aside
 from m3.checkpoints.base import Options
 from m3.checkpoints.convert import convert
 from m3.checkpoints.places import find
 from m3.cli import main
+from m3.files import written_aside
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CopyOf = Callable[[], Path]
@@ -57,12 +57,16 @@ def cut_short(folder: Path) -> None:
 
 
 def in_two_shards(folder: Path, **changes: str) -> None:
-    """`lm_head.weight` alone in `b`, and a stale one beside the rest in `c`, which the index does not name it in."""
+    """`lm_head.weight` alone in `b`, and a stale one beside the rest in `c`, which the index
+    does not name it in.
+    """
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     head = {"lm_head.weight": tensors.pop("lm_head.weight")}
     save_file(head, folder / "b.safetensors")
-    save_file(tensors | {name: tensor * 0 for name, tensor in head.items()}, folder / "c.safetensors")
+    save_file(
+        tensors | {name: tensor * 0 for name, tensor in head.items()}, folder / "c.safetensors"
+    )
     place = dict.fromkeys(tensors, "c.safetensors") | dict.fromkeys(head, "b.safetensors") | changes
     (folder / INDEX).write_text(json.dumps({"weight_map": place}))
 
@@ -77,7 +81,9 @@ def lora_adapter(weights: str) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         (folder / WEIGHTS).rename(folder / weights)
         (folder / "non_lora_trainables.bin").write_bytes(b"")
-        (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}')
+        (folder / "adapter_config.json").write_text(
+            '{"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}'
+        )
 
     return change
 
@@ -91,27 +97,51 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lora_adapter("adapter_model.safetensors"),
         "is a LoRA adapter of lmsys/vicuna-7b-v1.5 .*: merge",
     ),
-    "LoRA, pickled": (lora_adapter("adapter_model.bin"), "is a LoRA adapter of lmsys/vicuna-7b-v1.5 .*: merge"),
+    "LoRA, pickled": (
+        lora_adapter("adapter_model.bin"),
+        "is a LoRA adapter of lmsys/vicuna-7b-v1.5 .*: merge",
+    ),
     "connector alone": (
         lambda folder: (folder / WEIGHTS).rename(folder / "mm_projector.bin"),
         r"the connector of LLaVA's pre-training alone \(mm_projector.bin\)",
     ),
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "has no weights: expected model.safetensors"),
+    "no weights": (
+        lambda folder: (folder / WEIGHTS).unlink(),
+        "has no weights: expected model.safetensors",
+    ),
     "missing shard": (
         shard_missing,
-        "1 of the 2 shards that model.safetensors.index.json names are missing: model-00002-of-00002.safetensors",
+        "1 of the 2 shards that model.safetensors.index.json names are missing: "
+        "model-00002-of-00002.safetensors",
     ),
-    "shard elsewhere": (shard_elsewhere, "shards must be files of the same folder, got ../other/model.safetensors"),
+    "shard elsewhere": (
+        shard_elsewhere,
+        "shards must be files of the same folder, got ../other/model.safetensors",
+    ),
     "index is no JSON": (write_index("{"), f"{INDEX}: not an index of shards .JSONDecodeError"),
     "index of nothing": (write_index("{}"), f"{INDEX}: not an index of shards .KeyError"),
-    "index of lists": (write_index('{"weight_map": ["a"]}'), "weight_map must say the file of each tensor"),
+    "index of lists": (
+        write_index('{"weight_map": ["a"]}'),
+        "weight_map must say the file of each tensor",
+    ),
     "index that lies": (
         lambda folder: in_two_shards(folder, **{"model.norm.weight": "b.safetensors"}),
-        "places 1 tensors in files that do not hold them, such as model.norm.weight in b.safetensors",
+        "places 1 tensors in files that do not hold them, such as model.norm.weight in "
+        "b.safetensors",
     ),
-    "cut short": (cut_short, r"model.safetensors: damaged or cut short .*100,000 bytes\). Copy or download it again"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json, so this is no checkpoint"),
-    "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
+    "cut short": (
+        cut_short,
+        r"model.safetensors: damaged or cut short .*100,000 bytes\). Copy or "
+        r"download it again",
+    ),
+    "no config": (
+        lambda folder: (folder / "config.json").unlink(),
+        "has no config.json, so this is no checkpoint",
+    ),
+    "config is no JSON": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        "config.json: not valid JSON",
+    ),
     "config is a list": (
         lambda folder: (folder / "config.json").write_text("[1]"),
         "config.json: expected a JSON object, got list",
@@ -133,12 +163,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "mm_vision_select_layer is 'last'; expected int",
     ),
     "no pinpoints": (
-        lambda folder: change_config(folder, image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad"),
+        lambda folder: change_config(
+            folder, image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad"
+        ),
         "image_grid_pinpoints is None; image_aspect_ratio anyres is read with pairs such as",
     ),
     "pinpoints in words": (
         lambda folder: change_config(
-            folder, image_aspect_ratio="anyres", mm_patch_merge_type="flat", image_grid_pinpoints="(1x1)"
+            folder,
+            image_aspect_ratio="anyres",
+            mm_patch_merge_type="flat",
+            image_grid_pinpoints="(1x1)",
         ),
         r"image_grid_pinpoints is '\(1x1\)'; image_aspect_ratio anyres is read with pairs",
     ),
@@ -148,7 +183,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown tower": (
         lambda folder: change_config(folder, mm_vision_tower="some/tower"),
-        "names the vision tower 'some/tower', which is neither .* Give its folder with --vision-tower",
+        "names the vision tower 'some/tower', which is neither .* Give its folder with "
+        "--vision-tower",
     ),
     "other projector": (
         lambda folder: change_config(folder, mm_projector_type="mlp3x_gelu"),
@@ -170,7 +206,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_mistake_has_its_message(name: str, copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path) -> None:
+def test_a_mistake_has_its_message(
+    name: str, copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path
+) -> None:
     source = copy_of_flat()
     damage, message = BROKEN[name]
     damage(source)
@@ -195,7 +233,9 @@ MISMATCHES: dict[str, tuple[Callable[[Path], None], str]] = {
         r"1 of whole numbers \(quantised weights are not read\): lm_head.weight torch.int8",
     ),
     "unexpected inside the decoder": (
-        lambda folder: change_tensors(folder, **{"model.layers.2.mlp.up_proj.weight": torch.ones(2)}),
+        lambda folder: change_tensors(
+            folder, **{"model.layers.2.mlp.up_proj.weight": torch.ones(2)}
+        ),
         "1 unexpected: model.language_model.layers.2.mlp.up_proj.weight",
     ),
     "other shape": (
@@ -207,12 +247,19 @@ MISMATCHES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("name", MISMATCHES)
 def test_tensors_that_do_not_fit_are_listed_and_the_code_is_1(
-    name: str, copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    copy_of_flat: CopyOf,
+    tokenizer_96: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = copy_of_flat()
     damage, message = MISMATCHES[name]
     damage(source)
-    assert main(["convert", str(source), str(tmp_path / "dest"), "--tokenizer", str(tokenizer_96)]) == 1
+    assert (
+        main(["convert", str(source), str(tmp_path / "dest"), "--tokenizer", str(tokenizer_96)])
+        == 1
+    )
     shown = capsys.readouterr().err
     assert re.search(message, shown) and "Nothing was written" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
@@ -225,7 +272,9 @@ def test_a_tensor_in_two_files_is_read_where_the_index_says(
     in_two_shards(source)
     convert(source, tmp_path / "dest", options=Options(tokenizer=tokenizer_96))
     name = "lm_head.weight"
-    assert torch.equal(load_file(tmp_path / "dest" / WEIGHTS)[name], load_file(flat / WEIGHTS)[name])
+    assert torch.equal(
+        load_file(tmp_path / "dest" / WEIGHTS)[name], load_file(flat / WEIGHTS)[name]
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,14 +286,22 @@ def test_a_tensor_in_two_files_is_read_where_the_index_says(
     ],
 )
 def test_a_wrong_option_is_one_line(
-    arguments: list[str], message: str, copy_of_flat: CopyOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    copy_of_flat: CopyOf,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["convert", str(copy_of_flat()), str(tmp_path / "dest"), *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_without_a_tokenizer_one_is_asked_for(copy_of_flat: CopyOf, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no tokenizer \(.*\); name its folder with --tokenizer"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no tokenizer \(.*\); name its folder with "
+        r"--tokenizer",
+    ):
         convert(copy_of_flat(), tmp_path / "dest")
 
 
@@ -255,24 +312,42 @@ def test_what_is_there_is_never_overwritten(flat: Path, tmp_path: Path) -> None:
 
 def test_a_source_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("/no/such/folder", "no-such-owner/no-such-model"):
-        with pytest.raises(ValueError, match="is neither a folder nor a repository that can be had"):
+        with pytest.raises(
+            ValueError, match="is neither a folder nor a repository that can be had"
+        ):
             find(name)
 
 
-def test_what_a_format_cannot_hold_is_said(tmp_path: Path, tiny_checkpoint: Callable[[Path], Path]) -> None:
+def test_what_a_format_cannot_hold_is_said(
+    tmp_path: Path, tiny_checkpoint: Callable[[Path], Path]
+) -> None:
     model = tiny_checkpoint(tmp_path / "model")  # SigLIP's last output and an Aria decoder
-    with pytest.raises(ValueError, match=r"format m3 cannot hold a decoder of type aria_text .* of type siglip_vision"):
+    with pytest.raises(
+        ValueError,
+        match=r"format m3 cannot hold a decoder of type aria_text .* of "
+        r"type siglip_vision",
+    ):
         convert(model, tmp_path / "dest", to="m3")
-    with pytest.raises(ValueError, match="format llava-hf cannot hold an encoder's last, normalised output"):
+    with pytest.raises(
+        ValueError, match="format llava-hf cannot hold an encoder's last, normalised output"
+    ):
         convert(model, tmp_path / "dest", to="llava-hf")
-    with pytest.raises(ValueError, match="is a native checkpoint and has its vision tower, tokenizer"):
+    with pytest.raises(
+        ValueError, match="is a native checkpoint and has its vision tower, tokenizer"
+    ):
         convert(model, tmp_path / "dest", options=Options(tokenizer=model))
 
 
 def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
     make_llava(tmp_path / "source", "qwen3_moe")
-    change_tensors(tmp_path / "source", drop="language_model.model.layers.1.mlp.experts.2.gate_proj.weight")
-    with pytest.raises(ValueError, match=r"cannot be put together.*experts have different numbers of tensors.*3.*4"):
+    change_tensors(
+        tmp_path / "source", drop="language_model.model.layers.1.mlp.experts.2.gate_proj.weight"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"cannot be put together.*experts have different numbers "
+        r"of tensors.*3.*4",
+    ):
         convert(tmp_path / "source", tmp_path / "dest")
 
 
@@ -302,14 +377,21 @@ module.convert(source, dest, options=Options(tokenizer=tokenizer), shard_bytes=2
 """
 
 
-def test_killed_on_the_way_there_is_no_half_folder(copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path) -> None:
+def test_killed_on_the_way_there_is_no_half_folder(
+    copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path
+) -> None:
     """kill -9 behind the first of several shards; the same command then does the whole."""
     source, dest, mark = copy_of_flat(), tmp_path / "dest", tmp_path / "mark"
     arguments = [str(path) for path in (source, dest, tokenizer_96, mark)]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *arguments], stderr=subprocess.DEVNULL
+    )
     while not mark.exists() and process.poll() is None:
         time.sleep(0.05)
-    with pytest.raises(ValueError, match=f"{dest} is being written by another process; wait for it, or give another"):
+    with pytest.raises(
+        ValueError,
+        match=f"{dest} is being written by another process; wait for it, or give another",
+    ):
         convert(source, dest, options=Options(tokenizer=tokenizer_96))
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

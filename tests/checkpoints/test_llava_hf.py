@@ -1,4 +1,6 @@
-"""transformers' LLaVA, dense and with experts: equal logits on our side, and equal logits after going back."""
+"""transformers' LLaVA, dense and with experts: equal logits on our side, and equal logits after
+going back.
+"""
 
 from pathlib import Path
 
@@ -9,11 +11,7 @@ from checkpoint_tools import make_llava
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import DECODERS
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    LlavaForConditionalGeneration,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from m3.checkpoints.convert import convert
 from m3.checkpoints.formats import recognise
@@ -38,7 +36,9 @@ def check_there_and_back(model: LlavaForConditionalGeneration, source: Path, fol
     # Measured: 0 on the same machine and attention; the same kernels run in the same order.
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     convert(native, folder / "back", to="llava-hf")
-    back, info = LlavaForConditionalGeneration.from_pretrained(folder / "back", output_loading_info=True)
+    back, info = LlavaForConditionalGeneration.from_pretrained(
+        folder / "back", output_loading_info=True
+    )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, tensor in model.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
@@ -46,7 +46,9 @@ def check_there_and_back(model: LlavaForConditionalGeneration, source: Path, fol
         torch.testing.assert_close(back.eval()(**inputs()).logits, expected, atol=0, rtol=0)
     convert(folder / "back", folder / "again")
     again, first = (load_file(folder / name / "model.safetensors") for name in ("again", "native"))
-    assert again.keys() == first.keys() and all(torch.equal(again[name], first[name]) for name in first)
+    assert again.keys() == first.keys() and all(
+        torch.equal(again[name], first[name]) for name in first
+    )
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -55,15 +57,21 @@ def test_logits_are_equal_there_and_back(decoder: str, tmp_path: Path) -> None:
 
 
 def test_tied_embeddings(tmp_path: Path) -> None:
-    check_there_and_back(make_llava(tmp_path / "source", "llama", tied=True), tmp_path / "source", tmp_path)
+    check_there_and_back(
+        make_llava(tmp_path / "source", "llama", tied=True), tmp_path / "source", tmp_path
+    )
 
 
 def test_the_last_hidden_state(tmp_path: Path) -> None:
-    check_there_and_back(make_llava(tmp_path / "source", "llama", layer=-1), tmp_path / "source", tmp_path)
+    check_there_and_back(
+        make_llava(tmp_path / "source", "llama", layer=-1), tmp_path / "source", tmp_path
+    )
 
 
 def test_files_with_module_names_are_read_too(tmp_path: Path) -> None:
-    """What `save_original_format=False` leaves, and the hub's older `vision_model.` below the tower."""
+    """What `save_original_format=False` leaves, and the hub's older `vision_model.` below the
+    tower.
+    """
     model = make_llava(tmp_path / "hub", "qwen3_moe")
     AutoProcessor.from_pretrained(tmp_path / "hub").save_pretrained(tmp_path / "modules")
     model.save_pretrained(tmp_path / "modules", save_original_format=False)
@@ -72,7 +80,9 @@ def test_files_with_module_names_are_read_too(tmp_path: Path) -> None:
     assert "model.language_model.layers.0.mlp.experts.gate_up_proj" in names[1]
     for name in ("hub", "modules"):
         convert(tmp_path / name, tmp_path / f"{name}_native")
-    one, other = (load_file(tmp_path / f"{name}_native" / "model.safetensors") for name in ("hub", "modules"))
+    one, other = (
+        load_file(tmp_path / f"{name}_native" / "model.safetensors") for name in ("hub", "modules")
+    )
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     convert(tmp_path / "hub_native", tmp_path / "back", to="llava-hf")
     written = set(load_file(tmp_path / "back" / "model.safetensors"))
@@ -80,9 +90,13 @@ def test_files_with_module_names_are_read_too(tmp_path: Path) -> None:
 
 
 def test_a_placeholder_beyond_the_vocabulary_gets_rows(flat: Path, tmp_path: Path) -> None:
-    """From the original M3 format to transformers': pixels, logits over the original vocabulary, and trained scales."""
+    """From the original M3 format to transformers': pixels, logits over the original vocabulary,
+    and trained scales.
+    """
     convert(flat, tmp_path / "hf", to="llava-hf")
-    theirs, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    theirs, info = LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     embedding = theirs.get_input_embeddings().weight
     assert embedding.shape[0] == 97
@@ -91,9 +105,13 @@ def test_a_placeholder_beyond_the_vocabulary_gets_rows(flat: Path, tmp_path: Pat
         "drawn like the others, not their mean, which others may share"
     )
     ours = M3ForConditionalGeneration.from_pretrained(flat).eval()
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 70, 3), dtype=np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (40, 70, 3), dtype=np.uint8)
+    )
     text = "w4 <image> w5 w6"
-    given = AutoProcessor.from_pretrained(tmp_path / "hf")(images=picture, text=text, return_tensors="pt")
+    given = AutoProcessor.from_pretrained(tmp_path / "hf")(
+        images=picture, text=text, return_tensors="pt"
+    )
     mine = AutoProcessor.from_pretrained(flat)(images=picture, text=text)
     torch.testing.assert_close(given["pixel_values"], mine["pixel_values"], atol=1e-6, rtol=0)
     torch.testing.assert_close(given["input_ids"], mine["input_ids"])
@@ -112,4 +130,7 @@ def test_the_checkpoints_own_chat_format_is_kept(tmp_path: Path) -> None:
     expected = "USER: <image>\nw4 ASSISTANT:"
     for content in ("<image>\nw4", [{"type": "image"}, {"type": "text", "text": "w4"}]):
         messages = [{"role": "user", "content": content}]
-        assert processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == expected
+        assert (
+            processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            == expected
+        )

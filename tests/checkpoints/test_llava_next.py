@@ -1,4 +1,6 @@
-"""Images of any resolution: the original M3-NeXT format against what the original implementation computed, and back."""
+"""Images of any resolution: the original M3-NeXT format against what the original implementation
+computed, and back.
+"""
 
 import json
 from pathlib import Path
@@ -47,7 +49,9 @@ def processor(anyres: Path) -> M3Processor:
 def test_pixel_values_equal_the_originals(processor: M3Processor, reference: NpzFile) -> None:
     """Of an image of 640 x 420 (width x height), the whole and 2 x 2 tiles. Measured: 0."""
     prepared = processor.prepare_images([ANYRES / "image.png"])
-    np.testing.assert_allclose(prepared.pixel_values, reference["pixel_values"][0], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        prepared.pixel_values, reference["pixel_values"][0], atol=1e-6, rtol=0
+    )
     assert prepared.entries(processor.reader.tiling)["image_sizes"].tolist() == [[420, 640]]
 
 
@@ -55,12 +59,19 @@ def test_pixel_values_equal_the_originals(processor: M3Processor, reference: Npz
 def test_embeddings_and_logits_equal_the_originals_at_every_scale(
     scale: int, model: M3ForConditionalGeneration, processor: M3Processor, reference: NpzFile
 ) -> None:
-    """From the image file through our own preprocessing. Measured: embeddings 5e-7, logits 2.5e-7 (float32)."""
-    inputs = processor(images=ANYRES / "image.png", text=processor.image_token, matryoshka_vis_token_scale=scale)
+    """From the image file through our own preprocessing.
+
+    Measured: embeddings 5e-7, logits 2.5e-7 (float32).
+    """
+    inputs = processor(
+        images=ANYRES / "image.png", text=processor.image_token, matryoshka_vis_token_scale=scale
+    )
     del inputs["attention_mask"]
     (count,) = processor.count_tokens([(420, 640)], scale)
     assert inputs["input_ids"].shape == (1, count)
-    ids = expand_image_tokens(ids_of(reference, processor.image_token_id), processor.image_token_id, [count])
+    ids = expand_image_tokens(
+        ids_of(reference, processor.image_token_id), processor.image_token_id, [count]
+    )
     inputs["input_ids"] = torch.tensor([ids])
     images = ImageInputs(**{name: value for name, value in inputs.items() if name != "input_ids"})
     with torch.no_grad():
@@ -73,7 +84,10 @@ def test_embeddings_and_logits_equal_the_originals_at_every_scale(
 def test_the_packed_training_loss_is_the_originals(
     model: M3ForConditionalGeneration, processor: M3Processor, reference: NpzFile
 ) -> None:
-    """All five trained scales in one row; the original ran five passes and averaged. Measured difference: 5e-7."""
+    """All five trained scales in one row; the original ran five passes and averaged.
+
+    Measured difference: 5e-7.
+    """
     prepared = processor.prepare_images([ANYRES / "image.png"])
     mask = (reference["train_labels"][0] != -100).tolist()
     tokenized = Tokenized(ids_of(reference, processor.image_token_id), mask, 1)
@@ -82,7 +96,9 @@ def test_the_packed_training_loss_is_the_originals(
         "input_ids": np.concatenate([s.input_ids for s in sequences]),
         "labels": np.concatenate([s.labels for s in sequences]),
         "position_ids": np.concatenate([np.arange(len(s.input_ids)) for s in sequences]),
-        "loss_weights": np.concatenate([np.full(len(s.input_ids), s.weight, np.float32) for s in sequences]),
+        "loss_weights": np.concatenate(
+            [np.full(len(s.input_ids), s.weight, np.float32) for s in sequences]
+        ),
     }
     batch = {name: torch.from_numpy(values)[None] for name, values in row.items()}
     with torch.no_grad():
@@ -98,9 +114,19 @@ def test_the_packed_training_loss_is_the_originals(
 
 def test_there_and_back_is_byte_equal(anyres: Path, tmp_path: Path) -> None:
     convert(anyres, tmp_path / "back", to="m3")
-    ours, theirs = load_file(tmp_path / "back" / "model.safetensors"), load_file(ANYRES / "model.safetensors")
+    ours, theirs = (
+        load_file(tmp_path / "back" / "model.safetensors"),
+        load_file(ANYRES / "model.safetensors"),
+    )
     assert ours.keys() == theirs.keys() and "model.image_newline" in ours
-    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in theirs)
-    config, original = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", ANYRES))
-    differing = {key for key in original.keys() | config.keys() if original.get(key) != config.get(key)}
+    assert all(
+        torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype
+        for name in theirs
+    )
+    config, original = (
+        json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", ANYRES)
+    )
+    differing = {
+        key for key in original.keys() | config.keys() if original.get(key) != config.get(key)
+    }
     assert differing == {"transformers_version"}

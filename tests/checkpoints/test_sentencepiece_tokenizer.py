@@ -1,4 +1,6 @@
-"""A checkpoint as M3 is published, with a slow sentencepiece tokenizer: the ids are those that the original made."""
+"""A checkpoint as M3 is published, with a slow sentencepiece tokenizer: the ids are those that
+the original made.
+"""
 
 import json
 import shutil
@@ -23,16 +25,28 @@ BOS, IMAGE = 1, PIECES  # Llama's beginning of a text; the next free id
 CONVERSATIONS = (
     [("user", "<image>\nWhat is it?")],
     [("user", "What is this <image>")],
-    [("user", "A <image><image> and <image> or\n<image>?"), ("assistant", "It is  red, é!"), ("user", "Who\n\nis it")],
-    [("system", "Be polite."), ("user", "Hello <image>hello"), ("assistant", "No"), ("user", " <image>\nquestions?")],
+    [
+        ("user", "A <image><image> and <image> or\n<image>?"),
+        ("assistant", "It is  red, é!"),
+        ("user", "Who\n\nis it"),
+    ],
+    [
+        ("system", "Be polite."),
+        ("user", "Hello <image>hello"),
+        ("assistant", "No"),
+        ("user", " <image>\nquestions?"),
+    ],
 )
 LEGACY = {"legacy": True, "not legacy": False, "not said": None}
 
 
 def train(file: Path) -> None:
-    """A model as Llama's: byte-pair pieces, bytes for the rest, no normalisation, three control tokens."""
+    """A model as Llama's: byte-pair pieces, bytes for the rest, no normalisation, three control
+    tokens.
+    """
     text = (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, "
         "and polite answers to the user's questions. USER: What is it? ASSISTANT: It is red"
     )
     spm.SentencePieceTrainer.train(
@@ -58,8 +72,17 @@ def add_tokenizer(folder: Path, legacy: bool | None) -> None:
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     added = {name: {"content": token, **flags} for name, token in tokens.items()}
-    settings = {"tokenizer_class": "LlamaTokenizer", "model_max_length": 2048, "padding_side": "right"}
-    settings |= {"add_bos_token": True, "add_eos_token": False, "pad_token": None, "sp_model_kwargs": {}}
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "model_max_length": 2048,
+        "padding_side": "right",
+    }
+    settings |= {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "pad_token": None,
+        "sp_model_kwargs": {},
+    }
     settings |= {name: {"__type": "AddedToken", **token} for name, token in added.items()}
     settings |= {} if legacy is None else {"legacy": legacy}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -70,7 +93,10 @@ def published(folder: Path, legacy: bool | None) -> Path:
     """The fixture with that tokenizer, and rows for its ids."""
     shutil.copytree(FLAT, folder)
     add_tokenizer(folder, legacy)
-    config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    config, tensors = (
+        json.loads((folder / "config.json").read_text()),
+        load_file(folder / "model.safetensors"),
+    )
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": PIECES}))
     torch.manual_seed(0)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -80,7 +106,9 @@ def published(folder: Path, legacy: bool | None) -> Path:
 
 
 @pytest.fixture(scope="module", params=LEGACY)
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, bool]:
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, bool]:
     """As published, and converted by the command."""
     folder, legacy = tmp_path_factory.mktemp("sentencepiece"), LEGACY[request.param]
     source = published(folder / "published", legacy)
@@ -89,10 +117,11 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def original_ids(folder: Path, prompt: str, legacy: bool) -> list[int]:
-    """`tokenizer_image_token` of LLaVA with the slow `LlamaTokenizer` of transformers 4, on sentencepiece itself.
+    """`tokenizer_image_token` of LLaVA with the slow `LlamaTokenizer` of transformers 4, on
+    sentencepiece itself.
 
-    A legacy one gives sentencepiece each text between special tokens, and each gets a space in front; another one puts
-    that space before the whole text and tells sentencepiece to add none.
+    A legacy one gives sentencepiece each text between special tokens, and each gets a space in
+    front; another one puts that space before the whole text and tells sentencepiece to add none.
     """
     model = proto.ModelProto.FromString((folder / "tokenizer.model").read_bytes())
     model.normalizer_spec.add_dummy_prefix = legacy
@@ -109,14 +138,19 @@ def original_ids(folder: Path, prompt: str, legacy: bool) -> list[int]:
 def original_prompt(conversation: list[tuple[str, str]]) -> str:
     """`conv_vicuna_v1.get_prompt()`, ready for an answer."""
     system = (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, "
         "and polite answers to the user's questions."
     )
     text = ""
     for role, content in conversation:
         if role == "system":
             system = content
-        text += {"user": f"USER: {content.strip()} ", "assistant": f"ASSISTANT: {content}</s>", "system": ""}[role]
+        text += {
+            "user": f"USER: {content.strip()} ",
+            "assistant": f"ASSISTANT: {content}</s>",
+            "system": "",
+        }[role]
     return f"{system} {text}ASSISTANT:"
 
 
@@ -132,15 +166,23 @@ def test_the_ids_are_those_of_the_slow_tokenizer(
     assert processor.tokenizer(text, add_special_tokens=False)["input_ids"] == expected
     pictures = [FLAT / "image.png"] * expected.count(IMAGE)
     called = processor(text=text, images=pictures, matryoshka_vis_token_scale=1)
-    assert called["input_ids"][0].tolist() == expected, "the processor's own call puts no second <s> before it"
+    assert called["input_ids"][0].tolist() == expected, (
+        "the processor's own call puts no second <s> before it"
+    )
 
 
 def test_training_learns_the_answer_and_its_end(both: tuple[Path, Path, bool]) -> None:
     _, native, _ = both
     processor = AutoProcessor.from_pretrained(native)
-    sample = Sample("a", (FLAT / "image.png",), (Turn("user", "<image>\nWho is it?"), Turn("assistant", "It is red")))
+    sample = Sample(
+        "a",
+        (FLAT / "image.png",),
+        (Turn("user", "<image>\nWho is it?"), Turn("assistant", "It is red")),
+    )
     tokenized = tokenize_sample(sample, processor)
-    learned = [i for i, learns in zip(tokenized.input_ids, tokenized.labels_mask, strict=True) if learns]
+    learned = [
+        i for i, learns in zip(tokenized.input_ids, tokenized.labels_mask, strict=True) if learns
+    ]
     tokens = processor.tokenizer.convert_ids_to_tokens(learned)
     assert (tokens[0][0], "".join(tokens)) == ("▁", "▁It▁is▁red</s>")
 
@@ -153,16 +195,37 @@ def test_what_it_says_again_after_saving(both: tuple[Path, Path, bool], tmp_path
     text = "A chat <image>\nWhat</s>USER: é"
     assert again.tokenizer(text)["input_ids"] == processor.tokenizer(text)["input_ids"]
     assert again.tokenizer(text)["input_ids"][0] == BOS
-    assert again.tokenizer.decode(again.tokenizer("What is é?")["input_ids"], skip_special_tokens=True) == "What is é?"
+    assert (
+        again.tokenizer.decode(again.tokenizer("What is é?")["input_ids"], skip_special_tokens=True)
+        == "What is é?"
+    )
 
 
 def test_chat_runs_on_it(both: tuple[Path, Path, bool], capsys: pytest.CaptureFixture[str]) -> None:
     source, native, legacy = both
-    arguments = ["chat", "--model-path", str(native), "--device", "cpu", "--image-file", str(FLAT / "image.png")]
-    arguments += ["--query", "What is it?", "--max-new-tokens", "4", "--matryoshka_vis_token_scale", "9", "--explain"]
+    arguments = [
+        "chat",
+        "--model-path",
+        str(native),
+        "--device",
+        "cpu",
+        "--image-file",
+        str(FLAT / "image.png"),
+    ]
+    arguments += [
+        "--query",
+        "What is it?",
+        "--max-new-tokens",
+        "4",
+        "--matryoshka_vis_token_scale",
+        "9",
+        "--explain",
+    ]
     capsys.readouterr()
     assert main(arguments) == 0
-    row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["9"])
+    row = next(
+        line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["9"]
+    )
     expected = original_ids(source, original_prompt([("user", "<image>\nWhat is it?")]), legacy)
     assert row[1:3] == ["9", str(len(expected) - 1)]
 

@@ -1,4 +1,6 @@
-"""A conversion holds a shard and a step, never the checkpoint; what it writes does not depend on the shards."""
+"""A conversion holds a shard and a step, never the checkpoint; what it writes does not depend on
+the shards.
+"""
 
 import json
 from pathlib import Path
@@ -18,7 +20,10 @@ FLAT = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "flat"
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
-    """Twice the layers, the same peak. Layers of 38 MB, files read and written of at most 20 MB and one step's tensors."""
+    """Twice the layers, the same peak.
+
+    Layers of 38 MB, files read and written of at most 20 MB and one step's tensors.
+    """
     peaks, sizes = [], []
     for layers in (4, 12):
         source = tmp_path / f"source_{layers}"
@@ -34,15 +39,23 @@ def test_shards_hold_the_same_tensors(flat: Path, tokenizer_96: Path, tmp_path: 
     index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
     assert len(files) > 5 and set(index["weight_map"].values()) == {file.name for file in files}
     tensors = [load_file(file) for file in files]
-    assert all(sum(t.nbytes for t in shard.values()) <= 30_000 or len(shard) == 1 for shard in tensors)
+    assert all(
+        sum(t.nbytes for t in shard.values()) <= 30_000 or len(shard) == 1 for shard in tensors
+    )
     whole = load_file(flat / "model.safetensors")
     parts = {name: tensor for shard in tensors for name, tensor in shard.items()}
     assert parts.keys() == whole.keys() == index["weight_map"].keys()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
     convert(tmp_path / "shards", tmp_path / "back", to="m3", shard_bytes=50_000)
-    back = {k: v for file in (tmp_path / "back").glob("*.safetensors") for k, v in load_file(file).items()}
+    back = {
+        k: v
+        for file in (tmp_path / "back").glob("*.safetensors")
+        for k, v in load_file(file).items()
+    }
     original = load_file(FLAT / "model.safetensors")
-    assert back.keys() == original.keys() and all(torch.equal(back[name], original[name]) for name in original)
+    assert back.keys() == original.keys() and all(
+        torch.equal(back[name], original[name]) for name in original
+    )
 
 
 def test_a_table_is_read_both_ways() -> None:

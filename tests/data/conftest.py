@@ -21,7 +21,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> Callable[..., M3Processor]:
     def make(**settings: Any) -> M3Processor:
-        return M3Processor(SiglipImageProcessorPil(size={"height": 8, "width": 8}), tokenizer, **settings)
+        return M3Processor(
+            SiglipImageProcessorPil(size={"height": 8, "width": 8}), tokenizer, **settings
+        )
 
     return make
 

@@ -1,4 +1,6 @@
-"""A micro-batch: every sequence whole, every image once, every placeholder accounted for, M3's average as weights."""
+"""A micro-batch: every sequence whole, every image once, every placeholder accounted for, M3's
+average as weights.
+"""
 
 import itertools
 import logging
@@ -24,8 +26,13 @@ MakeSample = Callable[..., Sample]
 TRAINED = (1, 4, 9, 36, 144)
 
 
-def sequences_of(batch: dict[str, Tensor], pad_id: int) -> list[tuple[list[int], list[int], list[float]]]:
-    """Cut the rows where positions restart; padding left out. (ids, labels, weights) of each sequence, row by row."""
+def sequences_of(
+    batch: dict[str, Tensor], pad_id: int
+) -> list[tuple[list[int], list[int], list[float]]]:
+    """Cut the rows where positions restart; padding left out.
+
+    (ids, labels, weights) of each sequence, row by row.
+    """
     found: list[tuple[list[int], list[int], list[float]]] = []
     for row in range(batch["input_ids"].shape[0]):
         positions = batch["position_ids"][row]
@@ -33,7 +40,8 @@ def sequences_of(batch: dict[str, Tensor], pad_id: int) -> list[tuple[list[int],
         for start, end in itertools.pairwise(starts):
             assert positions[start:end].tolist() == list(range(end - start))
             ids, labels, weights = (
-                batch[name][row, start:end].tolist() for name in ("input_ids", "labels", "loss_weights")
+                batch[name][row, start:end].tolist()
+                for name in ("input_ids", "labels", "loss_weights")
             )
             if set(ids) == {pad_id}:
                 assert set(labels) == {-100}
@@ -61,7 +69,9 @@ def test_nothing_is_lost_and_nothing_is_cut(
     expected = [
         sequence
         for sample in samples
-        for sequence in expand(tokenize_sample(sample, processor), TRAINED, processor, [Tiles()] * len(sample.images))
+        for sequence in expand(
+            tokenize_sample(sample, processor), TRAINED, processor, [Tiles()] * len(sample.images)
+        )
     ]
     found = sequences_of(batch, processor.tokenizer.pad_token_id)
     assert sorted(ids for ids, _, _ in found) == sorted(s.input_ids.tolist() for s in expected)
@@ -69,21 +79,28 @@ def test_nothing_is_lost_and_nothing_is_cut(
     for ids, labels, weights in found:
         sequence = by_ids[tuple(ids)]
         assert labels == sequence.labels.tolist()
-        assert weights == pytest.approx([0.0 if label == -100 else sequence.weight for label in labels])
+        assert weights == pytest.approx(
+            [0.0 if label == -100 else sequence.weight for label in labels]
+        )
     rows, length = batch["input_ids"].shape
     assert length % 8 == 0
     assert ("attention_mask" in batch) == (pack_length is None)
     if pack_length is None:
         assert rows == len(expected)
         assert (batch["attention_mask"].sum(dim=1).tolist()) == [len(s.input_ids) for s in expected]
-        assert ((batch["attention_mask"] == 0) == (batch["input_ids"] == processor.tokenizer.pad_token_id)).all()
+        assert (
+            (batch["attention_mask"] == 0)
+            == (batch["input_ids"] == processor.tokenizer.pad_token_id)
+        ).all()
     else:
         assert length <= -(-pack_length // 8) * 8
         assert rows < len(expected)
 
 
 @pytest.mark.parametrize("pack_length", [None, 500])
-@pytest.mark.parametrize(("kind", "scales"), [("grid_pool", TRAINED), ("grid_pool", (144,)), ("query_prefix", (3, 50))])
+@pytest.mark.parametrize(
+    ("kind", "scales"), [("grid_pool", TRAINED), ("grid_pool", (144,)), ("query_prefix", (3, 50))]
+)
 def test_spans_scales_and_images_agree(
     kind: str,
     scales: tuple[int, ...],
@@ -91,7 +108,9 @@ def test_spans_scales_and_images_agree(
     make_processor: Callable[..., M3Processor],
     make_sample: MakeSample,
 ) -> None:
-    """In reading order, span k has image_scales[k] placeholders and shows pixel_values[image_index[k]]."""
+    """In reading order, span k has image_scales[k] placeholders and shows
+    pixel_values[image_index[k]].
+    """
     processor = make_processor(nesting={"kind": kind, "trained_scales": list(scales)})
     samples = mixed_samples(make_sample)
     batch = Collator(processor, pack_length=pack_length)(samples)
@@ -103,13 +122,19 @@ def test_spans_scales_and_images_agree(
         sample = next(s for s in samples if f"at {s.id} " in text)
         runs = [len(run.split()) for run in _runs(ids, processor.image_token_id)]
         shown += [(run, shade) for run, shade in zip(runs, _shades(sample), strict=True)]
-    stated = zip(batch["image_scales"].tolist(), (shades[i] for i in batch["image_index"].tolist()), strict=True)
+    stated = zip(
+        batch["image_scales"].tolist(),
+        (shades[i] for i in batch["image_index"].tolist()),
+        strict=True,
+    )
     assert list(stated) == shown
     assert len(shown) == 4 * len(scales)
 
 
 def _runs(ids: list[int], image_token_id: int) -> list[str]:
-    return [run for run in "".join("x " if t == image_token_id else "|" for t in ids).split("|") if run]
+    return [
+        run for run in "".join("x " if t == image_token_id else "|" for t in ids).split("|") if run
+    ]
 
 
 def _shades(sample: Sample) -> list[int]:
@@ -120,7 +145,10 @@ def _shades(sample: Sample) -> list[int]:
 def test_the_weighted_mean_is_m3s_average(
     pack_length: int | None, processor: M3Processor, make_sample: MakeSample
 ) -> None:
-    """M3: mean over scales of each sample's token losses. Here: one weighted mean over all tokens of the batch."""
+    """M3: mean over scales of each sample's token losses.
+
+    Here: one weighted mean over all tokens of the batch.
+    """
     samples = mixed_samples(make_sample)
     batch = Collator(processor, pack_length=pack_length)(samples)
     # A made-up loss that depends on the token and on how many placeholders its sequence has.
@@ -128,28 +156,46 @@ def test_the_weighted_mean_is_m3s_average(
     for ids, labels, weights in sequences_of(batch, processor.tokenizer.pad_token_id):
         placeholders = ids.count(processor.image_token_id)
         total += sum(
-            w * np.sin(label + 7 * placeholders) for label, w in zip(labels, weights, strict=True) if label != -100
+            w * np.sin(label + 7 * placeholders)
+            for label, w in zip(labels, weights, strict=True)
+            if label != -100
         )
     mean = total / float(batch["loss_weights"].sum())
 
     losses, tokens = 0.0, 0
     for sample in samples:
         tokenized = tokenize_sample(sample, processor)
-        answers = [t for t, kept in zip(tokenized.input_ids, tokenized.labels_mask, strict=True) if kept]
+        answers = [
+            t for t, kept in zip(tokenized.input_ids, tokenized.labels_mask, strict=True) if kept
+        ]
         tokens += len(answers)
-        per_scale = [sum(np.sin(t + 7 * scale * len(sample.images)) for t in answers) for scale in TRAINED]
+        per_scale = [
+            sum(np.sin(t + 7 * scale * len(sample.images)) for t in answers) for scale in TRAINED
+        ]
         losses += float(np.mean(per_scale))
     assert mean == pytest.approx(losses / tokens, rel=1e-6)
     assert float(batch["loss_weights"].sum()) == pytest.approx(tokens)
 
 
-def test_text_only_batch_has_no_image_entries(processor: M3Processor, make_sample: MakeSample) -> None:
+def test_text_only_batch_has_no_image_entries(
+    processor: M3Processor, make_sample: MakeSample
+) -> None:
     batch = Collator(processor, pack_length=100)([make_sample("a"), make_sample("b")])
-    assert sorted(batch) == ["input_ids", "labels", "loss_weights", "position_ids", "sequence_lengths"]
+    assert sorted(batch) == [
+        "input_ids",
+        "labels",
+        "loss_weights",
+        "position_ids",
+        "sequence_lengths",
+    ]
 
 
-def test_an_image_two_samples_share_is_seen_once(processor: M3Processor, make_sample: MakeSample) -> None:
-    batch = Collator(processor, pack_length=1000)([make_sample("a", (5,)), make_sample("b", (6, 5))])
+def test_an_image_two_samples_share_is_seen_once(
+    processor: M3Processor, make_sample: MakeSample
+) -> None:
+    batch = Collator(processor, pack_length=1000)(
+        [make_sample("a", (5,)), make_sample("b", (6, 5))]
+    )
     assert batch["pixel_values"].shape[0] == 2
     assert sorted(batch["image_index"].tolist()) == [0] * 10 + [1] * 5
 
@@ -169,7 +215,9 @@ def test_row_image_cap(processor: M3Processor, make_sample: MakeSample) -> None:
     assert per_row.tolist() == [2, 2]
 
 
-def test_images_may_be_paths(processor: M3Processor, png: Callable[[int], bytes], tmp_path: Path) -> None:
+def test_images_may_be_paths(
+    processor: M3Processor, png: Callable[[int], bytes], tmp_path: Path
+) -> None:
     (tmp_path / "a.png").write_bytes(png(9))
     turns = (Turn("user", "<image>"), Turn("assistant", "x"))
     batch = Collator(processor)([Sample("p", (tmp_path / "a.png",), turns)])
@@ -181,11 +229,15 @@ def test_images_may_be_paths(processor: M3Processor, png: Callable[[int], bytes]
 # ---------------------------------------------------------------------- too long
 def test_too_long_is_refused_with_its_name(processor: M3Processor, make_sample: MakeSample) -> None:
     with pytest.raises(
-        ValueError, match=r"sample 'big' has \d+ tokens at 144 tokens per image, the limit is 100. Raise"
+        ValueError,
+        match=r"sample 'big' has \d+ tokens at 144 tokens per image, the limit is 100. "
+        r"Raise",
     ):
         Collator(processor, pack_length=100)([make_sample("big", (1,))])
     with pytest.raises(
-        ValueError, match=r"sample 'big' has \d+ tokens, the limit is 5.*`data.too_long: drop` in a recipe"
+        ValueError,
+        match=r"sample 'big' has \d+ tokens, the limit is 5.*`data.too_long: drop` in "
+        r"a recipe",
     ):
         Collator(processor, max_length=5)([make_sample("big")])
     with pytest.raises(ValueError, match="sample 'many' has 3 images, a row may show 2"):
@@ -199,7 +251,10 @@ def test_a_system_prompt_without_a_place_is_refused_or_skipped(
     processor = make_processor(chat_template="{% for m in messages %}" + answer + "{% endfor %}")
     good = make_sample("good")
     prompted = Sample("prompted", (), (Turn("system", "be brief"), *good.turns))
-    with pytest.raises(ValueError, match="sample 'prompted': has a system prompt, and the chat template writes none"):
+    with pytest.raises(
+        ValueError,
+        match="sample 'prompted': has a system prompt, and the chat template writes none",
+    ):
         Collator(processor, pack_length=100)([prompted])
     batch = Collator(processor, pack_length=100, broken="skip")([prompted, good])
     assert batch["left_out"].tolist() == [1, 0]
@@ -221,7 +276,9 @@ def test_broken_samples_are_skipped_whole_and_counted(
     processor: M3Processor, make_sample: MakeSample, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of two images the second cannot be read: the first is not shown either."""
-    torn = Sample("torn", (make_sample("x", (9,)).images[0], b"no image"), make_sample("x", (1, 2)).turns)
+    torn = Sample(
+        "torn", (make_sample("x", (9,)).images[0], b"no image"), make_sample("x", (1, 2)).turns
+    )
     batch = [
         Positioned(0, torn),
         Positioned(1, Broken("d.json, record 3: not JSON")),
@@ -239,19 +296,29 @@ def test_broken_samples_are_skipped_whole_and_counted(
         Collator(processor, pack_length=400)(batch[:1])
 
 
-def test_documents_and_conversations_of_all_sources_share_rows(processor: M3Processor, make_sample: MakeSample) -> None:
+def test_documents_and_conversations_of_all_sources_share_rows(
+    processor: M3Processor, make_sample: MakeSample
+) -> None:
     document = Document("d", make_sample("x", (7,)).images, ("", "the red one"))
-    batch = Collator(processor, scales=(1, 4), pack_length=400)([make_sample("a", (5,)), document, make_sample("t")])
+    batch = Collator(processor, scales=(1, 4), pack_length=400)(
+        [make_sample("a", (5,)), document, make_sample("t")]
+    )
     assert batch["input_ids"].shape[0] == 1
     assert batch["image_index"].tolist() == [0, 0, 1, 1]
     found = sequences_of(batch, processor.tokenizer.pad_token_id)
     assert len(found) == 5
     for ids, labels, _ in found:
         assert labels[0] == -100, "nothing is predicted from the end of another sample"
-        assert all(label == -100 for token, label in zip(ids, labels, strict=True) if token == processor.image_token_id)
+        assert all(
+            label == -100
+            for token, label in zip(ids, labels, strict=True)
+            if token == processor.image_token_id
+        )
 
 
-def test_a_batch_without_survivors_trains_nothing(processor: M3Processor, make_sample: MakeSample) -> None:
+def test_a_batch_without_survivors_trains_nothing(
+    processor: M3Processor, make_sample: MakeSample
+) -> None:
     batch = Collator(processor, pack_length=50, overlong="drop")([make_sample("big", (1,))])
     assert batch["input_ids"].tolist() == [[processor.tokenizer.pad_token_id] * 8]
     assert batch["labels"].unique().tolist() == [-100]
@@ -289,7 +356,9 @@ def drawn(loader: DataLoader) -> list[tuple[int, ...]]:
 def test_ranks_workers_and_resumes_draw_alike(
     mode: str, workers: int, processor: M3Processor, make_sample: MakeSample
 ) -> None:
-    """Two ranks as accelerate shards them, any number of workers, and a run that skips its first three steps."""
+    """Two ranks as accelerate shards them, any number of workers, and a run that skips its first
+    three steps.
+    """
     from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 
     mixture = Mixture([Repeated(make_sample("a", (1,)))], seed=0, length=24)
@@ -314,13 +383,17 @@ def test_ranks_workers_and_resumes_draw_alike(
 def test_a_draw_needs_positions(processor: M3Processor, make_sample: MakeSample) -> None:
     collator = Collator(processor, scales="sandwich", step_samples=1)
     with pytest.raises(
-        ValueError, match=r"needs samples that know their position; read them through m3\.data\.mixture\.Mix"
+        ValueError,
+        match=r"needs samples that know their position; read them through "
+        r"m3\.data\.mixture\.Mix",
     ):
         collator([make_sample("a", (1,))])
     assert collator([Positioned(0, make_sample("a", (1,)))])["image_scales"].numel() >= 3
 
 
-def test_a_collator_can_be_sent_to_a_worker(processor: M3Processor, make_sample: MakeSample) -> None:
+def test_a_collator_can_be_sent_to_a_worker(
+    processor: M3Processor, make_sample: MakeSample
+) -> None:
     collator = Collator(processor, pack_length=400)
     sample = make_sample("a", (1,))
     here, there = collator([sample]), pickle.loads(pickle.dumps(collator))([sample])

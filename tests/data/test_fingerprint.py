@@ -1,4 +1,6 @@
-"""Fingerprints of data: equal for equal content, other for other content, and bounded in what they read."""
+"""Fingerprints of data: equal for equal content, other for other content, and bounded in what
+they read.
+"""
 
 from pathlib import Path
 
@@ -17,7 +19,13 @@ def prints(source: Source) -> dict[str, str]:
 
 def write_table(folder: Path, answers: list[str], form: str) -> Source:
     rows = [
-        {"id": str(n), "conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": answer}]}
+        {
+            "id": str(n),
+            "conversations": [
+                {"from": "human", "value": "How many?"},
+                {"from": "gpt", "value": answer},
+            ],
+        }
         for n, answer in enumerate(answers)
     ]
     table = datasets.Dataset.from_list(rows)
@@ -31,12 +39,22 @@ def write_table(folder: Path, answers: list[str], form: str) -> Source:
 @pytest.mark.parametrize("form", ["llava_parquet", "hf_dataset"])
 def test_tables_by_content(form: str, tmp_path: Path) -> None:
     found = {}
-    for name, answers in (("one", ["a", "b"]), ("same", ["a", "b"]), ("turned", ["b", "a"]), ("other", ["a", "c"])):
+    for name, answers in (
+        ("one", ["a", "b"]),
+        ("same", ["a", "b"]),
+        ("turned", ["b", "a"]),
+        ("other", ["a", "c"]),
+    ):
         (tmp_path / name).mkdir()
         found[name] = prints(write_table(tmp_path / name, answers, form))
-    assert found["one"] == found["same"], "where a table lies, when and how it was written says nothing of it"
+    assert found["one"] == found["same"], (
+        "where a table lies, when and how it was written says nothing of it"
+    )
     for name in ("turned", "other"):
-        assert found[name]["content"] != found["one"]["content"] and found[name]["records"] != found["one"]["records"]
+        assert (
+            found[name]["content"] != found["one"]["content"]
+            and found[name]["records"] != found["one"]["records"]
+        )
 
 
 def test_a_folder_of_texts(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""True fractions, every sample of a source once per pass, and the same order for the same seed, however it is read."""
+"""True fractions, every sample of a source once per pass, and the same order for the same seed,
+however it is read.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -33,7 +35,9 @@ def ids(mixture: Mixture) -> list[str]:
 
 def test_without_weights_everything_comes_once() -> None:
     mixture = Mixture([Numbered("a", 30), Numbered("b", 7)], seed=1)
-    assert sorted(ids(mixture)) == sorted([f"a/{n}" for n in range(30)] + [f"b/{n}" for n in range(7)])
+    assert sorted(ids(mixture)) == sorted(
+        [f"a/{n}" for n in range(30)] + [f"b/{n}" for n in range(7)]
+    )
     assert ids(mixture) != sorted(ids(mixture))
 
 
@@ -48,7 +52,10 @@ def test_fractions_are_exact_to_within_one(weights: tuple[float, ...], length: i
 
 
 def test_sources_are_spread_over_the_whole_length() -> None:
-    names = [name[0] for name in ids(Mixture([Numbered("a", 10), Numbered("b", 10)], seed=0, length=2000))]
+    names = [
+        name[0]
+        for name in ids(Mixture([Numbered("a", 10), Numbered("b", 10)], seed=0, length=2000))
+    ]
     halves = [names[:1000].count("a"), names[1000:].count("a")]
     assert sum(halves) == 1000
     assert abs(halves[0] - halves[1]) < 130  # 4 standard deviations
@@ -76,7 +83,9 @@ def keep(batch: list[Positioned]) -> list[tuple[int, str]]:
 def test_position_travels_with_the_sample(workers: int) -> None:
     mixture = Mixture([Numbered("a", 20)], seed=0)
     loaded = [
-        item for batch in DataLoader(mixture, batch_size=3, num_workers=workers, collate_fn=keep) for item in batch
+        item
+        for batch in DataLoader(mixture, batch_size=3, num_workers=workers, collate_fn=keep)
+        for item in batch
     ]
     assert loaded == list(enumerate(ids(mixture)))
 
@@ -95,7 +104,10 @@ def test_position_travels_with_the_sample(workers: int) -> None:
     ],
 )
 def test_weights_are_true_fractions(weight: float, passes: int, expected: dict[int, int]) -> None:
-    """How many samples of a come how often; b comes once a pass, whatever a does. The part is the same in every pass."""
+    """How many samples of a come how often; b comes once a pass, whatever a does.
+
+    The part is the same in every pass.
+    """
     sources, weights = [Numbered("a", 40), Numbered("b", 10)], [weight, 1.0]
     once = pass_length([40, 10], weights)
     assert once == round(40 * weight) + 10
@@ -132,10 +144,14 @@ def test_broken_samples_are_refused_or_marked() -> None:
 def test_equal_tokens_for_every_device() -> None:
     lengths = (np.random.default_rng(0).lognormal(5, 1, 200).astype(np.int32),)
     window = Window(lengths, batch_size=4, batches=4)
-    plain, dealt = (Mixture([Numbered("a", 200)], seed=1, length=400, window=w) for w in (None, window))
+    plain, dealt = (
+        Mixture([Numbered("a", 200)], seed=1, length=400, window=w) for w in (None, window)
+    )
     spread: dict[str, list[float]] = {"plain": [], "dealt": []}
     for start in range(0, 400, 16):
-        steps = [[mixture.place(p)[1] for p in range(start, start + 16)] for mixture in (plain, dealt)]
+        steps = [
+            [mixture.place(p)[1] for p in range(start, start + 16)] for mixture in (plain, dealt)
+        ]
         assert sorted(steps[0]) == sorted(steps[1]), "no sample changes its step"
         for name, step in zip(spread, steps, strict=True):
             sums = lengths[0][step].reshape(4, 4).sum(axis=1)
@@ -143,7 +159,9 @@ def test_equal_tokens_for_every_device() -> None:
     assert np.mean(spread["plain"]) > 1.3
     assert np.mean(spread["dealt"]) < 1.1
     backwards = Mixture([Numbered("a", 200)], seed=1, length=400, window=window)
-    assert [backwards.place(p) for p in reversed(range(400))][::-1] == [dealt.place(p) for p in range(400)]
+    assert [backwards.place(p) for p in reversed(range(400))][::-1] == [
+        dealt.place(p) for p in range(400)
+    ]
 
 
 def test_a_last_short_window_is_left_alone() -> None:
@@ -158,28 +176,45 @@ def test_lengths_are_kept_with_the_names_of_their_sources(tmp_path: Path) -> Non
     lengths = (np.asarray([1, 2, -1], dtype=np.int32), np.asarray([7], dtype=np.int32))
     write_lengths(path, lengths, ["a", "b"])
     assert [found.tolist() for found in read_lengths(path, ["a", "b"])] == [[1, 2, -1], [7]]
-    with pytest.raises(ValueError, match=r"holds the lengths of a, b; expected those of a\. Measure them again with"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds the lengths of a, b; expected those of a\. "
+        r"Measure them again with",
+    ):
         read_lengths(path, ["a"])
     with pytest.raises(
-        ValueError, match=r"nowhere: no such file; `m3 data check RECIPE --lengths .*nowhere` writes it"
+        ValueError,
+        match=r"nowhere: no such file; `m3 data check RECIPE --lengths .*nowhere` "
+        r"writes it",
     ):
         read_lengths(tmp_path / "nowhere", ["a"])
     for content in (b"PK\x03\x04 cut", b"no archive", b""):
         (tmp_path / "broken").write_bytes(content)
         with pytest.raises(
-            ValueError, match="broken: not a file of lengths, or damaged .*--lengths .*broken` writes one"
+            ValueError,
+            match="broken: not a file of lengths, or damaged .*--lengths .*broken` writes one",
         ):
             read_lengths(tmp_path / "broken", ["a"])
     np.save(tmp_path / "one.npy", np.arange(3))
     with pytest.raises(ValueError, match="one.npy: not a file of lengths"):
         read_lengths(tmp_path / "one.npy", ["a"])
-    with pytest.raises(ValueError, match=r"data\.lengths counts \[3, 1\] samples, the sources hold \[3, 2\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"data\.lengths counts \[3, 1\] samples, the sources hold "
+        r"\[3, 2\]",
+    ):
         Mixture([Numbered("a", 3), Numbered("b", 2)], window=Window(lengths, 1, 1))
 
 
-def stream(world_size: int, workers: int, window: Window | None, skipped: int = 0) -> list[tuple[int, str]]:
-    """What all ranks together read, batch k of rank r at place k * world_size + r; 8 samples a step in all."""
-    mixture = Mixture([Numbered("a", 30), Numbered("b", 30)], [1.0, 0.5], seed=7, length=48, window=window)
+def stream(
+    world_size: int, workers: int, window: Window | None, skipped: int = 0
+) -> list[tuple[int, str]]:
+    """What all ranks together read, batch k of rank r at place k * world_size + r; 8 samples a
+    step in all.
+    """
+    mixture = Mixture(
+        [Numbered("a", 30), Numbered("b", 30)], [1.0, 0.5], seed=7, length=48, window=window
+    )
     batches: dict[int, list[tuple[int, str]]] = {}
     for rank in range(world_size):
         sampler = BatchSampler(SequentialSampler(mixture), 8 // world_size, drop_last=False)
@@ -194,16 +229,22 @@ def stream(world_size: int, workers: int, window: Window | None, skipped: int = 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("dealt", [False, True])
 def test_one_order_however_it_is_read(world_size: int, workers: int, dealt: bool) -> None:
-    """With lengths, devices share a step differently, but the step's samples stay; without, everything is equal."""
+    """With lengths, devices share a step differently, but the step's samples stay; without,
+    everything is equal.
+    """
     lengths = tuple(np.random.default_rng(n).integers(1, 100, 30, dtype=np.int32) for n in (0, 1))
     window = Window(lengths, 8 // world_size, world_size) if dealt else None
     found, plain = stream(world_size, workers, window), stream(1, 0, None)
     assert [position for position, _ in found] == list(range(48))
     for start in range(0, 48, 8):
-        step, expected = ([name for _, name in order[start : start + 8]] for order in (found, plain))
+        step, expected = (
+            [name for _, name in order[start : start + 8]] for order in (found, plain)
+        )
         assert sorted(step) == sorted(expected)
         assert dealt or step == expected
-    assert stream(world_size, workers, window, skipped=2) == found[16:], "resuming skips, and reads the same"
+    assert stream(world_size, workers, window, skipped=2) == found[16:], (
+        "resuming skips, and reads the same"
+    )
 
 
 def test_skipping_reads_nothing() -> None:
@@ -233,7 +274,11 @@ def test_mistakes() -> None:
         Mixture([a, a], [1.0, -1.0])
     with pytest.raises(ValueError, match="not be negative and not all zero"):
         Mixture([a], [0.0])
-    with pytest.raises(ValueError, match=r"source 0: 0\.1 of 3 samples is no sample\. Raise the weight"):
+    with pytest.raises(
+        ValueError,
+        match=r"source 0: 0\.1 of 3 samples is no sample\. Raise the "
+        r"weight",
+    ):
         Mixture([a], [0.1])
     with pytest.raises(ValueError, match="got length=0"):
         Mixture([a], length=0)

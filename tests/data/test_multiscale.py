@@ -1,4 +1,6 @@
-"""One sequence per scale, weighted so that the weighted mean is M3's average; the same draw on every rank."""
+"""One sequence per scale, weighted so that the weighted mean is M3's average; the same draw on
+every rank.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +18,9 @@ TRAINED = (1, 4, 9, 36, 144)
 
 
 @pytest.mark.parametrize("shades", [(1,), (1, 2), (1, 2, 3)])
-@pytest.mark.parametrize(("kind", "scales"), [("grid_pool", TRAINED), ("query_prefix", (2, 17, 100))])
+@pytest.mark.parametrize(
+    ("kind", "scales"), [("grid_pool", TRAINED), ("query_prefix", (2, 17, 100))]
+)
 def test_expansion(
     kind: str,
     scales: tuple[int, ...],
@@ -28,7 +32,11 @@ def test_expansion(
     tokenized = tokenize_sample(make_sample("a", shades, ("red", "two words")), processor)
     sequences = expand(tokenized, scales, processor, [Tiles()] * len(shades))
     text = [token for token in tokenized.input_ids if token != processor.image_token_id]
-    answers = [token for token, kept in zip(tokenized.input_ids, tokenized.labels_mask, strict=True) if kept]
+    answers = [
+        token
+        for token, kept in zip(tokenized.input_ids, tokenized.labels_mask, strict=True)
+        if kept
+    ]
     assert len(sequences) == len(scales)
     for sequence, scale in zip(sequences, scales, strict=True):
         is_image = sequence.input_ids == processor.image_token_id
@@ -54,7 +62,9 @@ def test_weights_add_up(processor: M3Processor, make_sample: Callable[..., Sampl
     ) == pytest.approx(0.5)
 
 
-def test_unreachable_and_no_scales(processor: M3Processor, make_sample: Callable[..., Sample]) -> None:
+def test_unreachable_and_no_scales(
+    processor: M3Processor, make_sample: Callable[..., Sample]
+) -> None:
     tokenized = tokenize_sample(make_sample("a", (1,)), processor)
     with pytest.raises(ValueError, match="scale 5 cannot be reached"):
         expand(tokenized, (1, 5), processor, [Tiles()])
@@ -95,7 +105,12 @@ def test_the_draw_is_fixed_for_ever() -> None:
     assert [draw_scales("random", TRAINED, 0, step)[0] for step in range(8)] == FIXED_RANDOM
     assert [draw_scales("sandwich", TRAINED, 0, step, 1)[1] for step in range(8)] == FIXED_SANDWICH
     assert (
-        np.mean([draw_scales("random", TRAINED, 0, s) != draw_scales("random", TRAINED, 1, s) for s in range(200)])
+        np.mean(
+            [
+                draw_scales("random", TRAINED, 0, s) != draw_scales("random", TRAINED, 1, s)
+                for s in range(200)
+            ]
+        )
         > 0.6
     )
 

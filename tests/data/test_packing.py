@@ -21,7 +21,8 @@ def test_random_cases(seed: int) -> None:
         if max_images is not None:
             assert len({image for number in row for image in images[number]}) <= max_images
     if max_images is None and rows:
-        # What longest first into the emptiest guarantees: the fullest row has at most one sequence more than any other.
+        # What longest first into the emptiest guarantees: the fullest row has at most one sequence
+        # more than any other.
         filled = [sum(lengths[number] for number in row) for row in rows]
         fullest = rows[filled.index(max(filled))]
         assert max(filled) - min(filled) <= min(lengths[number] for number in fullest)
@@ -35,12 +36,18 @@ def test_the_longest_goes_into_the_emptiest_row() -> None:
 @pytest.mark.parametrize("pack_length", [4096, 8192])
 @pytest.mark.parametrize("batch_size", [4, 8])
 @pytest.mark.parametrize("mean", [60, 150, 300, 500])
-def test_rows_are_filled_on_lengths_as_in_llava(pack_length: int, batch_size: int, mean: int) -> None:
-    """Lognormal text lengths, five scales of an image each; rows are padded to the fullest, and that to a multiple of 8."""
+def test_rows_are_filled_on_lengths_as_in_llava(
+    pack_length: int, batch_size: int, mean: int
+) -> None:
+    """Lognormal text lengths, five scales of an image each; rows are padded to the fullest, and
+    that to a multiple of 8.
+    """
     random = np.random.default_rng(mean)
     fills = []
     for _ in range(50):
-        texts = np.minimum(random.lognormal(np.log(mean) - 0.32, 0.8, batch_size).astype(int) + 8, 2048)
+        texts = np.minimum(
+            random.lognormal(np.log(mean) - 0.32, 0.8, batch_size).astype(int) + 8, 2048
+        )
         lengths = [int(text) + scale for text in texts for scale in (576, 144, 36, 9, 1)]
         images = [(number,) for number in range(batch_size) for _ in range(5)]
         rows = pack(lengths, images, pack_length)

@@ -27,12 +27,19 @@ def defined(path: Path) -> set[str]:
         if isinstance(node, FUNCTION | ast.ClassDef):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, FUNCTION)}
+            names |= {
+                f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, FUNCTION)
+            }
     return names
 
 
 def test_the_pages_are_seen() -> None:
-    assert {page.name for page in PAGES} >= {"README.md", "CONTRIBUTING.md", "one_image.md", "add_a_decoder.md"}
+    assert {page.name for page in PAGES} >= {
+        "README.md",
+        "CONTRIBUTING.md",
+        "one_image.md",
+        "add_a_decoder.md",
+    }
     assert len(references(ROOT / "docs" / "one_image.md")) >= 35
 
 
@@ -48,11 +55,17 @@ def test_every_file_and_function_named_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    assert [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+    assert [
+        link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()
+    ] == []
 
 
 def test_every_verb_shown_exists() -> None:
-    shown = {verb for page in PAGES for verb in re.findall(r"(?:^|`)m3 ([\w-]+)", page.read_text(), re.MULTILINE)}
+    shown = {
+        verb
+        for page in PAGES
+        for verb in re.findall(r"(?:^|`)m3 ([\w-]+)", page.read_text(), re.MULTILINE)
+    }
     assert len(shown) >= 4
     assert shown <= set(VERBS)
 

@@ -1,4 +1,6 @@
-"""Small copies of five real benchmarks in exactly the layout of their data sets: names, columns, types, splits, folders."""
+"""Small copies of five real benchmarks in exactly the layout of their data sets: names, columns,
+types, splits, folders.
+"""
 
 import csv
 import io
@@ -22,8 +24,12 @@ def cell(index: int) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def write(folder: Path, split: str, features: dict, rows: list[dict], config: str | None = None) -> None:
-    """`data/SPLIT-00000-of-00001.parquet` (under the configuration's folder, where there is one), and the card that names it."""
+def write(
+    folder: Path, split: str, features: dict, rows: list[dict], config: str | None = None
+) -> None:
+    """`data/SPLIT-00000-of-00001.parquet` (under the configuration's folder, where there is
+    one), and the card that names it.
+    """
     inside = folder / (config or "data")
     inside.mkdir(parents=True)
     table = pa.Table.from_pylist(rows, schema=Features(features).arrow_schema)
@@ -41,7 +47,8 @@ def write_mirrors(root: Path, documents: int = 6) -> Path:
         "test",
         {"id": TEXT, "question_id": TEXT, "question": TEXT, "answer": TEXT, "image_source": TEXT, "image": Image(),
          "category": TEXT},
-        [{"id": str(i), "question_id": str(i), "question": f"Is there a {COLOURS[i % 6]} square in the image?",
+        [{"id": str(i), "question_id": str(i), "question": f"Is there a {COLOURS[i % 6]} square in "
+                                                           "the image?",
           "answer": ("yes", "no")[i % 2], "image_source": f"COCO_{i}", "image": cell(i), "category": "adversarial"}
          for i in several],
     )  # fmt: skip
@@ -57,7 +64,8 @@ def write_mirrors(root: Path, documents: int = 6) -> Path:
         root / "ChartQA",
         "test",
         {"type": TEXT, "question": TEXT, "answer": TEXT, "image": Image()},
-        [{"type": ("human_test", "augmented_test")[i % 2], "question": f"How many bars are {COLOURS[i % 6]}?",
+        [{"type": ("human_test", "augmented_test")[i % 2], "question": "How many bars are "
+                                                                       f"{COLOURS[i % 6]}?",
           "answer": str(i), "image": cell(i)} for i in several],
     )  # fmt: skip
     choices = dict.fromkeys("ABCD", TEXT)
@@ -104,7 +112,9 @@ SRT = '1\n00:00:00,000 --> 00:00:00,900\n<font color="white" size=".72c">{}</fon
 
 
 def write_long_videos(root: Path, documents: int = 3) -> Path:
-    """Video-MME and LongVideoBench, their videos and subtitles where the repositories' archives unpack to."""
+    """Video-MME and LongVideoBench, their videos and subtitles where the repositories' archives
+    unpack to.
+    """
     several = range(documents)
     texts = (
         "video_id",
@@ -174,7 +184,14 @@ def write_video_qa(root: Path) -> Path:
         ("MSVD-QA", [{"video_name": "clip", "question": "what is it?", "answer": "a red square"}]),
         (
             "IntentQA",
-            [{"video_name": "clip.mp4", "question": "why?", "answer": 1, **{f"a{i}": COLOURS[i] for i in range(5)}}],
+            [
+                {
+                    "video_name": "clip.mp4",
+                    "question": "why?",
+                    "answer": 1,
+                    **{f"a{i}": COLOURS[i] for i in range(5)},
+                }
+            ],
         ),
     ):
         write_video(root / name / "videos" / "clip.mp4", 0)

@@ -1,4 +1,6 @@
-"""A tiny model of random weights, saved with its processor, and a task folder of the harness with a few documents."""
+"""A tiny model of random weights, saved with its processor, and a task folder of the harness
+with a few documents.
+"""
 
 import io
 import random
@@ -17,11 +19,19 @@ from tenacity import wait_none
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from m3.evaluation.engine import Engine
-from m3.evaluation.routing import Routing
-from m3.evaluation.run_folder import CellRow, CostRow, Example, LatencyRow, ModelRow, write_json, write_rows
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.answering.expert_routing import Routing
+from m3.evaluation.results.run_folder import (
+    CellRow,
+    CostRow,
+    Example,
+    LatencyRow,
+    ModelRow,
+    write_json,
+    write_rows,
+)
+from m3.evaluation.results.store import Answer, Cell, Store
 from m3.evaluation.statistics import clustered_mean
-from m3.evaluation.store import Answer, Cell, Store
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing.processor import M3Processor
 
@@ -92,10 +102,17 @@ def save_model(
     tiling: dict | None = None,
     decoder: str = "aria_text",
 ) -> Path:
-    """24x24 pixels, 6x6 patches, two layers each (or `layers` in the decoder); weights large enough that answers differ."""
+    """24x24 pixels, 6x6 patches, two layers each (or `layers` in the decoder); weights large
+    enough that answers differ.
+    """
     torch.manual_seed(seed)
     nesting = {"kind": "grid_pool", "trained_scales": scales}
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     text = {"vocab_size": 260, "pad_token_id": 0, "eos_token_id": 3}
     text |= {"moe_num_experts": 4, "moe_topk": 2} if decoder == "aria_text" else {}
     config = M3Config(
@@ -103,7 +120,11 @@ def save_model(
             "siglip_vision_model", **small, image_size=24, patch_size=4, vision_use_head=False
         ),
         text_config=AutoConfig.for_model(
-            decoder, **small | {"num_hidden_layers": layers}, **text, num_key_value_heads=2, initializer_range=0.3
+            decoder,
+            **small | {"num_hidden_layers": layers},
+            **text,
+            num_key_value_heads=2,
+            initializer_range=0.3,
         ),
         nesting=nesting,
         tiling=tiling,
@@ -126,12 +147,17 @@ def save_model(
 def make_image(index: int) -> PilImage.Image:
     """A colour with a square of another at a place that depends on the index."""
     image = PilImage.new("RGB", (24, 24), COLOURS[index % 6])
-    image.paste(COLOURS[(index * 5 + 2) % 6], (index % 4 * 5, index % 3 * 6, index % 4 * 5 + 9, index % 3 * 6 + 8))
+    image.paste(
+        COLOURS[(index * 5 + 2) % 6],
+        (index % 4 * 5, index % 3 * 6, index % 4 * 5 + 9, index % 3 * 6 + 8),
+    )
     return image
 
 
 def write_tasks(folder: Path, documents: int = 6) -> Path:
-    """Group `tiny` of `tiny_one` and `tiny_two` (every image asked twice), `tiny_choice`, and three that fail."""
+    """Group `tiny` of `tiny_one` and `tiny_two` (every image asked twice), `tiny_choice`, and
+    three that fail.
+    """
     folder.mkdir(parents=True)
     (folder / "utils.py").write_text(UTILS)
     features = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
@@ -140,7 +166,9 @@ def write_tasks(folder: Path, documents: int = 6) -> Path:
         for index in range(documents):
             buffer = io.BytesIO()
             make_image(index if file == "one" else index // 2).save(buffer, "PNG")
-            question = f"Which colour{'s' * (index % 3)}?" if file == "one" else f"Question {index}?"
+            question = (
+                f"Which colour{'s' * (index % 3)}?" if file == "one" else f"Question {index}?"
+            )
             rows.append(
                 {
                     "image": {"bytes": buffer.getvalue(), "path": None},
@@ -148,15 +176,25 @@ def write_tasks(folder: Path, documents: int = 6) -> Path:
                     "answer": COLOURS[index % 6],
                 }
             )
-        pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), folder / f"{file}.parquet")
-        task = TASK.format(folder=folder, file=file) + GENERATE.format(name=f"tiny_{file}", process="process_results")
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=features.arrow_schema), folder / f"{file}.parquet"
+        )
+        task = TASK.format(folder=folder, file=file) + GENERATE.format(
+            name=f"tiny_{file}", process="process_results"
+        )
         (folder / f"tiny_{file}.yaml").write_text(task)
-    broken = TASK.format(folder=folder, file="one") + GENERATE.format(name="tiny_broken", process="broken_results")
+    broken = TASK.format(folder=folder, file="one") + GENERATE.format(
+        name="tiny_broken", process="broken_results"
+    )
     (folder / "tiny_broken.yaml").write_text(broken)
-    lost = TASK.replace("utils.doc_to_visual", "utils.lost_visual").format(folder=folder, file="two")
+    lost = TASK.replace("utils.doc_to_visual", "utils.lost_visual").format(
+        folder=folder, file="two"
+    )
     lost += GENERATE.format(name="tiny_unreadable", process="process_results")
     (folder / "tiny_unreadable.yaml").write_text(lost)
-    absent = TASK.format(folder=folder, file="nothing") + GENERATE.format(name="tiny_absent", process="process_results")
+    absent = TASK.format(folder=folder, file="nothing") + GENERATE.format(
+        name="tiny_absent", process="process_results"
+    )
     (folder / "tiny_absent.yaml").write_text(absent)
     (folder / "tiny_choice.yaml").write_text(TASK.format(folder=folder, file="one") + CHOICE)
     (folder / "tiny.yaml").write_text("group: tiny\ntask: [tiny_one, tiny_two]\n")
@@ -165,7 +203,9 @@ def write_tasks(folder: Path, documents: int = 6) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_waiting() -> Iterator[None]:
-    """The harness tries a task that fails five times, two seconds apart; here without the seconds."""
+    """The harness tries a task that fails five times, two seconds apart; here without the
+    seconds.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for tried in (ConfigurableTask.download, ConfigurableTask.process_results):
             patch.setattr(tried.retry, "wait", wait_none())
@@ -193,7 +233,9 @@ SWEPT = (1, 4, 9, 36)
 
 
 def routing_of(scale: int, doc_id: int) -> str:
-    """Two layers of four experts, two of them per token: visual tokens go to the first half, text everywhere."""
+    """Two layers of four experts, two of them per token: visual tokens go to the first half,
+    text everywhere.
+    """
     visual = [[scale, scale, 0, 0], [scale, 0, scale, 0]]
     text = [[15, 15, 15, 15], [30 - doc_id % 3, 30, doc_id % 3, 0]]
     entropy = np.array([[scale * 0.5, scale * 1.0], [30 * 1.2, 30 * 0.3]])
@@ -201,17 +243,40 @@ def routing_of(scale: int, doc_id: int) -> str:
 
 
 def make_run(
-    run: Path, documents: int = 40, tasks: Sequence[str] = SUITE, lift: float = 0.0, errors: Sequence[str] = ()
+    run: Path,
+    documents: int = 40,
+    tasks: Sequence[str] = SUITE,
+    lift: float = 0.0,
+    errors: Sequence[str] = (),
 ) -> Path:
-    """A run folder as a sweep leaves it: a trained model that climbs, a base that needs all 36 tokens, no harness run.
+    """A run folder as a sweep leaves it: a trained model that climbs, a base that needs all 36
+    tokens, no harness run.
 
-    The trained model's decoder has two layers of four experts, the base's is dense.
-    `lift` is added to every chance of a right answer. `errors`: the tasks that count wrong answers, not right ones.
+    The trained model's decoder has two layers of four experts, the base's is dense. `lift` is added
+    to every chance of a right answer. `errors`: the tasks that count wrong answers, not right ones.
     """
     rng = random.Random(0)
     models = [
-        ModelRow("m3-tiny", "playground/m3-tiny", "a" * 24, list(SWEPT), [6, 6], "grid_pool", 1_500_000, routers=2),
-        ModelRow("m3-tiny-base", "playground/m3-tiny-base", "b" * 24, [36], [6, 6], "grid_pool", 1_500_000, routers=0),
+        ModelRow(
+            "m3-tiny",
+            "playground/m3-tiny",
+            "a" * 24,
+            list(SWEPT),
+            [6, 6],
+            "grid_pool",
+            1_500_000,
+            routers=2,
+        ),
+        ModelRow(
+            "m3-tiny-base",
+            "playground/m3-tiny-base",
+            "b" * 24,
+            [36],
+            [6, 6],
+            "grid_pool",
+            1_500_000,
+            routers=0,
+        ),
     ]
     cells, costs, times, examples = [], [], [], []
     with Store(run / "store") as store:
@@ -220,7 +285,9 @@ def make_run(
                 for step, scale in enumerate(SWEPT):
                     hard = 0.2 * (task % 4)
                     trained = (0.95 - hard) + (0.05 + hard) * step / 3
-                    p = lift + (trained if model is models[0] or scale == 36 else 0.25 + 0.12 * step)
+                    p = lift + (
+                        trained if model is models[0] or scale == 36 else 0.25 + 0.12 * step
+                    )
                     keys, scores, answers = {}, [], []
                     metric = "error_rate" if name in errors else "exact_match"
                     for doc_id in range(documents):
@@ -248,7 +315,9 @@ def make_run(
                     store.add_answers(answers)
                     store.add_scores({keys[i]: {metric: score} for i, score in enumerate(scores)})
                     mean = clustered_mean(scores, [doc_id // 2 for doc_id in range(documents)])
-                    write_json(run / "results" / model.name / f"{name}@{scale}.json", {"m3_keys": keys})
+                    write_json(
+                        run / "results" / model.name / f"{name}@{scale}.json", {"m3_keys": keys}
+                    )
                     cells.append(
                         CellRow(model.name, name, scale, "ok", metric, True, mean.value, mean.stderr, mean.n,
                                 mean.clusters, float(scale), 30.0, 3.0, "", None, name not in errors)
@@ -268,11 +337,16 @@ def make_run(
     (run / "examples").mkdir()
     for index, name in enumerate(tasks):
         make_image(index).save(run / "examples" / f"{name}.png")
-        examples.append(vars(Example(name, index % documents, f"What <is> this {name}?", "red", f"{name}.png")))
+        examples.append(
+            vars(Example(name, index % documents, f"What <is> this {name}?", "red", f"{name}.png"))
+        )
     write_json(run / "examples" / "examples.json", examples)
     write_json(run / "models.json", [vars(model) for model in models])
     write_json(run / "baselines.json", {name: {"chance": 0.1, "majority": 0.2} for name in tasks})
-    write_json(run / "environment.json", {"command": ["m3", "sweep"], "python": "3.11", "cores": 2, "accelerators": []})
+    write_json(
+        run / "environment.json",
+        {"command": ["m3", "sweep"], "python": "3.11", "cores": 2, "accelerators": []},
+    )
     write_rows(run / "cells.csv", CellRow, cells)
     write_rows(run / "cost.csv", CostRow, costs)
     write_rows(run / "latency.csv", LatencyRow, times)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3.evaluation import report
-from m3.evaluation.calibration import Bin, calibration
-from m3.evaluation.calibration_table import calibration_table
-from m3.evaluation.run_folder import CellRow, read_rows
-from m3.evaluation.store import Store
-from m3.evaluation.summary import Summary
+from m3.evaluation.analysis.calibration import Bin, calibration
+from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.report import command as report
+from m3.evaluation.report.calibration_table import calibration_table
+from m3.evaluation.results.run_folder import CellRow, read_rows
+from m3.evaluation.results.store import Store
 from tests.evaluation.conftest import SUITE, SWEPT, make_run
 
 
@@ -23,7 +23,11 @@ def test_error_by_hand():
         (pytest.approx(0.3), 0.5, 2),
         (pytest.approx(0.85), 1.0, 2),
     ]
-    assert (found.error, found.confidence, found.n) == (pytest.approx(0.5 * 0.2 + 0.5 * 0.15), pytest.approx(0.575), 4)
+    assert (found.error, found.confidence, found.n) == (
+        pytest.approx(0.5 * 0.2 + 0.5 * 0.15),
+        pytest.approx(0.575),
+        4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,11 @@ def test_the_order_of_equally_sure_answers_tells_nothing():
 
 @pytest.mark.parametrize("lengths", [(2, 1), (0, 0)])
 def test_one_score_per_confidence(lengths: tuple[int, int]):
-    with pytest.raises(ValueError, match=rf"{lengths[0]} confidences for {lengths[1]} scores; one of each per answer"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{lengths[0]} confidences for {lengths[1]} scores; one "
+        r"of each per answer",
+    ):
         calibration([0.5] * lengths[0], [1.0] * lengths[1])
 
 
@@ -93,7 +101,11 @@ def test_a_run_from_before_there_was_confidence_is_read(tmp_path: Path):
     assert lines[0].endswith(",error,confidence,higher_is_better,unit")
     (run / "cells.csv").write_text("".join(line.rsplit(",", 3)[0] + "\n" for line in lines))
     assert report.main([str(run), "--formats"]) == 0
-    answers = [Store(run / "store").answer(record["key"]) for record in records if record["kind"] == "answer"]
+    answers = [
+        Store(run / "store").answer(record["key"])
+        for record in records
+        if record["kind"] == "answer"
+    ]
     assert {answer.confidence for answer in answers} == {None}
     assert not (run / "tables" / "calibration.md").exists()
     cells = read_rows(run / "cells.csv", CellRow)

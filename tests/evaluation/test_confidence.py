@@ -1,4 +1,6 @@
-"""The confidence of an answer is that of a plain forward pass over it, and recording it changes no answer."""
+"""The confidence of an answer is that of a plain forward pass over it, and recording it changes
+no answer.
+"""
 
 import math
 from typing import Any
@@ -6,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from m3.evaluation.confidence import ChosenTokens
-from m3.evaluation.decoding import Decoding
-from m3.evaluation.engine import Engine
-from m3.evaluation.questions import Picture, Question
-from m3.evaluation.seeded_sampling import SeededSampling, question_seeds
+from m3.evaluation.answering.confidence import ChosenTokens
+from m3.evaluation.answering.decoding import Decoding
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.answering.questions import Picture, Question
+from m3.evaluation.answering.seeded_sampling import SeededSampling, question_seeds
 from tests.evaluation.conftest import SCALES, make_image
 
 TOKENS = 6
@@ -44,7 +46,9 @@ def plain(engine: Engine, question: Question, answer: torch.Tensor) -> float:
     return math.exp(float(log_p.gather(1, answer[:, None]).mean()))
 
 
-def spied(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], torch.Tensor]]:
+def spied(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[dict[str, Any], torch.Tensor]]:
     """What `generate` is given and what it returns, from now on."""
     calls: list[tuple[dict[str, Any], torch.Tensor]] = []
     generate = engine.model.generate  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
@@ -58,7 +62,9 @@ def spied(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[st
 
 
 @pytest.mark.parametrize("name", DECODINGS)
-def test_confidence_is_that_of_a_plain_forward(engine: Engine, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_confidence_is_that_of_a_plain_forward(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, name: str
+):
     """A batch of four scales; rows end at different lengths where tokens stop them."""
     asked = questions(engine, DECODINGS[name])
     calls = spied(engine, monkeypatch)
@@ -86,7 +92,9 @@ def test_recording_changes_no_answer(engine: Engine, monkeypatch: pytest.MonkeyP
     if others:  # the draws of a sampled answer, from the beginning
         longest_first = sorted(range(len(asked)), key=lambda n: -asked[n].scale)
         seeds = question_seeds(asked)
-        given["logits_processor"] = [SeededSampling(DECODINGS[name], [seeds[n] for n in longest_first])]
+        given["logits_processor"] = [
+            SeededSampling(DECODINGS[name], [seeds[n] for n in longest_first])
+        ]
     assert torch.equal(engine.model.generate(**given), output)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,4 +1,6 @@
-"""A metric where less is better, against the same run told as accuracies: every choice of a best must be the same."""
+"""A metric where less is better, against the same run told as accuracies: every choice of a best
+must be the same.
+"""
 
 import csv
 import json
@@ -9,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3.evaluation import report, report_tables, sweep
-from m3.evaluation.compare import Change, compare, described
-from m3.evaluation.direction import Kind, towards_better
-from m3.evaluation.run_folder import CellRow, read_rows, write_json, write_rows
-from m3.evaluation.summary import Summary
-from m3.evaluation.tables import as_latex
+from m3.evaluation.analysis.compare import Change, compare, described
+from m3.evaluation.analysis.metric_kind import Kind, towards_better
+from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.report import command as report
+from m3.evaluation.report import tables as report_tables
+from m3.evaluation.report.table_formats import as_latex
+from m3.evaluation.results.run_folder import CellRow, read_rows, write_json, write_rows
+from m3.evaluation.sweep import sweep
 from tests.evaluation.conftest import SUITE, SWEPT, make_run
 from tests.evaluation.test_report import page_json
 from tests.evaluation.test_sweep import rows, run_sweep
@@ -24,7 +28,9 @@ FIRST = SUITE[0]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same answers as shares of right ones and as shares of errors, and both after the model got worse."""
+    """The same answers as shares of right ones and as shares of errors, and both after the model
+    got worse.
+    """
     folder = tmp_path_factory.mktemp("direction")
     return {
         "right": make_run(folder / "right"),
@@ -48,11 +54,15 @@ def test_more_errors_are_a_drop_and_fewer_are_none(runs: dict[str, Path]):
         assert change.is_drop and not change.is_for_better
         assert "mean of the tasks: ROSE (less is better), +" in described(change)
         assert not better["m3-tiny", None, scale].is_drop
-        assert "mean of the tasks: fell (less is better), -" in described(better["m3-tiny", None, scale])
+        assert "mean of the tasks: fell (less is better), -" in described(
+            better["m3-tiny", None, scale]
+        )
 
 
 def test_the_baseline_is_missed_where_errors_rose(runs: dict[str, Path]):
-    assert {change.scale for change in sweep.fallen(runs["worse"], runs["wrong"]) if change.task is None} == set(SWEPT)
+    assert {
+        change.scale for change in sweep.fallen(runs["worse"], runs["wrong"]) if change.task is None
+    } == set(SWEPT)
     assert sweep.fallen(runs["wrong"], runs["worse"]) == []
 
 
@@ -67,7 +77,9 @@ def test_a_mixed_run_averages_accuracies_and_judges_each_task_its_own_way(runs: 
 
 def test_another_metric_or_direction_is_no_comparison(runs: dict[str, Path], tmp_path: Path):
     with pytest.raises(
-        ValueError, match=r"suite_scene cannot be compared: .*error_rate \(less is better\), .*exact_match"
+        ValueError,
+        match=r"suite_scene cannot be compared: .*error_rate \(less is better\), "
+        r".*exact_match",
     ):
         compare(Summary.read(runs["wrong"]), Summary.read(runs["right"]))
 
@@ -75,13 +87,19 @@ def test_another_metric_or_direction_is_no_comparison(runs: dict[str, Path], tmp
 def test_front_knee_oracle_retention_and_calibration_are_those_of_accuracy(runs: dict[str, Path]):
     right, wrong = Summary.read(runs["right"]), Summary.read(runs["wrong"])
     theirs, ours = report_tables.kept_table(right), report_tables.kept_table(wrong)
-    assert [(row[0], *row[2:]) for row in ours.rows] == [(row[0], *row[2:]) for row in theirs.rows]  # all but the score
+    # all but the score
+    assert [(row[0], *row[2:]) for row in ours.rows] == [(row[0], *row[2:]) for row in theirs.rows]
     assert "The score counts errors (less is better)" in ours.note
     for model in right.models:
         for task in SUITE:
             good, bad = right.oracle(model.name, task), wrong.oracle(model.name, task)
             assert good is not None and bad is not None
-            assert (bad.score, bad.tokens, bad.needs, bad.never) == (good.score, good.tokens, good.needs, good.never)
+            assert (bad.score, bad.tokens, bad.needs, bad.never) == (
+                good.score,
+                good.tokens,
+                good.needs,
+                good.never,
+            )
     table = report_tables.oracle_table(wrong)
     assert table.rows[0][0] == "scene (1 - error)"
 
@@ -105,9 +123,16 @@ def test_the_first_model_is_ahead_with_fewer_errors(runs: dict[str, Path]):
     for name, sign in (("right", 1), ("wrong", -1)):
         assert report.main([str(runs[name]), "--formats"]) == 0
         with (runs[name] / "summary.csv").open() as file:
-            behind = next(row for row in csv.DictReader(file) if row["model"] == "m3-tiny-base" and row["scale"] == "1")
+            behind = next(
+                row
+                for row in csv.DictReader(file)
+                if row["model"] == "m3-tiny-base" and row["scale"] == "1"
+            )
         assert (
-            0 < float(behind["behind_first_low"]) < float(behind["behind_first"]) < float(behind["behind_first_high"])
+            0
+            < float(behind["behind_first_low"])
+            < float(behind["behind_first"])
+            < float(behind["behind_first_high"])
         )
         difference = report_tables.differences_table(Summary.read(runs[name])).rows[0][1]
         assert float(difference) == pytest.approx(sign * float(behind["behind_first"]), abs=0.06)
@@ -118,7 +143,9 @@ def older(run: Path) -> Path:
     lines = list(csv.reader((run / "cells.csv").open()))
     at = lines[0].index("higher_is_better")
     with (run / "cells.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([line[:at] + line[at + 1 :] for line in lines])
+        csv.writer(file, lineterminator="\n").writerows(
+            [line[:at] + line[at + 1 :] for line in lines]
+        )
     return run
 
 
@@ -127,7 +154,8 @@ def test_an_older_run_asks_the_harness_result_and_else_says_what_it_takes(tmp_pa
     silent = Summary.read(run)
     assert silent.undirected == SUITE and silent.kinds[FIRST].higher_is_better
     assert (
-        "Neither the run nor its tasks say whether more or less is better of scene, position" in silent.direction_note
+        "Neither the run nor its tasks say whether more or less is better of scene, position"
+        in silent.direction_note
     )
     for path in (run / "results").rglob("*.json"):
         task = path.stem.split("@")[0]
@@ -141,8 +169,14 @@ def test_cells_that_contradict_each_other_are_refused(tmp_path: Path):
     run = make_run(tmp_path / "run", documents=4)
     cells = read_rows(run / "cells.csv", CellRow)
     assert {cell.higher_is_better for cell in cells} == {True}
-    write_rows(run / "cells.csv", CellRow, [*cells[1:], CellRow(**{**vars(cells[0]), "higher_is_better": False})])
-    with pytest.raises(ValueError, match="says both that more and that less of suite_scene is better"):
+    write_rows(
+        run / "cells.csv",
+        CellRow,
+        [*cells[1:], CellRow(**{**vars(cells[0]), "higher_is_better": False})],
+    )
+    with pytest.raises(
+        ValueError, match="says both that more and that less of suite_scene is better"
+    ):
         _ = Summary.read(run).kinds
 
 
@@ -150,7 +184,11 @@ def test_points_are_no_share_however_few(tmp_path: Path):
     """A model with 60 of MME's 2,000 points has not 60 %: they stay out of the mean."""
     run = make_run(tmp_path / "run", documents=8, tasks=("mme", "gqa"))
     cells = read_rows(run / "cells.csv", CellRow)
-    write_rows(run / "cells.csv", CellRow, [replace(c, value=60.0) if c.task == "mme" else c for c in cells])
+    write_rows(
+        run / "cells.csv",
+        CellRow,
+        [replace(c, value=60.0) if c.task == "mme" else c for c in cells],
+    )
     summary = Summary.read(run)
     assert summary.averaged == ("gqa",) and summary.percent("mme") == 1.0
     assert summary.mean("m3-tiny", 36).value == summary.score("m3-tiny", "gqa", 36).value
@@ -160,11 +198,20 @@ def test_no_oracle_where_a_scale_failed(tmp_path: Path):
     """Without the largest scale, what is called the largest would be another."""
     run = make_run(tmp_path / "run", documents=8, tasks=("a_b",))
     cells = read_rows(run / "cells.csv", CellRow)
-    gone = [c if (c.model, c.scale) != ("m3-tiny", 36) else replace(c, status="failed", value=None) for c in cells]
+    gone = [
+        c if (c.model, c.scale) != ("m3-tiny", 36) else replace(c, status="failed", value=None)
+        for c in cells
+    ]
     write_rows(run / "cells.csv", CellRow, gone)
     summary = Summary.read(run)
-    assert summary.oracle("m3-tiny", "a_b") is None and summary.oracle("m3-tiny-base", "a_b") is not None
-    assert "A model's task with a failed scale has no row (a_b)." in report_tables.oracle_table(summary).note
+    assert (
+        summary.oracle("m3-tiny", "a_b") is None
+        and summary.oracle("m3-tiny-base", "a_b") is not None
+    )
+    assert (
+        "A model's task with a failed scale has no row (a_b)."
+        in report_tables.oracle_table(summary).note
+    )
     notes = [row[-1] for row in report_tables.kept_table(summary).rows[:3]]
     assert not any("keeps 95 %" in note for note in notes)
 
@@ -190,10 +237,15 @@ def test_a_sweep_records_what_the_task_says(tmp_path: Path, model_folder: Path, 
     tasks.mkdir()
     (tasks / "utils.py").write_text(ERRORS)
     text = (task_folder / "tiny_one.yaml").read_text()
-    text = re.sub("exact_match", "wrong", text).replace("higher_is_better: true", "higher_is_better: false")
+    text = re.sub("exact_match", "wrong", text).replace(
+        "higher_is_better: true", "higher_is_better: false"
+    )
     (tasks / "tiny_one.yaml").write_text(text)
     assert run_sweep(tmp_path / "run", tasks, model_folder, tasks="tiny_one", scales="1,36") == 0
-    assert {(cell["metric"], cell["higher_is_better"]) for cell in rows(tmp_path / "run")} == {("wrong", "False")}
+    assert {(cell["metric"], cell["higher_is_better"]) for cell in rows(tmp_path / "run")} == {
+        ("wrong", "False")
+    }
     assert not Summary.read(tmp_path / "run").kinds["tiny_one"].higher_is_better
     older(tmp_path / "run")
-    assert not Summary.read(tmp_path / "run").kinds["tiny_one"].higher_is_better  # the harness's result has it too
+    # the harness's result has it too
+    assert not Summary.read(tmp_path / "run").kinds["tiny_one"].higher_is_better

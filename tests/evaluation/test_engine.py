@@ -5,16 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from m3.evaluation.decoding import Decoding
-from m3.evaluation.engine import Engine
-from m3.evaluation.questions import Picture, Question, Reply
+from m3.evaluation.answering.decoding import Decoding
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.answering.questions import Picture, Question, Reply
 from tests.evaluation.conftest import SCALES, make_image
 
 GREEDY = Decoding(max_new_tokens=5)
 
 
 def ask(
-    engine: Engine, index: int, scale: int, decoding: Decoding = GREEDY, continuation: str | None = None
+    engine: Engine,
+    index: int,
+    scale: int,
+    decoding: Decoding = GREEDY,
+    continuation: str | None = None,
 ) -> Question:
     text = "<image>\nWhich" + " colour" * (index % 3 + 1)
     messages = [{"role": "user", "content": text}]
@@ -22,7 +26,9 @@ def ask(
 
 
 def answers(engine: Engine, questions: list[Question], batch_size: int) -> list[Reply]:
-    found = {index: reply for batch in engine.answer(questions, batch_size) for index, reply in batch}
+    found = {
+        index: reply for batch in engine.answer(questions, batch_size) for index, reply in batch
+    }
     return [found[index] for index in range(len(questions))]
 
 
@@ -40,13 +46,21 @@ def test_generation_equals_the_processor_and_the_model(engine: Engine):
     """The path of a user: processor, generate, decode."""
     question = ask(engine, 1, 9)
     inputs = engine.processor(
-        images=[question.pictures[0].image], text=[question.text], matryoshka_vis_token_scale=9, return_tensors="pt"
+        images=[question.pictures[0].image],
+        text=[question.text],
+        matryoshka_vis_token_scale=9,
+        return_tensors="pt",
     )
-    output = engine.model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    output = engine.model.generate(**inputs, max_new_tokens=5, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     expected = engine.processor.tokenizer.decode(output, skip_special_tokens=True).strip()
     reply = answers(engine, [question], 1)[0]
     assert reply.text == expected != ""
-    assert (reply.visual_tokens, reply.visual_tokens + reply.text_tokens) == (9, inputs["input_ids"].shape[1])
+    assert (reply.visual_tokens, reply.visual_tokens + reply.text_tokens) == (
+        9,
+        inputs["input_ids"].shape[1],
+    )
     assert reply.answer_tokens == len(output)
 
 
@@ -75,9 +89,17 @@ def test_likelihood_obeys_the_scale_and_equals_a_direct_forward(engine: Engine):
 def test_greedy_continuation_is_called_greedy(engine: Engine):
     one = Decoding(max_new_tokens=1)
     first = {i: answers(engine, [ask(engine, i, 9, one)], 1)[0].text for i in range(12)}
-    index, greedy = next((i, text) for i, text in first.items() if text.isascii() and text)  # one byte, one token
-    scored = answers(engine, [ask(engine, index, 9, continuation=greedy), ask(engine, index, 9, continuation="~")], 2)
-    assert [reply.log_likelihood is not None and reply.log_likelihood[1] for reply in scored] == [True, False]
+    # one byte, one token
+    index, greedy = next((i, text) for i, text in first.items() if text.isascii() and text)
+    scored = answers(
+        engine,
+        [ask(engine, index, 9, continuation=greedy), ask(engine, index, 9, continuation="~")],
+        2,
+    )
+    assert [reply.log_likelihood is not None and reply.log_likelihood[1] for reply in scored] == [
+        True,
+        False,
+    ]
 
 
 def test_unwanted_batches_are_left_out(engine: Engine):
@@ -117,7 +139,12 @@ def test_weights_digest_follows_the_weights(model_folder: Path, engine: Engine, 
 
 def test_images_and_image_tokens_must_agree(engine: Engine):
     with pytest.raises(ValueError, match="2 <image> but 1 images"):
-        engine.question([{"role": "user", "content": "<image><image> ?"}], [Picture.of(make_image(0))], 4, GREEDY)
+        engine.question(
+            [{"role": "user", "content": "<image><image> ?"}],
+            [Picture.of(make_image(0))],
+            4,
+            GREEDY,
+        )
 
 
 def test_until_and_sampling_are_honoured(engine: Engine):
@@ -126,7 +153,9 @@ def test_until_and_sampling_are_honoured(engine: Engine):
     cut = answers(engine, [ask(engine, 1, 9, Decoding(max_new_tokens=12, until=(stop,)))], 1)[0]
     assert cut.text == full.text.split(stop)[0].strip()
     assert cut.answer_tokens < full.answer_tokens
-    long = answers(engine, [ask(engine, 1, 9, Decoding(max_new_tokens=12, until=(full.text[3:5],)))], 1)[0]
+    long = answers(
+        engine, [ask(engine, 1, 9, Decoding(max_new_tokens=12, until=(full.text[3:5],)))], 1
+    )[0]
     assert long.text == full.text.split(full.text[3:5])[0].strip()
     hot = Decoding(max_new_tokens=12, do_sample=True, temperature=5.0, top_k=0)
     torch.manual_seed(0)
@@ -135,10 +164,16 @@ def test_until_and_sampling_are_honoured(engine: Engine):
 
 def test_decoding_is_read_strictly():
     read = Decoding.from_task
-    assert read({"max_gen_toks": 7, "until": "\n", "temperature": 0, "top_p": 0.3, "do_sample": False}) == Decoding(
-        max_new_tokens=7, until=("\n",)
+    assert read(
+        {"max_gen_toks": 7, "until": "\n", "temperature": 0, "top_p": 0.3, "do_sample": False}
+    ) == Decoding(max_new_tokens=7, until=("\n",))
+    assert read({"temperature": 0.5, "top_p": 0.9}) == Decoding(
+        do_sample=True, temperature=0.5, top_p=0.9
     )
-    assert read({"temperature": 0.5, "top_p": 0.9}) == Decoding(do_sample=True, temperature=0.5, top_p=0.9)
-    assert read({"do_sample": True, "temperature": 0, "matryoshka_vis_token_scale": 9}) == Decoding()
-    with pytest.raises(ValueError, match="unknown generation setting max_tokns; known: .*max_new_tokens"):
+    assert (
+        read({"do_sample": True, "temperature": 0, "matryoshka_vis_token_scale": 9}) == Decoding()
+    )
+    with pytest.raises(
+        ValueError, match="unknown generation setting max_tokns; known: .*max_new_tokens"
+    ):
         read({"max_tokns": 5})

@@ -5,19 +5,21 @@ import math
 import pytest
 from scipy import stats
 
-from m3.evaluation.frontier import knee, pareto_front, sufficient
+from m3.evaluation.analysis.frontier import knee, pareto_front, sufficient
 from m3.evaluation.statistics import chance_corrected, holm, paired_p, retention
 
 
 def test_front_keeps_what_nothing_beats():
     points = [(1.0, 50.0), (4.0, 45.0), (4.0, 60.0), (9.0, 60.0), (9.0, 70.0), (36.0, 69.0)]
     assert pareto_front(points) == [0, 2, 4]  # 3 costs more for the same; 5 costs more for less
-    assert pareto_front([(1.0, 5.0), (4.0, 5.0), (1.0, 5.0)]) == [0, 2]  # a tie: neither beats the other
+    # a tie: neither beats the other
+    assert pareto_front([(1.0, 5.0), (4.0, 5.0), (1.0, 5.0)]) == [0, 2]
     assert pareto_front([]) == []
 
 
 def test_knee_is_where_the_curve_bends():
-    assert knee({1: 0.0, 4: 40.0, 16: 80.0, 64: 90.0, 256: 100.0}) == 16  # log tokens 0, 1/4, 1/2, 3/4, 1
+    # log tokens 0, 1/4, 1/2, 3/4, 1
+    assert knee({1: 0.0, 4: 40.0, 16: 80.0, 64: 90.0, 256: 100.0}) == 16
     assert knee({1: 50.0, 16: 50.0, 256: 50.0}) is None
     assert knee({1: 0.0, 16: 10.0, 256: 100.0}) is None  # it only gets steeper
     assert knee({1: 0.0, 256: 1.0}) is None
@@ -43,11 +45,18 @@ def test_retention_by_hand():
 
 
 def test_retention_knows_where_its_interval_ends():
-    """Right at the largest scale on one image of three: many a draw leaves it out, and any share of nothing is without end."""
+    """Right at the largest scale on one image of three: many a draw leaves it out, and any share
+    of nothing is without end.
+    """
     found = retention([([0.0, 1.0, 1.0], [1.0, 0.0, 0.0], "abc")])
     assert found is not None and found.value == pytest.approx(200.0) and math.isinf(found.high)
     alone = retention([([1.0, 0.0], [1.0, 1.0], "aa")])
-    assert alone is not None and alone.value == 50.0 and math.isnan(alone.low) and math.isnan(alone.high)
+    assert (
+        alone is not None
+        and alone.value == 50.0
+        and math.isnan(alone.low)
+        and math.isnan(alone.high)
+    )
 
 
 def test_holm_by_hand():
@@ -63,7 +72,9 @@ def test_paired_p_is_the_paired_t_test():
 
 
 def test_few_images_are_never_sure():
-    """Three documents that all fell: a sign-flip test gives 2 of 8, where an error of zero would say 0."""
+    """Three documents that all fell: a sign-flip test gives 2 of 8, where an error of zero would
+    say 0.
+    """
     assert paired_p([0.0] * 3, [1.0] * 3, "abc") == 0.25
     assert paired_p([0.0] * 6, [1.0] * 6, "abcdef") == 2 / 64
     assert paired_p([0.0] * 6, [1.0] * 6, "aaabbb") == 0.5

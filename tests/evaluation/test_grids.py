@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from m3.evaluation.grids import drawn, grid_note
-from m3.evaluation.run_folder import Example, ModelRow
+from m3.evaluation.report.token_grids import drawn, grid_note
+from m3.evaluation.results.run_folder import Example, ModelRow
 from m3.nesting import TilingConfig
 
 SINGLE = TilingConfig().to_dict()
-ANYRES = TilingConfig(kind="anyres", tile_size=24, grid_pinpoints=[[24, 48], [48, 24], [48, 48]]).to_dict()
+ANYRES = TilingConfig(
+    kind="anyres", tile_size=24, grid_pinpoints=[[24, 48], [48, 24], [48, 48]]
+).to_dict()
 SQUARE = ModelRow("m", "m", "w", [144], [12, 12], "grid_pool", 1, tiling=SINGLE)
 TILED = ModelRow("m", "m", "w", [36], [6, 6], "grid_pool", 1, tiling=ANYRES)
 QUERIES = ModelRow("m", "m", "w", [4], [9], "query_prefix", 1, tiling=SINGLE)
@@ -53,7 +55,12 @@ def test_a_cut_picture_is_seen_in_tiles_and_as_a_whole(
 ):
     found = drawn(TILED, example(*size), [scale])[scale]
     pieces, whole = found["views"]
-    assert (pieces["frame"], pieces["cells"], pieces["tiles"], pieces["left_out"]) == (frame, cells, tiles, left_out)
+    assert (pieces["frame"], pieces["cells"], pieces["tiles"], pieces["left_out"]) == (
+        frame,
+        cells,
+        tiles,
+        left_out,
+    )
     side = {36: 6, 1: 1}[scale]
     assert (whole["frame"], whole["cells"], whole["tiles"]) == (size, (side, side), (1, 1))
     rows, columns = (cells[i] - 2 * left_out[i] for i in (0, 1))
@@ -66,7 +73,9 @@ def test_what_cannot_be_drawn_is_said():
     control = replace(SQUARE, name="m+random", method="random", base="m")
     assert drawn(control, example(30, 20), [1, 4]) == {}
     assert grid_note(control) == "No grid is drawn: m+random does not average cells."
-    assert drawn(replace(SQUARE, method="pooling"), example(30, 20), [4])[4]["views"][0]["cells"] == (2, 2)
+    assert drawn(replace(SQUARE, method="pooling"), example(30, 20), [4])[4]["views"][0][
+        "cells"
+    ] == (2, 2)
 
 
 def test_older_runs_open_and_say_what_is_missing():
@@ -74,4 +83,6 @@ def test_older_runs_open_and_say_what_is_missing():
     assert drawn(old, example(), [36])[36]["views"][0]["cells"] == (6, 6)
     assert "does not say whether m cuts images into tiles" in grid_note(old)
     assert drawn(TILED, example(), [36]) == {}  # the page says that the size is missing
-    assert "padded to a square" in grid_note(SQUARE) and "in tiles (thick lines)" in grid_note(TILED)
+    assert "padded to a square" in grid_note(SQUARE) and "in tiles (thick lines)" in grid_note(
+        TILED
+    )

@@ -2,13 +2,20 @@
 
 import torch
 
-from m3.evaluation.engine import Engine
-from m3.evaluation.latency import PeakMemory, measure
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.cost.latency import PeakMemory, measure
 
 
 def test_measure(engine: Engine):
-    found = measure(engine.model, [1, 36], text_tokens=12, batch_sizes=(1, 3), repeats=3, warm_up=1, tokens=2)
-    assert [(measured.batch_size, measured.scale) for measured in found] == [(1, 1), (1, 36), (3, 1), (3, 36)]
+    found = measure(
+        engine.model, [1, 36], text_tokens=12, batch_sizes=(1, 3), repeats=3, warm_up=1, tokens=2
+    )
+    assert [(measured.batch_size, measured.scale) for measured in found] == [
+        (1, 1),
+        (1, 36),
+        (3, 1),
+        (3, 36),
+    ]
     for measured in found:
         assert measured.first_token_s > 0
         assert measured.token_s > 0

@@ -9,10 +9,16 @@ from lmms_eval.models import get_model
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.tasks import TaskManager
 
-from m3.evaluation.decoding import Decoding
-from m3.evaluation.engine import Engine
-from m3.evaluation.lmms import EngineModel, M3Chat, M3Simple, chat_messages, simple_messages
-from m3.evaluation.plugin import manifests
+from m3.evaluation.answering.decoding import Decoding
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.harness.lmms_model import (
+    EngineModel,
+    M3Chat,
+    M3Simple,
+    chat_messages,
+    simple_messages,
+)
+from m3.evaluation.harness.plugin import manifests
 from m3.processing.video import Sampling
 from tests.evaluation.conftest import make_image
 
@@ -22,13 +28,20 @@ TWO = Sampling(num_frames=2)
 def evaluate(task: str, task_folder: Path, **arguments: object) -> dict:
     manager = TaskManager(include_path=str(task_folder), include_defaults=False)
     return evaluator.simple_evaluate(
-        tasks=[task], task_manager=manager, bootstrap_iters=0, log_samples=True, device="cpu", batch_size=4, **arguments
+        tasks=[task],
+        task_manager=manager,
+        bootstrap_iters=0,
+        log_samples=True,
+        device="cpu",
+        batch_size=4,
+        **arguments,
     )
 
 
 def texts(results: dict, task: str) -> list[str]:
     return [
-        sample["filtered_resps"][0] for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+        sample["filtered_resps"][0]
+        for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     ]
 
 
@@ -36,7 +49,7 @@ def test_manifest_and_entry_point_name_the_classes():
     (manifest,) = manifests()
     assert manifest.model_id == "m3"
     found = [entry for entry in entry_points(group="lmms_eval.models") if entry.name == "m3"]
-    assert [entry.value for entry in found] == ["m3.evaluation.plugin:manifests"]
+    assert [entry.value for entry in found] == ["m3.evaluation.harness.plugin:manifests"]
     assert get_model("m3") is M3Chat
     assert get_model("m3", force_simple=True) is M3Simple
 
@@ -63,14 +76,23 @@ def test_scale_comes_from_model_args_or_generation_kwargs(model_folder: Path, ta
         gen_kwargs="matryoshka_vis_token_scale=1",
     )
     assert texts(overridden, "tiny_one") == by_model[1]
-    default = evaluate("tiny_one", task_folder, model="m3", model_args=f"pretrained={model_folder}", force_simple=True)
-    assert texts(default, "tiny_one") == by_model[36]  # the largest trained scale; simple requests say the same
+    default = evaluate(
+        "tiny_one",
+        task_folder,
+        model="m3",
+        model_args=f"pretrained={model_folder}",
+        force_simple=True,
+    )
+    # the largest trained scale; simple requests say the same
+    assert texts(default, "tiny_one") == by_model[36]
 
 
 def test_likelihood_obeys_the_scale(engine: Engine, task_folder: Path):
     losses = {}
     for scale in (1, 36):
-        results = evaluate("tiny_choice", task_folder, model=EngineModel(engine, scale, 4, is_simple=True))
+        results = evaluate(
+            "tiny_choice", task_folder, model=EngineModel(engine, scale, 4, is_simple=True)
+        )
         samples = results["samples"]["tiny_choice"]
         assert len(samples) == 6
         losses[scale] = [choice[0] for sample in samples for choice in sample["filtered_resps"]]
@@ -86,7 +108,8 @@ def test_an_error_is_raised_and_never_an_empty_answer(engine: Engine, task_folde
     model = EngineModel(engine, 9, 4, is_simple=False)
     manager = TaskManager(include_path=str(task_folder), include_defaults=False)
     with pytest.raises(
-        ValueError, match="scale 7 cannot be reached exactly from a 6x6 grid; choose one of 1, 4, 9, 36"
+        ValueError,
+        match="scale 7 cannot be reached exactly from a 6x6 grid; choose one of 1, 4, 9, 36",
     ):
         evaluator.simple_evaluate(
             model=model,
@@ -97,13 +120,18 @@ def test_an_error_is_raised_and_never_an_empty_answer(engine: Engine, task_folde
         )
     with pytest.raises(ValueError, match="unknown generation setting max_words"):
         evaluator.simple_evaluate(
-            model=model, tasks=["tiny_one"], task_manager=manager, bootstrap_iters=0, gen_kwargs="max_words=7"
+            model=model,
+            tasks=["tiny_one"],
+            task_manager=manager,
+            bootstrap_iters=0,
+            gen_kwargs="max_words=7",
         )
 
 
 def test_arguments_are_read_strictly(model_folder: Path):
     with pytest.raises(
-        ValueError, match="no model argument 'matryoshka_scale'; did you mean matryoshka_vis_token_scale"
+        ValueError,
+        match="no model argument 'matryoshka_scale'; did you mean matryoshka_vis_token_scale",
     ):
         M3Chat.create_from_arg_string(f"pretrained={model_folder},matryoshka_scale=9")
     with pytest.raises(ValueError, match="choose one of 1, 4, 9, 36"):
@@ -115,7 +143,9 @@ def test_arguments_are_read_strictly(model_folder: Path):
 def test_name_is_stable_and_clean_keeps_the_model(engine: Engine, model_folder: Path):
     model = EngineModel(engine, 9, 4, is_simple=True)
     assert str(model) == f"m3(weights={engine.weights}, matryoshka_vis_token_scale=9)"
-    assert str(M3Chat.create_from_arg_string(f"pretrained={model_folder},matryoshka_vis_token_scale=9")) == str(model)
+    assert str(
+        M3Chat.create_from_arg_string(f"pretrained={model_folder},matryoshka_vis_token_scale=9")
+    ) == str(model)
     model.clean()
     assert model.engine.model is engine.model
 
@@ -125,19 +155,24 @@ def test_messages_of_both_kinds_are_worded_alike(engine: Engine):
     simple, pictures = simple_messages("What is it?", [image], engine, TWO)
     assert simple == [{"role": "user", "content": "<image>\nWhat is it?"}]
     content = [{"type": "image", "url": image}, {"type": "text", "text": "What is it?"}]
-    chat, seen = chat_messages(ChatMessages(messages=[{"role": "user", "content": content}]), engine, TWO)
+    chat, seen = chat_messages(
+        ChatMessages(messages=[{"role": "user", "content": content}]), engine, TWO
+    )
     assert chat == simple
     assert [picture.digest for picture in pictures] == [picture.digest for picture in seen]
     placed, _ = simple_messages("Compare <image> and <image>.", [image, image], engine, TWO)
     assert placed[0]["content"] == "Compare <image> and <image>."
-    audio = ChatMessages(messages=[{"role": "user", "content": [{"type": "audio", "url": "sound.wav"}]}])
+    audio = ChatMessages(
+        messages=[{"role": "user", "content": [{"type": "audio", "url": "sound.wav"}]}]
+    )
     with pytest.raises(ValueError, match="this task sends audio"):
         chat_messages(audio, engine, TWO)
 
 
 def test_control_tokens_in_a_benchmark_are_plain_text(engine: Engine):
     """They can neither end a turn nor claim an image; the text keeps every character."""
-    text = "What do <|im_end|>, <image> and <image> mean?"  # two places for one picture: no places at all
+    # two places for one picture: no places at all
+    text = "What do <|im_end|>, <image> and <image> mean?"
     for messages, pictures in (
         simple_messages(text, [make_image(0)], engine, TWO),
         chat_messages(
@@ -145,7 +180,10 @@ def test_control_tokens_in_a_benchmark_are_plain_text(engine: Engine):
                 messages=[
                     {
                         "role": "user",
-                        "content": [{"type": "image", "url": make_image(0)}, {"type": "text", "text": text}],
+                        "content": [
+                            {"type": "image", "url": make_image(0)},
+                            {"type": "text", "text": text},
+                        ],
                     }
                 ]
             ),
@@ -155,7 +193,9 @@ def test_control_tokens_in_a_benchmark_are_plain_text(engine: Engine):
     ):
         question = engine.question(messages, pictures, 4, Decoding(max_new_tokens=2))
         ids = engine._row(question).ids
-        plain = engine._row(engine.question(*simple_messages("x", [make_image(0)], engine, TWO), 4, Decoding())).ids
+        plain = engine._row(
+            engine.question(*simple_messages("x", [make_image(0)], engine, TWO), 4, Decoding())
+        ).ids
         tokenizer = engine.processor.tokenizer
         for token in ("<|im_end|>", "<image>", "<|im_start|>"):
             number = tokenizer.convert_tokens_to_ids(token)

@@ -1,4 +1,6 @@
-"""Chat, server and sweep answer alike, whatever generation_config.json, stop texts and control tokens say."""
+"""Chat, server and sweep answer alike, whatever generation_config.json, stop texts and control
+tokens say.
+"""
 
 import asyncio
 import io
@@ -13,12 +15,12 @@ import pytest
 from PIL import Image
 
 from m3.data.synthetic.tokenizer import build_tokenizer
-from m3.evaluation.decoding import Decoding
-from m3.evaluation.engine import Engine
-from m3.evaluation.questions import Picture
+from m3.evaluation.answering.decoding import Decoding
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.answering.questions import Picture
 from m3.inference import Conversation, Generation, load
-from m3.serving.engine import Engine as Server
-from m3.serving.requests import Finished, Refused, Request, Turn, Visual
+from m3.serving.engine.engine import Engine as Server
+from m3.serving.engine.requests import Finished, Refused, Request, Turn, Visual
 from m3.serving.settings import Limits, Settings
 
 PLAYGROUND = Path(__file__).resolve().parents[2] / "playground" / "m3-tiny"
@@ -84,12 +86,16 @@ def ask_all(folder: Path, question: str, until: tuple[str, ...] = ()) -> dict[st
     engine = Engine.load(str(folder))
     image = Picture.of(picture())
     messages = [{"role": "user", "content": f"<image>\n{engine.plain(question)}"}]
-    (batch,) = engine.answer([engine.question(messages, [image], 144, Decoding(TOKENS, until=until))], 1)
+    (batch,) = engine.answer(
+        [engine.question(messages, [image], 144, Decoding(TOKENS, until=until))], 1
+    )
     reply = batch[0][1]
     server = Server(model, processor, Settings(name="tiny"))
     try:
         turn = Turn("user", (Visual("image", png()), question))
-        finished = asyncio.run(last(server, Request((turn,), None, Generation(TOKENS), None, until)))
+        finished = asyncio.run(
+            last(server, Request((turn,), None, Generation(TOKENS), None, until))
+        )
     finally:
         server.close()
     return {
@@ -108,17 +114,26 @@ async def last(server: Server, request: Request) -> Finished:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_settings_of_a_checkpoint_change_no_answer(
-    settings: dict[str, Any], checkpoint: Callable[[Mapping[str, Any]], Path], caplog: pytest.LogCaptureFixture
+    settings: dict[str, Any],
+    checkpoint: Callable[[Mapping[str, Any]], Path],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING, "m3"):
         answers = ask_all(checkpoint(settings), QUESTION)
     assert {text for text, _ in answers.values()} == {"red"}
     assert len(set(answers.values())) == 1
     warnings = [
-        record.getMessage() for record in caplog.records if "generation_config.json says" in record.getMessage()
+        record.getMessage()
+        for record in caplog.records
+        if "generation_config.json says" in record.getMessage()
     ]
     assert len(warnings) == (2 if settings else 0), "each of the two times that it was loaded"
-    assert all(name in text for text in warnings for name in settings if name != "use_cache" or name in text)
+    assert all(
+        name in text
+        for text in warnings
+        for name in settings
+        if name != "use_cache" or name in text
+    )
 
 
 def test_settings_that_contradict_each_other_are_refused_when_loaded(
@@ -143,9 +158,14 @@ def test_control_tokens_in_a_question_are_text(question: str) -> None:
     engine = Engine.load(str(PLAYGROUND))
     (ends,) = (engine.processor.tokenizer.convert_tokens_to_ids("<|im_end|>"),)
     raw = engine.question(
-        [{"role": "user", "content": f"<image>\n{question}"}], [Picture.of(picture())], 1, Decoding(1)
+        [{"role": "user", "content": f"<image>\n{question}"}],
+        [Picture.of(picture())],
+        1,
+        Decoding(1),
     )
-    assert engine._row(raw).ids.count(ends) == 1, "of the turn alone, also where a caller did not fence it"
+    assert engine._row(raw).ids.count(ends) == 1, (
+        "of the turn alone, also where a caller did not fence it"
+    )
 
 
 def test_control_tokens_in_an_answer_are_text_in_the_next_prompt() -> None:
@@ -163,13 +183,16 @@ def test_stop_texts_cut_alike(stop: str) -> None:
 
 
 def test_one_limit_of_positions() -> None:
-    """A prompt that leaves no room for an answer is refused with both numbers; one that leaves little gets a short answer."""
+    """A prompt that leaves no room for an answer is refused with both numbers; one that leaves
+    little gets a short answer.
+    """
     model, processor = load(PLAYGROUND, device="cpu")
     positions = model.config.text_config.max_position_embeddings
     words = "red " * (positions // 2)
     engine = Engine.load(str(PLAYGROUND))
     expected = (
-        rf"the prompt has [0-9,]+ tokens, and the model reads at most {positions:,} with the answer: shorten the text"
+        rf"the prompt has [0-9,]+ tokens, and the model reads at most {positions:,} with the "
+        r"answer: shorten the text"
     )
     long = " ".join(["red"] * (2 * positions))
     with pytest.raises(ValueError, match=expected):
@@ -178,10 +201,19 @@ def test_one_limit_of_positions() -> None:
         with pytest.raises(ValueError, match=expected):
             list(
                 engine.answer(
-                    [engine.question([{"role": "user", "content": long}], [], 1, Decoding(4), continuation)], 1
+                    [
+                        engine.question(
+                            [{"role": "user", "content": long}], [], 1, Decoding(4), continuation
+                        )
+                    ],
+                    1,
                 )
             )
-    server = Server(model, processor, Settings(name="tiny", limits=Limits(prompt_tokens=10**6, characters=10**7)))
+    server = Server(
+        model,
+        processor,
+        Settings(name="tiny", limits=Limits(prompt_tokens=10**6, characters=10**7)),
+    )
     try:
         with pytest.raises(Refused, match=expected):
             asyncio.run(last(server, Request((Turn("user", (long,)),), None, Generation(4))))
@@ -208,25 +240,40 @@ def test_one_limit_of_positions() -> None:
         ({"temperature": 1, "top_p": 2}, "top_p: expected a number from 0 to 1, got 2"),
         ({"temperature": 1, "top_p": -0.1}, "top_p: expected a number from 0 to 1, got -0.1"),
         ({"repetition_penalty": 0}, "repetition_penalty: expected a number above 0, got 0"),
-        ({"max_gen_toks": 3, "max_new_tokens": 5}, "max_gen_toks and max_new_tokens say different things"),
+        (
+            {"max_gen_toks": 3, "max_new_tokens": 5},
+            "max_gen_toks and max_new_tokens say different things",
+        ),
     ],
 )
-def test_settings_of_a_task_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
+def test_settings_of_a_task_that_cannot_be_are_refused(
+    settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         Decoding.from_task(settings)
 
 
 def test_numbers_that_are_words_are_read() -> None:
-    assert Decoding.from_task({"max_new_tokens": "16", "num_beams": 2.0}) == Decoding(16, num_beams=2)
-    assert Decoding.from_task({"do_sample": "False"}) == Decoding.from_task({"do_sample": 0}) == Decoding()
+    assert Decoding.from_task({"max_new_tokens": "16", "num_beams": 2.0}) == Decoding(
+        16, num_beams=2
+    )
+    assert (
+        Decoding.from_task({"do_sample": "False"})
+        == Decoding.from_task({"do_sample": 0})
+        == Decoding()
+    )
     hot = {"do_sample": "true", "temperature": "0.5", "top_p": "0.9", "repetition_penalty": "1.5"}
-    assert Decoding.from_task(hot) == Decoding(do_sample=True, temperature=0.5, top_p=0.9, repetition_penalty=1.5)
+    assert Decoding.from_task(hot) == Decoding(
+        do_sample=True, temperature=0.5, top_p=0.9, repetition_penalty=1.5
+    )
 
 
 def test_an_until_that_begins_with_a_special_token_ends_an_answer() -> None:
     tokenizer = build_tokenizer()
     decoding = Decoding(until=("<|im_start|>user",))
-    row = tokenizer("red <|im_start|>assistant <|im_start|>user blue", add_special_tokens=False)["input_ids"]
+    row = tokenizer("red <|im_start|>assistant <|im_start|>user blue", add_special_tokens=False)[
+        "input_ids"
+    ]
     until = tokenizer("<|im_start|>user", add_special_tokens=False)["input_ids"]
     end = decoding.end(row, tokenizer, [])
     assert row[end : end + len(until)] == until

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from m3.evaluation.oracle import oracle, smallest_right, smallest_steady
+from m3.evaluation.analysis.oracle import oracle, smallest_right, smallest_steady
 
 SCALES = [1, 9, 36]
 # sample:              right at        smallest  steady from
@@ -24,7 +24,8 @@ def test_by_hand():
     assert found.score == pytest.approx(4 / 5)
     assert found.largest_score == pytest.approx(3 / 5)
     assert found.tokens == pytest.approx((1 + 9 + 1 + 9 + 72) / 5)  # never right: the largest scale
-    assert found.tokens_as_published == pytest.approx((1 + 9 + 1 + 9 + 2) / 5)  # never right: the smallest
+    # never right: the smallest
+    assert found.tokens_as_published == pytest.approx((1 + 9 + 1 + 9 + 2) / 5)
     assert found.largest_tokens == pytest.approx((4 * 36 + 72) / 5)
     assert found.steady_tokens == pytest.approx((1 + 9 + 36 + 36 + 72) / 5)
     assert found.needs == {1: 2, 9: 2, 36: 0}
@@ -48,7 +49,9 @@ def test_partial_scores_take_the_smallest_scale_with_the_best():
     scores = np.array([[0.2, 0.7, 0.7], [0.5, 0.3, 0.9], [0.0, 0.0, 0.1]])
     assert smallest_right(scores).tolist() == [1, 2, 2]
     assert smallest_steady(scores).tolist() == [1, 2, 2]
-    assert oracle(scores, np.ones_like(scores), SCALES).score == pytest.approx((0.7 + 0.9 + 0.1) / 3)
+    assert oracle(scores, np.ones_like(scores), SCALES).score == pytest.approx(
+        (0.7 + 0.9 + 0.1) / 3
+    )
 
 
 def test_without_a_chance_level_nothing_is_corrected():
@@ -57,7 +60,11 @@ def test_without_a_chance_level_nothing_is_corrected():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"3 columns of scores for the scales \[9, 1, 36\], which must ascend"):
+    with pytest.raises(
+        ValueError,
+        match=r"3 columns of scores for the scales \[9, 1, 36\], which "
+        r"must ascend",
+    ):
         oracle(SCORES, TOKENS, [9, 1, 36])
     with pytest.raises(ValueError, match="chance level must be at least 0 and below 1, got 1.0"):
         oracle(SCORES, TOKENS, SCALES, chance=1.0)

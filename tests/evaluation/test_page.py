@@ -1,4 +1,7 @@
-"""The page in a real browser: from the disk, without a network, with mouse and keyboard. Skipped where there is none."""
+"""The page in a real browser: from the disk, without a network, with mouse and keyboard.
+
+Skipped where there is none.
+"""
 
 import json
 from collections.abc import Iterator
@@ -7,15 +10,14 @@ from pathlib import Path
 import pytest
 from required_tests import BROWSER, needs_browser
 
-from m3.evaluation import report
-from m3.evaluation.run_folder import write_json
+from m3.evaluation.report import command as report
+from m3.evaluation.results.run_folder import write_json
 from tests.evaluation.conftest import SUITE, SWEPT, make_image, make_run
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-pytestmark = [
-    pytest.mark.slow,
-    needs_browser,
-]
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed (extra: dev)"
+)
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,12 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
         browser = browsers.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         said, asked = [], []
-        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                said.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"file://{run / 'report.html'}")
@@ -42,7 +49,8 @@ def test_opens_from_the_disk_without_a_word(opened: tuple):
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert page.locator("#each svg").count() == len(SUITE) + 1
     assert page.locator("#mean .curve:not(.published) .mark").count() == 2 * len(SWEPT)
-    assert page.locator("#mean .mark.hollow").count() == 3  # the base was trained at 36 tokens alone
+    # the base was trained at 36 tokens alone
+    assert page.locator("#mean .mark.hollow").count() == 3
     page.screenshot(path=run / "screenshot.png", full_page=True)
     assert (run / "screenshot.png").stat().st_size > 50_000
 
@@ -57,9 +65,9 @@ def test_filters_change_what_is_drawn(opened: tuple):
     assert page.locator("#each svg").count() == 0
     published = page.locator('#mean .curve.published[data-series="LLaVA-1.5-7B-M3"] .mark')
     assert published.count() == 5  # Table 1 of M3 has five scales
-    assert "60.3; 36 tokens per image; Matryoshka Multimodal Models, Table 1" in published.nth(2).get_attribute(
-        "aria-label"
-    )
+    assert "60.3; 36 tokens per image; Matryoshka Multimodal Models, Table 1" in published.nth(
+        2
+    ).get_attribute("aria-label")
     page.locator("#axis").select_option("ms")
     assert "measured" in page.locator("#mean svg .label").text_content()
     assert page.locator("#mean .curve.published").count() == 0
@@ -98,7 +106,9 @@ def test_samples_are_browsed_with_buttons_and_arrows(opened: tuple):
 
 
 def tiled(run: Path) -> Path:
-    """The run as of models that cut pictures into tiles: a wide picture and a tall one, then one whose size was not kept."""
+    """The run as of models that cut pictures into tiles: a wide picture and a tall one, then one
+    whose size was not kept.
+    """
     tiling = {"kind": "anyres", "tile_size": 24, "grid_pinpoints": [[24, 48], [48, 24], [48, 48]]}
     models = json.loads((run / "models.json").read_text())
     write_json(run / "models.json", [model | {"tiling": tiling} for model in models])
@@ -124,14 +134,19 @@ def test_the_grid_of_cut_pictures_goes_over_their_tiles(opened: tuple, tmp_path:
     assert pieces.locator("figcaption").text_content() == "in 1 × 2 tiles: 2 × 12 cells"
     assert whole.locator("figcaption").text_content() == "as a whole: 6 × 6 cells"
     # rows 3 and 4 of 6 show the picture, 2 above and 2 below its padding; 12 columns in two tiles
-    assert (pieces.locator("line.over").count(), pieces.locator("line.over.tile").count()) == (11 + 3, 1)
+    assert (pieces.locator("line.over").count(), pieces.locator("line.over.tile").count()) == (
+        11 + 3,
+        1,
+    )
     assert pieces.locator("rect.outside").count() == 2
     assert whole.locator("line.over").count() == 5 + 5
     assert (
-        "m3-tiny: 62 visual tokens for this image" in browse.locator("#sample .picture").text_content()
+        "m3-tiny: 62 visual tokens for this image"
+        in browse.locator("#sample .picture").text_content()
     )  # 36 + 2 (12 + 1)
     boxes = [figure.locator("svg").bounding_box() for figure in (pieces, whole)]
-    assert [box["width"] / box["height"] for box in boxes] == pytest.approx([2, 44 / 8], rel=0.06)  # with its border
+    # with its border
+    assert [box["width"] / box["height"] for box in boxes] == pytest.approx([2, 44 / 8], rel=0.06)
     for width in (400, 1280):
         browse.set_viewport_size({"width": width, "height": 900})
         assert browse.evaluate("document.documentElement.scrollWidth") == width
@@ -140,15 +155,22 @@ def test_the_grid_of_cut_pictures_goes_over_their_tiles(opened: tuple, tmp_path:
     assert "in 2 × 1 tiles" in browse.locator("#sample figcaption").first.text_content()
     browse.locator("#next").click()
     assert browse.locator("#sample line").count() == 0
-    assert "has not kept the size of this image: the tiles cannot be drawn" in browse.locator("#sample").text_content()
+    assert (
+        "has not kept the size of this image: the tiles cannot be drawn"
+        in browse.locator("#sample").text_content()
+    )
     browse.close()
     assert said == []
 
 
 def test_maps_of_experts_follow_the_scale_and_the_model(opened: tuple):
     page, said, _, _ = opened
-    assert page.locator("#experts rect.load").count() == 2 * 2 * 4  # visual and text, two layers of four experts
-    assert page.locator("#experts-maps .title").first.text_content() == "visual tokens, 0 to 2 fair shares"
+    # visual and text, two layers of four experts
+    assert page.locator("#experts rect.load").count() == 2 * 2 * 4
+    assert (
+        page.locator("#experts-maps .title").first.text_content()
+        == "visual tokens, 0 to 2 fair shares"
+    )
     page.locator("#experts-scales button").first.click()
     assert page.locator('#experts-scales [aria-pressed="true"]').text_content() == "1"
     page.locator("#experts rect.load").first.hover()

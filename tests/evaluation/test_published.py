@@ -1,4 +1,6 @@
-"""The published numbers: every file is whole, every column is a benchmark that a suite or this list knows."""
+"""The published numbers: every file is whole, every column is a benchmark that a suite or this
+list knows.
+"""
 
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import pytest
 from m3.evaluation.published import beside, published_scores, read_paper
 from m3.evaluation.suites import known_tasks
 
-# Columns that no task of a suite measures with the same prompt, split or metric; those of NEAR are drawn beside one.
+# Columns that no task of a suite measures with the same prompt, split or metric; those of NEAR are
+# drawn beside one.
 OTHERS = {"TextVQA with OCR"}
 NEAR = {"MME cognition", "MSVD-QA", "MSRVTT-QA", "TGIF-QA"}
 
@@ -36,7 +39,9 @@ def test_every_column_is_a_benchmark_of_a_suite():
 def test_a_task_finds_what_is_published_for_it_per_scale():
     ladder = {score.tokens: score.value for score in beside("chartqa", ["LLaVA-NeXT-7B-M3"])}
     assert ladder == {576: 58.96, 144: 57.04, 36: 50.24, 9: 42.0, 1: 31.04}
-    assert {(score.table, score.tokens_per) for score in beside("pope", ["LLaVA-1.5-7B-M3"])} == {("Table 1", "image")}
+    assert {(score.table, score.tokens_per) for score in beside("pope", ["LLaVA-1.5-7B-M3"])} == {
+        ("Table 1", "image")
+    }
     assert beside("a_task_of_my_own") == []
     judged = beside("msvd_qa", ["LLaVA-NeXT-7B-M3"])
     assert {score.label for score in judged} == {"LLaVA-NeXT-7B-M3 (judged)"}
@@ -46,8 +51,11 @@ def test_a_task_finds_what_is_published_for_it_per_scale():
 def test_a_row_of_wrong_length_is_refused(tmp_path: Path):
     file = tmp_path / "one.yaml"
     file.write_text(
-        "paper: P\nurl: u\ntables:\n  - table: Table 1\n    tokens_per: image\n    benchmarks: [A, B]\n"
+        "paper: P\nurl: u\ntables:\n  - table: Table 1\n    tokens_per: image\n    benchmarks: [A, "
+        "B]\n"
         "    rows:\n      - {model: M, tokens: 9, scores: [1.0]}\n"
     )
-    with pytest.raises(ValueError, match="Table 1, M at 9 tokens has 1 scores for 2 benchmarks: A, B"):
+    with pytest.raises(
+        ValueError, match="Table 1, M at 9 tokens has 1 scores for 2 benchmarks: A, B"
+    ):
         read_paper(file)

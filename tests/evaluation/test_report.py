@@ -14,13 +14,15 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from m3.evaluation import cost_tables, report, report_tables
-from m3.evaluation.charts import accuracy_figure, draw, panels, place, save
-from m3.evaluation.page import page, page_data
+from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.published import PublishedScore, published_scores
-from m3.evaluation.run_folder import CellRow, CostRow, LatencyRow, read_rows, write_rows
+from m3.evaluation.report import command as report
+from m3.evaluation.report import cost_tables
+from m3.evaluation.report import tables as report_tables
+from m3.evaluation.report.charts import accuracy_figure, draw, panels, place, save
+from m3.evaluation.report.html import page, page_data
+from m3.evaluation.results.run_folder import CellRow, CostRow, LatencyRow, read_rows, write_rows
 from m3.evaluation.suites import known_tasks
-from m3.evaluation.summary import Summary
 from tests.evaluation.conftest import FAMILIES, SUITE, SWEPT, make_run
 
 BY_TOKENS = "visual tokens in the prompt (mean)"
@@ -53,7 +55,9 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.open[tag] = self.open.get(tag, 0) + 1
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
+        self.links += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")
+        ]
 
     def handle_endtag(self, tag: str) -> None:
         self.open[tag] = self.open.get(tag, 0) - 1
@@ -70,8 +74,15 @@ def test_page_is_self_contained(run: Path):
     parser = Links()
     parser.feed(html)
     assert parser.links == []  # images are in the JSON
-    assert re.findall(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)[^\s\"<)]*\.(?:js|css|png)", html) == []
-    unclosed = {tag: count for tag, count in parser.open.items() if count and tag not in ("meta", "input")}
+    assert (
+        re.findall(
+            r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)[^\s\"<)]*\.(?:js|css|png)", html
+        )
+        == []
+    )
+    unclosed = {
+        tag: count for tag, count in parser.open.items() if count and tag not in ("meta", "input")
+    }
     assert unclosed == {}
 
 
@@ -84,10 +95,9 @@ def test_page_has_every_scale_family_and_answer(run: Path):
     for sample in data["samples"]:
         assert sample["question"].startswith("What <is> this suite_")
         assert sample["image"].startswith("data:image/png;base64,")
-        assert {name: sorted(map(int, of_scale)) for name, of_scale in sample["replies"].items()} == {
-            "m3-tiny": list(SWEPT),
-            "m3-tiny-base": list(SWEPT),
-        }
+        assert {
+            name: sorted(map(int, of_scale)) for name, of_scale in sample["replies"].items()
+        } == {"m3-tiny": list(SWEPT), "m3-tiny-base": list(SWEPT)}
     assert "<is>" not in html  # data cannot become markup
     assert 'wrong <b>"answer"</b>' not in html
 
@@ -99,7 +109,9 @@ def test_page_agrees_with_the_summary(run: Path):
             for scale in summary.scales:
                 score = summary.score(model.name, task, scale)
                 assert score is not None
-                assert data["scores"][model.name][task][str(scale)] == pytest.approx([score.value, score.stderr])
+                assert data["scores"][model.name][task][str(scale)] == pytest.approx(
+                    [score.value, score.stderr]
+                )
             oracle = summary.oracle(model.name, task)
             assert oracle is not None
             assert sum(count for _, count in data["needs"][model.name][task]) == oracle.n == 40
@@ -118,7 +130,8 @@ def test_table_and_csv_agree(run: Path, again: tuple[dict[str, bytes], str]):
         assert f"{float(row['mean']):.1f}±{float(row['mean_stderr']):.1f}" in printed
     assert [row["trained_at_scale"] for row in rows] == ["True"] * 4 + ["False"] * 3 + ["True"]
     behind = {int(row["scale"]): row for row in rows if row["model"] == "m3-tiny-base"}
-    assert float(behind[1]["behind_first_low"]) > 0  # the trained model is ahead at one token, beyond doubt
+    # the trained model is ahead at one token, beyond doubt
+    assert float(behind[1]["behind_first_low"]) > 0
     assert float(behind[1]["behind_first"]) == pytest.approx(
         float(rows[0]["mean"]) - float(behind[1]["mean"]), abs=1e-3
     )
@@ -154,40 +167,62 @@ def test_estimate_stands_beside_the_measurement_under_its_name(run: Path):
     assert {tuple(row[-2:]) for row in table.rows[len(SWEPT) : 2 * len(SWEPT)]} == {
         ("–", "–")
     }  # of a batch of one alone
-    assert all("measured on CPU (x86_64), 2 threads, float32" in block for block in table.blocks.values())
+    assert all(
+        "measured on CPU (x86_64), 2 threads, float32" in block for block in table.blocks.values()
+    )
 
 
-DRAWN = ("Matryoshka Multimodal Models", "Matryoshka Query Transformer for Large Vision-Language Models")
+DRAWN = (
+    "Matryoshka Multimodal Models",
+    "Matryoshka Query Transformer for Large Vision-Language Models",
+)
 SERVED = ("vqav2_test", "vizwiz_vqa_test")
 
 
 def test_every_number_of_m3_and_mqt_is_drawn_beside_a_run(tmp_path: Path):
-    """M3's Tables 1, 2 and 3 (videos) and MQT's figure, per number of tokens; what a server scores is in the table alone."""
+    """M3's Tables 1, 2 and 3 (videos) and MQT's figure, per number of tokens; what a server
+    scores is in the table alone.
+    """
     scores = [score for score in published_scores() if score.paper in DRAWN]
     assert len(scores) == 146 + 88
     columns = {score.benchmark for score in scores}
-    tasks = [t.task for t in known_tasks().values() if columns & {t.benchmark, *t.near} and t.task not in SERVED]
+    tasks = [
+        t.task
+        for t in known_tasks().values()
+        if columns & {t.benchmark, *t.near} and t.task not in SERVED
+    ]
     run = make_run(tmp_path / "run", documents=2, tasks=tasks)
     for task in SERVED:
         (run / "submissions" / "m3-tiny" / f"{task}@9" / "file.json").mkdir(parents=True)
     assert report.main([str(run), "--formats"]) == 0
     assert not (run / "figures").exists()
     data = page_json((run / "report.html").read_text())
-    on_page = {(row["model"].split(" (")[0], row["tokens"], row["value"], row["table"]) for row in data["published"]}
+    on_page = {
+        (row["model"].split(" (")[0], row["tokens"], row["value"], row["table"])
+        for row in data["published"]
+    }
     summary, known = Summary.read(run), known_tasks()
     (chart,) = save(accuracy_figure(summary), tmp_path / "accuracy_vs_cost", ("svg",))
     drawn = chart.read_text()
     table = (run / "tables" / "published.md").read_text()
-    missing = [score for score in scores if (score.model, score.tokens, score.value, score.table) not in on_page]
+    missing = [
+        score
+        for score in scores
+        if (score.model, score.tokens, score.value, score.table) not in on_page
+    ]
     assert {score.benchmark for score in missing} == {"VQAv2 test-dev", "VizWiz test"}
     for score in scores:
         task = next(name for name, t in known.items() if score.benchmark in {t.benchmark, *t.near})
         name = f"{task} (at its server)" if task in SERVED else summary.label(task)
-        assert re.search(rf"\| {re.escape(name)}, {score.tokens} \|.*\b{score.value:.1f}\b", table), score
+        assert re.search(
+            rf"\| {re.escape(name)}, {score.tokens} \|.*\b{score.value:.1f}\b", table
+        ), score
         assert f"published: {score.model}" in drawn
-    assert "published: LLaVA-NeXT-7B-M3 (judged)" in drawn  # MSVD-QA and MSRVTT-QA: another metric than ours
+    # MSVD-QA and MSRVTT-QA: another metric than ours
+    assert "published: LLaVA-NeXT-7B-M3 (judged)" in drawn
     assert "published: MQT-LLaVA-7B (cognition)" in drawn
-    assert all(summary.score("m3-tiny", task, 9) is not None for task in tasks)  # our own stand beside
+    # our own stand beside
+    assert all(summary.score("m3-tiny", task, 9) is not None for task in tasks)
     found = {(row["model"], row["task"], row["tokens"]): row["value"] for row in data["published"]}
     assert found["LLaVA-1.5-7B-M3", "gqa", 36] == 60.3
     assert found["LLaVA-NeXT-7B-M3", "egoschema_subset", 45] == 38.8
@@ -197,7 +232,9 @@ def test_every_number_of_m3_and_mqt_is_drawn_beside_a_run(tmp_path: Path):
 def test_failed_cells_are_shown(tmp_path: Path):
     run = make_run(tmp_path / "run", documents=4)
     cells = read_rows(run / "cells.csv", CellRow)
-    cells[0] = replace(cells[0], status="failed", value=None, stderr=None, error="KeyError: no such metric")
+    cells[0] = replace(
+        cells[0], status="failed", value=None, stderr=None, error="KeyError: no such metric"
+    )
     write_rows(run / "cells.csv", CellRow, cells)
     assert report.main([str(run), "--formats", "svg"]) == 0
     summary = Summary.read(run)
@@ -210,7 +247,9 @@ def test_a_score_that_is_no_number_is_failed_not_drawn(tmp_path: Path):
     """Of a run from before: one NaN in the page's JSON, and no browser would draw anything."""
     run = make_run(tmp_path / "run", documents=4, tasks=("a_b",))
     cells = read_rows(run / "cells.csv", CellRow)
-    write_rows(run / "cells.csv", CellRow, [replace(cells[0], value=math.nan, stderr=math.nan), *cells[1:]])
+    write_rows(
+        run / "cells.csv", CellRow, [replace(cells[0], value=math.nan, stderr=math.nan), *cells[1:]]
+    )
     summary = Summary.read(run)
     assert summary.cells[0].status == "failed" and summary.score("m3-tiny", "a_b", 1) is None
     html = page(summary, [report_tables.scores_table(summary)])
@@ -224,10 +263,16 @@ def test_a_task_is_drawn_against_the_cost_of_its_own_prompts(tmp_path: Path):
     """One task of two pictures a prompt among others of one: its chart alone moves."""
     run = make_run(tmp_path / "run", documents=4, tasks=("a_one", "a_pairs"))
     before = page_data(Summary.read(run))
-    assert before["taskCosts"] is None and {panel.x_label for panel in panels(Summary.read(run))[1]} == {BY_TOKENS}
+    assert before["taskCosts"] is None and {
+        panel.x_label for panel in panels(Summary.read(run))[1]
+    } == {BY_TOKENS}
     costs = read_rows(run / "cost.csv", CostRow)
     pairs = [replace(c, task="a_pairs", prompts=1, visual_tokens=2 * c.scale) for c in costs]
-    write_rows(run / "cost.csv", CostRow, [*costs, *(replace(c, task="a_one", prompts=3) for c in costs), *pairs])
+    write_rows(
+        run / "cost.csv",
+        CostRow,
+        [*costs, *(replace(c, task="a_one", prompts=3) for c in costs), *pairs],
+    )
     summary = Summary.read(run)
     data = page_data(summary)
     assert data["costs"] == before["costs"]
@@ -236,7 +281,9 @@ def test_a_task_is_drawn_against_the_cost_of_its_own_prompts(tmp_path: Path):
     for panel in panels(summary)[1]:
         axes = Figure().subplots()
         draw(axes, panel, summary)
-        places[panel.task] = sorted({float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 1})
+        places[panel.task] = sorted(
+            {float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 1}
+        )
     assert places == {"a_one": [1, 4, 9, 36], "a_pairs": [2, 8, 18, 72]}
 
 
@@ -269,6 +316,8 @@ def test_unmeasured_latency_leaves_its_panel_and_table_out(tmp_path: Path):
 
 def test_not_a_run_folder(tmp_path: Path):
     with pytest.raises(
-        ValueError, match=r"cells\.csv is missing; `m3 report` takes the folder that `m3 sweep --out` wrote"
+        ValueError,
+        match=r"cells\.csv is missing; `m3 report` takes the folder that `m3 sweep "
+        r"--out` wrote",
     ):
         report.main([str(tmp_path)])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from m3.evaluation.roofline import ACCELERATORS, Accelerator, accelerator, roofline
+from m3.evaluation.cost.roofline import ACCELERATORS, Accelerator, accelerator, roofline
 from m3.model.cost import Cost
 
 COST = Cost(
@@ -13,7 +13,9 @@ COST = Cost(
     kv_cache_bytes=50, vision_parameter_bytes=30, connector_parameter_bytes=20,
     prefill_parameter_bytes=150, token_parameter_bytes=100,
 )  # fmt: skip
-DEVICE = Accelerator("made up", flops=100.0, bandwidth=10.0, memory_bytes=1000.0, source="this test")
+DEVICE = Accelerator(
+    "made up", flops=100.0, bandwidth=10.0, memory_bytes=1000.0, source="this test"
+)
 
 
 def test_each_stage_takes_the_longer_of_computing_and_reading():
@@ -35,6 +37,9 @@ def test_the_table_is_in_plain_units():
         assert 5e11 < row.bandwidth < 1e13
         assert 1e10 < row.memory_bytes < 1e12
         assert row.source
-    assert ACCELERATORS["H200"].flops == ACCELERATORS["H100"].flops  # the same chip with other memory
-    with pytest.raises(ValueError, match="no accelerator 'H300' in the table; known: V100, A100, H100, H200, 910B"):
+    # the same chip with other memory
+    assert ACCELERATORS["H200"].flops == ACCELERATORS["H100"].flops
+    with pytest.raises(
+        ValueError, match="no accelerator 'H300' in the table; known: V100, A100, H100, H200, 910B"
+    ):
         accelerator("H300")

@@ -1,4 +1,6 @@
-"""Expert load and routing entropy: a routing worked out by hand, the model's own load, through a sweep to the report."""
+"""Expert load and routing entropy: a routing worked out by hand, the model's own load, through a
+sweep to the report.
+"""
 
 import csv
 import json
@@ -10,28 +12,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import DECODERS, IMAGE, MOE, make_model, prompt
 
-from m3.evaluation import report
-from m3.evaluation.decoding import Decoding
-from m3.evaluation.engine import Engine
-from m3.evaluation.questions import Reply
-from m3.evaluation.routing import Routing, count, is_recorded, recording
-from m3.evaluation.routing_report import routing_table
-from m3.evaluation.run_folder import write_json
-from m3.evaluation.store import Store
-from m3.evaluation.summary import Summary
+from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.answering.decoding import Decoding
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.answering.expert_routing import Routing, count, is_recorded, recording
+from m3.evaluation.answering.questions import Reply
+from m3.evaluation.report import command as report
+from m3.evaluation.report.expert_load import routing_table
+from m3.evaluation.results.run_folder import write_json
+from m3.evaluation.results.store import Store
 from tests.evaluation.conftest import SWEPT, make_run, save_model
 from tests.evaluation.test_engine import ask
 from tests.evaluation.test_report import page_json
 from tests.evaluation.test_sweep import keys_of, run_sweep
-from tests.tiny_models import DECODERS, IMAGE, MOE, make_model, prompt
 
 SHORT = Decoding(max_new_tokens=3)
 HALVES = [[1 / 2, 1 / 4, 1 / 8, 1 / 8], [1 / 4, 1 / 2, 1 / 8, 1 / 8], [1 / 8, 1 / 8, 1 / 2, 1 / 4]]
 
 
 def by_hand() -> Routing:
-    """Two visual tokens that choose experts 0 and 1, a text token that chooses 2 and 3, and a token of padding."""
+    """Two visual tokens that choose experts 0 and 1, a text token that chooses 2 and 3, and a
+    token of padding.
+    """
     logits = torch.tensor([[*HALVES, [1.0, 1.0, 1.0, 1.0]]]).log()
     is_kind = torch.tensor([[[True, True, False, False]], [[False, False, True, False]]])
     (found,) = count([logits, logits.flip(-1)], is_kind, top_k=2)
@@ -56,7 +60,9 @@ def test_routings_add_up_and_survive_the_store():
     back = Routing.decoded(found.encoded())
     assert np.array_equal(back.choices, found.choices) and np.array_equal(back.tokens, found.tokens)
     assert back.entropy == pytest.approx(found.entropy)
-    blind = Routing(found.choices * np.array([0, 1])[:, None, None], found.entropy, np.array([0, 2]))
+    blind = Routing(
+        found.choices * np.array([0, 1])[:, None, None], found.entropy, np.array([0, 2])
+    )
     assert np.isnan(blind.load(0)).all() and math.isnan(blind.undecided(0)[0])
 
 
@@ -64,13 +70,19 @@ def test_routings_add_up_and_survive_the_store():
 def test_the_load_is_what_the_model_itself_calls_load(decoder: str):
     model = make_model(decoder=decoder)
     ids = torch.tensor([prompt(9, 7, 8, 9)])
-    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 48, 48), "image_scales": torch.tensor([9])}
+    inputs = {
+        "input_ids": ids,
+        "pixel_values": torch.randn(1, 3, 48, 48),
+        "image_scales": torch.tensor([9]),
+    }
     with torch.no_grad():
         model(**inputs, labels=ids)  # transformers hangs hooks of its own on the routers, once
     before = [len(router._forward_hooks) for router in model.model.routers]
     with torch.no_grad(), recording(model, 1) as recorded:
         output = model(**inputs, labels=ids)
-    (found,) = recorded.routings(torch.stack([ids == IMAGE, ids != IMAGE]), model.model.router_top_k)
+    (found,) = recorded.routings(
+        torch.stack([ids == IMAGE, ids != IMAGE]), model.model.router_top_k
+    )
     assert found.tokens.tolist() == [9, ids.shape[1] - 9]
     whole = found.choices.sum(0) / found.choices.sum((0, 2))[:, None]
     assert whole == pytest.approx(output.expert_load.numpy(), abs=1e-6)
@@ -82,9 +94,14 @@ def test_a_dense_decoder_has_no_routers(decoder: str):
     assert make_model(decoder=decoder).model.routers == []
 
 
-def routed(engine: Engine, decoding: Decoding = SHORT, continuation: str | None = None) -> list[Reply]:
+def routed(
+    engine: Engine, decoding: Decoding = SHORT, continuation: str | None = None
+) -> list[Reply]:
     """Every second question is recorded; scales and lengths are mixed in one batch."""
-    questions = [ask(engine, index, scale, decoding, continuation) for index, scale in enumerate((1, 9, 36, 4))]
+    questions = [
+        ask(engine, index, scale, decoding, continuation)
+        for index, scale in enumerate((1, 9, 36, 4))
+    ]
     questions = [replace(one, is_routed=index % 2 == 0) for index, one in enumerate(questions)]
     found = {index: reply for batch in engine.answer(questions, 4) for index, reply in batch}
     return [found[index] for index in range(len(questions))]
@@ -104,7 +121,8 @@ def test_padding_beams_and_continuations_are_not_counted(engine: Engine):
             found = Routing.decoded(replies[index].routing)
             assert found.tokens.tolist() == expected.tokens.tolist()
             assert found.choices.tolist() == expected.choices.tolist()
-            assert found.entropy == pytest.approx(expected.entropy, rel=1e-4)  # measured: below 1e-6
+            # measured: below 1e-6
+            assert found.entropy == pytest.approx(expected.entropy, rel=1e-4)
 
 
 def test_documents_are_evenly_spaced_and_few():
@@ -117,7 +135,12 @@ def test_a_sweep_records_it_and_says_of_a_dense_decoder_that_there_is_none(
 ):
     run, dense = tmp_path / "run", save_model(tmp_path / "dense", decoder="llama")
     extra = "--methods nesting,random"
-    assert run_sweep(run, task_folder, model_folder, dense, tasks="tiny_one", scales="1,36", extra=extra) == 0
+    assert (
+        run_sweep(
+            run, task_folder, model_folder, dense, tasks="tiny_one", scales="1,36", extra=extra
+        )
+        == 0
+    )
     rows = {row["name"]: row["routers"] for row in json.loads((run / "models.json").read_text())}
     assert rows == {"tiny": 2, "tiny+random": 2, "dense": 0, "dense+random": 0}
     store, summary = Store(run / "store"), Summary.read(run)
@@ -128,15 +151,27 @@ def test_a_sweep_records_it_and_says_of_a_dense_decoder_that_there_is_none(
     assert not any(name.startswith("dense") for name, _ in summary.routings)
     assert report.main([str(run), "--formats", "svg"]) == 0
     table = (run / "tables" / "experts.md").read_text()
-    assert "dense: a dense decoder, it has no experts" in table and "tiny: 2 layers of 4 experts" in table
+    assert (
+        "dense: a dense decoder, it has no experts" in table
+        and "tiny: 2 layers of 4 experts" in table
+    )
     with (run / "expert_load.csv").open() as file:
-        loads = [row for row in csv.DictReader(file) if (row["model"], row["scale"]) == ("tiny", "1")]
+        loads = [
+            row for row in csv.DictReader(file) if (row["model"], row["scale"]) == ("tiny", "1")
+        ]
     assert len(loads) == 2 * 2 * 4
     for kind in ("visual", "text"):
-        of_layer = [float(row["load"]) for row in loads if (row["tokens"], row["layer"]) == (kind, "0")]
+        of_layer = [
+            float(row["load"]) for row in loads if (row["tokens"], row["layer"]) == (kind, "0")
+        ]
         assert sum(of_layer) == pytest.approx(1, abs=1e-4)
     # asked again, nothing is computed and the same is found
-    assert run_sweep(run, task_folder, model_folder, dense, tasks="tiny_one", scales="1,36", extra=extra) == 0
+    assert (
+        run_sweep(
+            run, task_folder, model_folder, dense, tasks="tiny_one", scales="1,36", extra=extra
+        )
+        == 0
+    )
     assert (run / "tables" / "experts.md").read_text() == table == _again(run)
 
 
@@ -167,5 +202,7 @@ def test_an_older_run_has_no_table_and_a_run_of_dense_models_says_so(tmp_path: P
     rows = json.loads((run / "models.json").read_text())
     write_json(run / "models.json", [rows[1]])
     assert [row[0] for row in routing_table(Summary.read(run)).rows] == ["all"]
-    write_json(run / "models.json", [{name: value for name, value in rows[1].items() if name != "routers"}])
+    write_json(
+        run / "models.json", [{name: value for name, value in rows[1].items() if name != "routers"}]
+    )
     assert routing_table(Summary.read(run)).rows == []

@@ -33,7 +33,8 @@ def test_copies_of_a_document_add_no_certainty():
     thrice = clustered_mean(scores * 3, list(range(5)) * 3)
     assert thrice.stderr == pytest.approx(once.stderr)
     assert (thrice.n, thrice.clusters) == (15, 5)
-    assert clustered_mean(scores * 3, range(15)).stderr < 0.7 * once.stderr  # what ignoring the images would claim
+    # what ignoring the images would claim
+    assert clustered_mean(scores * 3, range(15)).stderr < 0.7 * once.stderr
 
 
 def test_one_image_has_no_error():
@@ -49,7 +50,8 @@ def test_stderr_is_the_spread_of_repeated_experiments():
         found = clustered_mean((rng.random(180) < shared).astype(float).tolist(), clusters.tolist())
         means.append(found.value)
         errors.append(found.stderr)
-    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.12)  # 400 draws know a spread to 3.5 %
+    # 400 draws know a spread to 3.5 %
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.12)
 
 
 def test_mean_of_means():
@@ -62,7 +64,9 @@ def test_mean_of_means():
 def test_paired_bootstrap_sees_a_small_steady_difference():
     rng = np.random.default_rng(1)
     base = rng.random(200)
-    found = paired_bootstrap((base + 0.02 + 0.01 * rng.random(200)).tolist(), base.tolist(), range(200))
+    found = paired_bootstrap(
+        (base + 0.02 + 0.01 * rng.random(200)).tolist(), base.tolist(), range(200)
+    )
     assert found.value == pytest.approx(0.025, abs=0.002)
     assert 0.02 < found.low < found.value < found.high < 0.03
     assert found.p < 0.001
@@ -89,7 +93,9 @@ def test_paired_bootstrap_draws_whole_images():
     rng = np.random.default_rng(3)
     a, b = rng.random(40), rng.random(40)
     once = paired_bootstrap(a.tolist(), b.tolist(), range(40))
-    copies = paired_bootstrap(np.tile(a, 10).tolist(), np.tile(b, 10).tolist(), list(range(40)) * 10)
+    copies = paired_bootstrap(
+        np.tile(a, 10).tolist(), np.tile(b, 10).tolist(), list(range(40)) * 10
+    )
     assert copies.high - copies.low == pytest.approx(once.high - once.low, rel=0.05)
 
 
@@ -102,7 +108,9 @@ def test_lengths_must_agree():
 
 def test_baselines(tmp_path: Path):
     assert read_baselines(tmp_path / "none.json") == {}
-    (tmp_path / "b.json").write_text(json.dumps({"scene": {"chance": 0.125, "majority": 0.2, "note": 1}}))
+    (tmp_path / "b.json").write_text(
+        json.dumps({"scene": {"chance": 0.125, "majority": 0.2, "note": 1}})
+    )
     assert read_baselines(tmp_path / "b.json") == {"scene": {"chance": 0.125, "majority": 0.2}}
 
 
@@ -127,23 +135,38 @@ def stratified_half_width(tasks: list[TaskPairs]) -> float:
     ((20, 1000), (-20.0, 0.0), (6.05, 10.0), 1.33),
 ])  # fmt: skip
 def test_the_interval_of_a_mean_over_tasks_is_drawn_within_them(sizes, means, spreads, expected):
-    """What the tasks differ by is no uncertainty of their mean; pooled, half the widths were 3.63 and 4.45."""
+    """What the tasks differ by is no uncertainty of their mean; pooled, half the widths were
+    3.63 and 4.45.
+    """
     tasks = [of_task(*one) for one in zip(sizes, means, spreads, strict=True)]
     assert stratified_half_width(tasks) == pytest.approx(expected, rel=0.06)
     found = mean_difference(tasks)
     assert found.value == pytest.approx(np.mean(means))
-    error = math.sqrt(sum(spread**2 / size for spread, size in zip(spreads, sizes, strict=True))) / 2
+    error = (
+        math.sqrt(sum(spread**2 / size for spread, size in zip(spreads, sizes, strict=True))) / 2
+    )
     parts = [spread**2 / size for spread, size in zip(spreads, sizes, strict=True)]
-    freedom = sum(parts) ** 2 / sum(part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True))
-    assert (found.high - found.low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=0.06)
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True)
+    )
+    assert (found.high - found.low) / 2 == pytest.approx(
+        stats.t.ppf(0.975, freedom) * error, rel=0.06
+    )
     assert found.p == pytest.approx(2 * stats.t.sf(abs(found.value) / error, freedom), rel=1e-6)
-    apart = mean_difference([of_task(size, 0.0, spread) for size, spread in zip(sizes, spreads, strict=True)])
+    apart = mean_difference(
+        [of_task(size, 0.0, spread) for size, spread in zip(sizes, spreads, strict=True)]
+    )
     assert found.high - found.low == pytest.approx(apart.high - apart.low)
 
 
 def test_a_task_of_one_image_leaves_the_mean_without_an_interval():
     found = mean_difference([of_task(20, 1.0, 1.0), TaskPairs([1.0, 0.0], [0.0, 0.0], "aa")])
-    assert found.value == pytest.approx(0.75) and math.isnan(found.low) and math.isnan(found.high) and found.p == 1.0
+    assert (
+        found.value == pytest.approx(0.75)
+        and math.isnan(found.low)
+        and math.isnan(found.high)
+        and found.p == 1.0
+    )
 
 
 def test_one_task_has_the_p_and_the_interval_of_the_paired_t_test():
@@ -157,7 +180,9 @@ def test_one_task_has_the_p_and_the_interval_of_the_paired_t_test():
 
 
 def test_few_images_reject_what_is_not_there_as_seldom_as_they_say():
-    """Ten images of four questions without a difference: 5 % are below 0.05; 2,000 draws know that to 0.5 points, three times."""
+    """Ten images of four questions without a difference: 5 % are below 0.05; 2,000 draws know
+    that to 0.5 points, three times.
+    """
     rng = np.random.default_rng(5)
     clusters = np.repeat(np.arange(10), 4).tolist()
     p, outside, zero = [], 0, [0.0] * 40

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from m3.evaluation.store import Answer, Cell, Store, digest, digest_files
+from m3.digest import digest, digest_files
+from m3.evaluation.results.store import Answer, Cell, Store
 
 CELL = Cell("weights", "task", "dataset", "document", "prompt", 9, "grid_pool")
 ANSWER = Answer(CELL, "tiny", 3, "red\n“é”", None, 9, 21, 2, 0.25, ("image",), 0.5)
@@ -24,7 +25,9 @@ def test_round_trip(tmp_path: Path):
     assert "unknown" not in again
 
 
-@pytest.mark.parametrize("field", ["weights", "task", "dataset", "document", "prompt", "scale", "method"])
+@pytest.mark.parametrize(
+    "field", ["weights", "task", "dataset", "document", "prompt", "scale", "method"]
+)
 def test_every_part_of_a_cell_is_in_its_key(field: str):
     other = replace(CELL, **{field: 10 if field == "scale" else "other"})
     assert other.key != CELL.key == replace(CELL).key
@@ -44,7 +47,8 @@ def test_every_cut_of_the_last_line_loses_that_line_alone(tmp_path: Path):
         with Store(folder) as store:
             assert len(store) == 1
             assert CELL.key in store
-            store.add_answers([replace(ANSWER, cell=replace(CELL, scale=36))])  # goes to a file of its own
+            # goes to a file of its own
+            store.add_answers([replace(ANSWER, cell=replace(CELL, scale=36))])
         assert len(Store(folder)) == 2
 
 
@@ -52,7 +56,9 @@ def test_a_broken_line_inside_is_an_error(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(
         '{"kind": "score", "key": "k", "sco\n{"kind": "score", "key": "k", "scores": {}}\n'
     )
-    with pytest.raises(ValueError, match=r"line 1 of .*a\.jsonl is not a record .* Remove this file"):
+    with pytest.raises(
+        ValueError, match=r"line 1 of .*a\.jsonl is not a record .* Remove this file"
+    ):
         Store(tmp_path)
 
 
@@ -80,7 +86,12 @@ def test_digests():
 
 def test_file_digest_follows_names_and_contents_not_places(tmp_path: Path):
     found = []
-    for place, name, content in (("x", "a", "1"), ("y", "a", "1"), ("x2", "b", "1"), ("x3", "a", "2")):
+    for place, name, content in (
+        ("x", "a", "1"),
+        ("y", "a", "1"),
+        ("x2", "b", "1"),
+        ("x3", "a", "2"),
+    ):
         (tmp_path / place).mkdir()
         (tmp_path / place / name).write_text(content)
         found.append(digest_files([tmp_path / place / name], tmp_path / place))

@@ -1,4 +1,6 @@
-"""The named suites: every task exists in the installed harness or in ours, with the metric that the suite names."""
+"""The named suites: every task exists in the installed harness or in ours, with the metric that
+the suite names.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 import pytest
 from lmms_eval.tasks import TaskManager
 
-from m3.evaluation.mirrors import read_task
+from m3.evaluation.harness.local_data import read_task
 from m3.evaluation.suites import get_suite, known_tasks, metric_of, suites
 
 OWN = Path(__file__).parents[2] / "lmms_eval_tasks"
@@ -35,7 +37,9 @@ def test_every_task_of_every_suite_exists_with_its_metric():
         metrics = [metric["metric"] for metric in config["metric_list"]]
         assert task.metric in metrics, f"{suite}: {task.task} has {metrics}"
         kwargs = config.get("dataset_kwargs") or {}
-        assert ("video" in task.needs) == ("video" in kwargs or "longvideobench" in task.task), task.task
+        assert ("video" in task.needs) == ("video" in kwargs or "longvideobench" in task.task), (
+            task.task
+        )
         assert ("server" in task.needs) == (metrics == ["submission"]), task.task
 
 
@@ -44,4 +48,6 @@ def test_names_are_looked_up_with_the_near_match():
         get_suite("lava15")
     assert metric_of("pope") == "pope_f1_score"
     assert metric_of("tiny_one") is None
-    assert len(known_tasks()) == len({task.task for suite in suites().values() for task in suite.tasks})
+    assert len(known_tasks()) == len(
+        {task.task for suite in suites().values() for task in suite.tasks}
+    )

@@ -14,21 +14,46 @@ from pathlib import Path
 import pytest
 import torch
 
-from m3.evaluation import arguments, report, sweep
-from m3.evaluation.baseline import fallen
-from m3.evaluation.engine import Engine
-from m3.evaluation.picture_cache import PictureCache
-from m3.evaluation.run_folder import alone_in
-from m3.evaluation.store import Store
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.answering.feature_cache import PictureCache
+from m3.evaluation.report import command as report
+from m3.evaluation.results.run_folder import alone_in
+from m3.evaluation.results.store import Store
+from m3.evaluation.sweep import options as arguments
+from m3.evaluation.sweep import sweep
+from m3.evaluation.sweep.baseline import fallen
 from tests.evaluation.conftest import save_model, write_tasks
 
 
 def run_sweep(
-    run: Path, task_folder: Path, *models: Path, tasks: str = "tiny", scales: str = "1,9,36", extra: str = ""
+    run: Path,
+    task_folder: Path,
+    *models: Path,
+    tasks: str = "tiny",
+    scales: str = "1,9,36",
+    extra: str = "",
 ) -> int:
-    given = [*map(str, models), "--tasks", tasks, "--scales", scales, "--include-path", str(task_folder)]
+    given = [
+        *map(str, models),
+        "--tasks",
+        tasks,
+        "--scales",
+        scales,
+        "--include-path",
+        str(task_folder),
+    ]
     return sweep.main(
-        [*given, "--out", str(run), "--batch-size", "2", "--no-latency", "--device", "cpu", *extra.split()]
+        [
+            *given,
+            "--out",
+            str(run),
+            "--batch-size",
+            "2",
+            "--no-latency",
+            "--device",
+            "cpu",
+            *extra.split(),
+        ]
     )
 
 
@@ -43,7 +68,12 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, base_folder: Path, task_folder: Path) -> Path:
+def swept(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folder: Path,
+    base_folder: Path,
+    task_folder: Path,
+) -> Path:
     run = tmp_path_factory.mktemp("sweep") / "run"
     assert run_sweep(run, task_folder, model_folder, base_folder, tasks="tiny,tiny_choice") == 0
     return run
@@ -55,13 +85,19 @@ def test_every_cell_is_scored(swept: Path):
     assert {cell["status"] for cell in cells} == {"ok"}
     for cell in cells:
         assert (cell["n"], float(cell["visual_tokens"])) == ("6", float(cell["scale"]))
-        result = json.loads((swept / "results" / cell["model"] / f"{cell['task']}@{cell['scale']}.json").read_text())
-        assert result["results"][cell["task"]][f"{cell['metric']},none"] == pytest.approx(float(cell["value"]))
-    assert {cell["clusters"] for cell in cells if cell["task"] == "tiny_two"} == {"3"}  # two questions about each image
+        result = json.loads(
+            (swept / "results" / cell["model"] / f"{cell['task']}@{cell['scale']}.json").read_text()
+        )
+        assert result["results"][cell["task"]][f"{cell['metric']},none"] == pytest.approx(
+            float(cell["value"])
+        )
+    # two questions about each image
+    assert {cell["clusters"] for cell in cells if cell["task"] == "tiny_two"} == {"3"}
     costs = rows(swept, "cost.csv")  # of all prompts, and of each task's own
-    assert [sum(row["task"] == task for row in costs) for task in ("", "tiny_one", "tiny_two", "tiny_choice")] == [
-        6
-    ] * 4
+    assert [
+        sum(row["task"] == task for row in costs)
+        for task in ("", "tiny_one", "tiny_two", "tiny_choice")
+    ] == [6] * 4
     assert len(costs) == 4 * 6
     assert rows(swept, "latency.csv") == []  # --no-latency
 
@@ -71,11 +107,13 @@ def test_answers_equal_the_harness_at_one_scale(swept: Path, engine: Engine, tas
     from lmms_eval import evaluator
     from lmms_eval.tasks import TaskManager
 
-    from m3.evaluation.lmms import EngineModel
+    from m3.evaluation.harness.lmms_model import EngineModel
 
     manager = TaskManager(include_path=str(task_folder), include_defaults=False)
     model = EngineModel(engine, 9, 2, is_simple=False)
-    results = evaluator.simple_evaluate(model=model, tasks=["tiny_one"], task_manager=manager, bootstrap_iters=0)
+    results = evaluator.simple_evaluate(
+        model=model, tasks=["tiny_one"], task_manager=manager, bootstrap_iters=0
+    )
     keys = json.loads((swept / "results" / "tiny" / "tiny_one@9.json").read_text())["m3_keys"]
     store = Store(swept / "store")
     samples = results["samples"]["tiny_one"]
@@ -101,7 +139,11 @@ def test_each_image_is_encoded_once_for_all_scales(
 
 
 def test_second_sweep_computes_nothing_and_says_the_same(
-    swept: Path, model_folder: Path, base_folder: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
+    swept: Path,
+    model_folder: Path,
+    base_folder: Path,
+    task_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     before = (swept / "cells.csv").read_bytes()
 
@@ -128,21 +170,37 @@ def test_a_store_without_confidence_is_resumed_without_computing(
     (tmp_path / "run" / "store").mkdir(parents=True)
     for path in (swept / "store").glob("*.jsonl"):
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        old = [{name: value for name, value in record.items() if name != "confidence"} for record in records]
+        old = [
+            {name: value for name, value in record.items() if name != "confidence"}
+            for record in records
+        ]
         assert old != records
-        (tmp_path / "run" / "store" / path.name).write_text("".join(json.dumps(record) + "\n" for record in old))
+        (tmp_path / "run" / "store" / path.name).write_text(
+            "".join(json.dumps(record) + "\n" for record in old)
+        )
 
     def refuse(*_: object) -> None:
         raise AssertionError("an answer that is in the store was computed again")
 
     monkeypatch.setattr(Engine, "_run", refuse)
-    assert run_sweep(tmp_path / "run", task_folder, model_folder, base_folder, tasks="tiny,tiny_choice") == 0
+    assert (
+        run_sweep(
+            tmp_path / "run", task_folder, model_folder, base_folder, tasks="tiny,tiny_choice"
+        )
+        == 0
+    )
     assert rows(tmp_path / "run") == [cell | {"confidence": ""} for cell in cells]
 
 
-def test_more_scales_leave_the_others_as_they_are(swept: Path, tmp_path: Path, model_folder: Path, task_folder: Path):
+def test_more_scales_leave_the_others_as_they_are(
+    swept: Path, tmp_path: Path, model_folder: Path, task_folder: Path
+):
     assert run_sweep(tmp_path / "run", task_folder, model_folder, scales="4,9") == 0
-    known = {(cell["task"], cell["scale"]): cell["value"] for cell in rows(swept) if cell["model"] == "tiny"}
+    known = {
+        (cell["task"], cell["scale"]): cell["value"]
+        for cell in rows(swept)
+        if cell["model"] == "tiny"
+    }
     for cell in rows(tmp_path / "run"):
         if cell["scale"] == "9":
             assert cell["value"] == known[cell["task"], "9"]
@@ -151,13 +209,21 @@ def test_more_scales_leave_the_others_as_they_are(swept: Path, tmp_path: Path, m
 def test_report_of_a_real_sweep(swept: Path):
     assert report.main([str(swept), "--formats", "svg"]) == 0
     page = (swept / "report.html").read_text()
-    assert page.count("data:image/webp;base64,") == 3 * 6  # tasks, examples of each: all six documents
+    # tasks, examples of each: all six documents
+    assert page.count("data:image/webp;base64,") == 3 * 6
 
 
-def test_failing_task_is_shown_failed_and_the_others_are_scored(tmp_path: Path, model_folder: Path, task_folder: Path):
+def test_failing_task_is_shown_failed_and_the_others_are_scored(
+    tmp_path: Path, model_folder: Path, task_folder: Path
+):
     assert (
         run_sweep(
-            tmp_path / "run", task_folder, model_folder, tasks="tiny_broken,tiny_one", scales="9", extra="--limit 1"
+            tmp_path / "run",
+            task_folder,
+            model_folder,
+            tasks="tiny_broken,tiny_one",
+            scales="9",
+            extra="--limit 1",
         )
         == 1
     )
@@ -168,14 +234,24 @@ def test_failing_task_is_shown_failed_and_the_others_are_scored(tmp_path: Path, 
     assert by_task["tiny_one"]["n"] == "1"
 
 
-def test_methods_are_rows_of_the_same_tables(tmp_path: Path, model_folder: Path, base_folder: Path, task_folder: Path):
-    """One command: two models, their own nesting and four controls; a method that a model cannot do fails alone."""
+def test_methods_are_rows_of_the_same_tables(
+    tmp_path: Path, model_folder: Path, base_folder: Path, task_folder: Path
+):
+    """One command: two models, their own nesting and four controls; a method that a model cannot
+    do fails alone.
+    """
     run = tmp_path / "run"
     extra = "--methods nesting,pooling,random,divprune,fastv"
-    assert run_sweep(run, task_folder, model_folder, base_folder, tasks="tiny_one", scales="1,9", extra=extra) == 1
+    assert (
+        run_sweep(
+            run, task_folder, model_folder, base_folder, tasks="tiny_one", scales="1,9", extra=extra
+        )
+        == 1
+    )
     names = [row["name"] for row in json.loads((run / "models.json").read_text())]
     assert names == [
-        *(f"tiny{method}" for method in ("", "+random", "+divprune", "+fastv")),  # it nests by pooling: no row apart
+        # it nests by pooling: no row apart
+        *(f"tiny{method}" for method in ("", "+random", "+divprune", "+fastv")),
         *(f"base{method}" for method in ("", "+random", "+divprune", "+fastv")),
     ]
     cells = {(cell["model"], cell["scale"]): cell for cell in rows(run)}
@@ -184,7 +260,9 @@ def test_methods_are_rows_of_the_same_tables(tmp_path: Path, model_folder: Path,
         assert cell["status"] == ("failed" if model.endswith("fastv") else "ok"), cell
     assert "fastv leaves 2 layers whole" in cells["tiny+fastv", "9"]["error"]
     store = Store(run / "store")
-    methods = {store.answer(key).cell.method for key in keys_of(run, "tiny+random", "tiny_one@1").values()}
+    methods = {
+        store.answer(key).cell.method for key in keys_of(run, "tiny+random", "tiny_one@1").values()
+    }
     assert methods == {"random"}
     assert {row["model"] for row in rows(run, "cost.csv")} == set(names)
     assert report.main([str(run), "--formats", "svg"]) == 0
@@ -197,7 +275,10 @@ def keys_of(run: Path, model: str, cell: str) -> dict[str, str]:
 def test_a_document_that_cannot_be_asked_fails_every_scale_with_its_own_words(
     tmp_path: Path, model_folder: Path, task_folder: Path
 ):
-    assert run_sweep(tmp_path / "run", task_folder, model_folder, tasks="tiny_unreadable,tiny_one") == 1
+    assert (
+        run_sweep(tmp_path / "run", task_folder, model_folder, tasks="tiny_unreadable,tiny_one")
+        == 1
+    )
     cells = rows(tmp_path / "run")
     failed = [cell for cell in cells if cell["task"] == "tiny_unreadable"]
     assert [cell["scale"] for cell in failed] == ["1", "9", "36"]
@@ -205,28 +286,45 @@ def test_a_document_that_cannot_be_asked_fails_every_scale_with_its_own_words(
     assert [cell["status"] for cell in cells if cell["task"] == "tiny_one"] == ["ok"] * 3
 
 
-def test_task_that_cannot_be_loaded_fails_alone(tmp_path: Path, model_folder: Path, task_folder: Path):
-    assert run_sweep(tmp_path / "run", task_folder, model_folder, tasks="tiny_absent,tiny_one", scales="9") == 1
+def test_task_that_cannot_be_loaded_fails_alone(
+    tmp_path: Path, model_folder: Path, task_folder: Path
+):
+    assert (
+        run_sweep(
+            tmp_path / "run", task_folder, model_folder, tasks="tiny_absent,tiny_one", scales="9"
+        )
+        == 1
+    )
     by_task = {cell["task"]: cell for cell in rows(tmp_path / "run")}
     assert (by_task["tiny_absent"]["status"], by_task["tiny_one"]["status"]) == ("failed", "ok")
     assert "nothing.parquet" in by_task["tiny_absent"]["error"]
 
 
-def test_baseline_is_kept_or_missed(swept: Path, tmp_path: Path, model_folder: Path, task_folder: Path):
-    """Against itself nothing fell; against a run that answered everything right, it did, at the scale where it did."""
+def test_baseline_is_kept_or_missed(
+    swept: Path, tmp_path: Path, model_folder: Path, task_folder: Path
+):
+    """Against itself nothing fell; against a run that answered everything right, it did, at the
+    scale where it did.
+    """
     assert run_sweep(tmp_path / "same", task_folder, model_folder, extra=f"--baseline {swept}") == 0
     better, worse = tmp_path / "better", tmp_path / "worse"
     tasks = write_tasks(tmp_path / "more", documents=40)
     assert run_sweep(better, tasks, model_folder, scales="9,36") == 0
     with Store(better / "store") as store:
         for task in ("tiny_one", "tiny_two"):
-            store.add_scores({key: {"exact_match": 1.0} for key in keys_of(better, "tiny", f"{task}@9").values()})
+            store.add_scores(
+                {key: {"exact_match": 1.0} for key in keys_of(better, "tiny", f"{task}@9").values()}
+            )
     assert run_sweep(worse, tasks, model_folder, scales="9,36", extra=f"--baseline {better}") == 1
     assert {change.scale for change in fallen(worse, better)} == {9}
 
 
 def test_mistakes_are_named(tmp_path: Path, model_folder: Path, task_folder: Path):
-    with pytest.raises(ValueError, match=r"model tiny: scale 100 cannot be reached .* choose one of 1, 4, 9, 36"):
+    with pytest.raises(
+        ValueError,
+        match=r"model tiny: scale 100 cannot be reached .* choose one "
+        r"of 1, 4, 9, 36",
+    ):
         run_sweep(tmp_path, task_folder, model_folder, scales="9,100")
     with pytest.raises(ValueError, match="--scales takes numbers of visual tokens"):
         run_sweep(tmp_path, task_folder, model_folder, scales="9,many")
@@ -239,24 +337,40 @@ def test_mistakes_are_named(tmp_path: Path, model_folder: Path, task_folder: Pat
 def test_labels_tell_models_apart():
     assert list(arguments.labels(["a/b/m3-tiny", "x/other"])) == ["m3-tiny", "other"]
     assert list(arguments.labels(["a/tiny", "b/tiny"])) == ["a_tiny", "b_tiny"]
-    assert list(arguments.labels(["runs/mine/checkpoints/final", "playground/m3-tiny"])) == ["mine", "m3-tiny"]
+    assert list(arguments.labels(["runs/mine/checkpoints/final", "playground/m3-tiny"])) == [
+        "mine",
+        "m3-tiny",
+    ]
 
 
 def test_rows_of_a_model_and_of_a_control_are_never_mixed():
     arguments.check_distinct(["tiny", "tiny+random"], ["nesting", "uniform"])
-    with pytest.raises(ValueError, match=r"tiny\+random would name the rows of a model and of a control; rename"):
+    with pytest.raises(
+        ValueError,
+        match=r"tiny\+random would name the rows of a model and of a "
+        r"control; rename",
+    ):
         arguments.check_distinct(["tiny", "tiny+random"], ["nesting", "random"])
 
 
-def test_two_sweeps_do_not_write_to_one_folder(tmp_path: Path, model_folder: Path, task_folder: Path):
-    with alone_in(tmp_path / "run"), pytest.raises(ValueError, match="another sweep is writing to .*run; wait for it"):
+def test_two_sweeps_do_not_write_to_one_folder(
+    tmp_path: Path, model_folder: Path, task_folder: Path
+):
+    with (
+        alone_in(tmp_path / "run"),
+        pytest.raises(ValueError, match="another sweep is writing to .*run; wait for it"),
+    ):
         run_sweep(tmp_path / "run", task_folder, model_folder, tasks="tiny_one", scales="1")
     with alone_in(tmp_path / "run"):  # free again
         pass
 
 
-def test_other_weights_under_one_path_are_other_answers(tmp_path: Path, model_folder: Path, task_folder: Path):
-    """A checkpoint that is written over: everything is computed again, and nothing of the old one is in a table."""
+def test_other_weights_under_one_path_are_other_answers(
+    tmp_path: Path, model_folder: Path, task_folder: Path
+):
+    """A checkpoint that is written over: everything is computed again, and nothing of the old
+    one is in a table.
+    """
     model, run = tmp_path / "model", tmp_path / "run"
     shutil.copytree(model_folder, model)
     assert run_sweep(run, task_folder, model, tasks="tiny_one", scales="1,9") == 0
@@ -276,17 +390,45 @@ MOMENTS = int(os.environ.get("M3_TEST_KILLS", "2"))
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_again_and_again_ends_with_the_same_tables(tmp_path: Path, model_folder: Path):
-    """kill -9 at random moments, always resumed; in the end every file that counts is as without a kill."""
+def test_a_sweep_killed_again_and_again_ends_with_the_same_tables(
+    tmp_path: Path, model_folder: Path
+):
+    """kill -9 at random moments, always resumed; in the end every file that counts is as without
+    a kill.
+    """
     tasks = write_tasks(tmp_path / "tasks", documents=40)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_sweep(whole, tasks, model_folder, extra="--methods nesting,random") == 0
-    command = [sys.executable, "-m", "m3.cli", "sweep", str(model_folder), "--tasks", "tiny", "--scales", "1,9,36"]
-    command += ["--methods", "nesting,random", "--include-path", str(tasks), "--out", str(killed), "--batch-size", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "m3.cli",
+        "sweep",
+        str(model_folder),
+        "--tasks",
+        "tiny",
+        "--scales",
+        "1,9,36",
+    ]
+    command += [
+        "--methods",
+        "nesting,random",
+        "--include-path",
+        str(tasks),
+        "--out",
+        str(killed),
+        "--batch-size",
+        "2",
+    ]
     command += ["--no-latency", "--device", "cpu"]
     chance, kept = random.Random(0), 0
-    # as many threads as this process has (another test may have set them): the last bits of a sum depend on their number
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    # as many threads as this process has (another test may have set them): the last bits of a sum
+    # depend on their number
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     for _ in range(MOMENTS):
         victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
         moment = min(kept + chance.randrange(1, 2 * 480 // (MOMENTS + 1)), 479)
@@ -315,28 +457,65 @@ def samples(run: Path) -> dict[tuple[str, str], tuple]:
     for file in sorted((run / "results").rglob("*.json")):
         for doc_id, key in json.loads(file.read_text())["m3_keys"].items():
             answer = store.answer(key)
-            found[f"{file.parent.name}/{file.stem}", doc_id] = (answer.text, answer.visual_tokens, store.scores(key))
+            found[f"{file.parent.name}/{file.stem}", doc_id] = (
+                answer.text,
+                answer.visual_tokens,
+                store.scores(key),
+            )
     return found
 
 
 @pytest.mark.slow
 def test_two_processes_answer_what_one_does(tmp_path: Path, model_folder: Path):
-    """torchrun, gloo: each answers half of the documents, once; the table is the same, sample by sample."""
+    """torchrun, gloo: each answers half of the documents, once; the table is the same, sample by
+    sample.
+    """
     tasks = write_tasks(tmp_path / "tasks", documents=9)  # odd: the shares differ
-    assert run_sweep(tmp_path / "one", tasks, model_folder, tasks="tiny,tiny_choice,tiny_broken") == 1
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", "-m"]
-    command += ["m3.cli", "sweep", str(model_folder), "--tasks", "tiny,tiny_choice,tiny_broken", "--scales", "1,9,36"]
-    command += ["--include-path", str(tasks), "--out", str(tmp_path / "two"), "--batch-size", "2", "--no-latency"]
-    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=False, timeout=600)
+    assert (
+        run_sweep(tmp_path / "one", tasks, model_folder, tasks="tiny,tiny_choice,tiny_broken") == 1
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29517",
+        "-m",
+    ]
+    command += [
+        "m3.cli",
+        "sweep",
+        str(model_folder),
+        "--tasks",
+        "tiny,tiny_choice,tiny_broken",
+        "--scales",
+        "1,9,36",
+    ]
+    command += [
+        "--include-path",
+        str(tasks),
+        "--out",
+        str(tmp_path / "two"),
+        "--batch-size",
+        "2",
+        "--no-latency",
+    ]
+    done = subprocess.run(
+        [*command, "--device", "cpu"], capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 1, done.stderr[-3000:]  # tiny_broken
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
     sure = [[cell.pop("confidence") for cell in found] for found in (two, one)]
     assert two == one
-    for mine, theirs in zip(*sure, strict=True):  # batches are others, which moves the last bits; measured: below 4e-7
+    # batches are others, which moves the last bits; measured: below 4e-7
+    for mine, theirs in zip(*sure, strict=True):
         assert (mine == theirs == "") or float(mine) == pytest.approx(float(theirs), rel=1e-5)
     assert samples(tmp_path / "two") == samples(tmp_path / "one")
     files = list((tmp_path / "two" / "store").glob("*.jsonl"))
     records = [json.loads(line) for path in files for line in path.open()]
     answered = [record["key"] for record in records if record["kind"] == "answer"]
-    assert len(answered) == len(set(answered)) == len(Store(tmp_path / "one" / "store"))  # nothing twice
+    # nothing twice
+    assert len(answered) == len(set(answered)) == len(Store(tmp_path / "one" / "store"))
     assert sum('"answer"' in path.read_text() for path in files) == 2

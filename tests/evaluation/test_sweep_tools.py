@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from m3.evaluation import fetch, judge
-from m3.evaluation.arguments import chosen_methods, parse_arguments, task_names
-from m3.evaluation.mirrors import Data, local_copy, read_task, write_overlay
-from m3.evaluation.progress import check_disk, duration
-from m3.evaluation.tasks import find_tasks
+from m3.evaluation.harness import download as fetch
+from m3.evaluation.harness import judge
+from m3.evaluation.harness.local_data import Data, local_copy, read_task, write_overlay
+from m3.evaluation.harness.tasks import find_tasks
+from m3.evaluation.sweep.options import chosen_methods, parse_arguments, task_names
+from m3.evaluation.sweep.progress import check_disk, duration
 
 
-def test_an_unknown_dtype_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_dtype_is_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         parse_arguments(["model", "--dtype", "float64", "--out", "out"])
     assert "invalid choice: 'float64' (choose from" in capsys.readouterr().err
@@ -26,10 +29,14 @@ def test_suites_leave_judged_tasks_out_and_named_ones_ask_for_a_judge():
     assert left_out == ["mmbench_cn_dev", "llava_in_the_wild", "mmvet"]
     assert "mmvet" in task_names("llava15", "", has_judge=True)[0]
     with pytest.raises(
-        ValueError, match="mmvet asks a language model to score the answers, which costs money: .* --judge MODEL"
+        ValueError,
+        match="mmvet asks a language model to score the answers, which costs money: .* "
+        "--judge MODEL",
     ):
         task_names("", "mmvet", has_judge=False)
-    with pytest.raises(ValueError, match="name what to evaluate: --tasks, or --suite with one of aria, llava15"):
+    with pytest.raises(
+        ValueError, match="name what to evaluate: --tasks, or --suite with one of aria, llava15"
+    ):
         task_names("", "", has_judge=False)
 
 
@@ -37,21 +44,35 @@ def test_methods_and_frames_are_read_strictly():
     assert chosen_methods("random, nesting,random") == ["random", "nesting"]
     with pytest.raises(ValueError, match="no method 'randm'. Did you mean 'random'"):
         chosen_methods("randm")
-    with pytest.raises(ValueError, match="frames of a video are a number, or collage .* got 'many'"):
+    with pytest.raises(
+        ValueError, match="frames of a video are a number, or collage .* got 'many'"
+    ):
         parse_arguments(["model", "--tasks", "t", "--frames", "many"])
 
 
 def test_a_judge_says_what_it_costs_and_needs_a_key(monkeypatch: pytest.MonkeyPatch):
     assert str(judge.price("mmvet", 218, 10)) == "mmvet: up to 2180 calls, about 1.5 million tokens"
-    for name in ("API_TYPE", "MODEL_VERSION", "OPENAI_API_URL", "OPENAI_BASE_URL", "OPENAI_API_MODEL", judge.KEY):
+    for name in (
+        "API_TYPE",
+        "MODEL_VERSION",
+        "OPENAI_API_URL",
+        "OPENAI_BASE_URL",
+        "OPENAI_API_MODEL",
+        judge.KEY,
+    ):
         monkeypatch.setenv(name, "")  # so that what is set below does not stay
         monkeypatch.delenv(name)
-    with pytest.raises(ValueError, match="--judge j needs a key in the environment variable OPENAI_API_KEY"):
+    with pytest.raises(
+        ValueError, match="--judge j needs a key in the environment variable OPENAI_API_KEY"
+    ):
         judge.set_judge("j", None)
     monkeypatch.setenv(judge.KEY, "word")
     judge.set_judge("j", "http://localhost:8000/v1")
     assert os.environ["OPENAI_API_URL"] == "http://localhost:8000/v1/chat/completions"
-    assert (os.environ["MODEL_VERSION"], os.environ["OPENAI_BASE_URL"]) == ("j", "http://localhost:8000/v1")
+    assert (os.environ["MODEL_VERSION"], os.environ["OPENAI_BASE_URL"]) == (
+        "j",
+        "http://localhost:8000/v1",
+    )
 
 
 def hub_task(folder: Path) -> Path:
@@ -70,7 +91,9 @@ def test_an_overlay_changes_where_the_data_are_and_nothing_else(tmp_path: Path):
     path, root = hub_task(tmp_path / "tasks"), tmp_path / "data"
     root.mkdir()
     with pytest.raises(
-        ValueError, match=r"no copy of somebody/Clips in --data-root .*Clips. `m3 data fetch-eval` makes one"
+        ValueError,
+        match=r"no copy of somebody/Clips in --data-root .*Clips. `m3 data fetch-eval` "
+        r"makes one",
     ):
         write_overlay(tmp_path / "overlays", "clips", path, root)
     (root / "Clips").mkdir()
@@ -92,7 +115,9 @@ def test_an_overlay_changes_where_the_data_are_and_nothing_else(tmp_path: Path):
         ("one.mp4", "gone.mp4", "one.mp4 is a link to gone.mp4, which is not in the archive"),
     ],
 )
-def test_an_archive_that_is_not_safe_or_whole_is_refused(tmp_path: Path, name: str, link: str | None, message: str):
+def test_an_archive_that_is_not_safe_or_whole_is_refused(
+    tmp_path: Path, name: str, link: str | None, message: str
+):
     (tmp_path / "Clips").mkdir()
     member = tarfile.TarInfo(name)
     if link is not None:
@@ -101,7 +126,10 @@ def test_an_archive_that_is_not_safe_or_whole_is_refused(tmp_path: Path, name: s
         archive.addfile(member)
     with pytest.raises(ValueError, match=message):
         fetch.unpack(tmp_path / "Clips", tmp_path / "data" / "clips")
-    assert not (tmp_path / "data" / "outside.mp4").exists() and not (tmp_path / "data" / "clips").exists()
+    assert (
+        not (tmp_path / "data" / "outside.mp4").exists()
+        and not (tmp_path / "data" / "clips").exists()
+    )
 
 
 def test_fetching_copies_each_data_set_once_and_unpacks_videos(tmp_path: Path):
@@ -126,22 +154,33 @@ def test_fetching_copies_each_data_set_once_and_unpacks_videos(tmp_path: Path):
         (folder / "two.mp4").unlink()
 
     for _ in range(2):
-        assert fetch.fetch(["clips"], tmp_path / "data", tmp_path / "tasks", download) == [tmp_path / "data" / "Clips"]
+        assert fetch.fetch(["clips"], tmp_path / "data", tmp_path / "tasks", download) == [
+            tmp_path / "data" / "Clips"
+        ]
     assert asked == ["somebody/Clips"]
-    videos = {path.name: path.read_bytes() for path in (tmp_path / "data" / "clips" / "files").iterdir()}
+    videos = {
+        path.name: path.read_bytes() for path in (tmp_path / "data" / "clips" / "files").iterdir()
+    }
     assert videos == {"one.mp4": b"1", "two.mp4": b"22"}
 
 
-def test_fetching_without_a_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_fetching_without_a_network_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ValueError, match=r"somebody/Clips cannot be fetched from the hub \(.*fetch on a machine that has one"
+        ValueError,
+        match=r"somebody/Clips cannot be fetched from the hub \(.*fetch on a machine "
+        r"that has one",
     ):
         fetch.from_hub("somebody/Clips", tmp_path / "Clips")
 
 
 def test_groups_are_their_tasks_in_order(task_folder: Path):
-    assert [file.name for file in find_tasks(["tiny", "tiny_one"], task_folder)] == ["tiny_one", "tiny_two"]
+    assert [file.name for file in find_tasks(["tiny", "tiny_one"], task_folder)] == [
+        "tiny_one",
+        "tiny_two",
+    ]
     with pytest.raises(ValueError, match="no task 'tiny_oen' in .*Did you mean 'tiny_one'"):
         find_tasks(["tiny_oen"], task_folder)
 
@@ -149,18 +188,28 @@ def test_groups_are_their_tasks_in_order(task_folder: Path):
 def test_a_full_disk_is_foreseen(tmp_path: Path):
     check_disk(tmp_path, 1)
     with pytest.raises(
-        ValueError, match=r"free on this disk, but 1000000000000 answers may need 3000000.2 GB. Free some"
+        ValueError,
+        match=r"free on this disk, but 1000000000000 answers may need 3000000.2 GB. "
+        r"Free some",
     ):
         check_disk(tmp_path, 10**12)
-    assert [duration(seconds) for seconds in (5.0, 95.0, 7380.0)] == ["5 s", "1 min 35 s", "2 h 3 min"]
+    assert [duration(seconds) for seconds in (5.0, 95.0, 7380.0)] == [
+        "5 s",
+        "1 min 35 s",
+        "2 h 3 min",
+    ]
 
 
 def test_groups_in_groups_and_groups_of_what_there_is_not(tmp_path: Path):
-    """As lmms-eval has them: mmlu_generative writes groups where it names them, olympiadbench names a task that is not there."""
+    """As lmms-eval has them: mmlu_generative writes groups where it names them, olympiadbench
+    names a task that is not there.
+    """
     for name in ("one", "two", "three"):
         (tmp_path / f"{name}.yaml").write_text(f"task: {name}\ndataset_path: json\n")
     nested = {"group": "inner", "task": ["two", {"task": "three", "num_fewshot": 0}]}
-    (tmp_path / "outer.yaml").write_text(yaml.safe_dump({"group": "outer", "task": ["one", nested]}))
+    (tmp_path / "outer.yaml").write_text(
+        yaml.safe_dump({"group": "outer", "task": ["one", nested]})
+    )
     (tmp_path / "torn.yaml").write_text("group: torn\ntask: [one, nowhere]\n")
     assert [file.name for file in find_tasks(["outer"], tmp_path)] == ["one", "two", "three"]
     with pytest.raises(ValueError, match="the group torn names nowhere, but there is no such task"):

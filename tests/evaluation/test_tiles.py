@@ -1,4 +1,6 @@
-"""The engine on images in tiles: real tokens are counted, batches equal single questions, bounded memory changes nothing."""
+"""The engine on images in tiles: real tokens are counted, batches equal single questions,
+bounded memory changes nothing.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from m3.evaluation.decoding import Decoding
-from m3.evaluation.engine import Engine, Picture, Question, Reply
-from m3.evaluation.latency import measure
-from m3.evaluation.methods import OWN
-from m3.evaluation.prompt_cost import costs_of, prompts_of
-from m3.evaluation.store import Answer, Cell
+from m3.evaluation.answering.decoding import Decoding
+from m3.evaluation.answering.engine import Engine, Picture, Question, Reply
+from m3.evaluation.cost.latency import measure
+from m3.evaluation.results.store import Answer, Cell
+from m3.evaluation.sweep.prompt_cost import costs_of, prompts_of
+from m3.evaluation.token_reduction.table import OWN
 from m3.model.cost import CostModel
 from tests.evaluation.conftest import make_image, save_model
 
@@ -22,22 +24,35 @@ SCALES = (1, 4, 36)
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return Engine.load(str(save_model(tmp_path_factory.mktemp("tiled") / "model", scales=list(SCALES), tiling=TILING)))
+    return Engine.load(
+        str(
+            save_model(
+                tmp_path_factory.mktemp("tiled") / "model", scales=list(SCALES), tiling=TILING
+            )
+        )
+    )
 
 
 def ask(engine: Engine, index: int, scale: int, continuation: str | None = None) -> Question:
-    pictures = [Picture.of(make_image(n).resize(SIZES[n][::-1], Image.Resampling.NEAREST)) for n in range(index + 1)]
+    pictures = [
+        Picture.of(make_image(n).resize(SIZES[n][::-1], Image.Resampling.NEAREST))
+        for n in range(index + 1)
+    ]
     messages = [{"role": "user", "content": "<image>\n" * len(pictures) + "Which?"}]
     return engine.question(messages, pictures, scale, Decoding(max_new_tokens=3), continuation)
 
 
 def answers(engine: Engine, questions: list[Question], batch_size: int) -> list[Reply]:
-    found = {index: reply for batch in engine.answer(questions, batch_size) for index, reply in batch}
+    found = {
+        index: reply for batch in engine.answer(questions, batch_size) for index, reply in batch
+    }
     return [found[index] for index in range(len(questions))]
 
 
 @pytest.mark.parametrize("continuation", [None, "red"])
-def test_batches_equal_single_questions_and_count_real_tokens(engine: Engine, continuation: str | None) -> None:
+def test_batches_equal_single_questions_and_count_real_tokens(
+    engine: Engine, continuation: str | None
+) -> None:
     questions = [ask(engine, index, scale, continuation) for index in range(3) for scale in SCALES]
     together = answers(engine, questions, batch_size=4)
     for question, reply in zip(questions, together, strict=True):
@@ -65,10 +80,15 @@ def test_a_cache_of_one_image_gives_the_same_answers(engine: Engine) -> None:
 
 
 def test_the_cost_of_a_sweep_is_the_mean_over_the_prompts_it_asked(engine: Engine) -> None:
-    """A picture in one tile and the whole, one in two, and a text alone: not three times the one of most tiles."""
+    """A picture in one tile and the whole, one in two, and a text alone: not three times the one
+    of most tiles.
+    """
     sizes = [((20, 44),), ((20, 44), (48, 48)), ()]
     cells = [Cell("w", "t", "d", str(n), "p", 4, "grid_pool") for n in range(3)]
-    answers = [Answer(cell, "t", n, "", None, 0, 10 + n, 1, 0.1, (), sizes=sizes[n]) for n, cell in enumerate(cells)]
+    answers = [
+        Answer(cell, "t", n, "", None, 0, 10 + n, 1, 0.1, (), sizes=sizes[n])
+        for n, cell in enumerate(cells)
+    ]
     tasks = {"mixed": prompts_of([*answers, answers[0]]), "nothing": prompts_of([])}
     row, of_task = costs_of(engine, "tiled", OWN, 4, tasks)
     assert replace(row, task="mixed") == of_task
@@ -82,10 +102,18 @@ def test_the_cost_of_a_sweep_is_the_mean_over_the_prompts_it_asked(engine: Engin
     assert row.prefill_flops == round(sum(cost.prefill_flops for cost in expected) / 4)
     assert row.visual_tokens == round(sum(cost.visual_tokens for cost in expected) / 4)
     assert row.most_visual_tokens == max(cost.visual_tokens for cost in expected)
-    assert row.most_first_token_flops == max(cost.first_token_flops for cost in expected) > row.first_token_flops
-    assert row.first_token_flops < formulas.cost(4, 11).first_token_flops  # what one image of most tiles would take
+    assert (
+        row.most_first_token_flops
+        == max(cost.first_token_flops for cost in expected)
+        > row.first_token_flops
+    )
+    # what one image of most tiles would take
+    assert row.first_token_flops < formulas.cost(4, 11).first_token_flops
     silent = prompts_of([replace(answers[0], sizes=None)])  # of an older store
-    assert costs_of(engine, "tiled", OWN, 4, {"old": silent})[0].visual_tokens == formulas.cost(4, 10).visual_tokens
+    assert (
+        costs_of(engine, "tiled", OWN, 4, {"old": silent})[0].visual_tokens
+        == formulas.cost(4, 10).visual_tokens
+    )
     (unasked,) = costs_of(engine, "tiled", OWN, 4, {})
     assert unasked.visual_tokens == formulas.cost(4, 32).visual_tokens
 
@@ -93,7 +121,9 @@ def test_the_cost_of_a_sweep_is_the_mean_over_the_prompts_it_asked(engine: Engin
 def test_each_task_has_the_cost_of_its_own_prompts(engine: Engine) -> None:
     """A task of texts and one of two pictures each: neither costs what the mean of both does."""
     cells = [Cell("w", "t", "d", str(n), "p", 4, "grid_pool") for n in range(4)]
-    answers = [Answer(cell, "t", n, "", None, 0, 10, 1, 0.1, (), sizes=()) for n, cell in enumerate(cells)]
+    answers = [
+        Answer(cell, "t", n, "", None, 0, 10, 1, 0.1, (), sizes=()) for n, cell in enumerate(cells)
+    ]
     pictures = [replace(answer, sizes=((20, 44), (48, 48))) for answer in answers[:2]]
     tasks = {"words": prompts_of(answers), "pairs": prompts_of(pictures)}
     whole, words, pairs = costs_of(engine, "tiled", OWN, 4, tasks)
@@ -106,12 +136,20 @@ def test_each_task_has_the_cost_of_its_own_prompts(engine: Engine) -> None:
 
 
 def test_cost_and_latency_are_those_of_all_tiles(engine: Engine, tmp_path: Path) -> None:
-    """The image with most tiles is 2 x 2 and the whole: five times the tower, and 36 + 12 x 13 tokens."""
+    """The image with most tiles is 2 x 2 and the whole: five times the tower, and 36 + 12 x 13
+    tokens.
+    """
     formulas = CostModel(engine.model)
     plain = CostModel(Engine.load(str(save_model(tmp_path / "plain", scales=list(SCALES)))).model)
     cost, one = formulas.cost(36, 10), plain.cost(36, 10)
     assert (cost.visual_tokens, one.visual_tokens) == (36 + 12 * 13, 36)
-    assert cost.vision_flops == 5 * one.vision_flops and cost.connector_flops == 5 * one.connector_flops
-    assert formulas.cost(36, 10, size=(20, 44)).visual_tokens == engine.processor.count_tokens([(20, 44)], 36)[0]
+    assert (
+        cost.vision_flops == 5 * one.vision_flops
+        and cost.connector_flops == 5 * one.connector_flops
+    )
+    assert (
+        formulas.cost(36, 10, size=(20, 44)).visual_tokens
+        == engine.processor.count_tokens([(20, 44)], 36)[0]
+    )
     measured = measure(engine.model, [1], text_tokens=4, repeats=1, warm_up=0, tokens=1)
     assert len(measured) == 1

@@ -1,7 +1,8 @@
 """Numbers and texts that a change of names, files or interfaces must reproduce to the last digit.
 
-`python tests/golden/recording.py` writes them anew: only after a change that is meant to change them, in a commit that says so.
-Floating-point numbers are those of one kind of processor and one torch: `kernel_digest` tells whether this machine's are equal.
+`python tests/golden/recording.py` writes them anew: only after a change that is meant to change
+them, in a commit that says so. Floating-point numbers are those of one kind of processor and one
+torch: `kernel_digest` tells whether this machine's are equal.
 """
 
 import base64
@@ -41,7 +42,19 @@ data: {{sources: [{{path: {folder}/data/train, format: llava_parquet}}], pack_le
 schedule: {{batch_size: 2, accumulation: 2, steps: 20, log_every: 1, save_every: 20}}
 hardware: {{threads: 1}}
 """
-VERBS = ("train", "chat", "serve", "sweep", "submit", "report", "convert", "assemble", "data", "bench", "doctor")
+VERBS = (
+    "train",
+    "chat",
+    "serve",
+    "sweep",
+    "submit",
+    "report",
+    "convert",
+    "assemble",
+    "data",
+    "bench",
+    "doctor",
+)
 SUBVERBS = {
     "data": ("check", "show", "tiny", "fetch-eval"),
     "bench": ("step", "train", "sweep", "serve", "cost", "convert"),
@@ -61,13 +74,19 @@ def m3(*arguments: str) -> str:
 
 
 def kernel_digest() -> str:
-    """Results of the operations that models are made of, to the last bit; other processors round otherwise."""
+    """Results of the operations that models are made of, to the last bit; other processors round
+    otherwise.
+    """
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(3, 4, 77, 32, generator=generator)
-    attended = torch.nn.functional.scaled_dot_product_attention(states, states, states, is_causal=True)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        states, states, states, is_causal=True
+    )
     product = attended.flatten(0, 2) @ torch.randn(32, 96, generator=generator)
     image = torch.nn.functional.conv2d(
-        torch.randn(2, 3, 32, 32, generator=generator), torch.randn(16, 3, 4, 4, generator=generator), stride=4
+        torch.randn(2, 3, 32, 32, generator=generator),
+        torch.randn(16, 3, 4, 4, generator=generator),
+        stride=4,
     )
     results = [product, image, torch.nn.functional.silu(product).softmax(-1), product.exp().mean(0)]
     return hashlib.sha256(b"".join(result.numpy().tobytes() for result in results)).hexdigest()
@@ -83,25 +102,37 @@ def record_machine() -> dict[str, Any]:
 
 
 def record_training(folder: Path) -> dict[str, Any]:
-    """Losses of twenty steps, of each scale and of the routers, and what `m3 data check` says of the recipe."""
+    """Losses of twenty steps, of each scale and of the routers, and what `m3 data check` says of
+    the recipe.
+    """
     from transformers import SiglipImageProcessorPil
 
     m3("data", "tiny", "--out", str(folder / "data"), "--train", "4", "--test", "0")
-    SiglipImageProcessorPil(size={"height": 96, "width": 96}).save_pretrained(folder / "data" / "tokenizer")
+    SiglipImageProcessorPil(size={"height": 96, "width": 96}).save_pretrained(
+        folder / "data" / "tokenizer"
+    )
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(folder=folder))
     check = re.sub(
         " {2,}", "  ", m3("data", "check", str(recipe)).replace(str(folder), "FOLDER")
     )  # columns are as wide
     m3("train", str(recipe))
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    steps = [{name: value for name, value in row.items() if _is_result(name)} for row in rows if "loss" in row]
+    rows = [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    steps = [
+        {name: value for name, value in row.items() if _is_result(name)}
+        for row in rows
+        if "loss" in row
+    ]
     return {"steps": steps, "data check": check.splitlines()}
 
 
 def _is_result(name: str) -> bool:
     """Tell results from times, memory and speeds, which differ from run to run."""
-    return name in ("step", "loss", "grad_norm", "learning_rate", "tokens") or name.startswith(("loss", "router"))
+    return name in ("step", "loss", "grad_norm", "learning_rate", "tokens") or name.startswith(
+        ("loss", "router")
+    )
 
 
 def record_logits(folder: Path) -> dict[str, Any]:
@@ -112,12 +143,20 @@ def record_logits(folder: Path) -> dict[str, Any]:
     make_tokenizer(96).save_pretrained(folder / "tokenizer")
     logits: dict[str, Any] = {}
     for fixture, scales in SCALES.items():
-        m3("convert", str(FIXTURES / fixture), str(folder / fixture), "--tokenizer", str(folder / "tokenizer"))
+        m3(
+            "convert",
+            str(FIXTURES / fixture),
+            str(folder / fixture),
+            "--tokenizer",
+            str(folder / "tokenizer"),
+        )
         model = AutoModelForImageTextToText.from_pretrained(folder / fixture).eval()
         processor = AutoProcessor.from_pretrained(folder / fixture)
         for scale in scales:
             inputs = processor(
-                images=FIXTURES / fixture / "image.png", text="<image> w5 w6", matryoshka_vis_token_scale=scale
+                images=FIXTURES / fixture / "image.png",
+                text="<image> w5 w6",
+                matryoshka_vis_token_scale=scale,
             )
             with torch.no_grad():
                 last = model(**inputs).logits[0, -1]
@@ -128,8 +167,24 @@ def record_logits(folder: Path) -> dict[str, Any]:
 def record_sweep(folder: Path) -> dict[str, Any]:
     """Tables of a small sweep of the shipped model, and of its report, without times."""
     run = folder / "sweep"
-    options = ("--scales", "1,9,144", "--limit", "4", "--no-latency", "--device", "cpu", "--out", str(run))
-    m3("sweep", str(ROOT / "playground" / "m3-tiny"), "--tasks", "m3_tiny_scene,m3_tiny_digits", *options)
+    options = (
+        "--scales",
+        "1,9,144",
+        "--limit",
+        "4",
+        "--no-latency",
+        "--device",
+        "cpu",
+        "--out",
+        str(run),
+    )
+    m3(
+        "sweep",
+        str(ROOT / "playground" / "m3-tiny"),
+        "--tasks",
+        "m3_tiny_scene,m3_tiny_digits",
+        *options,
+    )
     m3("report", str(run))
     return {name: _read_table(run / name) for name in ("cells.csv", "cost.csv", "summary.csv")}
 
@@ -138,7 +193,12 @@ def _read_table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [
-        {name: value for name, value in row.items() if not re.search(r"seconds|_s$|time|path", name)} for row in rows
+        {
+            name: value
+            for name, value in row.items()
+            if not re.search(r"seconds|_s$|time|path", name)
+        }
+        for row in rows
     ]
 
 
@@ -149,7 +209,7 @@ def record_answer(folder: Path) -> dict[str, Any]:
 
     from m3.data.synthetic.suite import train_row
     from m3.inference.loading import load
-    from m3.serving.engine import Engine
+    from m3.serving.engine.engine import Engine
     from m3.serving.settings import Settings
 
     image = train_row("scene", 0, seed=0)["image"]
@@ -168,7 +228,11 @@ def record_answer(folder: Path) -> dict[str, Any]:
                 "model": name, "messages": [{"role": "user", "content": parts}], "temperature": 0,
                 "matryoshka_vis_token_scale": scale, "max_tokens": 8,
             }  # fmt: skip
-            reply = httpx2.post(f"{address}/v1/chat/completions", json=body, timeout=300).raise_for_status().json()
+            reply = (
+                httpx2.post(f"{address}/v1/chat/completions", json=body, timeout=300)
+                .raise_for_status()
+                .json()
+            )
             answers[str(scale)] = {name: reply[name] for name in ("object", "choices", "usage")}
     return answers
 
@@ -198,7 +262,7 @@ NUMBERS = ("training", "logits", "sweep")
 def main() -> None:
     """Writes all records, or those that are named."""
     torch.set_num_threads(1)
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     os.chdir(ROOT)
     RECORDS.mkdir(exist_ok=True)
     (RECORDS / "machine.json").write_text(json.dumps(record_machine(), indent=1) + "\n")

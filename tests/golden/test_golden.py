@@ -1,4 +1,6 @@
-"""Results and texts that only a change which says so may change, to the last digit where the machine rounds alike."""
+"""Results and texts that only a change which says so may change, to the last digit where the
+machine rounds alike.
+"""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ import torch
 from tests.golden.recording import NUMBERS, RECORDINGS, RECORDS, record_machine
 
 ELSEWHERE = 1e-4
-"""Largest relative difference on a processor or a torch that rounds differently; twenty steps add up."""
+"""Largest relative difference on a processor or a torch that rounds differently; twenty steps
+add up.
+"""
 
 
 @pytest.fixture(autouse=True)

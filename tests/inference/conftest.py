@@ -1,4 +1,7 @@
-"""One small random checkpoint for the folder. Its decoder is 64 wide: bitsandbytes packs groups of 64 weights."""
+"""One small random checkpoint for the folder.
+
+Its decoder is 64 wide: bitsandbytes packs groups of 64 weights.
+"""
 
 from pathlib import Path
 
@@ -38,7 +41,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processor = M3Processor(image_processor, build_tokenizer(), grid=(12, 12), nesting=nesting)
     torch.manual_seed(0)
     text = TEXT | {"vocab_size": len(processor.tokenizer)}
-    model = M3ForConditionalGeneration(make_config(text_config=text, image_token_id=processor.image_token_id))
+    model = M3ForConditionalGeneration(
+        make_config(text_config=text, image_token_id=processor.image_token_id)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.1)

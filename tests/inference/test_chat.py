@@ -1,4 +1,6 @@
-"""`m3 chat` as a user types it: once, through a pipe, with every way of loading; and its mistakes."""
+"""`m3 chat` as a user types it: once, through a pipe, with every way of loading; and its
+mistakes.
+"""
 
 import io
 import subprocess
@@ -12,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from m3.cli import main
 from m3.inference import Conversation, Generation
-from m3.inference.explain import explain
+from m3.inference.cost_table import explain
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 
@@ -22,7 +24,16 @@ Loaded = tuple[M3ForConditionalGeneration, M3Processor]
 
 def chat(checkpoint: Path, *arguments: str | Path) -> int:
     return main(
-        ["chat", "--model-path", str(checkpoint), "--device", "cpu", "--max-new-tokens", "6", *map(str, arguments)]
+        [
+            "chat",
+            "--model-path",
+            str(checkpoint),
+            "--device",
+            "cpu",
+            "--max-new-tokens",
+            "6",
+            *map(str, arguments),
+        ]
     )
 
 
@@ -30,23 +41,54 @@ def test_one_question_one_answer(
     checkpoint: Path, loaded: Loaded, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = files / "red.png"
-    assert chat(checkpoint, "--image-file", picture, "--query", "what colour", "--matryoshka_vis_token_scale", "9") == 0
+    assert (
+        chat(
+            checkpoint,
+            "--image-file",
+            picture,
+            "--query",
+            "what colour",
+            "--matryoshka_vis_token_scale",
+            "9",
+        )
+        == 0
+    )
     conversation = Conversation(*loaded, Generation(6))
     conversation.show_image(picture)
     assert capsys.readouterr().out.strip() == conversation.ask("what colour", 9).text
 
 
-def test_several_scales_side_by_side(checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--video-file", files / "short.mp4", "--num-frames", "3", "--query", "what happens")
+def test_several_scales_side_by_side(
+    checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "--video-file",
+        files / "short.mp4",
+        "--num-frames",
+        "3",
+        "--query",
+        "what happens",
+    )
     assert chat(checkpoint, *arguments, "--matryoshka_vis_token_scale", "1,9,36+1") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition("]")[0] for line in lines if line.startswith("[")] == ["[1", "[9", "[36+1"]
+    assert [line.partition("]")[0] for line in lines if line.startswith("[")] == [
+        "[1",
+        "[9",
+        "[36+1",
+    ]
 
 
 def test_explain_counts_tiles_tokens_and_flops(
     checkpoint: Path, loaded: Loaded, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    visuals = ("--image-file", files / "red.png", "--video-file", files / "short.mp4", "--num-frames", "4")
+    visuals = (
+        "--image-file",
+        files / "red.png",
+        "--video-file",
+        files / "short.mp4",
+        "--num-frames",
+        "4",
+    )
     assert chat(checkpoint, *visuals, "--explain") == 0
     shown = capsys.readouterr().out
     assert f"1. {files / 'red.png'}  60 x 40 pixels, 1 tile\n" in shown
@@ -63,7 +105,10 @@ def test_explain_counts_tiles_tokens_and_flops(
 
 
 def test_turns_through_a_pipe(
-    checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    files: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = [
         f"/image {files / 'red.png'}",
@@ -108,11 +153,14 @@ def test_every_way_of_loading_answers(
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_pretrained(checkpoint)
         targets = r"model\.language_model\..*(q_proj|v_proj)"
-        get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).save_pretrained(
-            tmp_path
-        )
+        get_peft_model(
+            model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+        ).save_pretrained(tmp_path)
         arguments = ["--lora", tmp_path] + (["--merge"] if flag == "--merge" else [])
-    assert chat(checkpoint, *arguments, "--image-file", files / "ramp.png", "--query", "what is it") == 0
+    assert (
+        chat(checkpoint, *arguments, "--image-file", files / "ramp.png", "--query", "what is it")
+        == 0
+    )
     assert capsys.readouterr().out.strip()
 
 
@@ -140,10 +188,23 @@ def test_mistakes_are_one_line(
 
 @pytest.mark.slow
 def test_the_shipped_model_in_a_process_of_its_own(files: Path) -> None:
-    command = [sys.executable, "-m", "m3.cli", "chat", "--model-path", str(ROOT / "playground" / "m3-tiny")]
-    questions = "What is the main colour of the image?\n/scale 1\nWhat is the main colour of the image?\n"
+    command = [
+        sys.executable,
+        "-m",
+        "m3.cli",
+        "chat",
+        "--model-path",
+        str(ROOT / "playground" / "m3-tiny"),
+    ]
+    questions = (
+        "What is the main colour of the image?\n/scale 1\nWhat is the main colour of the image?\n"
+    )
     ran = subprocess.run(
-        [*command, "--image-file", str(files / "red.png")], input=questions, capture_output=True, text=True, check=True
+        [*command, "--image-file", str(files / "red.png")],
+        input=questions,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert len(ran.stdout.splitlines()) == 2
     assert "Traceback" not in ran.stderr

@@ -13,7 +13,7 @@ from videos import write_video
 
 import m3
 from m3.inference import Conversation, Generation
-from m3.inference.seeing import reading_order
+from m3.inference.image_features import reading_order
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.processing.video import Sampling, load_video
@@ -42,8 +42,12 @@ def direct(loaded: Loaded, text: str, images: list, scales: list[int]) -> str:
         [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
     )
     inputs = processor(text=prompt, images=images, matryoshka_vis_token_scale=scales)
-    output = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=processor.tokenizer.eos_token_id)
-    return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    output = model.generate(
+        **inputs, max_new_tokens=6, do_sample=False, eos_token_id=processor.tokenizer.eos_token_id
+    )
+    return processor.tokenizer.decode(
+        output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    ).strip()
 
 
 def test_a_picture_is_seen_once_whatever_is_asked_of_it(loaded: Loaded, files: Path) -> None:
@@ -57,7 +61,9 @@ def test_a_picture_is_seen_once_whatever_is_asked_of_it(loaded: Loaded, files: P
         conversation.ask("and now", "36+1")
         assert seen == [1, 16, 4]
     assert [answer.visual_tokens for answer in answers] == [144, 1, 9, 144]
-    assert answers[1].text_tokens > answers[0].text_tokens, "the first turn and its answer stand in the second prompt"
+    assert answers[1].text_tokens > answers[0].text_tokens, (
+        "the first turn and its answer stand in the second prompt"
+    )
 
 
 @pytest.mark.parametrize("scale", [1, 9, 144])
@@ -80,14 +86,18 @@ def test_images_and_videos_stand_where_the_question_says(loaded: Loaded, files: 
     text = "first <image> then <image><image><image> which is red"
     assert answer.text == direct(loaded, text, [files / "ramp.png", *frames], [9, 9, 9, 1])
     assert answer.visual_tokens == 9 + 9 + 9 + 1
-    assert [seen.name for seen in conversation.pictures()] == [str(files / "ramp.png"), str(files / "short.mp4")]
+    assert [seen.name for seen in conversation.pictures()] == [
+        str(files / "ramp.png"),
+        str(files / "short.mp4"),
+    ]
 
 
 def test_pieces_make_the_answer(loaded: Loaded, files: Path) -> None:
     conversation = Conversation(*loaded, Generation(max_new_tokens=24))
     conversation.show_image(files / "ramp.png")
     pieces: list[str] = []
-    answer = conversation.ask("what colour", 4, pieces.append)  # its answer has blanks, and pieces end at blanks
+    # its answer has blanks, and pieces end at blanks
+    answer = conversation.ask("what colour", 4, pieces.append)
     assert "".join(pieces).strip() == answer.text
     assert len(pieces) > 1
 
@@ -112,15 +122,24 @@ def test_256_frames_at_one_token_each(loaded: Loaded, tmp_path: Path) -> None:
     assert answer.visual_tokens == 256
     assert answer.text_tokens < 32, "frames stand side by side, with nothing between them"
     with pytest.raises(
-        ValueError, match=r"has 2,... tokens, 2,304 of them for 256 pictures, and the model reads at most 2,048"
+        ValueError,
+        match=r"has 2,... tokens, 2,304 of them for 256 pictures, and the model reads "
+        r"at most 2,048",
     ):
         conversation.ask("what happens", 9)
 
 
-def test_sampling_differs_from_greedy_and_stays_within_its_rules(loaded: Loaded, files: Path) -> None:
+def test_sampling_differs_from_greedy_and_stays_within_its_rules(
+    loaded: Loaded, files: Path
+) -> None:
     torch.manual_seed(0)
     texts = {
-        m3.ask(loaded, "what is it", images=files / "red.png", generation=Generation(8, temperature=3.0, top_p=0.9))
+        m3.ask(
+            loaded,
+            "what is it",
+            images=files / "red.png",
+            generation=Generation(8, temperature=3.0, top_p=0.9),
+        )
         for _ in range(3)
     }
     assert len(texts) > 1
@@ -132,7 +151,11 @@ def test_sampling_differs_from_greedy_and_stays_within_its_rules(loaded: Loaded,
 @pytest.mark.parametrize(
     ("question", "scale", "message"),
     [
-        ("<image> and <image>", 9, "has the marks <image>, <image>, but what was shown since the last one is <image>"),
+        (
+            "<image> and <image>",
+            9,
+            "has the marks <image>, <image>, but what was shown since the last one is <image>",
+        ),
         ("<video>", 9, "has the marks <video>, but what was shown since the last one is <image>"),
         ("what", 100, "scale 100 cannot be reached exactly from a 12x12 grid"),
         ("what", "144:1", "the scale '144:1' cannot be read"),
@@ -155,7 +178,9 @@ def test_one_call(checkpoint: Path, loaded: Loaded, files: Path) -> None:
     text = m3.ask(checkpoint, question, images=images, device="cpu", **few)
     assert text == m3.ask(loaded, question, images=images, **few)
     assert text == direct(loaded, "<image>\n<image>\n" + question, images, [9, 9])
-    shown = m3.ask(loaded, question, video=files / "short.mp4", sampling=Sampling(num_frames=2), **few)
+    shown = m3.ask(
+        loaded, question, video=files / "short.mp4", sampling=Sampling(num_frames=2), **few
+    )
     frames = list(load_video(files / "short.mp4", Sampling(num_frames=2)).frames)
     assert shown == direct(loaded, "<image><image>\n" + question, frames, [9, 9])
     with pytest.raises(ValueError, match="for a model that is loaded: it stays where it is"):
@@ -163,5 +188,13 @@ def test_one_call(checkpoint: Path, loaded: Loaded, files: Path) -> None:
 
 
 def test_reading_order_keeps_marks_between_texts() -> None:
-    assert list(reading_order("a<i>b<v><i>", ("<i>", "<v>"))) == ["a", "<i>", "b", "<v>", "", "<i>", ""]
+    assert list(reading_order("a<i>b<v><i>", ("<i>", "<v>"))) == [
+        "a",
+        "<i>",
+        "b",
+        "<v>",
+        "",
+        "<i>",
+        "",
+    ]
     assert list(reading_order("plain", ("<i>",))) == ["plain"]

@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from m3.inference.device import KINDS, choose_device
+from m3.hardware import KINDS, choose_device
 
-HERE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+HERE = (
+    torch.accelerator.current_accelerator()
+    if torch.accelerator.is_available()
+    else torch.device("cpu")
+)
 ABSENT = next(kind for kind in KINDS if kind not in ("cpu", HERE.type))
 
 
@@ -22,7 +26,11 @@ def test_the_cpu_is_always_there() -> None:
     [
         ("cdua", r"unknown device 'cdua'. Did you mean 'cuda'\?"),
         ("gpu0:1", "unknown device 'gpu0:1'"),
-        (ABSENT, f"device '{ABSENT}' was asked for, but torch computes on '{HERE.type}' here. {ABSENT} needs"),
+        (
+            ABSENT,
+            f"device '{ABSENT}' was asked for, but torch computes on '{HERE.type}' here. "
+            f"{ABSENT} needs",
+        ),
         ("cpu:3", "this machine has 1 of cpu, numbered from 0"),
         ("cpu:x", "numbered from 0"),
     ],

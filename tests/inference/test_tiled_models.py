@@ -52,13 +52,24 @@ def test_the_streamed_answer_is_that_of_processor_and_generate(used: Used) -> No
     for scale in scales:
         inputs = prepared(used, scale)
         output = model.generate(
-            **inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=processor.tokenizer.eos_token_id
+            **inputs,
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=processor.tokenizer.eos_token_id,
         )
-        text = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        text = processor.tokenizer.decode(
+            output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        ).strip()
         pieces: list[str] = []
         answer = conversation.ask(QUESTION, scale, pieces.append, keep=False)
         assert answer.text == "".join(pieces).strip() == text != ""
-        asked = m3.ask(used[1], QUESTION, images=PICTURE, matryoshka_vis_token_scale=scale, generation=Generation(NEW))
+        asked = m3.ask(
+            used[1],
+            QUESTION,
+            images=PICTURE,
+            matryoshka_vis_token_scale=scale,
+            generation=Generation(NEW),
+        )
         assert asked == text
 
 
@@ -66,7 +77,8 @@ def test_without_a_scale_each_picture_is_read_at_the_largest_it_reaches(used: Us
     folder, (model, _), _ = used
     processor = M3Processor.from_pretrained(folder)
     if isinstance(processor.image_processor, AriaTileProcessor):
-        processor.image_processor.max_image_size = 28  # its small tiles do not reach the largest trained scale
+        # its small tiles do not reach the largest trained scale
+        processor.image_processor.max_image_size = 28
     conversation = Conversation(model, processor, Generation(NEW))
     conversation.show_image(PICTURE)
     tokens = processor.count_tokens([(420, 640)])
@@ -76,13 +88,32 @@ def test_without_a_scale_each_picture_is_read_at_the_largest_it_reaches(used: Us
 @pytest.mark.filterwarnings("ignore:.*trained")
 def test_explain_shows_what_the_model_reads(used: Used, capsys: pytest.CaptureFixture[str]) -> None:
     folder, (model, _), scales = used
-    arguments = ["--image-file", str(PICTURE), "--query", QUESTION, "--explain", "--max-new-tokens", "1"]
+    arguments = [
+        "--image-file",
+        str(PICTURE),
+        "--query",
+        QUESTION,
+        "--explain",
+        "--max-new-tokens",
+        "1",
+    ]
     listed = ",".join(map(str, scales))
     capsys.readouterr()
-    shown = ["chat", "--model-path", str(folder), "--device", "cpu", "--matryoshka_vis_token_scale", listed]
+    shown = [
+        "chat",
+        "--model-path",
+        str(folder),
+        "--device",
+        "cpu",
+        "--matryoshka_vis_token_scale",
+        listed,
+    ]
     assert main([*shown, *arguments]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     for scale in scales:
         ids = prepared(used, scale)["input_ids"]
         visual = int((ids == model.config.image_token_id).sum())
-        assert next(line for line in lines if line[:1] == [str(scale)])[1:3] == [str(visual), str(ids.numel() - visual)]
+        assert next(line for line in lines if line[:1] == [str(scale)])[1:3] == [
+            str(visual),
+            str(ids.numel() - visual),
+        ]

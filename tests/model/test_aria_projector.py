@@ -30,14 +30,21 @@ NAMES = {
 
 
 def theirs_name(name: str) -> str:
-    ours = next(prefix for prefix in sorted(NAMES, key=len, reverse=True) if name.startswith(prefix))
+    ours = next(
+        prefix for prefix in sorted(NAMES, key=len, reverse=True) if name.startswith(prefix)
+    )
     return NAMES[ours] + name.removeprefix(ours)
 
 
 @pytest.fixture
 def ours() -> AriaProjector:
     torch.manual_seed(0)
-    connector = {"kind": "aria_projector", "num_queries": 6, "num_heads": 4, "patch_queries": PATCH_QUERIES}
+    connector = {
+        "kind": "aria_projector",
+        "num_queries": 6,
+        "num_heads": 4,
+        "patch_queries": PATCH_QUERIES,
+    }
     projector = AriaProjector(make_config(connector=connector, nesting={"kind": "query_prefix"}))
     for parameter in projector.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
@@ -47,12 +54,18 @@ def ours() -> AriaProjector:
 @pytest.fixture
 def theirs(ours: AriaProjector) -> TheirProjector:
     config = AriaConfig(
-        vision_config={"model_type": "idefics3_vision", "hidden_size": 24, "num_attention_heads": 4},
+        vision_config={
+            "model_type": "idefics3_vision",
+            "hidden_size": 24,
+            "num_attention_heads": 4,
+        },
         text_config={"model_type": "aria_text", "hidden_size": 32, "num_attention_heads": 4},
         projector_patch_to_query_dict=dict(PATCH_QUERIES),
     )
     projector = TheirProjector(config)
-    projector.load_state_dict({theirs_name(name): value for name, value in ours.state_dict().items()})
+    projector.load_state_dict(
+        {theirs_name(name): value for name, value in ours.state_dict().items()}
+    )
     return projector
 
 
@@ -99,18 +112,37 @@ def test_gradients_reach_every_parameter(ours: AriaProjector) -> None:
 
 
 def test_other_tiles_are_refused(ours: AriaProjector) -> None:
-    with pytest.raises(ValueError, match=r"reads tiles of 4, 16 patches, but got 9: .*max_image_size"):
+    with pytest.raises(
+        ValueError,
+        match=r"reads tiles of 4, 16 patches, but got 9: "
+        r".*max_image_size",
+    ):
         ours(torch.randn(1, 9, 24))
 
 
 def test_configuration_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"patch_queries goes with kind aria_projector.*got kind resampler"):
+    with pytest.raises(
+        ValueError,
+        match=r"patch_queries goes with kind aria_projector.*got kind "
+        r"resampler",
+    ):
         ConnectorConfig(kind="resampler", num_queries=6, patch_queries=((4, 6),))
-    with pytest.raises(ValueError, match=r"largest number of queries is num_queries; .*num_queries 64"):
+    with pytest.raises(
+        ValueError,
+        match=r"largest number of queries is num_queries; .*num_queries "
+        r"64",
+    ):
         ConnectorConfig(kind="aria_projector", patch_queries=((4, 6),))
     with pytest.raises(ValueError, match=r"patch_queries \[\]"):
         ConnectorConfig(kind="aria_projector")
-    connector = {"kind": "aria_projector", "num_queries": 6, "num_heads": 7, "patch_queries": PATCH_QUERIES}
+    connector = {
+        "kind": "aria_projector",
+        "num_queries": 6,
+        "num_heads": 7,
+        "patch_queries": PATCH_QUERIES,
+    }
     config = make_config(connector=connector, nesting={"kind": "query_prefix"})
-    with pytest.raises(ValueError, match="num_heads 7 does not divide the vision encoder's width 24"):
+    with pytest.raises(
+        ValueError, match="num_heads 7 does not divide the vision encoder's width 24"
+    ):
         AriaProjector(config)

@@ -1,4 +1,6 @@
-"""The cost formulas against torch's own counter, for every kind of decoder, tower and connector, and against print."""
+"""The cost formulas against torch's own counter, for every kind of decoder, tower and connector,
+and against print.
+"""
 
 import pytest
 import torch
@@ -18,24 +20,34 @@ CASES += [("clip_vision_model", "qwen3", kind) for kind in CONNECTOR_KINDS if ki
 
 
 def countable(vision: str, decoder: str, connector: str) -> M3ForConditionalGeneration:
-    """In the way of computing that the counter has rules for: it has none for fused attention or grouped products on a CPU."""
+    """In the way of computing that the counter has rules for: it has none for fused attention or
+    grouped products on a CPU.
+    """
     nesting = "query_prefix" if connector in QUERY_CONNECTORS else "grid_pool"
     patch_queries = [(144, 36)] if connector == "aria_projector" else []
     model = make_model(
         vision=vision,
         decoder=decoder,
-        connector={"kind": connector, "num_queries": 36, "num_heads": 4, "patch_queries": patch_queries},
+        connector={
+            "kind": connector,
+            "num_queries": 36,
+            "num_heads": 4,
+            "patch_queries": patch_queries,
+        },
         nesting={"kind": nesting, "trained_scales": [1, 9]},
     )
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")
-    return model.requires_grad_(False)  # the counter fails on a slice of a parameter that has gradients
+    # the counter fails on a slice of a parameter that has gradients
+    return model.requires_grad_(False)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("vision", "decoder", "connector"), CASES)
 @torch.no_grad()
-def test_flops_are_within_one_percent_of_the_counter(vision: str, decoder: str, connector: str, batch: int):
+def test_flops_are_within_one_percent_of_the_counter(
+    vision: str, decoder: str, connector: str, batch: int
+):
     model = countable(vision, decoder, connector)
     scale, text = 9, 31
     cost = CostModel(model).cost(scale, text, batch_size=batch)
@@ -43,14 +55,20 @@ def test_flops_are_within_one_percent_of_the_counter(vision: str, decoder: str, 
 
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         features = model.get_image_features(torch.rand(batch, 3, *size)).pooler_output
-    assert cost.vision_flops + cost.connector_flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert cost.vision_flops + cost.connector_flops == pytest.approx(
+        counter.get_total_flops(), rel=0.01
+    )
 
     ids = torch.cat([torch.full((batch, scale), IMAGE), torch.randint(5, 90, (batch, text))], dim=1)
     scales = torch.tensor([scale] * batch)
     with FlopCounterMode(display=False) as counter:
-        prefill = model(ids, image_features=features, image_scales=scales, use_cache=True, logits_to_keep=1)
+        prefill = model(
+            ids, image_features=features, image_scales=scales, use_cache=True, logits_to_keep=1
+        )
     assert cost.prefill_flops == pytest.approx(counter.get_total_flops(), rel=0.01)
-    cached = [tensor for layer in prefill.past_key_values.layers for tensor in (layer.keys, layer.values)]
+    cached = [
+        tensor for layer in prefill.past_key_values.layers for tensor in (layer.keys, layer.values)
+    ]
     assert cost.kv_cache_bytes == sum(tensor.numel() * tensor.element_size() for tensor in cached)
     assert cost.visual_tokens + cost.text_tokens == ids.shape[1]
 
@@ -60,7 +78,9 @@ def test_flops_are_within_one_percent_of_the_counter(vision: str, decoder: str, 
 
 
 def test_published_prefill_of_llava_7b():
-    """M3's Table 9 (LLaVA-1.5-7B, 30 text tokens, decoder alone): 8.0, 2.2, 0.9, 0.5, 0.4 TFLOP; KV cache by arithmetic."""
+    """M3's Table 9 (LLaVA-1.5-7B, 30 text tokens, decoder alone): 8.0, 2.2, 0.9, 0.5, 0.4 TFLOP;
+    KV cache by arithmetic.
+    """
     config = M3Config(
         vision_config=AutoConfig.for_model("clip_vision_model", hidden_size=1024, intermediate_size=4096,
                                            num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14),
@@ -84,17 +104,23 @@ def test_from_config_allocates_nothing_and_agrees():
 
 
 def read(cost: Cost) -> int:
-    return cost.vision_parameter_bytes + cost.connector_parameter_bytes + cost.prefill_parameter_bytes
+    return (
+        cost.vision_parameter_bytes + cost.connector_parameter_bytes + cost.prefill_parameter_bytes
+    )
 
 
 def test_bytes_read_count_the_parameters():
-    """Dense: a prefill reads every matrix of the model, a token those of the decoder and the head, whatever the batch."""
+    """Dense: a prefill reads every matrix of the model, a token those of the decoder and the
+    head, whatever the batch.
+    """
     model = countable("siglip_vision_model", "llama", "mlp2x_gelu")
     cost = CostModel(model).cost(9, 31)
     decoder = sum(p.numel() for p in model.model.language_model.layers.parameters() if p.ndim > 1)
     assert cost.token_parameter_bytes == 4 * (decoder + model.lm_head.weight.numel())
     tower = sum(
-        p.numel() for name, p in model.model.vision_tower.named_parameters() if p.ndim > 1 and "position" not in name
+        p.numel()
+        for name, p in model.model.vision_tower.named_parameters()
+        if p.ndim > 1 and "position" not in name
     )
     connector = sum(p.numel() for p in model.model.connector.parameters())
     assert read(cost) == cost.token_parameter_bytes + 4 * (tower + connector)
@@ -123,4 +149,9 @@ def test_unreachable_scale_lists_the_reachable():
 
 def test_text_alone_sees_nothing():
     cost = CostModel(make_model(decoder="llama")).cost(9, 31, images=0)
-    assert (cost.visual_tokens, cost.vision_flops, cost.connector_flops, cost.vision_parameter_bytes) == (0, 0, 0, 0)
+    assert (
+        cost.visual_tokens,
+        cost.vision_flops,
+        cost.connector_flops,
+        cost.vision_parameter_bytes,
+    ) == (0, 0, 0, 0)

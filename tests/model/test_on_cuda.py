@@ -1,4 +1,6 @@
-"""On a CUDA device packed rows run through torch's variable-length flash attention, and give what float32 gives on the CPU."""
+"""On a CUDA device packed rows run through torch's variable-length flash attention, and give
+what float32 gives on the CPU.
+"""
 
 import json
 import math
@@ -57,11 +59,18 @@ def test_the_kernel_computes_sequences_alone(
 ) -> None:
     calls: list[int] = []
     kernel = packed_attention._all_at_once
-    monkeypatch.setattr(packed_attention, "_all_at_once", lambda *given: calls.append(1) or kernel(*given))
+    monkeypatch.setattr(
+        packed_attention, "_all_at_once", lambda *given: calls.append(1) or kernel(*given)
+    )
     torch.manual_seed(0)
     shapes = [(1, count, sum(LENGTHS), width) for count in (heads, kv_heads, kv_heads)]
-    exact = [torch.randn(shape, device="cuda").to(dtype).float().requires_grad_() for shape in shapes]
-    states = [tensor.detach().to(torch.float32 if is_autocast else dtype).requires_grad_() for tensor in exact]
+    exact = [
+        torch.randn(shape, device="cuda").to(dtype).float().requires_grad_() for shape in shapes
+    ]
+    states = [
+        tensor.detach().to(torch.float32 if is_autocast else dtype).requires_grad_()
+        for tensor in exact
+    ]
     packed = PackedSequences.from_lengths(torch.tensor([LENGTHS], device="cuda"), sum(LENGTHS))
     rule = None
     if window is not None:
@@ -97,7 +106,9 @@ def test_the_trial_on_the_device_takes_packed_attention(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_packed_step_on_the_device_is_the_published_loop(dtype: str) -> None:
-    setting = step.Setting("real", None, (1, 9, 36, 144, 576), 2, 1, (1500,), "trained", 1, "cuda", dtype)
+    setting = step.Setting(
+        "real", None, (1, 9, 36, 144, 576), 2, 1, (1500,), "trained", 1, "cuda", dtype
+    )
     bench = step.StepBench(setting)
     bound = step.TOLERANCE[step.DTYPES[dtype]]
     assert step.relative_difference(bench.gradient("1500"), bench.gradient("published")) < bound
@@ -112,19 +123,31 @@ def test_answers_of_the_device_are_those_of_the_cpu() -> None:
         question = sample.turns[0].text.replace("<image>", "").strip()
         for scale in (1, 36, 144):
             there, here = (
-                ask(model, question, images=list(sample.images), matryoshka_vis_token_scale=scale) for model in models
+                ask(model, question, images=list(sample.images), matryoshka_vis_token_scale=scale)
+                for model in models
             )
             assert there == here
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [[], ["hardware.compile=true"], ["memory=low"], ["adapter.rank=4", "adapter.alpha=8"]]
+    "options",
+    [[], ["hardware.compile=true"], ["memory=low"], ["adapter.rank=4", "adapter.alpha=8"]],
 )
 def test_a_run_trains_on_the_device(options: list[str], tmp_path: Path) -> None:
     generate("train", 24, 0, tmp_path / "data", progress=False)
-    given = [f"run={tmp_path}/run", "model=playground/m3-tiny-base", f"data.sources.0.path={tmp_path}/data/train"]
-    given += ["schedule.steps=4", "schedule.log_every=1", "hardware.precision=bfloat16", "data.workers=0", *options]
+    given = [
+        f"run={tmp_path}/run",
+        "model=playground/m3-tiny-base",
+        f"data.sources.0.path={tmp_path}/data/train",
+    ]
+    given += [
+        "schedule.steps=4",
+        "schedule.log_every=1",
+        "hardware.precision=bfloat16",
+        "data.workers=0",
+        *options,
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "m3.cli", "train", "m3/recipes/tiny_quickstart.yaml", *given],
         capture_output=True,

@@ -1,4 +1,6 @@
-"""What transformers' users ask of a model beside logits: hidden states, attentions, embeddings, tuples."""
+"""What transformers' users ask of a model beside logits: hidden states, attentions, embeddings,
+tuples.
+"""
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ DECODERS = ("llama", "aria_text")
 
 
 def inputs_of(pixels: Tensor) -> dict[str, Tensor]:
-    return batch([prompt(4, 10, 11), prompt(9, 7)]) | {"pixel_values": pixels[:2], "image_scales": torch.tensor([4, 9])}
+    return batch([prompt(4, 10, 11), prompt(9, 7)]) | {
+        "pixel_values": pixels[:2],
+        "image_scales": torch.tensor([4, 9]),
+    }
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -47,7 +52,9 @@ def test_generate_gives_them_too(pixels: Tensor) -> None:
     model = make_model(decoder="llama")
     model.set_attn_implementation("eager")
     options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
-    output = model.generate(**inputs_of(pixels), **options, output_hidden_states=True, output_attentions=True)
+    output = model.generate(
+        **inputs_of(pixels), **options, output_hidden_states=True, output_attentions=True
+    )
     assert len(output.hidden_states) == len(output.attentions) == 3
     assert output.hidden_states[0][0].shape[:2] == inputs_of(pixels)["input_ids"].shape
     assert [states[-1].shape[1] for states in output.hidden_states[1:]] == [1, 1]
@@ -67,10 +74,15 @@ def test_embeddings_instead_of_ids(decoder: str, pixels: Tensor) -> None:
     torch.testing.assert_close(model(inputs_embeds=seen[0], attention_mask=mask).logits, expected)
     options = {"max_new_tokens": 4, "do_sample": False}
     written = model.generate(inputs_embeds=seen[0], attention_mask=mask, **options)
-    assert torch.equal(written, model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :])
-    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
+    assert torch.equal(
+        written, model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    )
+    labels = inputs["input_ids"].masked_fill(
+        inputs["input_ids"] == model.config.image_token_id, -100
+    )
     losses = [
-        model(**given, labels=labels).loss for given in (inputs, {"inputs_embeds": seen[0], "attention_mask": mask})
+        model(**given, labels=labels).loss
+        for given in (inputs, {"inputs_embeds": seen[0], "attention_mask": mask})
     ]
     torch.testing.assert_close(*losses)
 
@@ -92,7 +104,9 @@ def test_a_tuple_instead_of_an_output(pixels: Tensor) -> None:
     answer = model(**inputs, return_dict=False)
     assert isinstance(answer, tuple)
     assert torch.equal(answer[0], expected)
-    loss, logits = model(**inputs, labels=inputs["input_ids"], return_dict=False, skip_logits=False)[:2]
+    loss, logits = model(
+        **inputs, labels=inputs["input_ids"], return_dict=False, skip_logits=False
+    )[:2]
     assert loss.dim() == 0
     assert torch.equal(logits, expected)
     model.config.return_dict = False

@@ -1,4 +1,6 @@
-"""Packed attention computes what each sequence would be alone, whatever a decoder adds to attention."""
+"""Packed attention computes what each sequence would be alone, whatever a decoder adds to
+attention.
+"""
 
 import itertools
 
@@ -63,8 +65,17 @@ LEAKING: dict[str, dict] = {
     "mamba": {},
     "minimax": HEADS | {"num_local_experts": 4},
     "qwen3_next": HEADS
-    | {"num_hidden_layers": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-    | {"shared_expert_intermediate_size": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    | {
+        "num_hidden_layers": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    }
+    | {
+        "shared_expert_intermediate_size": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+    }
     | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
 }
 LENGTHS = torch.tensor([[9, 1, 6], [13, 0, 0]])
@@ -98,7 +109,9 @@ def read_alone(decoder: PreTrainedModel, embeds: Tensor) -> Tensor:
         for row, lengths in zip(embeds, LENGTHS.tolist(), strict=True)
     ]
     sequences = [part for row in rows for part in row[:-1]]
-    states = [decoder(inputs_embeds=part[None], use_cache=False).last_hidden_state for part in sequences]
+    states = [
+        decoder(inputs_embeds=part[None], use_cache=False).last_hidden_state for part in sequences
+    ]
     return torch.cat(states, dim=1)
 
 
@@ -113,7 +126,10 @@ def gradients(decoder: PreTrainedModel, states: Tensor, embeds: Tensor) -> Tenso
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_and_gradients_are_those_of_the_sequences_alone(kind: str) -> None:
-    """Measured: 1e-7 to 2e-6 relative, float32. Windows and chunks of 5 are shorter than the sequences."""
+    """Measured: 1e-7 to 2e-6 relative, float32.
+
+    Windows and chunks of 5 are shorter than the sequences.
+    """
     decoder = make_decoder(kind)
     embeds = torch.randn(2, ROW, 32, requires_grad=True)
     alone = read_alone(decoder, embeds)
@@ -148,7 +164,9 @@ def test_the_trial_knows_which_decoders_keep_sequences_apart(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "native"), [("gpt_neo", "eager"), ("codegen", "eager")])
 def test_a_decoder_with_attention_of_its_own_falls_back_to_masks(kind: str, native: str) -> None:
     options = (
-        {"num_layers": 2, "attention_types": [[["global", "local"], 1]]} if kind == "gpt_neo" else {"rotary_dim": 4}
+        {"num_layers": 2, "attention_types": [[["global", "local"], 1]]}
+        if kind == "gpt_neo"
+        else {"rotary_dim": 4}
     )
     choice = choose_packed_attention(CONFIG_MAPPING[kind](**(BASE | options)))
     assert choice.implementation == native
@@ -195,11 +213,17 @@ def test_strips_of_a_rule_equal_the_whole_mask(rule: str, lengths: tuple[int, ..
     query, key, value = (torch.randn(1, 2, total, 8) for _ in range(3))
     expected = scaled_dot_product_attention(query, key, value, whole).transpose(1, 2)
     packed = PackedSequences.from_lengths(torch.tensor([lengths]), total)
-    output, _ = packed_attention.packed_attention(torch.nn.Module(), query, key, value, mask, packed=packed)
+    output, _ = packed_attention.packed_attention(
+        torch.nn.Module(), query, key, value, mask, packed=packed
+    )
     torch.testing.assert_close(output, expected)
-    widest = max(strip.end - strip.first for start in [0] for strip in mask.strips(start, lengths[0]))
+    widest = max(
+        strip.end - strip.first for start in [0] for strip in mask.strips(start, lengths[0])
+    )
     if local_size is not None and lengths[0] > local_size:
-        assert widest <= max(local_size, 64) + local_size, "a window costs its width, not the length"
+        assert widest <= max(local_size, 64) + local_size, (
+            "a window costs its width, not the length"
+        )
 
 
 @pytest.mark.parametrize("kind", ["gemma3_text", "llama4_text", "llama"])
@@ -208,9 +232,13 @@ def test_a_row_whose_sequences_are_told_by_positions_alone_is_masked_whole(kind:
     embeds = torch.randn(1, 16, 32)
     positions = torch.cat([torch.arange(10), torch.arange(6)])[None]
     with torch.no_grad():
-        expected = decoder(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+        expected = decoder(
+            inputs_embeds=embeds, position_ids=positions, use_cache=False
+        ).last_hidden_state
         decoder.set_attn_implementation(PACKED_ATTENTION)
-        found = decoder(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+        found = decoder(
+            inputs_embeds=embeds, position_ids=positions, use_cache=False
+        ).last_hidden_state
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -228,9 +256,13 @@ def test_scores_written_out_equal_the_formula(
     weights = scores.exp()
     total = weights.sum(-1, keepdim=True) + (0 if sinks is None else sinks.exp().view(1, 4, 1, 1))
     expected = weights / total @ value.repeat_interleave(2, 1)
-    torch.testing.assert_close(Scores(0.3, 0.0, softcap, sinks).attend(query, key, value, None), expected)
+    torch.testing.assert_close(
+        Scores(0.3, 0.0, softcap, sinks).attend(query, key, value, None), expected
+    )
     mask = torch.ones(1, 1, 11, 11, dtype=torch.bool).tril()
-    torch.testing.assert_close(Scores(0.3, 0.0, softcap, sinks).attend(query, key, value, mask), expected)
+    torch.testing.assert_close(
+        Scores(0.3, 0.0, softcap, sinks).attend(query, key, value, mask), expected
+    )
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -300,8 +332,13 @@ def test_packed_rows_have_no_cache() -> None:
 
 def test_what_is_not_honoured_is_refused() -> None:
     states = torch.randn(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="does not compute position_bias of Module: set hardware.attention to eager"):
-        packed_attention.packed_attention(torch.nn.Module(), states, states, states, None, position_bias=states)
+    with pytest.raises(
+        ValueError,
+        match="does not compute position_bias of Module: set hardware.attention to eager",
+    ):
+        packed_attention.packed_attention(
+            torch.nn.Module(), states, states, states, None, position_bias=states
+        )
 
 
 def test_transformers_knows_it_by_name() -> None:
@@ -321,7 +358,9 @@ def test_dropout_is_not_left_to_a_kernel_that_has_none(monkeypatch: pytest.Monke
 
     def attend(dropout: float) -> Tensor:
         attend = packed_attention.packed_attention
-        return attend(torch.nn.Identity(), states, states, states, None, dropout=dropout, packed=packed)[0]
+        return attend(
+            torch.nn.Identity(), states, states, states, None, dropout=dropout, packed=packed
+        )[0]
 
     assert not attend(0.0).any()
     assert attend(0.5).any()
@@ -329,7 +368,9 @@ def test_dropout_is_not_left_to_a_kernel_that_has_none(monkeypatch: pytest.Monke
 
 def test_generation_with_a_static_cache_of_one_place_has_no_rows() -> None:
     """A window of one token: a query and its key alone, as in a packed row of one token."""
-    model = make_model(text_config={"model_type": "mistral", **BASE, **GROUPED, "sliding_window": 1})
+    model = make_model(
+        text_config={"model_type": "mistral", **BASE, **GROUPED, "sliding_window": 1}
+    )
     options = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
     expected = model.generate(torch.tensor([[5, 6, 7]]), **options)
     model.model.language_model.set_attn_implementation(PACKED_ATTENTION)

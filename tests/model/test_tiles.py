@@ -1,4 +1,6 @@
-"""Tiles through processor, collator and model: placeholders equal features for every tiling, scale, and mixture of them."""
+"""Tiles through processor, collator and model: placeholders equal features for every tiling,
+scale, and mixture of them.
+"""
 
 from pathlib import Path
 
@@ -31,10 +33,14 @@ PROMPTS = ["what is on <image> and <image>?", "<image>", "and on <image>?"]
 
 def make_processor(kind: str) -> M3Processor:
     image_processor = SiglipImageProcessorPil(size={"height": 48, "width": 48})
-    return M3Processor(image_processor, build_tokenizer(), grid=(12, 12), nesting=NESTING, tiling=TILINGS[kind])
+    return M3Processor(
+        image_processor, build_tokenizer(), grid=(12, 12), nesting=NESTING, tiling=TILINGS[kind]
+    )
 
 
-def make_tiled(kind: str, processor: M3Processor, decoder: str = "llama") -> M3ForConditionalGeneration:
+def make_tiled(
+    kind: str, processor: M3Processor, decoder: str = "llama"
+) -> M3ForConditionalGeneration:
     return make_model(
         decoder=decoder,
         vocab_size=len(processor.tokenizer),
@@ -76,7 +82,9 @@ def test_placeholders_equal_features(kind: str, scale: int | list[int]) -> None:
     for row, prompt in enumerate(PROMPTS):
         last = first + prompt.count("<image>")
         scales = scale if isinstance(scale, int) else scale[first:last]
-        alone = processor(images=pictures[first:last], text=prompt, matryoshka_vis_token_scale=scales)
+        alone = processor(
+            images=pictures[first:last], text=prompt, matryoshka_vis_token_scale=scales
+        )
         with torch.no_grad():
             expected = model(**alone).logits[0]
         torch.testing.assert_close(logits[row, -len(expected) :], expected, rtol=1e-4, atol=1e-5)
@@ -94,27 +102,51 @@ def test_generation_beams_and_features_seen_before(kind: str) -> None:
     with torch.no_grad():
         seen = model.get_image_features(batch.pop("pixel_values")).pooler_output
     assert torch.equal(model.generate(**batch, image_features=seen, **options), greedy)
-    copies = model.generate(**batch, image_features=seen, num_return_sequences=2, num_beams=2, **options)
+    copies = model.generate(
+        **batch, image_features=seen, num_return_sequences=2, num_beams=2, **options
+    )
     assert copies.shape == (6, greedy.shape[1])
     for row in range(3):  # beams of a row are those it has alone
         real = batch["attention_mask"][row].bool()
         spans, start = [[0, 1], [2], [3]][row], int(batch["image_tiles"][: [0, 2, 3][row]].sum())
         tiles = batch["image_tiles"][spans]
-        alone = {name: batch[name][spans] for name in ("image_scales", "image_tiles", "image_sizes") if name in batch}
-        alone |= {"input_ids": batch["input_ids"][row][real][None], "image_features": seen[start : start + tiles.sum()]}
+        alone = {
+            name: batch[name][spans]
+            for name in ("image_scales", "image_tiles", "image_sizes")
+            if name in batch
+        }
+        alone |= {
+            "input_ids": batch["input_ids"][row][real][None],
+            "image_features": seen[start : start + tiles.sum()],
+        }
         found = model.generate(**alone, num_return_sequences=2, num_beams=2, **options)
         assert torch.equal(found[:, -4:], copies[2 * row : 2 * row + 2, -4:])
 
 
 def samples(folder: Path) -> list[Sample]:
-    first = (Turn("user", "<image> what?"), Turn("assistant", "red"), Turn("user", "and?"), Turn("assistant", "two"))
+    first = (
+        Turn("user", "<image> what?"),
+        Turn("assistant", "red"),
+        Turn("user", "and?"),
+        Turn("assistant", "two"),
+    )
     both = (Turn("user", "<image> and <image>?"), Turn("assistant", "blue circle"))
-    return [Sample("a", (png(1, folder),), first), Sample("b", (png(2, folder), png(3, folder)), both)]
+    return [
+        Sample("a", (png(1, folder),), first),
+        Sample("b", (png(2, folder), png(3, folder)), both),
+    ]
 
 
-@pytest.mark.parametrize(("kind", "decoder"), [("anyres", "llama"), ("anyres", "qwen3_moe"), ("tiles", "llama")])
-def test_packed_equals_unpacked_and_the_published_loop(kind: str, decoder: str, tmp_path: Path) -> None:
-    """Loss and gradients, the newline vector's among them. Measured: 2e-7 of the loss, 1.3e-7 of the gradients' norm."""
+@pytest.mark.parametrize(
+    ("kind", "decoder"), [("anyres", "llama"), ("anyres", "qwen3_moe"), ("tiles", "llama")]
+)
+def test_packed_equals_unpacked_and_the_published_loop(
+    kind: str, decoder: str, tmp_path: Path
+) -> None:
+    """Loss and gradients, the newline vector's among them.
+
+    Measured: 2e-7 of the loss, 1.3e-7 of the gradients' norm.
+    """
     processor = make_processor(kind)
     model = make_tiled(kind, processor, decoder).train()
     packed = Collator(processor, scales=(1, 9, 36), pack_length=500)(samples(tmp_path))
@@ -129,7 +161,9 @@ def test_packed_equals_unpacked_and_the_published_loop(kind: str, decoder: str, 
         model.zero_grad()
         loss.backward()
         losses.append(loss.item())
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
         if kind == "anyres":
             assert model.model.image_newline.grad.norm() > 0
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
@@ -142,7 +176,9 @@ def test_a_rank_without_an_image_runs_the_newline_too() -> None:
     model = make_tiled("anyres", processor).train()
     ids = torch.tensor([[5, 6, 7, 8]])
     model(ids, labels=ids).loss.backward()
-    assert all(p.grad is not None for p in (model.model.image_newline, *model.model.connector.parameters()))
+    assert all(
+        p.grad is not None for p in (model.model.image_newline, *model.model.connector.parameters())
+    )
     assert model.model.image_newline.grad.norm() == 0
 
 
@@ -155,7 +191,11 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     again, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert again.config.tiling == model.config.tiling
-    assert M3Processor.from_pretrained(tmp_path).tiling == processor.tiling == model.config.tiling.to_dict()
+    assert (
+        M3Processor.from_pretrained(tmp_path).tiling
+        == processor.tiling
+        == model.config.tiling.to_dict()
+    )
     assert ("model.image_newline" in model.state_dict()) == (kind == "anyres")
     if kind == "anyres":
         assert torch.equal(again.model.image_newline, model.model.image_newline)
@@ -171,13 +211,23 @@ def test_errors_name_both_numbers() -> None:
         model(**batch | {"image_tiles": torch.tensor([4])})
     with pytest.raises(ValueError, match=r"needs the size of each image in pixels: image_sizes"):
         model(**{name: value for name, value in batch.items() if name != "image_sizes"})
-    with pytest.raises(ValueError, match="5 images by image_tiles, 1 by image_sizes, 5 by tile_tokens"):
+    with pytest.raises(
+        ValueError, match="5 images by image_tiles, 1 by image_sizes, 5 by tile_tokens"
+    ):
         model(**{name: value for name, value in batch.items() if name != "image_tiles"})
     with pytest.raises(
-        ValueError, match=r"has 51 image placeholders, but image_scales \[1\] ask for 7: \[7\] per span"
+        ValueError,
+        match=r"has 51 image placeholders, but image_scales \[1\] ask for 7: \[7\] per "
+        r"span",
     ):
         model(**batch | {"image_scales": torch.tensor([1])})
-    with pytest.raises(ValueError, match=r"tile_size is 24, but the encoder takes images of 48 x 48 pixels"):
+    with pytest.raises(
+        ValueError,
+        match=r"tile_size is 24, but the encoder takes images of 48 x "
+        r"48 pixels",
+    ):
         make_model(tiling={"kind": "tiles", "tile_size": 24})
-    with pytest.raises(ValueError, match="TilingConfig has no pinpoints; it has kind, tile_size, grid_pinpoints"):
+    with pytest.raises(
+        ValueError, match="TilingConfig has no pinpoints; it has kind, tile_size, grid_pinpoints"
+    ):
         make_model(tiling={"kind": "anyres", "pinpoints": []})

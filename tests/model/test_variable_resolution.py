@@ -9,7 +9,12 @@ from m3.model import M3ForConditionalGeneration
 from m3.model.vision import patch_mask, vision_inputs
 
 PATCH = 4
-CONNECTOR = {"kind": "aria_projector", "num_queries": 6, "num_heads": 4, "patch_queries": [(36, 3), (144, 6)]}
+CONNECTOR = {
+    "kind": "aria_projector",
+    "num_queries": 6,
+    "num_heads": 4,
+    "patch_queries": [(36, 3), (144, 6)],
+}
 
 
 def aria(feature_layer: int | None = -1) -> M3ForConditionalGeneration:
@@ -23,7 +28,9 @@ def aria(feature_layer: int | None = -1) -> M3ForConditionalGeneration:
 
 
 def padded(*shapes: tuple[int, int], side: int = 48) -> tuple[Tensor, Tensor]:
-    """Random pixels and the mask of images of these (height, width) in the corner of their tiles."""
+    """Random pixels and the mask of images of these (height, width) in the corner of their
+    tiles.
+    """
     mask = torch.zeros(len(shapes), side, side, dtype=torch.bool)
     for tile, (height, width) in zip(mask, shapes, strict=True):
         tile[:height, :width] = True
@@ -37,7 +44,9 @@ def test_each_size_is_seen_as_if_alone() -> None:
     pixels, mask = padded(*shapes)
     with torch.no_grad():
         together = model.get_image_features(pixels, mask)
-        noisy = model.get_image_features(torch.where(mask[:, None], pixels, 9 * torch.ones(())), mask)
+        noisy = model.get_image_features(
+            torch.where(mask[:, None], pixels, 9 * torch.ones(())), mask
+        )
     assert together.tile_tokens.tolist() == [6, 3, 6, 3]
     assert together.pooler_output.shape == (4, 6, 32)
     for number, shape in enumerate(shapes):
@@ -46,7 +55,9 @@ def test_each_size_is_seen_as_if_alone() -> None:
         with torch.no_grad():
             alone = model.get_image_features(pixels[row, :, :side, :side], mask[row, :side, :side])
         assert alone.pooler_output.shape == (1, tokens, 32)
-        torch.testing.assert_close(together.pooler_output[number, :tokens], alone.pooler_output[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            together.pooler_output[number, :tokens], alone.pooler_output[0], rtol=0, atol=1e-5
+        )
         assert not together.pooler_output[number, tokens:].any()
     first, rest = noisy.pooler_output[2], together.pooler_output[2]  # a tile without padding
     assert torch.equal(first, rest)
@@ -58,7 +69,9 @@ def test_features_are_those_before_the_last_norm() -> None:
     with torch.no_grad():
         features = model.get_image_features(pixels, mask).last_hidden_state
         tower = model.model.vision_tower
-        normed = tower(pixels, patch_attention_mask=patch_mask(model.config.vision_config, mask)).last_hidden_state
+        normed = tower(
+            pixels, patch_attention_mask=patch_mask(model.config.vision_config, mask)
+        ).last_hidden_state
     torch.testing.assert_close(tower.post_layernorm(features), normed)
     assert (features - normed).abs().max() > 0.1
 
@@ -71,7 +84,12 @@ def test_a_patch_shows_the_image_if_one_pixel_does() -> None:
 
 @pytest.mark.parametrize(
     ("layer", "unread"),
-    [(None, ()), (-1, ("post_layernorm",)), (-2, ("post_layernorm", "encoder.layers.1")), (2, ("post_layernorm",))],
+    [
+        (None, ()),
+        (-1, ("post_layernorm",)),
+        (-2, ("post_layernorm", "encoder.layers.1")),
+        (2, ("post_layernorm",)),
+    ],
 )
 def test_what_nothing_reads_is_frozen(layer: int | None, unread: tuple[str, ...]) -> None:
     model = aria(layer)
@@ -89,7 +107,9 @@ def test_what_nothing_reads_is_frozen(layer: int | None, unread: tuple[str, ...]
 def test_padding_is_refused_where_it_cannot_be_left_out() -> None:
     model = make_model(vision="idefics3_vision", vision_feature_layer=-1)
     pixels, mask = padded((48, 30))
-    with pytest.raises(ValueError, match="the connector mlp2x_gelu cannot leave padding out; give no pixel_mask"):
+    with pytest.raises(
+        ValueError, match="the connector mlp2x_gelu cannot leave padding out; give no pixel_mask"
+    ):
         model.get_image_features(pixels, mask)
 
 

@@ -1,4 +1,6 @@
-"""Layouts of tiles: counts equal what is assembled for every row; anyres equals LLaVA-NeXT's code, written out here."""
+"""Layouts of tiles: counts equal what is assembled for every row; anyres equals LLaVA-NeXT's
+code, written out here.
+"""
 
 import itertools
 
@@ -6,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from m3.nesting import LAYOUTS, NESTINGS, ImageReader, Tiles, TilingConfig, UnreachableScaleError, get_nesting
+from m3.nesting import (
+    LAYOUTS,
+    NESTINGS,
+    ImageReader,
+    Tiles,
+    TilingConfig,
+    UnreachableScaleError,
+    get_nesting,
+)
 from m3.nesting.layout import UNPAD_ROUNDINGS
 
 PINPOINTS = [[672, 336], [336, 672], [672, 672], [336, 1008], [1008, 336]]
@@ -15,10 +25,21 @@ TILINGS = {
     "tiles": TilingConfig(kind="tiles", tile_size=336, grid_pinpoints=PINPOINTS),
     "anyres": TilingConfig(kind="anyres", tile_size=336, grid_pinpoints=PINPOINTS),
 }
-SIZES = [(336, 336), (420, 640), (640, 420), (100, 1000), (1000, 100), (333, 500), (1, 3), (2000, 1999)]
+SIZES = [
+    (336, 336),
+    (420, 640),
+    (640, 420),
+    (100, 1000),
+    (1000, 100),
+    (333, 500),
+    (1, 3),
+    (2000, 1999),
+]
 
 
-def reader(kind: str, nesting: str = "grid_pool", grid: int | tuple[int, int] = (24, 24)) -> ImageReader:
+def reader(
+    kind: str, nesting: str = "grid_pool", grid: int | tuple[int, int] = (24, 24)
+) -> ImageReader:
     return ImageReader(get_nesting(nesting), TILINGS[kind], grid)
 
 
@@ -27,18 +48,35 @@ def test_every_layout_is_tested() -> None:
 
 
 def test_the_real_counts_of_llava_next() -> None:
-    """A square image in 2 x 2 tiles and the whole image in front, newlines counted (the paper's tables leave them out)."""
+    """A square image in 2 x 2 tiles and the whole image in front, newlines counted (the paper's
+    tables leave them out).
+    """
     tiles = TILINGS["anyres"].tiles((672, 672))
     assert tiles == Tiles(5, (672, 672))
-    assert [reader("anyres").count(scale, tiles) for scale in (576, 144, 36, 9, 1)] == [2928, 744, 192, 51, 7]
-    assert [reader("tiles").count(scale, tiles) for scale in (576, 144, 36, 9, 1)] == [2880, 720, 180, 45, 5]
+    assert [reader("anyres").count(scale, tiles) for scale in (576, 144, 36, 9, 1)] == [
+        2928,
+        744,
+        192,
+        51,
+        7,
+    ]
+    assert [reader("tiles").count(scale, tiles) for scale in (576, 144, 36, 9, 1)] == [
+        2880,
+        720,
+        180,
+        45,
+        5,
+    ]
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("kind", "nesting"), [*itertools.product(LAYOUTS, NESTINGS)])
 def test_count_equals_what_is_read(kind: str, nesting: str, size: tuple[int, int]) -> None:
     if (kind, nesting) == ("anyres", "query_prefix"):
-        with pytest.raises(ValueError, match="tokens must stand on a grid: use the nesting grid_pool, or tiling tiles"):
+        with pytest.raises(
+            ValueError,
+            match="tokens must stand on a grid: use the nesting grid_pool, or tiling tiles",
+        ):
             reader(kind, nesting, 64).count(4, TILINGS[kind].tiles(size))
         return
     subject = reader(kind, nesting)
@@ -65,15 +103,23 @@ def test_tokens_behind_a_shorter_tile_are_never_read() -> None:
     features = torch.randn(3, 256, 2)
     features[:2, 128:] = torch.nan
     read = subject.read(features, 128, images)
-    assert [len(sequence) for sequence in read] == [256, 128] == [subject.count(128, tiles) for tiles in images]
+    assert (
+        [len(sequence) for sequence in read]
+        == [256, 128]
+        == [subject.count(128, tiles) for tiles in images]
+    )
     assert not torch.cat(read).isnan().any()
     assert torch.equal(read[0], features[:2, :128].flatten(0, 1))
     for ask in (lambda: subject.count(200, images[0]), lambda: subject.read(features, 200, images)):
-        with pytest.raises(UnreachableScaleError, match="scale 200 cannot be reached exactly from a set of 128 tokens"):
+        with pytest.raises(
+            UnreachableScaleError,
+            match="scale 200 cannot be reached exactly from a set of 128 tokens",
+        ):
             ask()
 
 
-# ------------------------------------------------- LLaVA-NeXT, with (width, height) and channels first as it has them
+# ------------------------------------------------- LLaVA-NeXT, with (width, height) and channels
+# first as it has them
 def published_resolution(size: tuple[int, int], resolutions: list[list[int]]) -> tuple[int, int]:
     best, most, least = (0, 0), 0, float("inf")
     for width, height in resolutions:
@@ -110,32 +156,51 @@ def published(tokens: Tensor, size: tuple[int, int], newline: Tensor, digits: in
 @pytest.mark.parametrize("scale", [1, 36])
 @pytest.mark.parametrize(("rounding", "digits"), [("truncate", None), ("seven_digits", 7)])
 def test_anyres_equals_the_published_code(rounding: str, digits: int | None, scale: int) -> None:
-    tiling = TilingConfig(kind="anyres", tile_size=336, grid_pinpoints=PINPOINTS, unpad_rounding=rounding)
+    tiling = TilingConfig(
+        kind="anyres", tile_size=336, grid_pinpoints=PINPOINTS, unpad_rounding=rounding
+    )
     subject = ImageReader(get_nesting("grid_pool"), tiling, (24, 24))
     newline = torch.randn(2)
-    sizes = [*SIZES, (55, 88), (94, 94), *itertools.product(range(17, 1200, 217), range(13, 1200, 231))]
+    sizes = [
+        *SIZES,
+        (55, 88),
+        (94, 94),
+        *itertools.product(range(17, 1200, 217), range(13, 1200, 231)),
+    ]
     for height, width in sizes:
         tiles = tiling.tiles((height, width))
         tokens = torch.randn(tiles.number, scale, 2)
         mine = subject.layout.assemble(tokens, subject.shape(scale, None), tiles, newline)
-        assert torch.equal(mine, published(tokens, (width, height), newline, digits)), (height, width)
+        assert torch.equal(mine, published(tokens, (width, height), newline, digits)), (
+            height,
+            width,
+        )
 
 
 @pytest.mark.parametrize(
     ("size", "scale", "truncated", "rounded"),
-    [((55, 88), 576, 926, 976), ((352, 748), 576, 1800, 1848), ((94, 94), 9, 17, 25), ((49, 49), 1, 1, 5)],
+    [
+        ((55, 88), 576, 926, 976),
+        ((352, 748), 576, 1800, 1848),
+        ((94, 94), 9, 17, 25),
+        ((49, 49), 1, 1, 5),
+    ],
 )
 def test_the_two_roundings_differ_and_each_is_its_own(
     size: tuple[int, int], scale: int, truncated: int, rounded: int
 ) -> None:
-    """Where 55 * (48 / 88) is 29.999999999999996: LLaVA-NeXT's code truncates, transformers rounds to seven digits first.
+    """Where 55 * (48 / 88) is 29.999999999999996: LLaVA-NeXT's code truncates, transformers rounds
+    to seven digits first.
 
-    Of the 116 964 sizes from 1 x 1 to 1024 x 1024 in steps of 3, this changes 6 at 576 tokens, none at 144, 12 at 36, 2 at
-    9 and 7 at 1. At 1 token per tile, LLaVA-NeXT's code leaves of a square of 49 pixels the whole image alone.
+    Of the 116 964 sizes from 1 x 1 to 1024 x 1024 in steps of 3, this changes 6 at 576 tokens, none
+    at 144, 12 at 36, 2 at 9 and 7 at 1. At 1 token per tile, LLaVA-NeXT's code leaves of a square
+    of 49 pixels the whole image alone.
     """
     counts = []
     for rounding in UNPAD_ROUNDINGS:
-        tiling = TilingConfig(kind="anyres", tile_size=336, grid_pinpoints=PINPOINTS, unpad_rounding=rounding)
+        tiling = TilingConfig(
+            kind="anyres", tile_size=336, grid_pinpoints=PINPOINTS, unpad_rounding=rounding
+        )
         subject = ImageReader(get_nesting("grid_pool"), tiling, (24, 24))
         counts.append(subject.count(scale, tiling.tiles(size)))
     assert counts == [truncated, rounded]
@@ -146,8 +211,14 @@ def test_the_two_roundings_differ_and_each_is_its_own(
     [
         ({"kind": "any_res"}, "unknown tiling kind 'any_res'; known: single, tiles, anyres"),
         ({"kind": "anyres"}, "tiling anyres needs grid_pinpoints"),
-        ({"grid_pinpoints": PINPOINTS, "tile_size": 336}, "tiling single has one tile per image, so grid_pinpoints"),
-        ({"kind": "anyres", "grid_pinpoints": PINPOINTS}, "must be multiples of tile_size, which is None"),
+        (
+            {"grid_pinpoints": PINPOINTS, "tile_size": 336},
+            "tiling single has one tile per image, so grid_pinpoints",
+        ),
+        (
+            {"kind": "anyres", "grid_pinpoints": PINPOINTS},
+            "must be multiples of tile_size, which is None",
+        ),
         (
             {"kind": "anyres", "grid_pinpoints": PINPOINTS, "tile_size": 384},
             "must be multiples of tile_size, which is 384",
@@ -161,12 +232,15 @@ def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
 
 
 def test_images_that_contradict_the_tiling() -> None:
-    with pytest.raises(ValueError, match="single takes one tile per image, but an image has 2 tiles"):
+    with pytest.raises(
+        ValueError, match="single takes one tile per image, but an image has 2 tiles"
+    ):
         reader("single").count(4, Tiles(2))
     with pytest.raises(ValueError, match="needs the size of each image in pixels: image_sizes"):
         reader("anyres").count(4, Tiles(5))
     with pytest.raises(
-        ValueError, match="672 x 672 pixels has 1 . 2 x 2 tiles by grid_pinpoints, but image_tiles says 3"
+        ValueError,
+        match="672 x 672 pixels has 1 . 2 x 2 tiles by grid_pinpoints, but image_tiles says 3",
     ):
         reader("anyres").count(4, Tiles(3, (672, 672)))
     with pytest.raises(ValueError, match="at least 1 tile of at least 1 x 1 pixels"):

@@ -1,4 +1,7 @@
-"""Nesting: which scales are reachable, exact values, gradients, errors. Parametrized over the table of nestings."""
+"""Nesting: which scales are reachable, exact values, gradients, errors.
+
+Parametrized over the table of nestings.
+"""
 
 import pytest
 import torch
@@ -17,7 +20,9 @@ def test_m3_ladder_of_a_24x24_grid() -> None:
 
 @pytest.mark.parametrize("scale", [100, 256, 288, 577, 0, -1, 6])
 def test_unreachable_scale_lists_the_reachable(scale: int) -> None:
-    with pytest.raises(UnreachableScaleError, match=f"scale {scale} .*1, 4, 9, 16, 36, 64, 144, 576"):
+    with pytest.raises(
+        UnreachableScaleError, match=f"scale {scale} .*1, 4, 9, 16, 36, 64, 144, 576"
+    ):
         get_nesting("grid_pool").nest(torch.zeros(576, 2), scale)
     with pytest.raises(ValueError, match="1, 4, 9, 16, 36, 64, 144, 576"):
         get_nesting("grid_pool").count((24, 24), scale)
@@ -25,7 +30,9 @@ def test_unreachable_scale_lists_the_reachable(scale: int) -> None:
 
 @pytest.mark.parametrize("kind", NESTINGS)
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_reachable_scale_gives_exactly_its_count(kind: str, grid: int | tuple[int, int]) -> None:
+def test_every_reachable_scale_gives_exactly_its_count(
+    kind: str, grid: int | tuple[int, int]
+) -> None:
     nesting = get_nesting(kind)
     n = grid[0] * grid[1] if isinstance(grid, tuple) else grid
     tokens = torch.randn(2, n, 3)
@@ -45,19 +52,31 @@ def test_every_reachable_scale_gives_exactly_its_count(kind: str, grid: int | tu
 def test_grid_pool_equals_the_average_pooling_of_the_paper(scale: int) -> None:
     tokens = torch.randn(3, 576, 5, dtype=torch.float64)
     kernel = 24 // int(scale**0.5)
-    expected = avg_pool2d(tokens.transpose(1, 2).reshape(3, 5, 24, 24), kernel, kernel).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(get_nesting("grid_pool").nest(tokens, scale), expected, rtol=1e-12, atol=1e-12)
+    expected = (
+        avg_pool2d(tokens.transpose(1, 2).reshape(3, 5, 24, 24), kernel, kernel)
+        .flatten(2)
+        .transpose(1, 2)
+    )
+    torch.testing.assert_close(
+        get_nesting("grid_pool").nest(tokens, scale), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_pooling_composes() -> None:
     pool, tokens = get_nesting("grid_pool"), torch.randn(576, 4, dtype=torch.float64)
-    torch.testing.assert_close(pool.nest(pool.nest(tokens, 144), 36), pool.nest(tokens, 36), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        pool.nest(pool.nest(tokens, 144), 36), pool.nest(tokens, 36), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_query_prefix_is_a_subset_and_refuses_more_than_there_are() -> None:
     prefix, tokens = get_nesting("query_prefix"), torch.randn(2, 256, 4)
     assert torch.equal(prefix.nest(tokens, 5), prefix.nest(tokens, 36)[:, :5])
-    with pytest.raises(UnreachableScaleError, match=r"scale 300 .* 256 tokens; choose one of 1, \.\.\., 256"):
+    with pytest.raises(
+        UnreachableScaleError,
+        match=r"scale 300 .* 256 tokens; choose one of 1, "
+        r"\.\.\., 256",
+    ):
         prefix.nest(tokens, 300)
 
 

@@ -12,7 +12,7 @@ from openai import OpenAI
 from serving_files import ask, png, serving
 
 from m3.inference import load
-from m3.serving.engine import Engine
+from m3.serving.engine.engine import Engine
 from m3.serving.settings import Settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "playground" / "serving"
@@ -23,7 +23,9 @@ QUESTION = 'What is "it"?'
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     settings = Settings(name="m3-tiny")
-    with serving(Engine(*load(FOLDER.parent / "m3-tiny", device="cpu"), settings), settings) as address:
+    with serving(
+        Engine(*load(FOLDER.parent / "m3-tiny", device="cpu"), settings), settings
+    ) as address:
         yield address
 
 
@@ -38,10 +40,18 @@ def test_an_example_prints_the_answer(address: str, tmp_path: Path, name: str) -
         pytest.skip(f"{EXAMPLES[name]} is not installed")
     (tmp_path / "photo.png").write_bytes(png())
     answer = OpenAI(base_url=f"{address}/v1", api_key="none").chat.completions.create(
-        model="m3-tiny", messages=ask(png(), question=QUESTION), extra_body={"matryoshka_vis_token_scale": 9}
+        model="m3-tiny",
+        messages=ask(png(), question=QUESTION),
+        extra_body={"matryoshka_vis_token_scale": 9},
     )
     command = [program, str(FOLDER / name), str(tmp_path / "photo.png"), QUESTION, "9"]
-    ran = subprocess.run(command, env=os.environ | {"M3_SERVER": address}, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        command,
+        env=os.environ | {"M3_SERVER": address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.returncode == 0, ran.stderr
     assert answer.choices[0].message.content in ran.stdout
     assert "9" in ran.stdout or name == "ask.mjs"  # the tokens it took

@@ -1,4 +1,6 @@
-"""The shipped tiny models: loadable, small enough for git, and what their cards say of them holds on a sample of the suite."""
+"""The shipped tiny models: loadable, small enough for git, and what their cards say of them
+holds on a sample of the suite.
+"""
 
 import json
 from pathlib import Path
@@ -21,7 +23,13 @@ DOCUMENTS = 40
 def test_folder_is_whole_and_small(name: str) -> None:
     folder = ROOT / "playground" / name
     files = [path for path in folder.iterdir() if path.is_file()]
-    wanted = {"README.md", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"}
+    wanted = {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+    }
     assert wanted <= {path.name for path in files}
     assert max(path.stat().st_size for path in files) < 16 * 2**20
     assert not {path.suffix for path in files} & {".bin", ".pt", ".pth", ".pkl"}, "safetensors only"
@@ -40,20 +48,32 @@ def test_folder_is_whole_and_small(name: str) -> None:
 def accuracy(name: str, families: tuple[str, ...], scale: int) -> float:
     """Exact match over the first documents of each family."""
     folder = ROOT / "playground" / name
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(folder).eval(),
+        AutoProcessor.from_pretrained(folder),
+    )
     right = 0
     for family in families:
         file = ROOT / "lmms_eval_tasks" / "m3_tiny" / "data" / f"{family}.parquet"
         rows = load_dataset("parquet", data_files=str(file), split="train").select(range(DOCUMENTS))
-        asked = [[{"type": "image"}, {"type": "text", "text": f"\n{question}"}] for question in rows["question"]]
+        asked = [
+            [{"type": "image"}, {"type": "text", "text": f"\n{question}"}]
+            for question in rows["question"]
+        ]
         texts = [
-            processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
             for content in asked
         ]
         inputs = processor(images=list(rows["image"]), text=texts, matryoshka_vis_token_scale=scale)
         output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(answer.strip() == truth for answer, truth in zip(answers, rows["answer"], strict=True))
+        answers = processor.batch_decode(
+            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        right += sum(
+            answer.strip() == truth for answer, truth in zip(answers, rows["answer"], strict=True)
+        )
     return right / (DOCUMENTS * len(families))
 
 

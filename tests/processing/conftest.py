@@ -20,7 +20,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> MakeProcessor:
     def make(**settings: Any) -> M3Processor:
-        return M3Processor(SiglipImageProcessorPil(size={"height": 24, "width": 24}), tokenizer, **settings)
+        return M3Processor(
+            SiglipImageProcessorPil(size={"height": 24, "width": 24}), tokenizer, **settings
+        )
 
     return make
 

@@ -60,7 +60,10 @@ def test_placeholders_equal_features(
         assert len(read) == placeholders == scale * tiles.number
         assert processor.count_tokens([shape[::-1]], scale, size, split) == [placeholders]
         planned = processor._get_num_multimodal_tokens([list(shape[::-1])], scale, size, split)
-        assert (planned.num_image_tokens, planned.num_image_patches) == ([placeholders], [tiles.number])
+        assert (planned.num_image_tokens, planned.num_image_patches) == (
+            [placeholders],
+            [tiles.number],
+        )
 
 
 def test_each_image_has_its_own_size_split_and_largest_scale(processor: M3Processor) -> None:
@@ -80,22 +83,38 @@ def test_each_image_has_its_own_size_split_and_largest_scale(processor: M3Proces
 
 def test_more_tokens_than_a_tile_has_are_refused(processor: M3Processor) -> None:
     assert processor.count_tokens([(60, 60)], 256) == [256]
-    with pytest.raises(UnreachableScaleError, match=r"scale 129 .* set of 128 tokens; choose one of 1, \.\.\., 128"):
-        processor(images=picture(60, 60), text="<|img|>", max_image_size=SMALL, matryoshka_vis_token_scale=129)
+    with pytest.raises(
+        UnreachableScaleError,
+        match=r"scale 129 .* set of 128 tokens; choose one "
+        r"of 1, \.\.\., 128",
+    ):
+        processor(
+            images=picture(60, 60),
+            text="<|img|>",
+            max_image_size=SMALL,
+            matryoshka_vis_token_scale=129,
+        )
     with pytest.raises(UnreachableScaleError, match="scale 257 .* set of 256 tokens"):
         processor(images=picture(60, 60), text="<|img|>", matryoshka_vis_token_scale=257)
 
 
 def test_wrong_choices_are_refused(processor: M3Processor) -> None:
-    with pytest.raises(ValueError, match=r"max_image_size 980 is none of the sizes this model reads: 28, 56"):
+    with pytest.raises(
+        ValueError,
+        match=r"max_image_size 980 is none of the sizes this model "
+        r"reads: 28, 56",
+    ):
         processor(images=picture(60, 60), text="<|img|>", max_image_size=980)
     with pytest.raises(
-        ValueError, match=r"split_image has 2 entries for 1 images. Give one for all images, or one per image"
+        ValueError,
+        match=r"split_image has 2 entries for 1 images. Give one for all images, or "
+        r"one per image",
     ):
         processor(images=picture(60, 60), text="<|img|>", split_image=[True, False])
     other = M3Processor(SiglipImageProcessorPil(), aria_tokenizer())
     with pytest.raises(
-        ValueError, match="max_image_size and split_image choose .* SiglipImageProcessorPil makes tiles of one"
+        ValueError,
+        match="max_image_size and split_image choose .* SiglipImageProcessorPil makes tiles of one",
     ):
         other(images=picture(60, 60), text="<image>", max_image_size=SMALL)
 

@@ -1,4 +1,6 @@
-"""Aria's chat format: the published prompts, both ways to write a message, and what training learns of it."""
+"""Aria's chat format: the published prompts, both ways to write a message, and what training
+learns of it.
+"""
 
 import pytest
 from jinja2 import TemplateError
@@ -11,13 +13,17 @@ SHOWN = "<fim_prefix><|img|><fim_suffix>"
 
 def render(*messages: dict, start_answer: bool = False) -> str:
     rendered, _ = render_jinja_template(
-        conversations=[list(messages)], chat_template=aria_template(), add_generation_prompt=start_answer
+        conversations=[list(messages)],
+        chat_template=aria_template(),
+        add_generation_prompt=start_answer,
     )
     return rendered[0]
 
 
 def user(*content: str | None) -> dict:
-    parts = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in content]
+    parts = [
+        {"type": "image"} if part is None else {"type": "text", "text": part} for part in content
+    ]
     return {"role": "user", "content": parts}
 
 
@@ -26,7 +32,11 @@ def test_published_prompts() -> None:
         f"<|im_start|>user\n{SHOWN}describe the image<|im_end|>\n<|im_start|>assistant\n"
     )
     said = {"role": "assistant", "content": "This is a beautiful landscape."}
-    chat = (user(None, None, "What's in these?"), said, user("Can you describe it in more detail?\n"))
+    chat = (
+        user(None, None, "What's in these?"),
+        said,
+        user("Can you describe it in more detail?\n"),
+    )
     assert render(*chat) == (
         f"<|im_start|>user\n{SHOWN}{SHOWN}What's in these?<|im_end|>\n"
         "<|im_start|>assistant\nThis is a beautiful landscape.<|im_end|>\n"
@@ -34,7 +44,9 @@ def test_published_prompts() -> None:
     )
 
 
-@pytest.mark.parametrize("content", ["<|img|>\nWhat?", "<|img|>What?", f"{SHOWN}What?", f"{SHOWN}\nWhat?"])
+@pytest.mark.parametrize(
+    "content", ["<|img|>\nWhat?", "<|img|>What?", f"{SHOWN}What?", f"{SHOWN}\nWhat?"]
+)
 def test_strings_and_parts_spell_the_same_prompt(content: str) -> None:
     assert render({"role": "user", "content": content}) == render(user(None, "What?"))
 
@@ -48,5 +60,7 @@ def test_training_learns_the_answer_and_its_end() -> None:
 
 
 def test_other_parts_are_refused() -> None:
-    with pytest.raises(TemplateError, match='a message part has type "video"; expected "text" or "image"'):
+    with pytest.raises(
+        TemplateError, match='a message part has type "video"; expected "text" or "image"'
+    ):
         render({"role": "user", "content": [{"type": "video"}]})

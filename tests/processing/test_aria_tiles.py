@@ -1,4 +1,6 @@
-"""Aria's image processing against its published rules, written out again here, and against transformers where they agree."""
+"""Aria's image processing against its published rules, written out again here, and against
+transformers where they agree.
+"""
 
 from pathlib import Path
 
@@ -11,7 +13,17 @@ from transformers import AriaImageProcessorPil
 from m3.nesting import Tiles
 from m3.processing.aria_tiles import GRIDS, AriaTileProcessor, TileOptions, nearest_grid
 
-SIZES = [(768, 768), (1200, 500), (500, 1200), (2000, 500), (100, 100), (640, 480), (1000, 40), (31, 900), (980, 980)]
+SIZES = [
+    (768, 768),
+    (1200, 500),
+    (500, 1200),
+    (2000, 500),
+    (100, 100),
+    (640, 480),
+    (1000, 40),
+    (31, 900),
+    (980, 980),
+]
 RATIOS = [
     [1, 2], [1, 3], [1, 4], [1, 5], [1, 6], [1, 7], [1, 8], [2, 4], [2, 3], [2, 2], [2, 1], [3, 1], [3, 2], [4, 1], [4, 2],
     [5, 1], [6, 1], [7, 1], [8, 1],
@@ -19,7 +31,9 @@ RATIOS = [
 
 
 def picture(width: int, height: int) -> Image.Image:
-    noise = np.random.default_rng(width * height).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    noise = np.random.default_rng(width * height).integers(
+        0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8
+    )
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
 
 
@@ -44,7 +58,9 @@ def published(image: Image.Image, side: int, is_split: bool) -> tuple[np.ndarray
         ratio = side / max(crop.size)
         width, height = (max(336, int(length * ratio)) for length in crop.size)
         width, height = (side, height) if crop.width >= crop.height else (width, side)
-        inside = np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / np.float32(255)
+        inside = np.asarray(
+            crop.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32
+        ) / np.float32(255)
         tile, mask = np.zeros((side, side, 3), np.float32), np.zeros((side, side), bool)
         tile[:height, :width], mask[:height, :width] = inside, True
         pixels.append(((tile - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1))
@@ -60,7 +76,9 @@ def test_equals_the_published_rules(size: tuple[int, int], is_split: bool) -> No
     pixels, mask = published(image, 490, is_split)
     assert np.array_equal(seen["pixel_mask"], mask)
     assert np.array_equal(seen["pixel_values"], pixels)
-    assert processor.outline(size[1], size[0], TileOptions(490, is_split)) == Tiles(len(pixels), size[::-1], 128)
+    assert processor.outline(size[1], size[0], TileOptions(490, is_split)) == Tiles(
+        len(pixels), size[::-1], 128
+    )
 
 
 def test_equals_the_published_rules_at_980_pixels() -> None:
@@ -97,7 +115,11 @@ def test_the_nineteen_grids_and_their_ties() -> None:
 
 
 def test_sizes_that_the_weights_do_not_know_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"max_image_size 600 is none of the sizes this model reads: 490, 980"):
+    with pytest.raises(
+        ValueError,
+        match=r"max_image_size 600 is none of the sizes this model "
+        r"reads: 490, 980",
+    ):
         AriaTileProcessor(max_image_size=600)
     with pytest.raises(ValueError, match=r"max_image_size 1000 is none"):
         AriaTileProcessor().preprocess(picture(9, 9), TileOptions(1000))
@@ -106,10 +128,14 @@ def test_sizes_that_the_weights_do_not_know_are_refused() -> None:
 
 
 def test_saved_and_loaded_by_its_class(tmp_path: Path) -> None:
-    AriaTileProcessor(max_image_size=490, split_image=True, min_image_size=300).save_pretrained(tmp_path)
+    AriaTileProcessor(max_image_size=490, split_image=True, min_image_size=300).save_pretrained(
+        tmp_path
+    )
     loaded = AriaTileProcessor.from_pretrained(tmp_path)
     assert (loaded.max_image_size, loaded.split_image, loaded.min_image_size) == (490, True, 300)
     assert torch.equal(
         loaded.preprocess(picture(64, 90))["pixel_values"],
-        AriaTileProcessor(min_image_size=300).preprocess(picture(64, 90), TileOptions(490, True))["pixel_values"],
+        AriaTileProcessor(min_image_size=300).preprocess(picture(64, 90), TileOptions(490, True))[
+            "pixel_values"
+        ],
     )

@@ -21,7 +21,10 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def test_pixel_values_equal_the_original_implementation() -> None:
-    """Same padding colour, resize, crop and normalisation as M3's own code. Measured difference: 0 (bit-exact)."""
+    """Same padding colour, resize, crop and normalisation as M3's own code.
+
+    Measured difference: 0 (bit-exact).
+    """
     reference = np.load(FIXTURE / "reference.npz")
     image_processor = CLIPImageProcessorPil.from_pretrained(FIXTURE / "vision_tower_src")
     image = load_image(FIXTURE / "image.png")
@@ -87,7 +90,13 @@ def test_exif_rotation_is_applied(orientation: int, format: str) -> None:
     upright.paste(RED, (0, 0, 16, 8))  # the upper left quarter
     # How a camera stores it: the inverse of the turn that the tag asks for.
     T = Image.Transpose
-    inverse = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_90}
+    inverse = {
+        2: T.FLIP_LEFT_RIGHT,
+        3: T.ROTATE_180,
+        4: T.FLIP_TOP_BOTTOM,
+        5: T.TRANSPOSE,
+        6: T.ROTATE_90,
+    }
     inverse |= {7: T.TRANSVERSE, 8: T.ROTATE_270}
     stored = upright.transpose(inverse[orientation]) if orientation in inverse else upright
     exif = Image.Exif()
@@ -103,7 +112,11 @@ def test_exif_rotation_is_applied(orientation: int, format: str) -> None:
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_broken_exif_block_does_not_cost_the_image() -> None:
     image = load_image(
-        encoded(Image.new("RGB", (16, 16), RED), "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff\x00")
+        encoded(
+            Image.new("RGB", (16, 16), RED),
+            "JPEG",
+            exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff\x00",
+        )
     )
     assert image.size == (16, 16)
 
@@ -112,7 +125,9 @@ def test_a_broken_exif_block_does_not_cost_the_image() -> None:
 def test_the_first_frame_of_an_animation(format: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 255))]
     options = {"lossless": True} if format == "WEBP" else {}
-    image = load_image(encoded(frames[0], format, save_all=True, append_images=frames[1:], **options))
+    image = load_image(
+        encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    )
     assert image.getpixel((4, 4)) == RED
 
 
@@ -143,12 +158,16 @@ def test_transparency_becomes_white(mode: str) -> None:
 
 
 def test_half_transparent_black_on_white_is_grey() -> None:
-    assert load_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG")).getpixel((0, 0)) == (127, 127, 127)
+    assert load_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG")).getpixel(
+        (0, 0)
+    ) == (127, 127, 127)
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa"])
 def test_premultiplied_alpha(mode: str) -> None:
-    image = Image.new("LA" if mode == "La" else "RGBA", (4, 4), (0, 0) if mode == "La" else (0, 0, 0, 0)).convert(mode)
+    image = Image.new(
+        "LA" if mode == "La" else "RGBA", (4, 4), (0, 0) if mode == "La" else (0, 0, 0, 0)
+    ).convert(mode)
     assert load_image(image).getpixel((0, 0)) == WHITE
 
 
@@ -170,11 +189,19 @@ def test_sixteen_bit_grey_is_scaled_over_its_whole_range(format: str) -> None:
 
 def test_sixteen_bit_colour_is_scaled() -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
-    row = b"\x00" + struct.pack(">6H", 65535, 0, 32896, 0, 65535, 257)  # PIL cannot write 16-bit colour
+    # PIL cannot write 16-bit colour
+    row = b"\x00" + struct.pack(">6H", 65535, 0, 32896, 0, 65535, 257)
     header = struct.pack(">2I5B", 2, 1, 16, 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    content = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(row))
+        + chunk(b"IEND", b"")
+    )
     assert np.asarray(load_image(content)).tolist() == [[[255, 0, 128], [0, 255, 1]]]
 
 
@@ -182,12 +209,16 @@ def test_sixteen_bit_colour_is_scaled() -> None:
 def test_thirty_two_bit_pixels_have_no_white(mode: str) -> None:
     content = encoded(Image.new(mode, (4, 4), 1), "TIFF")
     with pytest.raises(
-        ValueError, match=rf"mode {mode} \(32-bit .* have no agreed white level; convert the image to 8 or 16"
+        ValueError,
+        match=rf"mode {mode} \(32-bit .* have no agreed white level; convert the image "
+        r"to 8 or 16",
     ):
         load_image(content)
 
 
-@pytest.mark.parametrize("mode", ["CMYK", "HSV", "LAB", "RGBX", "YCbCr", "PA", "I;16", "I;16B", "I;16L"])
+@pytest.mark.parametrize(
+    "mode", ["CMYK", "HSV", "LAB", "RGBX", "YCbCr", "PA", "I;16", "I;16B", "I;16L"]
+)
 def test_every_other_mode_becomes_rgb(mode: str) -> None:
     image = load_image(Image.new(mode, (4, 3)))
     assert (image.mode, image.size) == ("RGB", (4, 3))
@@ -204,7 +235,9 @@ def test_every_allowed_format_is_read() -> None:
 def test_preprocess_keeps_order_and_shape() -> None:
     colours = [RED, (0, 255, 0), (0, 0, 255)]
     images = [Image.new("RGB", (5 + n, 9), colour) for n, colour in enumerate(colours)]
-    prepared = prepare_images(images, SiglipImageProcessorPil(size={"height": 8, "width": 8}), TilingConfig())
+    prepared = prepare_images(
+        images, SiglipImageProcessorPil(size={"height": 8, "width": 8}), TilingConfig()
+    )
     pixel_values = prepared.pixel_values
     assert prepared.images == [Tiles(1, (9, 5)), Tiles(1, (9, 6)), Tiles(1, (9, 7))]
     assert pixel_values.shape == (3, 3, 8, 8)
@@ -218,6 +251,8 @@ def test_no_images_are_refused() -> None:
 
 def test_an_image_processor_that_gives_patches_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"Siglip2ImageProcessorPil gave pixel_values of shape \[1, 256, 768\] for one image"
+        ValueError,
+        match=r"Siglip2ImageProcessorPil gave pixel_values of shape \[1, 256, 768\] "
+        r"for one image",
     ):
         prepare_images([gradient()], Siglip2ImageProcessorPil(), TilingConfig())

@@ -6,8 +6,8 @@ from transformers import SiglipImageProcessorPil
 
 from m3.nesting import TilingConfig
 from m3.processing.aria_tiles import AriaTileProcessor
-from m3.processing.overlay import canvas, token_lines
-from m3.processing.scales import ScaleArithmetic
+from m3.processing.token_counts import ScaleArithmetic
+from m3.processing.token_grid import canvas, token_lines
 
 PLAIN = SiglipImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5, 0.5, 0.5])
 
@@ -15,9 +15,14 @@ PLAIN = SiglipImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5,
 class Known(ScaleArithmetic):
     """What the overlay asks a processor."""
 
-    def __init__(self, nesting: str, grid: Any, image_processor: Any = PLAIN, **tiling: Any) -> None:
+    def __init__(
+        self, nesting: str, grid: Any, image_processor: Any = PLAIN, **tiling: Any
+    ) -> None:
         self.grid, self.image_processor = grid, image_processor
-        self.nesting, self.tiling = {"kind": nesting, "trained_scales": [1]}, TilingConfig(**tiling).to_dict()
+        self.nesting, self.tiling = (
+            {"kind": nesting, "trained_scales": [1]},
+            TilingConfig(**tiling).to_dict(),
+        )
 
 
 @pytest.mark.parametrize("scale", [1, 4, 9, 36, 144])
@@ -25,11 +30,15 @@ def test_lines_part_a_padded_picture_into_the_scale(scale: int):
     processor = Known("grid_pool", (12, 12))
     seen = canvas(Image.new("RGB", (30, 20)), processor)
     assert seen.picture.size == (30, 30) and seen.tiles == (1, 1)
-    assert seen.picture.getpixel((15, 2)) == (127, 127, 127) and seen.picture.getpixel((15, 15)) == (0, 0, 0)
+    assert seen.picture.getpixel((15, 2)) == (127, 127, 127) and seen.picture.getpixel(
+        (15, 15)
+    ) == (0, 0, 0)
     lines = token_lines(seen, processor, scale)
     upright = [x1 for x1, y1, x2, y2 in lines if x1 == x2 and (y1, y2) == (0, 1)]
     level = [y1 for x1, y1, x2, y2 in lines if y1 == y2 and (x1, x2) == (0, 1)]
-    assert (len(upright) + 1) * (len(level) + 1) == scale and len(lines) == len(upright) + len(level)
+    assert (len(upright) + 1) * (len(level) + 1) == scale and len(lines) == len(upright) + len(
+        level
+    )
     assert all(0 < place < 1 for place in upright + level)
 
 

@@ -1,4 +1,6 @@
-"""Every `<image>` becomes exactly as many placeholders as the model will have features for that image at its scale."""
+"""Every `<image>` becomes exactly as many placeholders as the model will have features for that
+image at its scale.
+"""
 
 import io
 import logging
@@ -28,8 +30,12 @@ def test_placeholders_equal_features_at_every_scale(
     kind: str, grid: tuple[int, int], make_processor: MakeProcessor
 ) -> None:
     reachable = get_nesting(kind).reachable(grid)
-    chosen = reachable if len(reachable) < 40 else (*reachable[:8], *reachable[8::29], reachable[-1])
-    processor = make_processor(grid=grid, nesting={"kind": kind, "trained_scales": [1, reachable[-1]]})
+    chosen = (
+        reachable if len(reachable) < 40 else (*reachable[:8], *reachable[8::29], reachable[-1])
+    )
+    processor = make_processor(
+        grid=grid, nesting={"kind": kind, "trained_scales": [1, reachable[-1]]}
+    )
     tokens = torch.randn(1, grid[0] * grid[1], 2)
     for scale in chosen:
         out = processor(images=picture(), text="<image>\nwhat?", matryoshka_vis_token_scale=scale)
@@ -48,11 +54,18 @@ def test_mixed_scales_several_images_one_batch(kind: str, make_processor: MakePr
         text=["<image>a", "<image> and <image>", "none", "b<image>"],
         matryoshka_vis_token_scale=scales,
     )
-    found = [span for row in out["input_ids"].tolist() for span in spans(row, processor.image_token_id)]
+    found = [
+        span for row in out["input_ids"].tolist() for span in spans(row, processor.image_token_id)
+    ]
     assert found == scales == out["image_scales"].tolist()
     assert out["image_scales"].dtype == torch.int64
     brightest = out["pixel_values"].mean(dim=(2, 3))
-    assert (brightest > 0.9).tolist() == [[True, False, False], [False, True, False], [False, False, True], [True] * 3]
+    assert (brightest > 0.9).tolist() == [
+        [True, False, False],
+        [False, True, False],
+        [False, False, True],
+        [True] * 3,
+    ]
 
 
 def test_none_is_the_largest_trained_scale(make_processor: MakeProcessor) -> None:
@@ -68,7 +81,9 @@ def test_each_row_equals_its_own_call(processor: M3Processor) -> None:
     assert batch["attention_mask"][:, -1].tolist() == [1, 1, 1]
     for number, text in enumerate(texts):
         alone = processor(
-            images=images[number], text=text, matryoshka_vis_token_scale=scales[number : number + 1] or None
+            images=images[number],
+            text=text,
+            matryoshka_vis_token_scale=scales[number : number + 1] or None,
         )
         kept = batch["attention_mask"][number].bool()
         assert batch["input_ids"][number][kept].tolist() == alone["input_ids"][0].tolist()
@@ -95,7 +110,9 @@ def test_images_come_in_three_forms(processor: M3Processor, tmp_path: Path) -> N
 
 
 def test_lists_instead_of_tensors(processor: M3Processor) -> None:
-    out = processor(images=picture(), text=["<image>a"], matryoshka_vis_token_scale=4, return_tensors=None)
+    out = processor(
+        images=picture(), text=["<image>a"], matryoshka_vis_token_scale=4, return_tensors=None
+    )
     assert out["image_scales"] == [4]
     assert isinstance(out["input_ids"][0], list)
 
@@ -125,20 +142,26 @@ def test_expanding_ids_equals_expanding_text(processor: M3Processor) -> None:
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     out = processor(images=[picture(), picture()], text=text, matryoshka_vis_token_scale=[9, 36])
     assert (
-        expand_image_tokens(ids, processor.image_token_id, processor.count_tokens([(8, 8)] * 2, [9, 36]))
+        expand_image_tokens(
+            ids, processor.image_token_id, processor.count_tokens([(8, 8)] * 2, [9, 36])
+        )
         == out["input_ids"][0].tolist()
     )
 
 
 def test_expand_refuses_another_number_of_images() -> None:
-    with pytest.raises(ValueError, match="the ids hold 1 image tokens, but counts for 2 images were given"):
+    with pytest.raises(
+        ValueError, match="the ids hold 1 image tokens, but counts for 2 images were given"
+    ):
         expand_image_tokens([1, 99], 99, [4, 4])
 
 
 # ---------------------------------------------------------------------- mistakes
 def test_marks_and_images_must_agree(processor: M3Processor) -> None:
     with pytest.raises(
-        ValueError, match=r"text holds 2 <image> marks but 1 images were passed\. Write one <image> where"
+        ValueError,
+        match=r"text holds 2 <image> marks but 1 images were passed\. Write one "
+        r"<image> where",
     ):
         processor(images=picture(), text="<image><image>")
     with pytest.raises(ValueError, match="text holds 1 <image> marks but 0 images were passed"):
@@ -146,10 +169,14 @@ def test_marks_and_images_must_agree(processor: M3Processor) -> None:
     with pytest.raises(ValueError, match="text holds 0 <image> marks but 1 images were passed"):
         processor(images=picture(), text="nothing")
     with pytest.raises(
-        ValueError, match=r"2 <image> marks but 2 images were passed \(per prompt: \[2, 0\] marks, \[1, 1\] im"
+        ValueError,
+        match=r"2 <image> marks but 2 images were passed \(per prompt: \[2, 0\] marks, "
+        r"\[1, 1\] im",
     ):
         processor(images=[[picture()], [picture()]], text=["<image><image>", "a"])
-    with pytest.raises(ValueError, match="images holds lists for 1 prompts, but text holds 2 prompts"):
+    with pytest.raises(
+        ValueError, match="images holds lists for 1 prompts, but text holds 2 prompts"
+    ):
         processor(images=[[picture()]], text=["<image>", "a"])
     with pytest.raises(ValueError, match="neither text nor images"):
         processor()
@@ -158,10 +185,16 @@ def test_marks_and_images_must_agree(processor: M3Processor) -> None:
 
 
 def test_scales_must_fit(processor: M3Processor) -> None:
-    with pytest.raises(ValueError, match=r"has 3 entries for 1 images\. Give one for all images, or one per image"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 3 entries for 1 images\. Give one for all images, "
+        r"or one per image",
+    ):
         processor(images=picture(), text="<image>", matryoshka_vis_token_scale=[1, 4, 9])
     with pytest.raises(
-        ValueError, match="scale 100 cannot be reached exactly from a 12x12 grid; choose one of 1, 4, 9, 16, 36"
+        ValueError,
+        match="scale 100 cannot be reached exactly from a 12x12 grid; choose one of 1, "
+        "4, 9, 16, 36",
     ):
         processor(images=picture(), text="<image>", matryoshka_vis_token_scale=100)
     with pytest.raises(ValueError, match="scale 0 cannot be reached"):
@@ -169,10 +202,14 @@ def test_scales_must_fit(processor: M3Processor) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [np.int64(9), torch.tensor(9), [9], (9,), np.array([9]), torch.tensor([9]), [np.int32(9)]]
+    "given",
+    [np.int64(9), torch.tensor(9), [9], (9,), np.array([9]), torch.tensor([9]), [np.int32(9)]],
 )
 def test_scales_of_other_libraries_are_numbers_too(given: Any, processor: M3Processor) -> None:
-    for call in ({"matryoshka_vis_token_scale": given}, {"images_kwargs": {"matryoshka_vis_token_scale": given}}):
+    for call in (
+        {"matryoshka_vis_token_scale": given},
+        {"images_kwargs": {"matryoshka_vis_token_scale": given}},
+    ):
         out = processor(images=picture(), text="<image>", **call)
         assert out["image_scales"].tolist() == [9]
 
@@ -190,10 +227,12 @@ def test_a_reachable_but_untrained_scale_warns_once(
     make_processor: MakeProcessor, caplog: pytest.LogCaptureFixture
 ) -> None:
     processor = make_processor(nesting={"kind": "grid_pool", "trained_scales": [1, 9, 144]})
-    with caplog.at_level(logging.WARNING, logger="m3.processing.scales"):
+    with caplog.at_level(logging.WARNING, logger="m3.processing.token_counts"):
         for _ in range(3):
             processor(images=picture(), text="<image>", matryoshka_vis_token_scale=16)
-    said = [record.getMessage() for record in caplog.records if "was not trained" in record.getMessage()]
+    said = [
+        record.getMessage() for record in caplog.records if "was not trained" in record.getMessage()
+    ]
     assert len(said) == 1
     assert said[0].startswith("scale 16 can be reached but was not trained (trained: 1, 9, 144)")
 
@@ -203,7 +242,10 @@ def test_a_reachable_but_untrained_scale_warns_once(
     [
         ("matryoshka_vis_tokens_scale", "did you mean 'matryoshka_vis_token_scale'"),
         ("do_resize", "set it on processor.image_processor"),
-        ("frobnicate", "images are controlled by matryoshka_vis_token_scale, max_pixels, fetch_urls"),
+        (
+            "frobnicate",
+            "images are controlled by matryoshka_vis_token_scale, max_pixels, fetch_urls",
+        ),
     ],
 )
 def test_unknown_keywords_are_refused(keyword: str, hint: str, processor: M3Processor) -> None:
@@ -216,7 +258,9 @@ def test_unknown_keywords_are_refused(keyword: str, hint: str, processor: M3Proc
 
 
 def test_grouped_keywords(processor: M3Processor) -> None:
-    out = processor(images=picture(), text="<image>", images_kwargs={"matryoshka_vis_token_scale": 4})
+    out = processor(
+        images=picture(), text="<image>", images_kwargs={"matryoshka_vis_token_scale": 4}
+    )
     assert out["image_scales"].tolist() == [4]
     with pytest.raises(ValueError, match="more than the limit of 5"):
         processor(images=picture(), text="<image>", max_pixels=5)
@@ -229,10 +273,14 @@ def test_truncation_never_cuts_an_image(processor: M3Processor) -> None:
 
 def test_video_and_audio_are_refused(processor: M3Processor) -> None:
     messages = [{"role": "user", "content": [{"type": "video", "video": [picture()]}]}]
-    with pytest.raises(TemplateError, match='a message part has type "video"; expected "text" or "image"'):
+    with pytest.raises(
+        TemplateError, match='a message part has type "video"; expected "text" or "image"'
+    ):
         processor.apply_chat_template(messages, tokenize=True)
     with pytest.raises(
-        ValueError, match=r"reads text and images; got videos or audio\. Pass the frames of a video as images"
+        ValueError,
+        match=r"reads text and images; got videos or audio\. Pass the frames of a "
+        r"video as images",
     ):
         processor(text="a", videos=[picture()])
 
@@ -244,20 +292,30 @@ def test_video_and_audio_are_refused(processor: M3Processor) -> None:
             {"nesting": {"kind": "spiral", "trained_scales": [1]}},
             "unknown nesting 'spiral'; known: grid_pool, query_prefix",
         ),
-        ({"nesting": {"kind": "grid_pool", "trained_scales": [100]}}, "scale 100 cannot be reached"),
+        (
+            {"nesting": {"kind": "grid_pool", "trained_scales": [100]}},
+            "scale 100 cannot be reached",
+        ),
         ({"nesting": {"kind": "grid_pool", "trained_scales": []}}, "trained_scales is empty"),
         ({"nesting": {"kind": "grid_pool"}}, "exactly the keys kind and trained_scales, got kind"),
-        ({"image_token": "<picture>"}, "the tokenizer has no token <picture>. Add with tokenizer.add_tokens"),
+        (
+            {"image_token": "<picture>"},
+            "the tokenizer has no token <picture>. Add with tokenizer.add_tokens",
+        ),
     ],
 )
-def test_a_processor_that_cannot_work_is_not_made(settings: dict, message: str, make_processor: MakeProcessor) -> None:
+def test_a_processor_that_cannot_work_is_not_made(
+    settings: dict, message: str, make_processor: MakeProcessor
+) -> None:
     with pytest.raises(ValueError, match=message):
         make_processor(**settings)
 
 
 # ---------------------------------------------------------------------- for servers
 def test_number_of_placeholders_without_loading(processor: M3Processor) -> None:
-    planned = processor._get_num_multimodal_tokens([[10, 20], [30, 40]], matryoshka_vis_token_scale=[9, 144])
+    planned = processor._get_num_multimodal_tokens(
+        [[10, 20], [30, 40]], matryoshka_vis_token_scale=[9, 144]
+    )
     assert planned.num_image_tokens == [9, 144]
     assert planned.num_image_patches == [1, 1]
     assert processor._get_num_multimodal_tokens().num_image_tokens is None

@@ -21,9 +21,15 @@ def test_save_and_load(kind: str, make_processor: MakeProcessor, tmp_path: Path)
     original.save_pretrained(tmp_path)
     loaded = M3Processor.from_pretrained(tmp_path)
     assert type(loaded.image_processor) is SiglipImageProcessorPil
-    assert (loaded.grid, loaded.nesting, loaded.image_token) == ((4, 6), original.nesting, "<image>")
+    assert (loaded.grid, loaded.nesting, loaded.image_token) == (
+        (4, 6),
+        original.nesting,
+        "<image>",
+    )
     assert loaded.chat_template == original.chat_template
-    one, two = (made(images=picture(size=(9, 5)), text="<image>\nhow many?") for made in (original, loaded))
+    one, two = (
+        made(images=picture(size=(9, 5)), text="<image>\nhow many?") for made in (original, loaded)
+    )
     assert sorted(one) == sorted(two)
     for name in one:
         assert torch.equal(one[name], two[name]), name
@@ -52,7 +58,11 @@ def test_a_broken_processor_config_is_refused(processor: M3Processor, tmp_path: 
     path = tmp_path / "processor_config.json"
     good = json.loads(path.read_text())
     path.write_text(json.dumps({**good, "gird": [1, 1]}))
-    with pytest.raises(ValueError, match=r"processor_config\.json: unknown key 'gird'; known: grid, nesting"):
+    with pytest.raises(
+        ValueError,
+        match=r"processor_config\.json: unknown key 'gird'; known: "
+        r"grid, nesting",
+    ):
         M3Processor.from_pretrained(tmp_path)
     path.write_text(json.dumps({name: value for name, value in good.items() if name != "grid"}))
     with pytest.raises(ValueError, match="does not say grid, so this is no M3 processor"):

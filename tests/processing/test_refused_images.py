@@ -1,4 +1,6 @@
-"""What is no image, damaged, too large or elsewhere is refused in words; nothing else may come out of a decoder."""
+"""What is no image, damaged, too large or elsewhere is refused in words; nothing else may come
+out of a decoder.
+"""
 
 import io
 import struct
@@ -16,13 +18,19 @@ RED = (255, 0, 0)
 
 
 def test_missing_file_folder_and_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere\.png: no such image file \(looked from .*\)\. Check the path"):
+    with pytest.raises(
+        ValueError,
+        match=r"nowhere\.png: no such image file \(looked from .*\)\. "
+        r"Check the path",
+    ):
         load_image(tmp_path / "nowhere.png")
     with pytest.raises(ValueError, match="is a folder, expected an image file"):
         load_image(tmp_path)
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"empty\.png: the image file is empty \(0 bytes\)\. Copy or download it again"
+        ValueError,
+        match=r"empty\.png: the image file is empty \(0 bytes\)\. Copy or download it "
+        r"again",
     ):
         load_image(tmp_path / "empty.png")
     with pytest.raises(ValueError, match="empty"):
@@ -33,14 +41,18 @@ def test_not_an_image(tmp_path: Path) -> None:
     path = tmp_path / "page.jpg"
     path.write_text("<html>404 not found</html>")
     with pytest.raises(
-        ValueError, match=r"page\.jpg: not an image in a known format \(it begins with b'<html>40'\); expected"
+        ValueError,
+        match=r"page\.jpg: not an image in a known format \(it begins with "
+        r"b'<html>40'\); expected",
     ):
         load_image(path)
 
 
 def test_postscript_is_never_run(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    )
     with pytest.raises(ValueError, match="not an image in a known format"):
         load_image(path)
 
@@ -51,13 +63,19 @@ def test_truncated_files(format: str, tmp_path: Path) -> None:
     content = encoded(noise, format)
     path = tmp_path / f"cut.{format.lower()}"
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=rf"cut\.{format.lower()}: .*(damaged|known format).*(again|remove it)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"cut\.{format.lower()}: .*(damaged|known "
+        r"format).*(again|remove it)",
+    ):
         load_image(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_files_raise_value_errors_only() -> None:
-    """Random damage anywhere: the picture, or a ValueError; nothing else may come out of a decoder."""
+    """Random damage anywhere: the picture, or a ValueError; nothing else may come out of a
+    decoder.
+    """
     random = np.random.default_rng(1)
     noise = Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8))
     refused = 0
@@ -78,11 +96,16 @@ def bomb(width: int, height: int) -> bytes:
     """A valid PNG header that promises a huge image, and next to no data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -111,7 +134,9 @@ def test_the_pixel_limit_is_an_argument() -> None:
 def test_a_text_bomb_in_a_png_is_refused() -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "x" * 2_000_000, zip=True)
-    with pytest.raises(ValueError, match=r"the header of the image is damaged|damaged or cut short"):
+    with pytest.raises(
+        ValueError, match=r"the header of the image is damaged|damaged or cut short"
+    ):
         load_image(encoded(gradient(), "PNG", pnginfo=info))
 
 
@@ -122,7 +147,9 @@ def test_images_without_pixels() -> None:
 
 def test_addresses_are_not_fetched_unless_asked_for() -> None:
     with pytest.raises(
-        ValueError, match=r"https://example\.org/a\.png: network addresses are not fetched unless asked for"
+        ValueError,
+        match=r"https://example\.org/a\.png: network addresses are not fetched unless "
+        r"asked for",
     ):
         load_image("https://example.org/a.png")
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:9/a\.png: could not be downloaded"):
@@ -135,13 +162,17 @@ def test_bad_data_addresses() -> None:
     with pytest.raises(ValueError, match="not valid base64"):
         load_image("data:image/png;base64,@@@")
     with pytest.raises(
-        ValueError, match=r"cannot be read as a file .* Raw base64 text needs a 'data:image/png;base64,'"
+        ValueError,
+        match=r"cannot be read as a file .* Raw base64 text needs a "
+        r"'data:image/png;base64,'",
     ):
         load_image("iVBORw0KGgo" * 500)
 
 
 @pytest.mark.parametrize("lenient", [True, False])
-def test_damage_is_refused_whatever_another_library_set(lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_refused_whatever_another_library_set(
+    lenient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """lmms-eval switches Pillow's strictness off for the whole process when it is imported."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     buffer = io.BytesIO()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3.processing.schedule import frame_scales, split_alternatives
+from m3.processing.frame_scales import frame_scales, split_alternatives
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,9 @@ from m3.processing.schedule import frame_scales, split_alternatives
         (9, 0, []),
     ],
 )
-def test_a_schedule_gives_one_scale_per_frame(schedule: int | str | list[int], frames: int, scales: list[int]) -> None:
+def test_a_schedule_gives_one_scale_per_frame(
+    schedule: int | str | list[int], frames: int, scales: list[int]
+) -> None:
     assert frame_scales(schedule, frames) == scales
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from videos import colour, write_sound, write_video
 
-from m3 import packages
+from m3 import optional as packages
 from m3.processing.video import MAX_FRAMES, Sampling, collage, load_video
 
 
@@ -45,7 +45,9 @@ def test_frames_are_those_on_the_screen_in_the_middle_of_equal_stretches(
     read = load_video(video, sampling)
     assert read.seconds == pytest.approx(3.0)
     assert read.times == pytest.approx(times)
-    assert all(near(p, colour(round(t * 8), 24)) for p, t in zip(read.frames, read.times, strict=True))
+    assert all(
+        near(p, colour(round(t * 8), 24)) for p, t in zip(read.frames, read.times, strict=True)
+    )
 
 
 def test_bytes_and_other_containers_give_the_same_frames(video: Path, tmp_path: Path) -> None:
@@ -57,20 +59,30 @@ def test_bytes_and_other_containers_give_the_same_frames(video: Path, tmp_path: 
 
 @pytest.mark.parametrize("suffix", ["flv", "ts", "mov", "mpg", "asf"])
 def test_every_container_is_read(suffix: str, tmp_path: Path) -> None:
-    """Its streams may appear only after it was opened (FLV, MPEG-TS); an option given to each of them would end the process."""
+    """Its streams may appear only after it was opened (FLV, MPEG-TS); an option given to each of
+    them would end the process.
+    """
     codec = {"flv": "flv1", "ts": "mpeg2video", "mpg": "mpeg2video"}.get(suffix, "mpeg4")
     path = write_video(tmp_path / f"short.{suffix}", fps=25, codec=codec)
     read = load_video(path, Sampling(num_frames=4))
-    assert all(near(p, colour(round(t * 25), 24), 40) for p, t in zip(read.frames, read.times, strict=True))
+    assert all(
+        near(p, colour(round(t * 25), 24), 40) for p, t in zip(read.frames, read.times, strict=True)
+    )
     assert len(read.frames) == 4
 
 
 @pytest.mark.parametrize(
     ("suffix", "codec"),
-    [(suffix, codec) for suffix in ("avi", "asf", "mp4", "mkv", "ts") for codec in ("libx264", "mpeg4")]
+    [
+        (suffix, codec)
+        for suffix in ("avi", "asf", "mp4", "mkv", "ts")
+        for codec in ("libx264", "mpeg4")
+    ]
     + [("flv", "libx264")],
 )
-def test_frames_that_are_stored_out_of_order_come_in_order(suffix: str, codec: str, tmp_path: Path) -> None:
+def test_frames_that_are_stored_out_of_order_come_in_order(
+    suffix: str, codec: str, tmp_path: Path
+) -> None:
     """AVI and ASF say when a frame is decoded, not when it is shown."""
     path = write_video(tmp_path / f"b.{suffix}", codec=codec, codec_options={"bf": "3"})
     every = load_video(path, Sampling(num_frames=200))
@@ -102,14 +114,19 @@ EACH = [
     pytest.param(suffix, codec, ticks, id=f"{suffix}-{codec}-{name}")
     for suffix, codec in KINDS
     for name, ticks in (("regular", range(24)), ("held", HELD), ("single", [0]))
-    if not (name == "held" and suffix in NO_TIMES) and not (name == "single" and suffix in TOO_SHORT)
+    if not (name == "held" and suffix in NO_TIMES)
+    and not (name == "single" and suffix in TOO_SHORT)
 ]
 
 
 @pytest.mark.parametrize(("suffix", "codec", "ticks"), EACH)
-def test_all_frames_come_in_order_at_their_times(suffix: str, codec: str, ticks: Sequence[int], tmp_path: Path) -> None:
+def test_all_frames_come_in_order_at_their_times(
+    suffix: str, codec: str, ticks: Sequence[int], tmp_path: Path
+) -> None:
     options = {"bf": "2"} if codec in ("libx264", "mpeg4", "mpeg2video") else None
-    path = write_video(tmp_path / f"clip.{suffix}", len(ticks), 25, codec=codec, ticks=ticks, codec_options=options)
+    path = write_video(
+        tmp_path / f"clip.{suffix}", len(ticks), 25, codec=codec, ticks=ticks, codec_options=options
+    )
     read = load_video(path, Sampling(num_frames=1000))
     assert read.times == pytest.approx([tick / 25 for tick in ticks], abs=0.011)
     assert all(before < after for before, after in itertools.pairwise(read.times))
@@ -137,21 +154,27 @@ def test_a_frame_that_avi_holds_is_no_end(tmp_path: Path) -> None:
     assert read.seconds == 20.0
     with pytest.raises(ValueError, match="the video is cut short: it has [0-9,]+ bytes of"):
         load_video(path.read_bytes()[:-700])
-    assert read.times == pytest.approx([0.0, 4.0, 9.1, 14.0])  # what stands still for 0.1 s is not met
+    # what stands still for 0.1 s is not met
+    assert read.times == pytest.approx([0.0, 4.0, 9.1, 14.0])
 
 
 def test_the_list_of_containers_is_kept_to(tmp_path: Path) -> None:
     path = tmp_path / "list.m3u8"
-    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    path.write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
+    )
     with pytest.raises(ValueError, match="not a video that can be read"):
         load_video(path)
 
 
 def test_a_long_video_is_jumped_through_to_the_same_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "long.mp4", frames=300, fps=5)
-    read = load_video(path, Sampling(num_frames=3))  # 20 s apart: further than what is decoded through
+    # 20 s apart: further than what is decoded through
+    read = load_video(path, Sampling(num_frames=3))
     assert read.times == pytest.approx([10.0, 30.0, 50.0])
-    assert all(near(p, colour(round(t * 5), 300)) for p, t in zip(read.frames, read.times, strict=True))
+    assert all(
+        near(p, colour(round(t * 5), 300)) for p, t in zip(read.frames, read.times, strict=True)
+    )
 
 
 def test_a_collage_is_one_picture_of_six_in_reading_order(video: Path) -> None:
@@ -161,20 +184,26 @@ def test_a_collage_is_one_picture_of_six_in_reading_order(video: Path) -> None:
     single = load_video(video, Sampling(num_frames=6)).frames
     for place, picture in enumerate(single):
         left, top = place % 2 * 64, place // 2 * 48
-        assert list(grid.crop((left, top, left + 64, top + 48)).tobytes()) == list(picture.tobytes())
+        assert list(grid.crop((left, top, left + 64, top + 48)).tobytes()) == list(
+            picture.tobytes()
+        )
     with pytest.raises(ValueError, match="7 pictures do not fit into 3 x 2"):
         collage([Image.new("RGB", (4, 4))] * 7)
 
 
 def test_a_portrait_of_a_telephone_is_upright(video: Path) -> None:
-    """The file says "turn a quarter clockwise", as telephones write it: the white quarter moves to the upper right."""
+    """The file says "turn a quarter clockwise", as telephones write it: the white quarter moves
+    to the upper right.
+    """
     one, none = (0x10000).to_bytes(4), bytes(4)
     plain = one + none * 3 + one
     turned = none + one + none + (2**32 - 0x10000).to_bytes(4) + none
     content = video.read_bytes()
     header = content.index(b"tkhd")
     place = content.index(plain, header)
-    picture = load_video(content[:place] + turned + content[place + len(turned) :], Sampling(num_frames=1)).frames[0]
+    picture = load_video(
+        content[:place] + turned + content[place + len(turned) :], Sampling(num_frames=1)
+    ).frames[0]
     assert picture.size == (48, 64)
     assert min(picture.getpixel((40, 6))) > 200
     assert min(picture.getpixel((6, 6))) < 60
@@ -183,7 +212,10 @@ def test_a_portrait_of_a_telephone_is_upright(video: Path) -> None:
 def broken(video: Path, folder: Path) -> dict[str, tuple[object, str]]:
     content = video.read_bytes()
     whole = write_video(folder / "stream.mp4", frames=80, movflags="faststart").read_bytes()
-    film, sound = write_video(folder / "film.mkv").read_bytes(), write_sound(folder / "sound.mkv").read_bytes()
+    film, sound = (
+        write_video(folder / "film.mkv").read_bytes(),
+        write_sound(folder / "sound.mkv").read_bytes(),
+    )
     empty = folder / "empty.mp4"
     empty.touch()
     return {
@@ -229,19 +261,27 @@ def test_sound_that_is_longer_is_no_cut(suffix: str, tmp_path: Path) -> None:
 
 
 def test_frames_that_grow_on_the_way_are_refused() -> None:
-    """VP8 says its size in every key frame, whatever the header does; here a second of either size."""
+    """VP8 says its size in every key frame, whatever the header does; here a second of either
+    size.
+    """
     growing = Path(__file__).parents[1] / "fixtures" / "videos" / "growing.webm"
-    with pytest.raises(ValueError, match="a frame is 320 x 240 pixels, where the video says 64 x 48"):
+    with pytest.raises(
+        ValueError, match="a frame is 320 x 240 pixels, where the video says 64 x 48"
+    ):
         load_video(growing, Sampling(num_frames=4))
 
 
 def test_limits(video: Path) -> None:
-    with pytest.raises(ValueError, match="its frames are 64 x 48 = 3,072 pixels, more than the limit of 3,000"):
+    with pytest.raises(
+        ValueError, match="its frames are 64 x 48 = 3,072 pixels, more than the limit of 3,000"
+    ):
         load_video(video, max_pixels=3000)
     with pytest.raises(ValueError, match="the video is 3 s long, more than the limit of 2 s"):
         load_video(video, max_seconds=2.0)
     with pytest.raises(
-        ValueError, match=f"1000 frames per second over 3.0 s are 3000 frames, more than the limit of {MAX_FRAMES}"
+        ValueError,
+        match="1000 frames per second over 3.0 s are 3000 frames, more than the limit "
+        f"of {MAX_FRAMES}",
     ):
         load_video(video, Sampling(fps=1000))
 
@@ -269,6 +309,8 @@ def test_samplings_that_cannot_be_are_refused(options: dict, message: str) -> No
 def test_without_pyav_the_extra_is_named(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"needs the package av, which is not installed: pip install -e '.\[video\]'"
+        ModuleNotFoundError,
+        match=r"needs the package av, which is not installed: pip install -e "
+        r"'.\[video\]'",
     ):
         load_video(video)

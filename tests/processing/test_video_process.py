@@ -1,4 +1,6 @@
-"""Videos are decoded in a process of their own: what ends or holds it is an error of that video alone."""
+"""Videos are decoded in a process of their own: what ends or holds it is an error of that video
+alone.
+"""
 
 import os
 import signal
@@ -29,7 +31,9 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return write_video(tmp_path_factory.mktemp("video") / "long.mp4", frames=2000, fps=25).read_bytes()
+    return write_video(
+        tmp_path_factory.mktemp("video") / "long.mp4", frames=2000, fps=25
+    ).read_bytes()
 
 
 def test_a_process_is_kept_for_the_next_video(video: Path) -> None:
@@ -42,7 +46,9 @@ def test_a_process_is_kept_for_the_next_video(video: Path) -> None:
     assert process._process.returncode == -signal.SIGKILL
 
 
-def test_a_crash_is_an_error_of_its_video(video: Path, long_video: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_is_an_error_of_its_video(
+    video: Path, long_video: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     processes = VideoProcesses()
     processes.decode(REQUEST, video.read_bytes(), PATIENCE)
     (process,) = processes._idle
@@ -74,7 +80,9 @@ def test_a_process_that_died_while_it_waited_costs_nothing(video: Path) -> None:
 
 def test_decoding_without_end_is_ended(long_video: bytes) -> None:
     with pytest.raises(
-        ValueError, match=r"video of [0-9,]+ bytes: decoding it took longer than 0.01 s. Copy or download it"
+        ValueError,
+        match=r"video of [0-9,]+ bytes: decoding it took longer than 0.01 s. Copy or "
+        r"download it",
     ):
         load_video(long_video, Sampling(num_frames=500), decode_seconds=0.01)
 
@@ -107,7 +115,9 @@ def test_memory_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_threads_have_processes_of_their_own(video: Path) -> None:
     results: list[tuple[float, ...]] = []
     threads = [
-        threading.Thread(target=lambda: results.append(load_video(video, decode_seconds=PATIENCE).times))
+        threading.Thread(
+            target=lambda: results.append(load_video(video, decode_seconds=PATIENCE).times)
+        )
         for _ in range(6)
     ]
     for thread in threads:
@@ -209,7 +219,9 @@ time.sleep(600)
 
 @pytest.mark.slow
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
-    """Whatever their damage does to the decoder: pictures or a sentence, and never the end of this process."""
+    """Whatever their damage does to the decoder: pictures or a sentence, and never the end of
+    this process.
+    """
     read, refusals = 0, []
     for content in damaged(tmp_path, 160, seed=1):
         try:

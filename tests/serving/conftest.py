@@ -1,4 +1,6 @@
-"""One small random model, an engine over it, and a server on the loopback in a thread of this process."""
+"""One small random model, an engine over it, and a server on the loopback in a thread of this
+process.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -10,14 +12,16 @@ from serving_files import serving
 from m3.inference import load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
-from m3.serving.engine import Engine
+from m3.serving.engine.engine import Engine
 from m3.serving.settings import Settings
 
 Loaded = tuple[M3ForConditionalGeneration, M3Processor]
 
 
 @pytest.fixture(scope="session")
-def loaded(tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def loaded(
+    tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Loaded:
     return load(tiny_checkpoint(tmp_path_factory.mktemp("serving") / "tiny"), device="cpu")
 
 

@@ -6,7 +6,7 @@ from tiny_models import DECODERS, make_config, make_model, prompt
 from torch import Tensor
 
 from m3.model import M3ForConditionalGeneration
-from m3.serving.batch import Batch, merges
+from m3.serving.engine.batch import Batch, merges
 
 STEPS = 6
 TOLERANCE = 1e-4
@@ -31,7 +31,9 @@ def inputs(rows: list[int]) -> tuple[list[list[int]], dict[str, Tensor]]:
 
 
 def word(row: int, step: int) -> int:
-    """The token that row goes on with, whatever its logits say: a chosen one could be the image token."""
+    """The token that row goes on with, whatever its logits say: a chosen one could be the image
+    token.
+    """
     return 20 + (7 * step + row) % 50
 
 

@@ -53,7 +53,9 @@ def test_a_wrong_setting_is_told(words: str, said: str) -> None:
         settings(words)
 
 
-def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("M3_API_KEY", "of the environment")
     assert settings().api_key == "of the environment"
     (tmp_path / "key").write_text("of the file\n")
@@ -65,9 +67,16 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("host", "key", "warns"),
-    [("127.0.0.1", None, False), ("localhost", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "k", False)],
+    [
+        ("127.0.0.1", None, False),
+        ("localhost", None, False),
+        ("0.0.0.0", None, True),
+        ("0.0.0.0", "k", False),
+    ],
 )
-def test_listening_to_all_without_a_key_is_said(host: str, key: str | None, warns: bool, caplog) -> None:
+def test_listening_to_all_without_a_key_is_said(
+    host: str, key: str | None, warns: bool, caplog
+) -> None:
     with caplog.at_level(logging.INFO):
         warn(Settings(host=host, api_key=key))
     assert ("without an API key" in caplog.text) == warns
@@ -78,9 +87,20 @@ def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "m3.cli", "serve", "--model-path", "playground/m3-tiny", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "m3.cli",
+        "serve",
+        "--model-path",
+        "playground/m3-tiny",
+        "--port",
+        str(port),
+    ]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([*command, "queue.running=4"], stdout=log, stderr=log, env=dict(os.environ))
+        process = subprocess.Popen(
+            [*command, "queue.running=4"], stdout=log, stderr=log, env=dict(os.environ)
+        )
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):
         try:
@@ -95,12 +115,18 @@ def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 @pytest.mark.slow
-def test_told_to_end_it_answers_what_it_accepted(server: tuple[subprocess.Popen, str], tmp_path: Path) -> None:
+def test_told_to_end_it_answers_what_it_accepted(
+    server: tuple[subprocess.Popen, str], tmp_path: Path
+) -> None:
     """SIGTERM under load; half of the answers are streams."""
     process, address = server
     colours = ("red", "green", "blue", "white")
     bodies = [
-        {"model": "m3-tiny", "messages": ask(png(colours[n % 4], (60 + n, 40))), "stream": n % 2 == 0}
+        {
+            "model": "m3-tiny",
+            "messages": ask(png(colours[n % 4], (60 + n, 40))),
+            "stream": n % 2 == 0,
+        }
         for n in range(32)
     ]
 
@@ -109,7 +135,9 @@ def test_told_to_end_it_answers_what_it_accepted(server: tuple[subprocess.Popen,
 
     def accepted() -> float:
         lines = httpx2.get(f"{address}/metrics", timeout=PATIENCE).text.splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith("m3_accepted_total"))
+        return next(
+            float(line.split()[1]) for line in lines if line.startswith("m3_accepted_total")
+        )
 
     with ThreadPoolExecutor(len(bodies)) as threads:
         answers = [threads.submit(post, body) for body in bodies]
@@ -130,10 +158,17 @@ def test_told_to_end_it_answers_what_it_accepted(server: tuple[subprocess.Popen,
 
 @pytest.mark.slow
 def test_the_bench_of_the_server_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """Seconds instead of minutes: no error, equal answers, one look per image, nothing lost at the end."""
+    """Seconds instead of minutes: no error, equal answers, one look per image, nothing lost at
+    the end.
+    """
     from m3.bench.command import main
 
-    assert main(["serve", "--minutes", "0.1", "--clients", "8", "--pictures", "1", "--max-tokens", "8"]) == 0
+    assert (
+        main(
+            ["serve", "--minutes", "0.1", "--clients", "8", "--pictures", "1", "--max-tokens", "8"]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "0 errors, 0 answers that differ" in said
     assert "one image at 5 scales: tower runs 1; 5 images: 5" in said

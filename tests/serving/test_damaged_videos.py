@@ -18,11 +18,18 @@ def test_the_server_survives_damaged_videos(address: str, tmp_path: Path) -> Non
         for content in damaged(tmp_path, 60, seed=2):
             url = f"data:video/mp4;base64,{base64.b64encode(content).decode()}"
             part = {"type": "video_url", "video_url": {"url": url}, "num_frames": 4}
-            body = {"model": "tiny", "messages": [{"role": "user", "content": [part]}], "max_tokens": 1}
+            body = {
+                "model": "tiny",
+                "messages": [{"role": "user", "content": [part]}],
+                "max_tokens": 1,
+            }
             response = client.post("/v1/chat/completions", json=body)
             codes[response.status_code] = codes.get(response.status_code, 0) + 1
             if response.status_code != 200:
                 assert response.json()["error"]["message"].startswith("video of ")
         assert client.get("/health").status_code == 200
     assert set(codes) == {200, 400}
-    print(f"{codes}; others: median {statistics.median(seconds):.3f} s, worst {max(seconds):.3f} s of {len(seconds)}")
+    print(
+        f"{codes}; others: median {statistics.median(seconds):.3f} s, worst {max(seconds):.3f} s "
+        f"of {len(seconds)}"
+    )

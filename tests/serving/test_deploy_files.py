@@ -1,4 +1,6 @@
-"""Files of scripts/deploy, as far as they can be tried without Docker, Kubernetes and a service manager."""
+"""Files of scripts/deploy, as far as they can be tried without Docker, Kubernetes and a service
+manager.
+"""
 
 import json
 import re
@@ -15,8 +17,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from m3 import config
 from m3.serving import command
-from m3.serving.deployment import Arguments, app
-from m3.serving.fleet import Fleet
+from m3.serving.cluster.config import Fleet
+from m3.serving.cluster.ray_app import Arguments, app
 from m3.serving.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +56,9 @@ def test_the_image_is_installed_by_the_script_that_installs_everywhere() -> None
     copied = [name for word, rest in instructions() if word == "COPY" for name in rest.split()[:-1]]
     assert all((ROOT / name).exists() for name in copied)
     let_in = {
-        line[1:] for line in (DEPLOY / "docker/Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"
+        line[1:]
+        for line in (DEPLOY / "docker/Dockerfile.dockerignore").read_text().splitlines()
+        if line[0] == "!"
     }
     assert let_in == set(copied)
 
@@ -65,7 +69,8 @@ def test_the_script_can_be_told_the_device(device: str, status: int) -> None:
     function = re.search(r"^has_nvidia_gpu\(\) \{.*?^\}", script, re.M | re.S)
     assert function is not None
     ended = subprocess.run(
-        ["bash", "-c", f"{function[0]}\nhas_nvidia_gpu"], env={"M3_DEVICE": device, "PATH": "/usr/bin:/bin"}
+        ["bash", "-c", f"{function[0]}\nhas_nvidia_gpu"],
+        env={"M3_DEVICE": device, "PATH": "/usr/bin:/bin"},
     )
     assert ended.returncode == status
 
@@ -73,7 +78,9 @@ def test_the_script_can_be_told_the_device(device: str, status: int) -> None:
 def test_the_image_s_command_is_one_that_m3_takes() -> None:
     program, verb, *arguments = [*json.loads(last("ENTRYPOINT")), *json.loads(last("CMD"))]
     assert (program, verb) == ("m3", "serve")
-    assert command.read_settings(command.parse(arguments)) == Settings(host="0.0.0.0", port=8000, name="m3")
+    assert command.read_settings(command.parse(arguments)) == Settings(
+        host="0.0.0.0", port=8000, name="m3"
+    )
 
 
 # what https://github.com/compose-spec/compose-spec/blob/main/spec.md allows, of what is used
@@ -108,7 +115,13 @@ def test_compose() -> None:
 # ---------------------------------------------------------------------- Kubernetes
 # fields of ray-operator/apis/ray/v1/{rayservice,raycluster}_types.go, of what is used
 KUBERAY = {
-    "cluster": {"rayVersion", "enableInTreeAutoscaling", "authOptions", "headGroupSpec", "workerGroupSpecs"},
+    "cluster": {
+        "rayVersion",
+        "enableInTreeAutoscaling",
+        "authOptions",
+        "headGroupSpec",
+        "workerGroupSpecs",
+    },
     "head": {"rayStartParams", "template"},
     "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
 }
@@ -132,9 +145,17 @@ def test_the_serve_config_is_one_that_ray_and_m3_take(
     fleet = config.decode(application.args, Arguments).fleet
     assert isinstance(fleet, Fleet)
     (workers,) = manifest["RayService"]["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    gpus = int(workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
-    assert sum(model.replicas * (model.gpus or 0) for model in fleet.models) <= gpus * workers["minReplicas"]
-    assert sum((model.max_replicas or 1) * (model.gpus or 0) for model in fleet.models) <= gpus * workers["maxReplicas"]
+    gpus = int(
+        workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+    )
+    assert (
+        sum(model.replicas * (model.gpus or 0) for model in fleet.models)
+        <= gpus * workers["minReplicas"]
+    )
+    assert (
+        sum((model.max_replicas or 1) * (model.gpus or 0) for model in fleet.models)
+        <= gpus * workers["maxReplicas"]
+    )
 
 
 def test_the_cluster(manifest: dict[str, Any]) -> None:
@@ -146,7 +167,10 @@ def test_the_cluster(manifest: dict[str, Any]) -> None:
     assert set(cluster["headGroupSpec"]) == KUBERAY["head"]
     pins = (ROOT / "scripts/constraints-serve.txt").read_text().split()
     assert f"ray=={cluster['rayVersion']}" in pins
-    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    pods = [
+        cluster["headGroupSpec"]["template"],
+        *(group["template"] for group in cluster["workerGroupSpecs"]),
+    ]
     for group in cluster["workerGroupSpecs"]:
         assert set(group) == KUBERAY["worker"]
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]

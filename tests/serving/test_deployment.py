@@ -1,4 +1,6 @@
-"""Ray: arguments without it, then one cluster of two replicas on the loopback, of which one is killed under load."""
+"""Ray: arguments without it, then one cluster of two replicas on the loopback, of which one is
+killed under load.
+"""
 
 import os
 import signal
@@ -16,14 +18,20 @@ import pytest
 from openai import APIError, NotFoundError, OpenAI
 from serving_files import ask, png
 
+from m3.serving.cluster.config import Fleet, Served
+from m3.serving.cluster.ray_app import app, check_room
 from m3.serving.command import main
-from m3.serving.deployment import app, check_room
-from m3.serving.fleet import Fleet, Served
 
 WRONG_ARGUMENTS = [
     ({}, "give model_path=FOLDER or fleet=FILE, and not both"),
-    ({"model_path": "m3", "fleet": "fleet.yaml"}, "give model_path=FOLDER or fleet=FILE, and not both"),
-    ({"model_path": "m3", "replica": "2"}, "unknown key 'replica' for Arguments. Did you mean 'replicas'"),
+    (
+        {"model_path": "m3", "fleet": "fleet.yaml"},
+        "give model_path=FOLDER or fleet=FILE, and not both",
+    ),
+    (
+        {"model_path": "m3", "replica": "2"},
+        "unknown key 'replica' for Arguments. Did you mean 'replicas'",
+    ),
     ({"model_path": "m3", "replicas": "two"}, "replicas: expected int, got str 'two'"),
     ({"fleet": {"models": []}}, "models is empty"),
 ]
@@ -38,10 +46,19 @@ def test_arguments_of_serve_run(arguments: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--fleet", "FILE", "--dtype", "bfloat16"], "--dtype: a fleet's file says this for each of its models"),
-        (["--fleet", "FILE", "name=mine"], "name is 'mine': a fleet's file names each of its models"),
+        (
+            ["--fleet", "FILE", "--dtype", "bfloat16"],
+            "--dtype: a fleet's file says this for each of its models",
+        ),
+        (
+            ["--fleet", "FILE", "name=mine"],
+            "name is 'mine': a fleet's file names each of its models",
+        ),
         (["--model-path", "m3", "--replicas", "0"], "replicas is 0; expected 1 or more"),
-        (["--model-path", "m3", "--replicas", "2", "--port", "0"], "port is 0; expected a port of its own"),
+        (
+            ["--model-path", "m3", "--replicas", "2", "--port", "0"],
+            "port is 0; expected a port of its own",
+        ),
     ],
 )
 def test_flags_that_exclude_each_other(argv: list[str], message: str, tmp_path: Path) -> None:
@@ -52,9 +69,15 @@ def test_flags_that_exclude_each_other(argv: list[str], message: str, tmp_path: 
 
 
 def test_replicas_that_nobody_has_room_for() -> None:
-    fleet = Fleet(models=(Served(path="m3", replicas=3, gpus=0.0), Served(path="n", cpus=0.5, gpus=0.0)))
+    fleet = Fleet(
+        models=(Served(path="m3", replicas=3, gpus=0.0), Served(path="n", cpus=0.5, gpus=0.0))
+    )
     check_room(fleet, {"CPU": 3.5})
-    with pytest.raises(ValueError, match=r"the replicas are to have 3.5 CPUs, and there are 3: .* \(--replica-cpus"):
+    with pytest.raises(
+        ValueError,
+        match=r"the replicas are to have 3.5 CPUs, and there are 3: .* "
+        r"\(--replica-cpus",
+    ):
         check_room(fleet, {"CPU": 3.0})
 
 
@@ -95,7 +118,11 @@ class Cluster:
 
     def count(self, metric: str) -> float:
         page = httpx.get(f"{self.address}/metrics", timeout=60).text
-        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(f"{metric}_total"))
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in page.splitlines()
+            if line.startswith(f"{metric}_total")
+        )
 
     def processes(self, deployment: str) -> list[psutil.Process]:
         """Ray names a replica's process after its deployment."""
@@ -122,7 +149,9 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(
+    tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("ray")
     path = tiny_checkpoint(folder / "tiny")
     (folder / "fleet.yaml").write_text(FLEET.format(path=path))
@@ -162,11 +191,20 @@ def test_told_to_end_before_it_is_up_it_ends(tmp_path: Path, children: int) -> N
 def test_several_models_behind_one_address(cluster: Cluster) -> None:
     client = cluster.client()
     assert [model.id for model in client.models.list()] == ["first", "second"]
-    options = {"messages": ask(png()), "max_tokens": 6, "extra_body": {"matryoshka_vis_token_scale": 9}}
-    answers = [client.chat.completions.create(model=name, **options) for name in ("first", "second")]
+    options = {
+        "messages": ask(png()),
+        "max_tokens": 6,
+        "extra_body": {"matryoshka_vis_token_scale": 9},
+    }
+    answers = [
+        client.chat.completions.create(model=name, **options) for name in ("first", "second")
+    ]
     assert [answer.model for answer in answers] == ["first", "second"]
-    assert len({answer.choices[0].message.content for answer in answers}) == 1  # of the same weights
-    with pytest.raises(NotFoundError, match="there is no model 'third' here; this server has 'first', 'second'"):
+    # of the same weights
+    assert len({answer.choices[0].message.content for answer in answers}) == 1
+    with pytest.raises(
+        NotFoundError, match="there is no model 'third' here; this server has 'first', 'second'"
+    ):
         client.chat.completions.create(model="third", messages=ask())
     assert len(cluster.replicas("first")) == 2
     assert len(cluster.replicas("second")) == 1
@@ -197,7 +235,9 @@ def answer(client: OpenAI, number: int, model: str = "first") -> tuple[str, bool
 def test_full_queues_are_429_and_a_replica_is_added(cluster: Cluster) -> None:
     """16 places of the replica, 16 of the router; 48 ask at once."""
     with ThreadPoolExecutor(48) as pool:
-        ended = list(pool.map(lambda number: answer(cluster.client(), number, "second")[0], range(48)))
+        ended = list(
+            pool.map(lambda number: answer(cluster.client(), number, "second")[0], range(48))
+        )
     refused = [how for how in ended if "queues of all replicas" in how]
     answered = [how for how in ended if how.partition(": ")[2] in ("length", "stop")]
     print(f"{len(answered)} answered, {len(refused)} refused")
@@ -224,10 +264,20 @@ def test_a_killed_replica_loses_no_request_that_had_not_begun(cluster: Cluster) 
         cluster.processes("0-first")[0].send_signal(signal.SIGKILL)
         seconds = cluster.wait(is_back)
         ended = [one.result() for one in asked]
-    retried, interrupted = cluster.count("m3_router_retried"), cluster.count("m3_router_interrupted")
-    whole = [how for how, _ in ended if how in ("whole: length", "whole: stop", "stream: length", "stream: stop")]
+    retried, interrupted = (
+        cluster.count("m3_router_retried"),
+        cluster.count("m3_router_interrupted"),
+    )
+    whole = [
+        how
+        for how, _ in ended
+        if how in ("whole: length", "whole: stop", "stream: length", "stream: stop")
+    ]
     broken = [(how, begun) for how, begun in ended if how not in whole]
-    print(f"{len(ended)} requests: {len(whole)} answered, {retried:g} asked again, {interrupted:g} streams interrupted")
+    print(
+        f"{len(ended)} requests: {len(whole)} answered, {retried:g} asked again, {interrupted:g} "
+        "streams interrupted"
+    )
     print(f"the replica was back after {seconds:.0f} s")
     assert all(begun and "(replica_died)" in how for how, begun in broken), broken
     assert len(broken) == interrupted

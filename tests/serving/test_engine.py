@@ -1,4 +1,6 @@
-"""Many requests, one model: equal answers, one look per image, limits, cancellation, a full house, a clean end."""
+"""Many requests, one model: equal answers, one look per image, limits, cancellation, a full
+house, a clean end.
+"""
 
 import asyncio
 import queue
@@ -15,14 +17,18 @@ from videos import write_video
 from m3.inference import Conversation, Generation
 from m3.model import M3ForConditionalGeneration
 from m3.processing.video import Sampling
-from m3.serving.engine import Engine
-from m3.serving.preparation import Preparation
-from m3.serving.requests import Busy, Event, Finished, Piece, Refused, Request, Turn, Visual
+from m3.serving.engine.engine import Engine
+from m3.serving.engine.preparation import Preparation
+from m3.serving.engine.requests import Busy, Event, Finished, Piece, Refused, Request, Turn, Visual
 from m3.serving.settings import Limits, Queue, Settings
 
 SCALES = (1, 4, 9, 36, 144)
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
-QUESTIONS = ("What is it?", "How many digits are there, and which of them is the largest one?", "Why?")
+QUESTIONS = (
+    "What is it?",
+    "How many digits are there, and which of them is the largest one?",
+    "Why?",
+)
 
 
 @pytest.fixture
@@ -39,7 +45,9 @@ def made(loaded) -> Iterator[Callable[..., Engine]]:
         engine.close()
 
 
-def question(text: str = "What is it?", *visuals: Visual, scale=None, tokens: int = 12, **options) -> Request:
+def question(
+    text: str = "What is it?", *visuals: Visual, scale=None, tokens: int = 12, **options
+) -> Request:
     return Request((Turn("user", (*visuals, text)),), scale, Generation(tokens), **options)
 
 
@@ -57,7 +65,9 @@ def is_piece(event: Event | Refused) -> bool:
 
 
 def long_request(**options) -> Request:
-    """It does not end by itself: the model's ids of the end are random, so some hundred tokens are written."""
+    """It does not end by itself: the model's ids of the end are random, so some hundred tokens
+    are written.
+    """
     return question("Tell me all.", tokens=400, **options)
 
 
@@ -65,7 +75,11 @@ def test_many_at_once_answer_as_each_alone(loaded, made) -> None:
     """Joining and leaving at mixed scales changes no greedy answer."""
     engine = made(queue=Queue(running=5, waiting=100))
     asked = [
-        question(QUESTIONS[n % 3], *[still(COLOURS[(n + k) % 6], SCALES[n % 5]) for k in range(n % 3)], tokens=5 + n)
+        question(
+            QUESTIONS[n % 3],
+            *[still(COLOURS[(n + k) % 6], SCALES[n % 5]) for k in range(n % 3)],
+            tokens=5 + n,
+        )
         for n in range(24)
     ]
     with ThreadPoolExecutor(24) as threads:
@@ -78,7 +92,10 @@ def test_many_at_once_answer_as_each_alone(loaded, made) -> None:
         expected = conversation.ask(text, next((visual.scale for visual in visuals), None))
         assert answer.text == expected.text
         assert answer.usage.visual_tokens == expected.visual_tokens
-    assert value(engine, "m3_decode_steps_total") < sum(answer.usage.new_tokens for answer in answers) / 2
+    assert (
+        value(engine, "m3_decode_steps_total")
+        < sum(answer.usage.new_tokens for answer in answers) / 2
+    )
 
 
 def test_an_image_is_seen_once_whatever_it_is_asked_at(made) -> None:
@@ -130,7 +147,11 @@ def test_pieces_are_the_answer(made) -> None:
 
 def test_sampling_follows_its_seed(made) -> None:
     engine = made()
-    hot = Request((Turn("user", ("Tell me all.",)),), generation=Generation(20, temperature=1.5, top_p=0.9), seed=3)
+    hot = Request(
+        (Turn("user", ("Tell me all.",)),),
+        generation=Generation(20, temperature=1.5, top_p=0.9),
+        seed=3,
+    )
     with ThreadPoolExecutor(4) as threads:
         texts = {answer.text for answer in threads.map(engine.answer, [hot] * 4)}
     assert len(texts) == 1
@@ -150,7 +171,10 @@ def test_files_in_the_house_are_bounded_together(made) -> None:
     """Fetched ones, too, which no body holds."""
     engine = made(queue=Queue(running=1, held_bytes=len(png()) * 3 // 2))
     end = threading.Event()
-    engine.submit(question("Tell me all.", still(), tokens=200), lambda event: None if is_piece(event) else end.set())
+    engine.submit(
+        question("Tell me all.", still(), tokens=200),
+        lambda event: None if is_piece(event) else end.set(),
+    )
     with pytest.raises(Busy, match="holds as many images and videos as it can"):
         engine.answer(question("?", still("blue")))
     assert end.wait(PATIENCE)
@@ -169,7 +193,9 @@ def test_who_leaves_is_not_prepared(made, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(engine._preparation, "prepare", slowly)
     ends: queue.SimpleQueue[Event | Refused] = queue.SimpleQueue()
     engine.submit(question(tokens=1), lambda event: None if is_piece(event) else ends.put(event))
-    engine.submit(question(tokens=1), lambda event: None if is_piece(event) else ends.put(event)).cancelled = True
+    engine.submit(
+        question(tokens=1), lambda event: None if is_piece(event) else ends.put(event)
+    ).cancelled = True
     going_on.set()
     assert {type(ends.get(timeout=PATIENCE)) for _ in range(2)} == {Finished, Refused}
     assert len(prepared) == 1
@@ -186,9 +212,17 @@ def test_a_stop_text_ends_the_answer_before_it(made) -> None:
 
 
 LIMITED = [
-    (Limits(turns=1), Request((Turn("user", ("a",)), Turn("assistant", ("b",)))), "has 2 messages, .* limit of 1"),
+    (
+        Limits(turns=1),
+        Request((Turn("user", ("a",)), Turn("assistant", ("b",)))),
+        "has 2 messages, .* limit of 1",
+    ),
     (Limits(images=1), question("?", still(), still()), "has 2 images, .* limit of 1"),
-    (Limits(characters=10), question("What is it, then?"), "has 17 characters of text, .* limit of 10"),
+    (
+        Limits(characters=10),
+        question("What is it, then?"),
+        "has 17 characters of text, .* limit of 10",
+    ),
     (Limits(new_tokens=5), question(), "has 12 new tokens, .* limit of 5"),
     (Limits(image_bytes=50), question("?", still()), "bytes in an image, .* limit of 50"),
     (
@@ -209,12 +243,15 @@ LIMITED = [
     (
         Limits(),
         question("x" * 150_000),
-        "the prompt has 150,... tokens, and the model reads at most .* with the answer: shorten the text",
+        "the prompt has 150,... tokens, and the model reads at most .* with the answer: shorten "
+        "the text",
     ),
 ]
 
 
-@pytest.mark.parametrize(("limits", "request_", "words"), LIMITED, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("limits", "request_", "words"), LIMITED, ids=lambda value: str(value)[:30]
+)
 def test_a_refused_request_says_why(made, limits: Limits, request_: Request, words: str) -> None:
     engine = made(limits=limits)
     with pytest.raises(Refused, match=words) as caught:
@@ -226,12 +263,24 @@ def test_a_refused_request_says_why(made, limits: Limits, request_: Request, wor
 @pytest.mark.parametrize(
     ("limits", "sampling", "words"),
     [
-        (Limits(frames=3), Sampling(num_frames=4), "4 frames of a video were asked for, more than the limit of 3"),
+        (
+            Limits(frames=3),
+            Sampling(num_frames=4),
+            "4 frames of a video were asked for, more than the limit of 3",
+        ),
         (Limits(frames=3), Sampling(fps=8), "24 frames, more than the limit of 3"),
         (Limits(), Sampling(fps=1e308), "frames, more than the limit of 64"),
-        (Limits(video_pixels=5000), Sampling(), "8 of its frames have .* pixels, more than the limit of 5,000"),
+        (
+            Limits(video_pixels=5000),
+            Sampling(),
+            "8 of its frames have .* pixels, more than the limit of 5,000",
+        ),
         (Limits(video_seconds=2.0), Sampling(), "3 s long, more than the limit of 2 s"),
-        (Limits(video_bytes=100), Sampling(), "bytes in a video, more than this server's limit of 100"),
+        (
+            Limits(video_bytes=100),
+            Sampling(),
+            "bytes in a video, more than this server's limit of 100",
+        ),
     ],
 )
 def test_limits_of_videos(made, tmp_path, limits: Limits, sampling: Sampling, words: str) -> None:
@@ -299,7 +348,9 @@ def test_time_is_bounded(made) -> None:
     jobs.append(engine.submit(question("Tell me all.", tokens=3000), tell))
     for job in reversed(jobs):  # their time is over
         job.deadline = job.accepted
-    second, first = sorted((ends.get(timeout=PATIENCE) for _ in range(2)), key=lambda end: isinstance(end, Finished))
+    second, first = sorted(
+        (ends.get(timeout=PATIENCE) for _ in range(2)), key=lambda end: isinstance(end, Finished)
+    )
     assert isinstance(first, Finished)
     assert first.reason == "time"
     assert 0 < first.usage.new_tokens < 3000
@@ -307,8 +358,10 @@ def test_time_is_bounded(made) -> None:
     assert "waited 120 s for its turn" in str(second)
 
 
-def test_a_file_that_is_never_read_to_its_end_is_not_waited_for(made, monkeypatch: pytest.MonkeyPatch) -> None:
-    from m3.serving import engine as module
+def test_a_file_that_is_never_read_to_its_end_is_not_waited_for(
+    made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m3.serving.engine import engine as module
 
     engine, going_on = made(limits=Limits(seconds=0.1)), threading.Event()
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.1)
@@ -330,7 +383,9 @@ class Memory:
 
     def __init__(self, model: M3ForConditionalGeneration) -> None:
         self.fails_at: str | None = None
-        self.handle = model.model.language_model.register_forward_pre_hook(self.look, with_kwargs=True)
+        self.handle = model.model.language_model.register_forward_pre_hook(
+            self.look, with_kwargs=True
+        )
 
     def look(self, _: object, __: object, given: dict) -> None:
         at = "token" if given["inputs_embeds"].shape[1] == 1 else "prompt"
@@ -347,8 +402,14 @@ def memory(loaded) -> Iterator[Memory]:
 
 
 @pytest.mark.parametrize("fails_at", ["prompt", "token"])
-def test_memory_that_runs_out_does_not_end_the_server(made, memory: Memory, fails_at: str, caplog) -> None:
-    """A prompt that finds no room is refused alone; where a step of the batch finds none, all of it is. Others are answered."""
+def test_memory_that_runs_out_does_not_end_the_server(
+    made, memory: Memory, fails_at: str, caplog
+) -> None:
+    """A prompt that finds no room is refused alone; where a step of the batch finds none, all of it
+    is.
+
+    Others are answered.
+    """
     engine = made()
     first, second = long_request(), question("What is it?", still())
     expected = [engine.answer(request).text for request in (first, second)]
@@ -358,7 +419,9 @@ def test_memory_that_runs_out_does_not_end_the_server(made, memory: Memory, fail
     assert begun.wait(PATIENCE)
     memory.fails_at = fails_at
     if fails_at == "prompt":
-        with pytest.raises(Busy, match="ran out of memory with this request .* at a smaller scale") as caught:
+        with pytest.raises(
+            Busy, match="ran out of memory with this request .* at a smaller scale"
+        ) as caught:
             engine.answer(second)
         assert caught.value.status == 503
     end = ends.get(timeout=PATIENCE)
@@ -378,7 +441,8 @@ def test_closing_finishes_what_was_accepted(made) -> None:
     ends: list[Event | Refused] = []
     for _ in range(6):
         engine.submit(
-            question("Tell me all.", still(), tokens=30), lambda event: None if is_piece(event) else ends.append(event)
+            question("Tell me all.", still(), tokens=30),
+            lambda event: None if is_piece(event) else ends.append(event),
         )
     engine.close()
     assert [type(end) for end in ends] == [Finished] * 6

@@ -1,4 +1,6 @@
-"""What the server fetches because a request says so, on a small internet of this process: hosts by name, all on the loopback."""
+"""What the server fetches because a request says so, on a small internet of this process: hosts
+by name, all on the loopback.
+"""
 
 import asyncio
 import http.server
@@ -10,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 from serving_files import png
 
-from m3.serving.fetch import Fetcher, is_public
-from m3.serving.requests import Refused
+from m3.serving.engine.requests import Refused
+from m3.serving.http.fetch import Fetcher, is_public
 
 FORBIDDEN = [
     "127.0.0.1",
@@ -47,13 +49,17 @@ def test_addresses_of_this_machine_and_network_are_not_public(address: str) -> N
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "1.1.1.1", "2606:4700:4700::1111", "::ffff:1.1.1.1"])
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "1.1.1.1", "2606:4700:4700::1111", "::ffff:1.1.1.1"]
+)
 def test_addresses_of_the_internet_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """/image, /to?ADDRESS (a redirect), /large, /endless (without a length), /slow, anything else: 404."""
+    """/image, /to?ADDRESS (a redirect), /large, /endless (without a length), /slow, anything
+    else: 404.
+    """
 
     def do_GET(self) -> None:
         kind, _, rest = self.path[1:].partition("?")
@@ -94,7 +100,11 @@ def port() -> Iterator[int]:
     server.server_close()
 
 
-NAMES = {"good.example": "127.0.0.1", "private.example": "10.0.0.1", "metadata.example": "169.254.169.254"}
+NAMES = {
+    "good.example": "127.0.0.1",
+    "private.example": "10.0.0.1",
+    "metadata.example": "169.254.169.254",
+}
 
 
 @pytest.fixture
@@ -138,9 +148,18 @@ REFUSED = [
     ("http://good.example:PORT@evil.example/a", "evil.example|user name"),
     ("http://user:secret@good.example:PORT/image", "user name"),
     ("http://private.example/a.png", "private or local address, which is never fetched"),
-    ("http://metadata.example/latest/meta-data", "private or local address, which is never fetched"),
-    ("http://good.example:PORT/to?http://private.example/a.png", "private or local address, which is never fetched"),
-    ("http://good.example:PORT/to?http://169.254.169.254/", "'169.254.169.254' is not among the hosts"),
+    (
+        "http://metadata.example/latest/meta-data",
+        "private or local address, which is never fetched",
+    ),
+    (
+        "http://good.example:PORT/to?http://private.example/a.png",
+        "private or local address, which is never fetched",
+    ),
+    (
+        "http://good.example:PORT/to?http://169.254.169.254/",
+        "'169.254.169.254' is not among the hosts",
+    ),
     ("http://good.example:PORT/to?http://127.0.0.1:PORT/image", "is not among the hosts"),
     ("http://good.example:PORT/to?file:///etc/passwd", "expected http:// or https://"),
     ("http://good.example:PORT/to?/to?/to?/to?/to?/image", "more than 3 redirects"),
@@ -160,7 +179,13 @@ REFUSED = [
 
 @pytest.mark.parametrize(("address", "words"), REFUSED, ids=[address for address, _ in REFUSED])
 def test_what_is_not_fetched(port: int, asked: list[str], address: str, words: str) -> None:
-    hosts = [f"good.example:{port}", "good.example:1", "private.example", "metadata.example", "nowhere.example"]
+    hosts = [
+        f"good.example:{port}",
+        "good.example:1",
+        "private.example",
+        "metadata.example",
+        "nowhere.example",
+    ]
     with pytest.raises(Refused, match=words):
         get(address.replace("PORT", str(port)), hosts)
 
@@ -171,7 +196,9 @@ def test_a_host_that_is_not_allowed_is_not_even_resolved(asked: list[str]) -> No
     assert asked == []
 
 
-def test_the_connection_goes_to_the_address_that_was_checked(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connection_goes_to_the_address_that_was_checked(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A name that answers differently the second time is not asked a second time."""
     answers = iter(["127.0.0.1", "10.0.0.1"])
 

@@ -1,4 +1,6 @@
-"""Requests drawn from the server's own description of its API: schemathesis makes them valid and invalid."""
+"""Requests drawn from the server's own description of its API: schemathesis makes them valid and
+invalid.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,13 +31,17 @@ def address(serve: Callable[[Settings], AbstractContextManager[str]]) -> Iterato
 
 @pytest.fixture(scope="module")
 def schema(address: str):
-    found = schemathesis.openapi.from_dict(httpx2.get(f"{address}/openapi.json", timeout=PATIENCE).json())
+    found = schemathesis.openapi.from_dict(
+        httpx2.get(f"{address}/openapi.json", timeout=PATIENCE).json()
+    )
     found.config.update(base_url=address)
     return found
 
 
 def with_our_model(case: Case, ours: bool) -> Case:
-    """Half of the bodies name the model there is, or all of them would be told that there is no other."""
+    """Half of the bodies name the model there is, or all of them would be told that there is no
+    other.
+    """
     if ours and isinstance(case.body, dict) and "model" in case.body:
         case.body["model"] = "tiny"
     return case

@@ -1,4 +1,6 @@
-"""Requests that are wrong in every way we could think of: a 4xx with a message, never a 5xx, a trace or a hang."""
+"""Requests that are wrong in every way we could think of: a 4xx with a message, never a 5xx, a
+trace or a hang.
+"""
 
 import io
 import json
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 from serving_files import PATIENCE, ask, data_address, png
 
-from m3.serving.schema import ChatRequest
+from m3.serving.http.schema import ChatRequest
 
 CHAT = "/v1/chat/completions"
 
@@ -41,7 +43,14 @@ def body(**changes: Any) -> dict[str, Any]:
 
 
 def shows(address: str, **part: Any) -> dict[str, Any]:
-    return body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": address}} | part]}])
+    return body(
+        messages=[
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": address}} | part],
+            }
+        ]
+    )
 
 
 def image_file(kind: str, size: tuple[int, int] = (60, 40), mode: str = "RGB") -> bytes:
@@ -51,20 +60,30 @@ def image_file(kind: str, size: tuple[int, int] = (60, 40), mode: str = "RGB") -
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG that says it is large, and would unpack to that."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     rows = zlib.compress(b"\0" * min((width + 1) * height, 10_000_000), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
 
 
 NUMBERS = [0, -1, 1.5, 10**30, "many", None, True, [], {}, "NaN"]
 WRONG_FIELDS: list[dict[str, Any]] = [
     *({"messages": value} for value in ([], {}, None, "hi", [None], [[]], ["hi"], [{}], 5)),
-    *({"messages": [{"role": role, "content": "hi"}]} for role in ("robot", "tool", "function", "", None, 5, ["user"])),
+    *(
+        {"messages": [{"role": role, "content": "hi"}]}
+        for role in ("robot", "tool", "function", "", None, 5, ["user"])
+    ),
     *(
         {"messages": [{"role": "user", "content": value}]}
         for value in (None, 5, [], [None], {}, [[]], [{"type": "audio"}])
@@ -75,7 +94,11 @@ WRONG_FIELDS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
     {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
     {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:"}]}]},
-    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": None}}]}]},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": None}}]}
+        ]
+    },
     {"messages": [{"role": "user", "content": [{"type": "image", "image": "/etc/passwd"}]}]},
     {"messages": [{"role": "system", "content": ask(png())[0]["content"]}]},
     {"messages": [{"role": "assistant", "content": ask(png())[0]["content"]}]},
@@ -99,7 +122,10 @@ WRONG_FIELDS: list[dict[str, Any]] = [
     {"\ud800": 1},
     {"stream_options": {"include_usage": True}},
     *({field: 0.5} for field in ("frequency_penalty", "presence_penalty")),
-    *({field: {}} for field in ("logit_bias", "function_call", "audio", "prediction", "web_search_options")),
+    *(
+        {field: {}}
+        for field in ("logit_bias", "function_call", "audio", "prediction", "web_search_options")
+    ),
     *({field: [{"type": "function"}]} for field in ("tools", "functions")),
     {"logprobs": True},
     {"top_logprobs": 5},
@@ -107,7 +133,10 @@ WRONG_FIELDS: list[dict[str, Any]] = [
     {"modalities": ["text", "audio"]},
     {"reasoning_effort": "high"},
     {"unheard_of": 1},
-    *({"matryoshka_vis_token_scale": value} for value in (0, -1, 7, 145, 577, 10**9, 10**30, 1.5, True, [9], {}, "")),
+    *(
+        {"matryoshka_vis_token_scale": value}
+        for value in (0, -1, 7, 145, 577, 10**9, 10**30, 1.5, True, [9], {}, "")
+    ),
     *(
         {"matryoshka_vis_token_scale": value}
         for value in ("many", "9x", "9+", "+9", "9x9x9", "9" * 5000, "7", "1x0", "x")
@@ -123,9 +152,17 @@ def test_wrong_fields(client: httpx2.Client, changes: dict[str, Any]) -> None:
 
 
 NOT_DONE = [
-    ("tools", [{"type": "function"}], "this server cannot do what this field asks for: leave it out"),
+    (
+        "tools",
+        [{"type": "function"}],
+        "this server cannot do what this field asks for: leave it out",
+    ),
     ("top_logprobs", 2, "this server cannot do what this field asks for: leave it out"),
-    ("response_format", {"type": "json_object"}, "Input should be 'text': this server can do nothing else"),
+    (
+        "response_format",
+        {"type": "json_object"},
+        "Input should be 'text': this server can do nothing else",
+    ),
     ("logprobs", True, "Input should be False: this server can do nothing else"),
     ("matryoshka_vis_token_scale", [1, 9], "expected one whole number, .* beside image_url"),
     ("matryoshka_vis_token_scale", 9.0, "expected one whole number"),
@@ -134,13 +171,21 @@ NOT_DONE = [
 
 
 @pytest.mark.parametrize(("field", "value", "words"), NOT_DONE)
-def test_what_is_not_done_is_said(client: httpx2.Client, field: str, value: Any, words: str) -> None:
-    assert re.search(f"^{field}.*: {words}", check(client.post(CHAT, json=body(**{field: value})), 400))
+def test_what_is_not_done_is_said(
+    client: httpx2.Client, field: str, value: Any, words: str
+) -> None:
+    assert re.search(
+        f"^{field}.*: {words}", check(client.post(CHAT, json=body(**{field: value})), 400)
+    )
 
 
 def test_fields_that_ask_for_nothing_are_taken(client: httpx2.Client) -> None:
     """Many clients send all fields they know."""
-    fields = [name for name, one in ChatRequest.model_fields.items() if not one.is_required() and name != "max_tokens"]
+    fields = [
+        name
+        for name, one in ChatRequest.model_fields.items()
+        if not one.is_required() and name != "max_tokens"
+    ]
     assert len(fields) > 30
     assert client.post(CHAT, json=body(**dict.fromkeys(fields))).status_code == 200
 
@@ -160,7 +205,9 @@ def test_more_values_than_can_be_told_of(client: httpx2.Client, content: bytes) 
 
 
 def test_commas_in_a_text_are_no_values(client: httpx2.Client) -> None:
-    message = check(client.post(CHAT, json=body(messages=[{"role": "user", "content": ',"' * 20_000}])), 400)
+    message = check(
+        client.post(CHAT, json=body(messages=[{"role": "user", "content": ',"' * 20_000}])), 400
+    )
     assert "tokens" in message
 
 
@@ -246,7 +293,12 @@ HALF_A_GIF = ("video_url", "cut GIF at 0.5")
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, name) for kind in ("image_url", "video_url") for name in FILES if (kind, name) != HALF_A_GIF],
+    [
+        (kind, name)
+        for kind in ("image_url", "video_url")
+        for name in FILES
+        if (kind, name) != HALF_A_GIF
+    ],
 )
 def test_wrong_files(client: httpx2.Client, kind: str, name: str) -> None:
     part = {"type": kind, kind: {"url": data_address(FILES[name])}}
@@ -281,7 +333,8 @@ def test_bodies_that_are_no_request(client: httpx2.Client, path: str, content: b
 
 
 @pytest.mark.parametrize(
-    "kind", ["", "text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"]
+    "kind",
+    ["", "text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"],
 )
 def test_other_kinds_of_content(client: httpx2.Client, kind: str) -> None:
     check(client.post(CHAT, content=b"{}", headers={"Content-Type": kind}), 415)
@@ -332,7 +385,8 @@ def test_paths_that_lead_nowhere(client: httpx2.Client, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", CHAT), ("PUT", CHAT), ("DELETE", "/v1/models"), ("POST", "/health")]
+    ("method", "path"),
+    [("GET", CHAT), ("PUT", CHAT), ("DELETE", "/v1/models"), ("POST", "/health")],
 )
 def test_other_methods(client: httpx2.Client, method: str, path: str) -> None:
     check(client.request(method, path), 405)

@@ -21,7 +21,9 @@ def test_answers_are_those_of_a_conversation(client: OpenAI, loaded, scale: int)
     conversation.show_image(png())
     expected = conversation.ask("What is it?", scale)
     extra = {"matryoshka_vis_token_scale": scale}
-    answer = client.chat.completions.create(model="tiny", messages=ask(png()), max_tokens=12, extra_body=extra)
+    answer = client.chat.completions.create(
+        model="tiny", messages=ask(png()), max_tokens=12, extra_body=extra
+    )
     assert answer.choices[0].message.content == expected.text
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == expected.visual_tokens + expected.text_tokens
@@ -38,8 +40,15 @@ def test_a_stream_put_together_is_the_whole_answer(client: OpenAI, scale: int) -
         "extra_body": {"matryoshka_vis_token_scale": scale},
     }
     whole = client.chat.completions.create(**options)
-    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == whole.choices[0].message.content
+    chunks = list(
+        client.chat.completions.create(
+            **options, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+        == whole.choices[0].message.content
+    )
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].choices == []
@@ -49,7 +58,11 @@ def test_a_stream_put_together_is_the_whole_answer(client: OpenAI, scale: int) -
 
 def test_several_images_at_scales_of_their_own(client: OpenAI) -> None:
     parts = [
-        {"type": "image_url", "image_url": {"url": data_address(png("red"))}, "matryoshka_vis_token_scale": 1},
+        {
+            "type": "image_url",
+            "image_url": {"url": data_address(png("red"))},
+            "matryoshka_vis_token_scale": 1,
+        },
         {"type": "text", "text": "and"},
         {"type": "image_url", "image_url": {"url": data_address(png("green"))}},
     ]
@@ -67,10 +80,14 @@ def test_models(client: OpenAI) -> None:
     assert model.id == "tiny"
     assert model.model_extra["matryoshka_vis_token_scales"] == [1, 4, 9, 16, 36, 144]
     assert client.models.retrieve("tiny").id == "tiny"
-    with pytest.raises(NotFoundError, match="there is no model 'other' here; this server has 'tiny'"):
+    with pytest.raises(
+        NotFoundError, match="there is no model 'other' here; this server has 'tiny'"
+    ):
         client.models.retrieve("other")
 
 
 def test_a_scale_that_does_not_exist_lists_those_that_do(client: OpenAI) -> None:
     with pytest.raises(BadRequestError, match="choose one of 1, 4, 9, 16, 36, 144"):
-        client.chat.completions.create(model="tiny", messages=ask(png()), extra_body={"matryoshka_vis_token_scale": 7})
+        client.chat.completions.create(
+            model="tiny", messages=ask(png()), extra_body={"matryoshka_vis_token_scale": 7}
+        )

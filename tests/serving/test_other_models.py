@@ -1,4 +1,6 @@
-"""Answers of the server for models whose images are tiles, and for decoders whose rows cannot share a batch."""
+"""Answers of the server for models whose images are tiles, and for decoders whose rows cannot
+share a batch.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +16,8 @@ from m3.checkpoints.convert import convert
 from m3.inference import Conversation, Generation, load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
-from m3.serving.engine import Engine
-from m3.serving.requests import Request, Turn, Visual
+from m3.serving.engine.engine import Engine
+from m3.serving.engine.requests import Request, Turn, Visual
 from m3.serving.settings import Settings
 
 Loaded = tuple[M3ForConditionalGeneration, M3Processor]
@@ -54,7 +56,9 @@ def check(loaded: Loaded, requests: list[Request]) -> Engine:
 
 
 @pytest.mark.filterwarnings("ignore:.*trained")
-def test_tiles_of_several_images_and_scales_share_a_batch(tiled: tuple[Loaded, tuple[int, ...]]) -> None:
+def test_tiles_of_several_images_and_scales_share_a_batch(
+    tiled: tuple[Loaded, tuple[int, ...]],
+) -> None:
     loaded, scales = tiled
     pictures = [Visual("image", WIDE), Visual("image", png(size=(40, 200)))]
     shown = [pictures[:1], pictures[1:], pictures, []]
@@ -70,13 +74,21 @@ def test_tiles_of_several_images_and_scales_share_a_batch(tiled: tuple[Loaded, t
 
 def test_a_decoder_that_forgets_answers_one_at_a_time(loaded: Loaded) -> None:
     _, processor = loaded
-    config = make_config(decoder="qwen3", vocab_size=len(processor.tokenizer), image_token_id=processor.image_token_id)
+    config = make_config(
+        decoder="qwen3",
+        vocab_size=len(processor.tokenizer),
+        image_token_id=processor.image_token_id,
+    )
     config.text_config.sliding_window = 8
     config.text_config.layer_types = ["sliding_attention"] * config.text_config.num_hidden_layers
     model = M3ForConditionalGeneration(config).eval()
     image = Visual("image", png())
-    requests = [Request((Turn("user", (image, "What is it?")),), scale, Generation(8)) for scale in (1, 9, 36)]
+    requests = [
+        Request((Turn("user", (image, "What is it?")),), scale, Generation(8))
+        for scale in (1, 9, 36)
+    ]
     engine = check((model, processor), requests)
     steps = engine.metrics.registry.get_sample_value("m3_decode_steps_total")
     written = engine.metrics.registry.get_sample_value("m3_new_tokens_total")
-    assert steps == written - len(requests)  # the first token of each comes of its prompt; no step served two
+    # the first token of each comes of its prompt; no step served two
+    assert steps == written - len(requests)

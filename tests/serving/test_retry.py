@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from starlette.types import Message
 
-from m3.serving.asking import Asked
-from m3.serving.retry import NoPlace, ReplicaDied, Retried
+from m3.serving.cluster.retry import NoPlace, ReplicaDied, Retried
+from m3.serving.http.relay import Asked
 from m3.serving.settings import Limits, Settings
 
 JSON, EVENTS = b"application/json", b"text/event-stream; charset=utf-8"
@@ -52,7 +52,10 @@ class Answered:
     """What a client gets, and what was counted."""
 
     def __init__(self, replicas: Replicas, seconds: float = 120.0) -> None:
-        counters = [Counter(name, name, ["model"], registry=CollectorRegistry()) for name in ("retried", "ended")]
+        counters = [
+            Counter(name, name, ["model"], registry=CollectorRegistry())
+            for name in ("retried", "ended")
+        ]
         app = Retried("m", replicas.ask, Settings(limits=Limits(seconds=seconds)), 2, *counters)
         sent: list[Message] = []
 
@@ -65,7 +68,9 @@ class Answered:
         asyncio.run(app(Asked("POST", "/generate").scope, receive, send))
         self.status, self.headers = sent[0]["status"], dict(sent[0]["headers"])
         self.text = b"".join(message["body"] for message in sent[1:]).decode()
-        self.retried, self.interrupted = (int(counter.labels("m")._value.get()) for counter in counters)
+        self.retried, self.interrupted = (
+            int(counter.labels("m")._value.get()) for counter in counters
+        )
 
 
 @pytest.mark.parametrize("answer", [ANSWER, STREAM], ids=["whole", "stream"])
@@ -75,7 +80,8 @@ class Answered:
         ([], 0),
         ([DIED], 1),
         ([DIED, DIED], 2),
-        ([[start(EVENTS), ReplicaDied]], 1),  # the start was there, but is sent with the first part only
+        # the start was there, but is sent with the first part only
+        ([[start(EVENTS), ReplicaDied]], 1),
         ([ILL, ILL, DIED, ILL], 1),
         ([DIED, [NoPlace]], 1),  # it was accepted once: no 429 any more
         ([ILL, [NoPlace]], 0),

@@ -13,22 +13,24 @@ from starlette.testclient import TestClient
 
 from m3 import config
 from m3.inference import Conversation, Generation, load
-from m3.serving.fleet import Fleet, Served
-from m3.serving.local import create_local
+from m3.serving.cluster.config import Fleet, Served
+from m3.serving.cluster.local import create_local
 from m3.serving.settings import Settings
 
 KEY = {"Authorization": "Bearer secret"}
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """`tiny`, a checkpoint, and `adapter`, which changes what it says."""
     folder = tmp_path_factory.mktemp("router")
     model, _ = load(tiny_checkpoint(folder / "tiny"), device="cpu")
     targets = r"model\.language_model\..*\.(q_proj|v_proj|o_proj)"
-    get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).save_pretrained(
-        folder / "adapter"
-    )
+    get_peft_model(
+        model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    ).save_pretrained(folder / "adapter")
     return folder
 
 
@@ -43,14 +45,17 @@ def client(folder: Path) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def openai(client: TestClient) -> OpenAI:
-    return OpenAI(base_url="http://testserver/v1", api_key="secret", max_retries=0, http_client=client)
+    return OpenAI(
+        base_url="http://testserver/v1", api_key="secret", max_retries=0, http_client=client
+    )
 
 
 def test_models_lists_all(openai: OpenAI) -> None:
     assert [model.id for model in openai.models.list()] == ["tiny", "other/one", "adapter"]
     assert openai.models.retrieve("other/one").model_extra["trained_scales"] == [1, 4, 9, 36, 144]
     with pytest.raises(
-        NotFoundError, match="there is no model 'third' here; this server has 'tiny', 'other/one', 'adapter'"
+        NotFoundError,
+        match="there is no model 'third' here; this server has 'tiny', 'other/one', 'adapter'",
     ):
         openai.models.retrieve("third")
 
@@ -62,7 +67,10 @@ def test_the_named_model_answers(client: TestClient, openai: OpenAI, name: str) 
     assert answer.model == name
     chunks = list(openai.chat.completions.create(**options, stream=True))
     assert {chunk.model for chunk in chunks} == {name}
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.choices[0].message.content
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        == answer.choices[0].message.content
+    )
     labels = f'model="{name}",path="/v1/chat/completions",replica="0",status="200"'
     assert f"m3_http_responses_total{{{labels}}} 2.0" in client.get("/metrics").text
 
@@ -74,7 +82,10 @@ def test_an_adapter_s_answers_are_its_own(openai: OpenAI, folder: Path) -> None:
         conversation.show_image(png())
         said.append(conversation.ask("What is it?", 9).text)
         answer = openai.chat.completions.create(
-            model=name, messages=ask(png()), max_tokens=12, extra_body={"matryoshka_vis_token_scale": 9}
+            model=name,
+            messages=ask(png()),
+            max_tokens=12,
+            extra_body={"matryoshka_vis_token_scale": 9},
         )
         assert answer.choices[0].message.content == said[-1]
     assert said[0] != said[1]
@@ -82,14 +93,19 @@ def test_an_adapter_s_answers_are_its_own(openai: OpenAI, folder: Path) -> None:
 
 def test_a_model_that_is_not_there(openai: OpenAI) -> None:
     with pytest.raises(
-        NotFoundError, match="there is no model 'third' here; this server has 'tiny', 'other/one', 'adapter'"
+        NotFoundError,
+        match="there is no model 'third' here; this server has 'tiny', 'other/one', 'adapter'",
     ):
         openai.chat.completions.create(model="third", messages=ask())
 
 
-@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b'{"messages": []}', b'{"model": 7, "messages": []}', b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[" * 100_000, b'{"messages": []}', b'{"model": 7, "messages": []}', b"\xff"]
+)
 def test_a_body_without_a_model_is_told_what_is_wrong(client: TestClient, body: bytes) -> None:
-    answer = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    answer = client.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
@@ -98,7 +114,10 @@ def test_generate_without_a_model_is_the_first_one_s(client: TestClient) -> None
     answer = client.post("/generate", json={"input_text": "What?", "max_new_tokens": 2})
     assert answer.content.endswith(b"\0")
     pages = client.get("/metrics").text
-    assert 'm3_http_responses_total{model="tiny",path="/generate",replica="0",status="200"} 1.0' in pages
+    assert (
+        'm3_http_responses_total{model="tiny",path="/generate",replica="0",status="200"} 1.0'
+        in pages
+    )
 
 
 def test_the_key_is_asked_for_in_front(client: TestClient) -> None:
@@ -113,7 +132,8 @@ def test_the_key_is_asked_for_in_front(client: TestClient) -> None:
 
 WRONG = {
     "models: []": "models is empty",
-    "models: [{path: a/m3}, {path: b/m3}]": "two models have the name 'm3': give each a `name` of its own",
+    "models: [{path: a/m3}, {path: b/m3}]": "two models have the name 'm3': give each a `name` of "
+    "its own",
     "models: [{path: m3, replicas: 0}]": "replicas is 0; expected 1 or more",
     "models: [{path: m3, replicas: 3, max_replicas: 2}]": "max_replicas is 2, below replicas",
     "models: [{path: m3, gpus: -1}]": "gpus is -1.0; expected",
@@ -132,12 +152,16 @@ def test_fleets_that_cannot_be(text: str, tmp_path: Path) -> None:
 
 def test_names_and_defaults(tmp_path: Path) -> None:
     file = tmp_path / "fleet.yaml"
-    file.write_text("models: [{path: some/m3}, {path: some/m3, lora: runs/charts}, {path: some/m3, name: mine}]")
+    file.write_text(
+        "models: [{path: some/m3}, {path: some/m3, lora: runs/charts}, {path: some/m3, name: mine}]"
+    )
     fleet = config.load(file, Fleet)
     assert [model.id for model in fleet.models] == ["m3", "charts", "mine"]
     assert config.decode(dataclasses.asdict(fleet), Fleet) == fleet
 
 
 def test_one_process_has_one_replica() -> None:
-    with pytest.raises(ValueError, match="one process serves one replica of each model; more of them need Ray"):
+    with pytest.raises(
+        ValueError, match="one process serves one replica of each model; more of them need Ray"
+    ):
         create_local(Fleet(models=(Served(path="m3", replicas=2),)), Settings())

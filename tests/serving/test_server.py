@@ -14,18 +14,27 @@ import pytest
 from openai import AuthenticationError, OpenAI
 from serving_files import PATIENCE, ask, data_address, png, wait_until
 
-from m3.serving import server
+from m3.serving.http import server
 from m3.serving.settings import Limits, Queue, Settings
 
 Serve = Callable[[Settings], AbstractContextManager[str]]
 CHAT = "/v1/chat/completions"
-get, post = functools.partial(httpx2.get, timeout=PATIENCE), functools.partial(httpx2.post, timeout=PATIENCE)
-LONG = {"model": "tiny", "messages": [{"role": "user", "content": "Tell me all."}], "max_tokens": 400}
+get, post = (
+    functools.partial(httpx2.get, timeout=PATIENCE),
+    functools.partial(httpx2.post, timeout=PATIENCE),
+)
+LONG = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "Tell me all."}],
+    "max_tokens": 400,
+}
 
 
 def metric(address: str, line: str) -> float:
     """The value of the line of /metrics that begins so; 0 where there is none."""
-    found = [one for one in get(f"{address}/metrics").text.splitlines() if one.startswith(line + " ")]
+    found = [
+        one for one in get(f"{address}/metrics").text.splitlines() if one.startswith(line + " ")
+    ]
     return float(found[0].split()[-1]) if found else 0.0
 
 
@@ -54,14 +63,19 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicat
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(serve: Serve) -> None:
-    with serve(Settings(name="tiny", limits=Limits(body_seconds=0.3))) as address, connect(address) as connection:
+    with (
+        serve(Settings(name="tiny", limits=Limits(body_seconds=0.3))) as address,
+        connect(address) as connection,
+    ):
         connection.sendall(HEAD + b"Content-Length: 100\r\nConnection: close\r\n\r\n{")
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"the body did not arrive within 0.3 s" in answer
 
 
-def test_headers_that_do_not_come_are_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_that_do_not_come_are_not_waited_for(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
     with serve(Settings(name="tiny")) as address:
         with connect(address) as silent, connect(address) as trickling:
@@ -85,10 +99,14 @@ def test_who_does_not_read_is_not_waited_for(serve: Serve, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_large(serve: Serve, chunked: bool) -> None:
-    content = json.dumps({"model": "tiny", "messages": ask(png())} | {"user": "x" * 100_000}).encode()
+    content = json.dumps(
+        {"model": "tiny", "messages": ask(png())} | {"user": "x" * 100_000}
+    ).encode()
     with serve(Settings(name="tiny", limits=Limits(body_bytes=50_000))) as address:
         body = iter([content[:60_000], content[60_000:]]) if chunked else content
-        response = post(f"{address}{CHAT}", content=body, headers={"Content-Type": "application/json"})
+        response = post(
+            f"{address}{CHAT}", content=body, headers={"Content-Type": "application/json"}
+        )
     assert response.status_code == 413
     assert "larger than this server's limit of 50,000 bytes" in response.json()["error"]["message"]
 
@@ -116,19 +134,31 @@ def test_a_key_is_asked_for(serve: Serve) -> None:
         assert get(f"{address}/health").status_code == 200
         with pytest.raises(AuthenticationError, match="wants its API key"):
             OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
-        assert OpenAI(base_url=f"{address}/v1", api_key="a long secret").models.list().data[0].id == "tiny"
+        assert (
+            OpenAI(base_url=f"{address}/v1", api_key="a long secret").models.list().data[0].id
+            == "tiny"
+        )
     assert "a long secret" not in repr(Settings(api_key="a long secret"))
 
 
-def test_a_full_house_says_when_to_come_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_house_says_when_to_come_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Six requests at a time, of which none ends before all of them are there."""
-    from m3.serving.preparation import Preparation
+    from m3.serving.engine.preparation import Preparation
 
     prepare, all_there = Preparation.prepare, threading.Event()
-    monkeypatch.setattr(Preparation, "prepare", lambda *given: all_there.wait(PATIENCE) and prepare(*given))
-    with serve(Settings(name="tiny", queue=Queue(running=1, waiting=1, retry_after_seconds=3))) as address:
+    monkeypatch.setattr(
+        Preparation, "prepare", lambda *given: all_there.wait(PATIENCE) and prepare(*given)
+    )
+    with serve(
+        Settings(name="tiny", queue=Queue(running=1, waiting=1, retry_after_seconds=3))
+    ) as address:
         with ThreadPoolExecutor(6) as threads:
-            answers = [threads.submit(post, f"{address}{CHAT}", json=LONG | {"max_tokens": 60}) for _ in range(6)]
+            answers = [
+                threads.submit(post, f"{address}{CHAT}", json=LONG | {"max_tokens": 60})
+                for _ in range(6)
+            ]
             wait_until(lambda: metric(address, 'm3_requests_total{outcome="overloaded"}') == 4)
             all_there.set()
             responses = [answer.result() for answer in answers]
@@ -159,7 +189,12 @@ def test_metrics(serve: Serve) -> None:
         image = {"type": "image_url", "image_url": {"url": data_address(png())}}
         for scale in (1, 9, 9):
             message = {"role": "user", "content": [image]}
-            body = {"model": "tiny", "messages": [message], "max_tokens": 2, "matryoshka_vis_token_scale": scale}
+            body = {
+                "model": "tiny",
+                "messages": [message],
+                "max_tokens": 2,
+                "matryoshka_vis_token_scale": scale,
+            }
             assert post(f"{address}{CHAT}", json=body).status_code == 200
         assert get(f"{address}/v1/models/other").status_code == 404
         expected = {
@@ -179,7 +214,11 @@ def test_metrics(serve: Serve) -> None:
 
 
 def test_the_payload_of_mllm_npu(address: str) -> None:
-    payload = {"input_text": "What is it?", "image": data_address(png()).partition(",")[2], "image_gen": False}
+    payload = {
+        "input_text": "What is it?",
+        "image": data_address(png()).partition(",")[2],
+        "image_gen": False,
+    }
     response = post(f"{address}/generate", json=payload | {"max_new_tokens": 12})
     answer, nul, rest = response.content.partition(b"\0")
     assert (nul, rest) == (b"\0", b"")
@@ -191,9 +230,11 @@ def test_the_payload_of_mllm_npu(address: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_model_that_fails_leaves_nobody_waiting(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fails_leaves_nobody_waiting(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever runs the server sees it at /health and starts it anew."""
-    from m3.serving.scheduler import Scheduler
+    from m3.serving.engine.scheduler import Scheduler
 
     def broken(*_: object) -> None:
         raise RuntimeError("the model's end")
@@ -208,9 +249,11 @@ def test_a_model_that_fails_leaves_nobody_waiting(serve: Serve, monkeypatch: pyt
         assert post(f"{address}{CHAT}", json=LONG).status_code == 503
 
 
-def test_errors_tell_nothing_of_the_inside(serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_errors_tell_nothing_of_the_inside(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
     """A bug of ours: the client gets one sentence, the log the trace; neither has the image."""
-    from m3.serving.preparation import Preparation
+    from m3.serving.engine.preparation import Preparation
 
     def broken(*_: object) -> None:
         raise RuntimeError("a secret of the inside")
@@ -219,7 +262,10 @@ def test_errors_tell_nothing_of_the_inside(serve: Serve, monkeypatch: pytest.Mon
         monkeypatch.setattr(Preparation, "prepare", broken)
         response = post(f"{address}{CHAT}", json={"model": "tiny", "messages": ask(png())})
         assert response.status_code == 500
-        assert response.json()["error"]["message"] == "the server failed on its own account; its log says why"
+        assert (
+            response.json()["error"]["message"]
+            == "the server failed on its own account; its log says why"
+        )
         assert "a secret of the inside" in caplog.text
         assert data_address(png())[-40:] not in caplog.text
         monkeypatch.undo()

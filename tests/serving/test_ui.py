@@ -1,4 +1,6 @@
-"""The page in a real browser, over a small random model, whose answers go on until they are stopped."""
+"""The page in a real browser, over a small random model, whose answers go on until they are
+stopped.
+"""
 
 import json
 import time
@@ -14,14 +16,13 @@ from required_tests import BROWSER, needs_browser
 from serving_files import PATIENCE, png, wait_until
 from videos import write_video
 
-from m3.serving.scheduler import Scheduler
+from m3.serving.engine.scheduler import Scheduler
 from m3.serving.settings import Limits, Queue, Settings
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-pytestmark = [
-    pytest.mark.slow,
-    needs_browser,
-]
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed (extra: dev)"
+)
+pytestmark = [pytest.mark.slow, needs_browser]
 TRAINED = (1, 4, 9, 36, 144)
 TOKENS = 3000
 """Of an answer that is stopped long before."""
@@ -34,11 +35,15 @@ NAMED = """() => [...document.querySelectorAll("input, textarea, select, button"
 class Visit:
     """An open page, what it complained about and what it asked the network for."""
 
-    def __init__(self, browser: Any, address: str, width: int = 1280, scheme: str = "light") -> None:
+    def __init__(
+        self, browser: Any, address: str, width: int = 1280, scheme: str = "light"
+    ) -> None:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page, self.address, self.said, self.asked = context.new_page(), address, [], []
         self.page.set_default_timeout(PATIENCE * 1000)
-        self.page.on("console", lambda one: self.said.append(one.text) if one.type == "error" else None)
+        self.page.on(
+            "console", lambda one: self.said.append(one.text) if one.type == "error" else None
+        )
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(f"{address}/ui")
@@ -62,7 +67,9 @@ class Visit:
             if name == "value":
                 playwright.expect(element).to_have_value(expected, timeout=PATIENCE * 1000)
             else:
-                playwright.expect(element).to_have_attribute(name, expected, timeout=PATIENCE * 1000)
+                playwright.expect(element).to_have_attribute(
+                    name, expected, timeout=PATIENCE * 1000
+                )
 
     def close(self) -> None:
         """With what it still has under way, or the next visit finds no place."""
@@ -92,13 +99,17 @@ def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as browsers:
         camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         arguments = ["--no-sandbox", *camera]
-        yield browsers.chromium.launch(executable_path=BROWSER, args=arguments, timeout=PATIENCE * 1000)
+        yield browsers.chromium.launch(
+            executable_path=BROWSER, args=arguments, timeout=PATIENCE * 1000
+        )
 
 
 @pytest.fixture(scope="module")
 def address(serve: Callable[[Settings], AbstractContextManager[str]]) -> Iterator[str]:
     limits = Limits(new_tokens=TOKENS, pixels=4_000_000)
-    with serve(Settings(name="tiny", ui=True, limits=limits, queue=Queue(running=1, waiting=0))) as address:
+    with serve(
+        Settings(name="tiny", ui=True, limits=limits, queue=Queue(running=1, waiting=0))
+    ) as address:
         yield address
 
 
@@ -122,7 +133,9 @@ def slow_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def counted(address: str, name: str) -> float:
-    lines = urllib.request.urlopen(f"{address}/metrics", timeout=PATIENCE).read().decode().splitlines()
+    lines = (
+        urllib.request.urlopen(f"{address}/metrics", timeout=PATIENCE).read().decode().splitlines()
+    )
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
@@ -171,39 +184,59 @@ def test_ask_slide_compare_and_save(visit: Visit, tmp_path: Path):
     page.get_by_label("Question").fill("Which colour?")
     page.click("#m3-compare")
     visit.rest("#m3-comparison")
-    assert page.locator("#m3-comparison h3").all_inner_texts() == [f"Scale {scale}" for scale in TRAINED]
+    assert page.locator("#m3-comparison h3").all_inner_texts() == [
+        f"Scale {scale}" for scale in TRAINED
+    ]
     assert page.get_by_label("Question").input_value() == "Which colour?"
-    assert counted(visit.address, "m3_tower_images_total") == seen == 1  # the picture was seen for the conversation
+    # the picture was seen for the conversation
+    assert counted(visit.address, "m3_tower_images_total") == seen == 1
 
     record = json.loads(visit.save("Save comparison as JSON", tmp_path).read_text())
     assert [answer["visual_tokens"] for answer in record["answers"]] == list(TRAINED)
-    assert all(answer["question"] == "Which colour?" and answer["seconds"] > 0 for answer in record["answers"])
+    assert all(
+        answer["question"] == "Which colour?" and answer["seconds"] > 0
+        for answer in record["answers"]
+    )
     with Image.open(visit.save("Save comparison as PNG", tmp_path)) as picture:
         assert picture.width == 1200
-        assert sum(number for number, colour in picture.getcolors(2**20) if colour[:3] == (254, 0, 0)) > 5 * 1000
+        assert (
+            sum(number for number, colour in picture.getcolors(2**20) if colour[:3] == (254, 0, 0))
+            > 5 * 1000
+        )
     page.get_by_role("tab", name="Conversation").click()
     with Image.open(visit.save("Save conversation as PNG", tmp_path)) as picture:
         assert picture.width == 720
     assert (
-        json.loads(visit.save("Save conversation as JSON", tmp_path).read_text())["answers"][0]["question"]
+        json.loads(visit.save("Save conversation as JSON", tmp_path).read_text())["answers"][0][
+            "question"
+        ]
         == "What\nis it?"
     )
     assert visit.said == []
-    assert [url for url in visit.asked if not url.startswith((visit.address, "data:", "blob:"))] == []
+    assert [
+        url for url in visit.asked if not url.startswith((visit.address, "data:", "blob:"))
+    ] == []
 
 
 def test_errors_are_told_and_nothing_is_lost(visit: Visit, tmp_path: Path):
     visit.page.get_by_label("Question").fill("What\nis it?")
     visit.page.click("#m3-compare")
-    assert visit.message == "Choose a picture or a video first: there is nothing to compare scales on."
+    assert (
+        visit.message == "Choose a picture or a video first: there is nothing to compare scales on."
+    )
     (tmp_path / "cut.png").write_bytes(png("red", (400, 400))[:300])
     visit.upload(tmp_path / "cut.png")
     visit.page.click("#m3-ask")
-    visit.wait("() => document.querySelector('.m3-alert').innerText.includes('damaged or cut short')")
+    visit.wait(
+        "() => document.querySelector('.m3-alert').innerText.includes('damaged or cut short')"
+    )
     (tmp_path / "large.png").write_bytes(png("red", (2001, 2000)))
     visit.upload(tmp_path / "large.png")
     visit.page.click("#m3-compare")
-    visit.wait("() => document.querySelector('.m3-alert').innerText.includes('more than the limit of 4,000,000')")
+    visit.wait(
+        "() => document.querySelector('.m3-alert').innerText.includes('more than the limit "
+        "of 4,000,000')"
+    )
     assert visit.page.get_by_label("Question").input_value() == "What\nis it?"
     assert visit.said == []
 
@@ -214,7 +247,10 @@ def test_a_full_house_is_told_and_stop_stops(visit: Visit, browser: Any):
     cancelled = counted(visit.address, 'm3_requests_total{outcome="cancelled"}')
     shorten(visit, TOKENS)
     visit.ask("Go on.")
-    visit.wait("() => document.querySelector('.m3-said') && document.querySelector('.m3-said').innerText.length > 20")
+    visit.wait(
+        "() => document.querySelector('.m3-said') && "
+        "document.querySelector('.m3-said').innerText.length > 20"
+    )
     other.ask("And I?")
     assert "1 requests under way and takes no more" in other.message
     assert other.page.get_by_label("Question").input_value() == "And I?"
@@ -232,11 +268,15 @@ def test_a_closed_tab_cancels_its_answer(visit: Visit):
     """The answer would have thousands of tokens; its row is free long before."""
     until(visit.address, "m3_requests_running", 0)
     cancelled, written = (
-        counted(visit.address, name) for name in ('m3_requests_total{outcome="cancelled"}', "m3_new_tokens_total")
+        counted(visit.address, name)
+        for name in ('m3_requests_total{outcome="cancelled"}', "m3_new_tokens_total")
     )
     shorten(visit, TOKENS)
     visit.ask("Go on.")
-    visit.wait("() => document.querySelector('.m3-said') && document.querySelector('.m3-said').innerText.length > 20")
+    visit.wait(
+        "() => document.querySelector('.m3-said') && "
+        "document.querySelector('.m3-said').innerText.length > 20"
+    )
     until(visit.address, "m3_requests_running", 1)
     visit.page.close()
     until(visit.address, 'm3_requests_total{outcome="cancelled"}', cancelled + 1)
@@ -264,7 +304,8 @@ def test_a_photo_of_the_camera_is_asked_about(visit: Visit):
 def test_a_video_is_asked_about_and_compared(visit: Visit, tmp_path: Path):
     write_video(tmp_path / "short.mp4")
     page = visit.page
-    with page.expect_response("**/gradio_api/run/**"):  # the server knows which of the two is asked about
+    # the server knows which of the two is asked about
+    with page.expect_response("**/gradio_api/run/**"):
         page.get_by_role("tab", name="Video").click()
     with page.expect_response("**/gradio_api/upload*"):
         page.set_input_files("#m3-video input[type=file]", tmp_path / "short.mp4")
@@ -276,14 +317,17 @@ def test_a_video_is_asked_about_and_compared(visit: Visit, tmp_path: Path):
     page.get_by_label("Question").fill("What happens?")
     page.click("#m3-compare")
     visit.rest("#m3-comparison")
-    assert [f"{8 * scale} visual tokens" in page.locator("#m3-comparison").inner_text() for scale in TRAINED] == [
-        True
-    ] * 5
+    assert [
+        f"{8 * scale} visual tokens" in page.locator("#m3-comparison").inner_text()
+        for scale in TRAINED
+    ] == [True] * 5
     assert visit.said == []
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
-def test_every_control_has_a_name_and_keys_reach_it(browser: Any, address: str, width: int, scheme: str):
+def test_every_control_has_a_name_and_keys_reach_it(
+    browser: Any, address: str, width: int, scheme: str
+):
     visit = Visit(browser, address, width, scheme)
     page = visit.page
     page.get_by_role("button", name="Which bar is the tallest?").click()
@@ -292,7 +336,8 @@ def test_every_control_has_a_name_and_keys_reach_it(browser: Any, address: str, 
     until_named(page)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     dark = page.evaluate(
-        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every((c) => c < 60)"
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every((c) => c "
+        "< 60)"
     )
     assert dark == (scheme == "dark")
     page.evaluate("document.activeElement.blur()")
@@ -300,7 +345,8 @@ def test_every_control_has_a_name_and_keys_reach_it(browser: Any, address: str, 
     for _ in range(60):
         page.keyboard.press("Tab")
         focused = page.evaluate(
-            "document.activeElement.id || document.activeElement.innerText || document.activeElement.ariaLabel"
+            "document.activeElement.id || document.activeElement.innerText || "
+            "document.activeElement.ariaLabel"
         )
         reached.add(str(focused).split("\n")[0])
     expected = (
@@ -323,7 +369,11 @@ def test_every_control_has_a_name_and_keys_reach_it(browser: Any, address: str, 
 
 def test_a_key_is_asked_for(browser: Any, serve: Callable[[Settings], AbstractContextManager[str]]):
     with serve(Settings(name="tiny", ui=True, api_key="secret")) as address:
-        for path in ("config", "gradio_api/queue/data?session_hash=a", "gradio_api/file=/etc/passwd"):
+        for path in (
+            "config",
+            "gradio_api/queue/data?session_hash=a",
+            "gradio_api/file=/etc/passwd",
+        ):
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(f"{address}/ui/{path}")
         visit = Visit(browser, address)

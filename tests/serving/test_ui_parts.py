@@ -12,15 +12,15 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from m3.inference import Generation
-from m3.processing.overlay import grid_lines
+from m3.processing.token_grid import grid_lines
 from m3.processing.video import Sampling
-from m3.serving import ui_html
 from m3.serving.command import main
-from m3.serving.requests import Finished, Refused, Turn, Usage, Visual
+from m3.serving.engine.requests import Finished, Refused, Turn, Usage, Visual
 from m3.serving.settings import Limits, Settings
-from m3.serving.ui_desk import Choices
-from m3.serving.ui_gate import HEADERS, Gate
-from m3.serving.ui_talk import Reading, Shown, Talk, caption, facts, figures, ladder, request
+from m3.serving.ui import html as ui_html
+from m3.serving.ui.access import HEADERS, Gate
+from m3.serving.ui.handlers import Choices
+from m3.serving.ui.state import Reading, Shown, Talk, caption, facts, figures, ladder, request
 
 DONE = Reading(9, "a?", "b").end(Finished("b", "length", Usage(20, (9,), 3), 0.0123456, 1.25))
 
@@ -29,14 +29,23 @@ DONE = Reading(9, "a?", "b").end(Finished("b", "length", Usage(20, (9,), 3), 0.0
 def test_the_picture_stands_in_front_of_the_first_question():
     visual, now = Visual("image", b"x"), Reading(4, "c?")
     asked = request(visual, [DONE], now, Generation(5))
-    assert asked.turns == (Turn("user", (visual, "a?")), Turn("assistant", ("b",)), Turn("user", ("c?",)))
+    assert asked.turns == (
+        Turn("user", (visual, "a?")),
+        Turn("assistant", ("b",)),
+        Turn("user", ("c?",)),
+    )
     assert asked.scale == 4 and asked.generation == Generation(5)
     assert request(None, [], now, Generation()).turns == (Turn("user", ("c?",)),)
 
 
 def test_figures_say_what_is_known():
     assert figures(Reading(9, "a?")) == []
-    assert figures(DONE) == ["9 visual tokens", "first token 12 ms", "total 1.2 s", "cut at the limit of tokens"]
+    assert figures(DONE) == [
+        "9 visual tokens",
+        "first token 12 ms",
+        "total 1.2 s",
+        "cut at the limit of tokens",
+    ]
     assert caption(DONE).startswith("Scale 9 · 9 visual tokens · ")
     assert caption(Reading(16, "a?", is_trained=False)) == "Scale 16 (not trained)"
     assert figures(Reading(9, "a?").fail("no room")) == ["refused: no room"]
@@ -45,11 +54,20 @@ def test_figures_say_what_is_known():
 def test_facts_name_the_file_by_its_digest(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"x")
     found = facts(Talk(Shown("image", str(tmp_path / "a.png")), (DONE,), 0.5), "tiny", "now")
-    assert found["shown"]["sha256"] == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    assert (
+        found["shown"]["sha256"]
+        == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    )
     assert str(tmp_path) not in str(found)
     (answer,) = found["answers"]
-    assert (answer["matryoshka_vis_token_scale"], answer["text"], answer["visual_tokens"]) == (9, "b", 9)
-    video = facts(Talk(Shown("video", str(tmp_path / "gone.mp4"), Sampling(num_frames=3))), "tiny", "now")["shown"]
+    assert (answer["matryoshka_vis_token_scale"], answer["text"], answer["visual_tokens"]) == (
+        9,
+        "b",
+        9,
+    )
+    video = facts(
+        Talk(Shown("video", str(tmp_path / "gone.mp4"), Sampling(num_frames=3))), "tiny", "now"
+    )["shown"]
     assert video == {"kind": "video", "file": "gone.mp4", "sha256": None, "num_frames": 3}
 
 
@@ -157,10 +175,15 @@ def test_only_what_the_page_needs_is_served(gate: TestClient):
     for path in OPEN:
         answer = gate.get(f"/ui{path}")
         assert answer.text == "page", path
-        assert HEADERS.items() <= {name.title(): text for name, text in answer.headers.items()}.items(), path
+        assert (
+            HEADERS.items() <= {name.title(): text for name, text in answer.headers.items()}.items()
+        ), path
     for path in SHUT:
         answer = gate.get(f"/ui{path}")
-        assert (answer.status_code, answer.json()["error"]["message"]) == (404, "there is no such page"), path
+        assert (answer.status_code, answer.json()["error"]["message"]) == (
+            404,
+            "there is no such page",
+        ), path
     assert gate.post("/ui/gradio_api/component_server").status_code == 404
     assert gate.get("/uikit/docs").text == "page"
 
@@ -168,7 +191,9 @@ def test_only_what_the_page_needs_is_served(gate: TestClient):
 @pytest.mark.parametrize("path", ["queue/join", "run/predict"])
 def test_events_name_no_files_but_uploaded_ones(gate: TestClient, tmp_path: Path, path: str):
     join = f"/ui/gradio_api/{path}"
-    good = {"data": [{"path": str(tmp_path / "x" / "a.png")}, "http://text.is/text", {"path": None}]}
+    good = {
+        "data": [{"path": str(tmp_path / "x" / "a.png")}, "http://text.is/text", {"path": None}]
+    }
     assert gate.post(join, json=good).json() == good
     for wrong in (
         "https://example.org/a.png",
@@ -180,9 +205,10 @@ def test_events_name_no_files_but_uploaded_ones(gate: TestClient, tmp_path: Path
         3,
     ):
         answer = gate.post(join, json={"data": [[{"deep": {"path": wrong}}]]})
-        assert answer.status_code == 400 and "opens no files and no addresses" in answer.json()["error"]["message"], (
-            wrong
-        )
+        assert (
+            answer.status_code == 400
+            and "opens no files and no addresses" in answer.json()["error"]["message"]
+        ), wrong
     for body in (b"{", b"[" * 100_000, b"\xff"):
         assert gate.post(join, content=body).json()["error"]["message"] == "the event is not JSON"
 

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from m3.data.synthetic.tokenizer import build_tokenizer
-from m3.serving.writing import Writing
+from m3.serving.engine.detokenizer import Writing
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,9 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return build_tokenizer()
 
 
-def written(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[str, list[str]]:
+def written(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: tuple[str, ...] = ()
+) -> tuple[str, list[str]]:
     writing, pieces = Writing(tokenizer, stop), []
     for token in ids:
         pieces.append(writing.add(token))
@@ -46,7 +48,9 @@ def test_pieces_are_the_text(tokenizer: PreTrainedTokenizerBase, text: str) -> N
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_pieces_of_any_tokens_are_their_decoding(tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+def test_pieces_of_any_tokens_are_their_decoding(
+    tokenizer: PreTrainedTokenizerBase, seed: int
+) -> None:
     """Broken characters and special tokens among them."""
     rng = random.Random(seed)
     ids = [rng.randrange(len(tokenizer)) for _ in range(60)]
@@ -75,9 +79,13 @@ def test_a_stop_text_is_never_given_out(
 
 
 def byte_tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """A vocabulary of single bytes and a few words: byte-level as GPT-2's, or falling back on bytes as Llama's."""
+    """A vocabulary of single bytes and a few words: byte-level as GPT-2's, or falling back on
+    bytes as Llama's.
+    """
     if kind == "byte level":
-        alphabet = {character: n for n, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        alphabet = {
+            character: n for n, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+        }
         tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
         tokenizer.pre_tokenizer, tokenizer.decoder = (
             pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -85,21 +93,39 @@ def byte_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         )
     else:
         words = ["<unk>", "▁a", "▁", "b", "'", "ö"]
-        vocabulary = {word: n for n, word in enumerate(words + [f"<0x{n:02X}>" for n in range(256)])}
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        vocabulary = {
+            word: n for n, word in enumerate(words + [f"<0x{n:02X}>" for n in range(256)])
+        }
+        tokenizer = Tokenizer(
+            models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>")
+        )
+        steps = [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
         tokenizer.decoder = decoders.Sequence(steps)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=["<|end|>", "<|start|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=["<|end|>", "<|start|>"]
+    )
 
 
 @pytest.mark.parametrize(
-    ("kind", "seed"), [*(("byte level", n) for n in range(6)), *(("byte fallback", n) for n in range(3))]
+    ("kind", "seed"),
+    [*(("byte level", n) for n in range(6)), *(("byte fallback", n) for n in range(3))],
 )
 def test_long_runs_of_broken_bytes_are_their_decoding(kind: str, seed: int) -> None:
-    """Not of any bytes with byte fallback: there one wrong byte makes those before it wrong that were given out already."""
+    """Not of any bytes with byte fallback: there one wrong byte makes those before it wrong that
+    were given out already.
+    """
     tokenizer, rng = byte_tokenizer(kind), random.Random(seed)
     first = len(tokenizer) - 2 - 256
-    lead = [rng.randrange(first + 128, first + 256) for _ in range(3)] if seed < 3 else list(range(first, first + 256))
+    lead = (
+        [rng.randrange(first + 128, first + 256) for _ in range(3)]
+        if seed < 3
+        else list(range(first, first + 256))
+    )
     ids = [rng.choice(lead) for _ in range(300)]
     whole, pieces = written(tokenizer, ids)
     assert whole == "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -133,9 +159,16 @@ WORDS = [
 def tidying_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """One that takes spaces before punctuation away when it decodes."""
     if kind == "Unigram":
-        pieces = [("[UNK]", 0.0), *(("▁" + word, -1.0) for word in WORDS[1:]), *((word, -2.0) for word in WORDS[1:])]
+        pieces = [
+            ("[UNK]", 0.0),
+            *(("▁" + word, -1.0) for word in WORDS[1:]),
+            *((word, -2.0) for word in WORDS[1:]),
+        ]
         tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.Metaspace(),
+            decoders.Metaspace(),
+        )
     else:
         words = WORDS + ["##" + word for word in WORDS[1:]]
         vocabulary = {word: n for n, word in enumerate(words)}
@@ -145,7 +178,10 @@ def tidying_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         if kind == "WordPiece":
             tokenizer.decoder = decoders.WordPiece(cleanup=False)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", clean_up_tokenization_spaces=True, eos_token="<|end|>"
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        clean_up_tokenization_spaces=True,
+        eos_token="<|end|>",
     )
 
 
@@ -180,7 +216,9 @@ def test_the_work_of_a_token_is_bounded(kind: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("stop", ["<|im_end|>", "<|im_start|>", "<pad>", "<image>"])
-def test_a_stop_text_that_is_a_special_token_stops(tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
+def test_a_stop_text_that_is_a_special_token_stops(
+    tokenizer: PreTrainedTokenizerBase, stop: str
+) -> None:
     ids = tokenizer("hello", add_special_tokens=False)["input_ids"]
     world = tokenizer(" world", add_special_tokens=False)["input_ids"]
     writing = Writing(tokenizer, (stop,))
@@ -192,8 +230,12 @@ def test_a_stop_text_that_is_a_special_token_stops(tokenizer: PreTrainedTokenize
     assert written(tokenizer, [*ids, *world], (stop,))[0] == "hello world"
 
 
-def test_a_stop_text_that_begins_with_a_special_token_stops(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Its special token is no text, and what stands behind it is given out only where the stop text does not go on."""
+def test_a_stop_text_that_begins_with_a_special_token_stops(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Its special token is no text, and what stands behind it is given out only where the stop
+    text does not go on.
+    """
     encode = tokenizer("hello <|im_start|>user and on", add_special_tokens=False)["input_ids"]
     assert written(tokenizer, encode, ("<|im_start|>user",))[0] == "hello"
     assert written(tokenizer, encode, ("<|im_start|>assistant",))[0] == tokenizer.decode(
@@ -206,8 +248,12 @@ def test_a_stop_text_that_begins_with_a_special_token_stops(tokenizer: PreTraine
     assert (writing.text, writing.stopped) == ("hello", False)
 
 
-def test_a_stop_text_of_a_special_token_stops_where_it_is_spelled(tokenizer: PreTrainedTokenizerBase) -> None:
-    ids = tokenizer("hello <|im_end|> world", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def test_a_stop_text_of_a_special_token_stops_where_it_is_spelled(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    ids = tokenizer("hello <|im_end|> world", add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
     assert written(tokenizer, ids, ("<|im_end|>",))[0] == "hello"
 

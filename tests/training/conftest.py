@@ -34,7 +34,10 @@ def make_tuned(processor: M3Processor) -> Callable[..., M3ForConditionalGenerati
 
     def make(decoder: str = "aria_text", **changes) -> M3ForConditionalGeneration:
         return make_model(
-            decoder=decoder, vocab_size=len(processor.tokenizer), image_token_id=processor.image_token_id, **changes
+            decoder=decoder,
+            vocab_size=len(processor.tokenizer),
+            image_token_id=processor.image_token_id,
+            **changes,
         )
 
     return make
@@ -43,7 +46,9 @@ def make_tuned(processor: M3Processor) -> Callable[..., M3ForConditionalGenerati
 def picture(seed: int) -> bytes:
     """A PNG of noise."""
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(
+        buffer, "PNG"
+    )
     return buffer.getvalue()
 
 
@@ -81,11 +86,19 @@ def write_recipe(tmp_path: Path) -> Path:
         talk = [{"from": "human", "value": "<image>\nHow many?"}, {"from": "gpt", "value": str(n)}]
         records.append({"id": str(n), "image": f"{n}.png", "conversations": talk})
     records.append(
-        {"id": "text", "conversations": [{"from": "human", "value": "Say one."}, {"from": "gpt", "value": "1"}]}
+        {
+            "id": "text",
+            "conversations": [
+                {"from": "human", "value": "Say one."},
+                {"from": "gpt", "value": "1"},
+            ],
+        }
     )
     (tmp_path / "data.json").write_text(json.dumps(records))
     build_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    SiglipImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "tokenizer")
+    SiglipImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(
+        tmp_path / "tokenizer"
+    )
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
     return tmp_path / "recipe.yaml"
 

@@ -1,4 +1,6 @@
-"""All-scales training is a way of packing: equal to M3's published loop, and to the same batch unpacked."""
+"""All-scales training is a way of packing: equal to M3's published loop, and to the same batch
+unpacked.
+"""
 
 import copy
 from collections.abc import Callable
@@ -35,7 +37,10 @@ def relative_error(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor
 def test_packed_all_scales_gradients_equal_the_published_loop(
     decoder: str, attention: str, make_tuned: Make, processor: M3Processor, samples: list[Sample]
 ) -> None:
-    """Measured: 3e-7 to 9e-7 (float32). MoE decoders with balance and z losses over all scales together."""
+    """Measured: 3e-7 to 9e-7 (float32).
+
+    MoE decoders with balance and z losses over all scales together.
+    """
     model = make_tuned(decoder).train()
     packed = Collator(processor, scales="all", pack_length=1024)(samples)
     assert len(packed["pixel_values"]) == 4, "each different image once"
@@ -68,7 +73,12 @@ def test_a_text_only_sample_goes_in_once_with_full_weight(
 @pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED_ATTENTION])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_packed_equals_unpacked(
-    decoder: str, attention: str, make_tuned: Make, processor: M3Processor, samples: list[Sample], text_sample: Sample
+    decoder: str,
+    attention: str,
+    make_tuned: Make,
+    processor: M3Processor,
+    samples: list[Sample],
+    text_sample: Sample,
 ) -> None:
     model = make_tuned(decoder)
     model.model.language_model.set_attn_implementation(attention)
@@ -77,7 +87,10 @@ def test_packed_equals_unpacked(
     unpacked = Collator(processor, scales="all")(mixed)
     with torch.no_grad():
         one, other = model(**packed), model(**unpacked)
-    logits, expected = sorted_label_logits(packed, one.logits), sorted_label_logits(unpacked, other.logits)
+    logits, expected = (
+        sorted_label_logits(packed, one.logits),
+        sorted_label_logits(unpacked, other.logits),
+    )
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one.loss, other.loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(one.scale_loss_sums, other.scale_loss_sums, rtol=1e-5, atol=1e-5)
@@ -118,13 +131,17 @@ def sorted_label_logits(batch: dict[str, torch.Tensor], logits: torch.Tensor) ->
 def test_a_cache_would_leak_across_packed_sequences_so_none_is_made(
     make_tuned: Make, processor: M3Processor, samples: list[Sample]
 ) -> None:
-    """transformers mixes packed sequences once a cache exists; `forward` makes none unless asked to."""
+    """transformers mixes packed sequences once a cache exists; `forward` makes none unless asked
+    to.
+    """
     model = make_tuned("aria_text")
     packed = Collator(processor, scales="all", pack_length=1024)(samples)
     with torch.no_grad():
         assert model(**packed).past_key_values is None
         leaking = model(**packed, use_cache=True)
-        assert (leaking.logits - model(**packed).logits).abs().max() > 1e-3, "if this holds no more, drop the warning"
+        assert (leaking.logits - model(**packed).logits).abs().max() > 1e-3, (
+            "if this holds no more, drop the warning"
+        )
 
 
 @pytest.mark.parametrize("decoder", MOE)
@@ -132,8 +149,12 @@ def test_router_and_experts_receive_gradients(
     decoder: str, make_tuned: Make, processor: M3Processor, samples: list[Sample]
 ) -> None:
     model = make_tuned(decoder).train()
-    found = gradients(model, model(**Collator(processor, scales="all", pack_length=1024)(samples)).loss)
-    wanted = [n for n in found if ".experts." in n or n.endswith((".router.weight", "mlp.gate.weight"))]
+    found = gradients(
+        model, model(**Collator(processor, scales="all", pack_length=1024)(samples)).loss
+    )
+    wanted = [
+        n for n in found if ".experts." in n or n.endswith((".router.weight", "mlp.gate.weight"))
+    ]
     assert len(wanted) == 2 * 3, wanted
     assert all(found[name].abs().sum() > 0 for name in wanted)
 
@@ -152,9 +173,15 @@ def test_micro_batches_divide_by_the_whole_step(
 
 @pytest.mark.parametrize("decoder", MOE)
 def test_router_losses_of_micro_batches_add_up_to_those_of_the_step(
-    decoder: str, make_tuned: Make, processor: M3Processor, samples: list[Sample], text_sample: Sample
+    decoder: str,
+    make_tuned: Make,
+    processor: M3Processor,
+    samples: list[Sample],
+    text_sample: Sample,
 ) -> None:
-    """With the load of the step before, whatever the split; the step's own load gives a batch's own balance loss."""
+    """With the load of the step before, whatever the split; the step's own load gives a batch's
+    own balance loss.
+    """
     model = make_tuned(decoder).train()
     collate = Collator(processor, scales="all", pack_length=1024)
     mixed = [*samples, text_sample]
@@ -170,7 +197,9 @@ def test_router_losses_of_micro_batches_add_up_to_those_of_the_step(
     whole = gradients(model, model(**collate(mixed), num_items_in_batch=weights, **options).loss)
     parts = [collate(mixed[:1]), collate(mixed[1:4]), collate(mixed[4:])]
     assert {"pixel_values" in part for part in parts} == {True, False}, "one of them has text alone"
-    split = gradients(model, sum(model(**p, num_items_in_batch=weights, **options).loss for p in parts))
+    split = gradients(
+        model, sum(model(**p, num_items_in_batch=weights, **options).loss for p in parts)
+    )
     assert relative_error(split, whole) < 1e-5
 
 

@@ -1,4 +1,6 @@
-"""Locks of torch's extension builds: a living one is waited for, a left-over one is named before anything hangs."""
+"""Locks of torch's extension builds: a living one is waited for, a left-over one is named before
+anything hangs.
+"""
 
 import logging
 import os
@@ -50,15 +52,22 @@ def test_one_of_a_killed_process_is_named(lock: Path, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING, "m3"):
         check_build_locks()
     (record,) = caplog.records
-    assert f"{lock} says that some_op is being compiled, for 0 s, and no process of this machine" in record.message
+    assert (
+        f"{lock} says that some_op is being compiled, for 0 s, and no process of this machine"
+        in record.message
+    )
     assert "Unless another machine compiles there, delete it" in record.message
 
 
-def test_an_old_one_stops_the_run_before_it_would_hang(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_one_stops_the_run_before_it_would_hang(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock.touch()
     os.utime(lock, (time.time() - LONGEST_BUILD - 60,) * 2)
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(
-        ValueError, match=r"/some_op/lock says .* for 18\d\d s, .* would wait for it for ever.*: delete it"
+        ValueError,
+        match=r"/some_op/lock says .* for 18\d\d s, .* would wait for it for ever.*: "
+        r"delete it",
     ):
         start_deepspeed(str(ZERO3))

@@ -1,4 +1,6 @@
-"""`hardware.compile`: the layers that repeat are compiled, and compute as without; a machine without a compiler is told so."""
+"""`hardware.compile`: the layers that repeat are compiled, and compute as without; a machine
+without a compiler is told so.
+"""
 
 from pathlib import Path
 
@@ -20,7 +22,9 @@ def test_the_layers_of_tower_and_decoder_are_compiled_and_keep_their_names(decod
     model = make_model(decoder=decoder)
     names = list(model.state_dict())
     compile_layers(model)
-    compiled = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
+    compiled = [
+        name for name, module in model.named_modules() if module._compiled_call_impl is not None
+    ]
     stacks = ("model.vision_tower.encoder.layers", "model.language_model.layers")
     assert compiled == [f"{stack}.{number}" for stack in stacks for number in (0, 1)]
     assert list(model.state_dict()) == names
@@ -31,7 +35,9 @@ def test_the_layers_of_tower_and_decoder_are_compiled_and_keep_their_names(decod
 def test_compiled_layers_compute_the_same_at_any_length(
     decoder: str, make_tuned, processor, samples, text_sample
 ) -> None:
-    """Losses and gradients within 1e-5, and no more graphs for more lengths. Traced and differentiated as
+    """Losses and gradients within 1e-5, and no more graphs for more lengths.
+
+    Traced and differentiated as
     for inductor, without its kernels, which take two minutes to compile."""
     batches = [
         Collator(processor, scales=(1, 9, 36), pack_length=512, pad_to_multiple_of=multiple)(chosen)
@@ -63,16 +69,24 @@ def test_compiled_layers_compute_the_same_at_any_length(
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_run_does_not_begin(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_run_does_not_begin(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
     torch._dynamo.reset()
     with pytest.raises(
-        ValueError, match=r"makes no kernel for cpu .*InvalidCxxCompiler.*it needs a C\+\+ compiler \(g\+\+"
+        ValueError,
+        match=r"makes no kernel for cpu .*InvalidCxxCompiler.*it needs a C\+\+ "
+        r"compiler \(g\+\+",
     ):
         main([str(recipe), "hardware.compile=true"])
     assert not RunFolder(recipe.parent / "run").read_metrics()
 
 
 def test_zero3_is_refused_by_the_plan(recipe: Path) -> None:
-    with pytest.raises(ValueError, match=r"hardware.compile: ZeRO-3 fetches the weights of a layer .*ZERO=zero2"):
+    with pytest.raises(
+        ValueError,
+        match=r"hardware.compile: ZeRO-3 fetches the weights of a layer "
+        r".*ZERO=zero2",
+    ):
         main([str(recipe), "hardware.compile=true", f"hardware.deepspeed={ZERO3}", "--dry-run"])

@@ -1,4 +1,6 @@
-"""`m3 data check` and `m3 data show` on recipes that are clean and broken; what a run leaves out is counted."""
+"""`m3 data check` and `m3 data show` on recipes that are clean and broken; what a run leaves out
+is counted.
+"""
 
 import json
 import os
@@ -57,7 +59,9 @@ def written(folder: Path, *names: str) -> list[str]:
         (folder / name).mkdir()
         source, _ = WRITERS[name](folder / name)
         options = {option: getattr(source, option) for option in OPTIONS}
-        rows.append(", ".join(f"{key}: {value}" for key, value in options.items() if value is not None))
+        rows.append(
+            ", ".join(f"{key}: {value}" for key, value in options.items() if value is not None)
+        )
     return rows
 
 
@@ -71,14 +75,21 @@ def broken(tmp_path: Path) -> Path:
     records = [
         {"id": "a", "image": "none.png", "conversations": talk(0)},
         {"id": "b", "conversations": talk(0)},
-        {"id": "c", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": " "}]},
+        {
+            "id": "c",
+            "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": " "}],
+        },
         {"id": "d", "image": "torn.png", "conversations": talk(0)},
         {"id": "d", "image": "0.png", "conversations": talk(0)},
         {"id": "e", "conversations": ask},
     ]
     lines = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / "data.jsonl").write_text(lines + '{"id":\n' + json.dumps({"id": "f", "conversations": ask}) + "\n")
-    return recipe(tmp_path, *written(tmp_path, "caption_tar"), f"path: {folder}/data.jsonl, weight: 0.5")
+    (folder / "data.jsonl").write_text(
+        lines + '{"id":\n' + json.dumps({"id": "f", "conversations": ask}) + "\n"
+    )
+    return recipe(
+        tmp_path, *written(tmp_path, "caption_tar"), f"path: {folder}/data.jsonl, weight: 0.5"
+    )
 
 
 WRONG = [
@@ -90,25 +101,35 @@ WRONG = [
     r"image: 1 x .*\n    sample 'd': .*torn\.png: the image data is damaged or cut short",
     r"too_long: 2 x does not fit a row\n    sample 'e' has \d+ tokens, the limit is 200",
     r"duplicate_id: 1 x .*\n    .*record 4: the id 'd' stands twice",
-    r"duplicate: 1 x the same sample stands twice \(a notice\)\n    .*record 7: the same texts and images came before",
+    r"duplicate: 1 x the same sample stands twice \(a notice\)\n    .*record 7: the same texts and "
+    r"images came before",
     r"8 problems: 2 record, 1 marks, 1 missing, 1 image, 2 too_long, 1 duplicate_id",
 ]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_check_names_all_that_is_wrong(broken: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_all_that_is_wrong(
+    broken: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["data", "check", str(broken), "--workers", str(workers)]) == 1
     shown = capsys.readouterr().out
     assert [line for line in WRONG if not re.search(line, shown)] == []
     assert re.search(r"llava_json:\S+ +8 +3 +4 +8\n", shown), "samples, images, per pass, problems"
-    assert re.search(r"caption_tar:\S+ +9 +\d+\.\d +15 +15 +15 +15\n", shown), "lengths at 9 tokens per image"
+    assert re.search(r"caption_tar:\S+ +9 +\d+\.\d +15 +15 +15 +15\n", shown), (
+        "lengths at 9 tokens per image"
+    )
 
 
-def test_check_of_what_the_recipe_leaves_out_anyway(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_what_the_recipe_leaves_out_anyway(
+    broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = ["data.broken=skip", "data.too_long=drop"]
     assert main(["data", "check", str(broken), *told]) == 1
     assert "1 problem: 1 duplicate_id" in capsys.readouterr().out
-    assert main(["data", "check", str(broken), *told, "--allow", "duplicate_id", "--messages", "1"]) == 0
+    assert (
+        main(["data", "check", str(broken), *told, "--allow", "duplicate_id", "--messages", "1"])
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "all is well" in shown
     assert "... and 1 more" in shown
@@ -116,7 +137,9 @@ def test_check_of_what_the_recipe_leaves_out_anyway(broken: Path, capsys: pytest
     assert "no such kind of problem: everything. Known: source, record" in capsys.readouterr().err
 
 
-def test_check_of_a_source_that_cannot_be_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_source_that_cannot_be_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = recipe(tmp_path, "path: nowhere.json", *written(tmp_path, "text_jsonl"))
     assert main(["data", "check", str(path)]) == 1
     shown = capsys.readouterr().out
@@ -124,7 +147,9 @@ def test_check_of_a_source_that_cannot_be_opened(tmp_path: Path, capsys: pytest.
     assert re.search(r"text_jsonl:\S+ +any ", shown), "the others are looked at all the same"
 
 
-def test_check_reads_the_held_out_samples_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reads_the_held_out_samples_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     held_out = f"held_out={{every: 1, source: {{path: {tmp_path}/nowhere.json}}}}"
     path = recipe(tmp_path, *written(tmp_path, "text_jsonl"))
     assert main(["data", "check", str(path)]) == 0
@@ -132,7 +157,9 @@ def test_check_reads_the_held_out_samples_too(tmp_path: Path, capsys: pytest.Cap
     assert "nowhere.json: no such data file" in capsys.readouterr().out
 
 
-def test_check_of_every_format_is_clean_and_keeps_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_every_format_is_clean_and_keeps_lengths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = written(tmp_path, *WRITERS)
     path = recipe(tmp_path, *rows)
     lengths = tmp_path / "lengths.npz"
@@ -160,19 +187,29 @@ def test_check_lists_what_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixt
     last = capsys.readouterr().out.splitlines()[-4:]
     assert re.search(r"^not used of text_jsonl:\S+: meta \(4 x\)$", last[0])
     assert re.search(
-        r"^not used of interleaved_jsonl:\S+: image_info\.(matched_sim|raw_url) \(4 x\), image_info\.", last[1]
+        r"^not used of interleaved_jsonl:\S+: image_info\.(matched_sim|raw_url) \(4 x\), "
+        r"image_info\.",
+        last[1],
     )
     assert re.search(r"^not used of text_files:\S+: files \.png \(1 x\)$", last[2])
-    assert re.search(r"^not used of caption_tar:\S+: similarity \(2 x\), hidden members and those .* \(1 x\)$", last[3])
+    assert re.search(
+        r"^not used of caption_tar:\S+: similarity \(2 x\), hidden members and those "
+        r".* \(1 x\)$",
+        last[3],
+    )
 
 
 def test_a_run_skips_drops_and_counts(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """8 steps of 2 samples: two passes over 4 captions and the half of 8 records, the same half each time."""
+    """8 steps of 2 samples: two passes over 4 captions and the half of 8 records, the same half
+    each time.
+    """
     told = ["data.broken=skip", "data.too_long=drop", "run=" + str(broken.parent / "run")]
     assert main(["train", str(broken), *told]) == 0
     rows = RunFolder(broken.parent / "run").read_metrics()
     assert [row["step"] for row in rows] == [3, 4, 6, 8], "a line before every checkpoint"
-    counted = [sum(int(row[name]) for row in rows) for name in ("left_out_broken", "left_out_too_long")]
+    counted = [
+        sum(int(row[name]) for row in rows) for name in ("left_out_broken", "left_out_too_long")
+    ]
     assert sum(counted) >= 4, "at most one of the eight records is whole"
     assert all(count % 2 == 0 for count in counted), "the same half in both passes"
     assert main(["train", str(broken), f"run={broken.parent}/refused", "data.too_long=drop"]) == 2
@@ -201,7 +238,9 @@ class Page(HTMLParser):
 
 def test_show_is_what_is_trained(broken: Path) -> None:
     out = broken.parent / "pages" / "page.html"
-    assert main(["data", "show", str(broken), "--out", str(out), "-n", "16", "schedule.seed=3"]) == 0
+    assert (
+        main(["data", "show", str(broken), "--out", str(out), "-n", "16", "schedule.seed=3"]) == 0
+    )
     page = Page()
     page.feed(out.read_text())
     assert "script" not in page.tags
@@ -229,6 +268,11 @@ def test_the_page_opens_in_a_browser(tmp_path: Path) -> None:
     ]
     environment = os.environ | {"HOME": str(tmp_path)}
     shown = subprocess.run(
-        [*command, out.as_uri()], capture_output=True, text=True, timeout=300, check=True, env=environment
+        [*command, out.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env=environment,
     )
     assert shown.stdout.count('class="good"') == 4

@@ -1,4 +1,6 @@
-"""Self-distillation over scales: equal to a computation by hand, one-way, and nothing where there is nothing to learn."""
+"""Self-distillation over scales: equal to a computation by hand, one-way, and nothing where
+there is nothing to learn.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +36,16 @@ def by_hand(
     temperature: float,
     scale_weights: dict[int, float],
 ) -> tuple[float, float, int]:
-    """One forward pass per sample and scale; (weighted and divided, plain sum, number of tokens)."""
+    """One forward pass per sample and scale; (weighted and divided, plain sum, number of
+    tokens).
+    """
     total = weighted = plain = number = 0.0
     whole = sum(scale_weights.get(scale, 1.0) for scale in SCALES)
     for sample in samples:
-        copies = {s: label_logits(model, Collator(processor, scales=(s,))([sample])) / temperature for s in SCALES}
+        copies = {
+            s: label_logits(model, Collator(processor, scales=(s,))([sample])) / temperature
+            for s in SCALES
+        }
         total += len(copies[144])
         if not sample.images:
             continue
@@ -75,7 +82,11 @@ def test_packed_distillation_equals_one_forward_per_scale(
     model.lm_head.weight.data *= 8  # so that the scales differ
     mixed = [*samples[:2], text_sample, *samples[2:]]
     collate = Collator(
-        processor, scales="all", pack_length=pack_length, scale_weights=scale_weights, teacher_index=True
+        processor,
+        scales="all",
+        pack_length=pack_length,
+        scale_weights=scale_weights,
+        teacher_index=True,
     )
     with torch.no_grad():
         output = model(**collate(mixed), distil_weight=0.7, distil_temperature=temperature)
@@ -87,7 +98,9 @@ def test_packed_distillation_equals_one_forward_per_scale(
     assert float(output.distil_loss_sum) == pytest.approx(plain, rel=1e-5)
     assert int(output.distil_loss_count) == number
     assert torch.equal(output.language_loss, without.language_loss)
-    torch.testing.assert_close(output.loss, without.loss + 0.7 * output.distil_loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        output.loss, without.loss + 0.7 * output.distil_loss, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_micro_batches_divide_by_the_whole_step(
@@ -99,7 +112,9 @@ def test_micro_batches_divide_by_the_whole_step(
     total = sum(float(part["loss_weights"][part["labels"] != -100].sum()) for part in parts)
     with torch.no_grad():
         whole = model(**collate(samples), distil_weight=1.0).distil_loss
-        split = [model(**part, distil_weight=1.0, num_items_in_batch=total).distil_loss for part in parts]
+        split = [
+            model(**part, distil_weight=1.0, num_items_in_batch=total).distil_loss for part in parts
+        ]
     assert float(sum(split)) == pytest.approx(float(whole), rel=1e-5)
 
 
@@ -125,7 +140,9 @@ def test_gradient_flows_into_the_coarser_scales_alone(
 def test_a_teacher_is_the_same_label_at_the_largest_scale(
     pack_length: int | None, processor: M3Processor, samples: list[Sample], text_sample: Sample
 ) -> None:
-    batch = Collator(processor, pack_length=pack_length, teacher_index=True)([text_sample, *samples])
+    batch = Collator(processor, pack_length=pack_length, teacher_index=True)(
+        [text_sample, *samples]
+    )
     index, labels = batch["teacher_index"], batch["labels"]
     assert index.shape == labels.shape
     taught = index >= 0
@@ -152,9 +169,13 @@ def test_drawn_scales_learn_from_the_largest_of_the_step(
         assert torch.isfinite(output.loss)
 
 
-def test_text_alone_adds_nothing(make_tuned: Make, processor: M3Processor, text_sample: Sample) -> None:
+def test_text_alone_adds_nothing(
+    make_tuned: Make, processor: M3Processor, text_sample: Sample
+) -> None:
     model = make_tuned("llama").train()
-    output = model(**Collator(processor, pack_length=200, teacher_index=True)([text_sample]), distil_weight=1.0)
+    output = model(
+        **Collator(processor, pack_length=200, teacher_index=True)([text_sample]), distil_weight=1.0
+    )
     assert (float(output.distil_loss), int(output.distil_loss_count)) == (0.0, 0)
     assert torch.equal(output.loss, output.language_loss)
     output.loss.backward()
@@ -163,11 +184,26 @@ def test_text_alone_adds_nothing(make_tuned: Make, processor: M3Processor, text_
 def test_runs_log_it_and_weight_zero_trains_as_without(recipe: Path) -> None:
     rows = {}
     held = (
-        f"held_out={{every: 3, samples: 2, source: {{path: {recipe.parent}/data.json, image_folder: {recipe.parent}}}}}"
+        f"held_out={{every: 3, samples: 2, source: {{path: {recipe.parent}/data.json, "
+        f"image_folder: {recipe.parent}}}}}"
     )
-    for name, distil in (("off", "null"), ("zero", "{weight: 0}"), ("on", "{weight: 1.0, temperature: 2.0}")):
-        main([str(recipe), f"run={recipe.parent / name}", f"distil={distil}", "schedule.steps=3", held])
-        rows[name] = [row for row in RunFolder(recipe.parent / name).read_metrics() if "loss" in row]
+    for name, distil in (
+        ("off", "null"),
+        ("zero", "{weight: 0}"),
+        ("on", "{weight: 1.0, temperature: 2.0}"),
+    ):
+        main(
+            [
+                str(recipe),
+                f"run={recipe.parent / name}",
+                f"distil={distil}",
+                "schedule.steps=3",
+                held,
+            ]
+        )
+        rows[name] = [
+            row for row in RunFolder(recipe.parent / name).read_metrics() if "loss" in row
+        ]
     off, zero, on = (weights(recipe.parent / name) for name in ("off", "zero", "on"))
     assert all(torch.equal(off[name], zero[name]) for name in off)
     assert any(not torch.equal(off[name], on[name]) for name in off)
@@ -194,7 +230,9 @@ def test_what_cannot_be_is_refused(overrides: list[str], message: str) -> None:
         load(find_recipe("tiny_all_scales"), Recipe, overrides)
 
 
-def test_half_of_what_it_takes_is_refused(make_tuned: Make, processor: M3Processor, samples: list[Sample]) -> None:
+def test_half_of_what_it_takes_is_refused(
+    make_tuned: Make, processor: M3Processor, samples: list[Sample]
+) -> None:
     model = make_tuned("llama")
     with pytest.raises(ValueError, match="got distil_weight without teacher_index"):
         model(**Collator(processor)(samples[:1]), distil_weight=1.0)
@@ -207,5 +245,7 @@ def test_a_teacher_outside_the_batch_is_refused() -> None:
     is_student, teacher = teachers(is_target, index)
     assert (is_student.tolist(), teacher.tolist()) == ([True, False], [1])
     assert float(divergences(torch.zeros(2, 5), is_student, teacher, 1.0)) == 0.0
-    with pytest.raises(ValueError, match="points 1 label tokens at positions that are no label tokens"):
+    with pytest.raises(
+        ValueError, match="points 1 label tokens at positions that are no label tokens"
+    ):
         teachers(is_target, torch.tensor([[-1, 2, -1, -1]]))

@@ -1,4 +1,6 @@
-"""Two processes on the CPU, through the launchers: equal to one process, killed and resumed, and no rank waits for another."""
+"""Two processes on the CPU, through the launchers: equal to one process, killed and resumed, and
+no rank waits for another.
+"""
 
 import json
 import os
@@ -16,17 +18,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_runs import make_new_tokens, weights
 
-from m3.checkpoints.rows import EMBEDDING, OUTPUT
+from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.model import M3ForConditionalGeneration
 from m3.train import main
 from m3.training.run_folder import RunFolder
 
 pytest.importorskip("deepspeed")
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = ROOT / "tests" / "training_ranks.py"
-STEPS = ["schedule.batch_size=1", "schedule.accumulation=null", "schedule.global_batch=2", "schedule.steps=8"]
+WORKER = ROOT / "tests" / "support" / "training_ranks.py"
+STEPS = [
+    "schedule.batch_size=1",
+    "schedule.accumulation=null",
+    "schedule.global_batch=2",
+    "schedule.steps=8",
+]
 EVALUATION = (
-    f"evaluation={{every: 4, tasks: [m3_tiny_scene], scales: [1, 36], limit: 3, include_path: {ROOT}/lmms_eval_tasks}}"
+    f"evaluation={{every: 4, tasks: [m3_tiny_scene], scales: [1, 36], limit: 3, include_path: "
+    f"{ROOT}/lmms_eval_tasks}}"
 )
 ADAPTER = "adapter={rank: 4, targets: [attention, shared_experts, routed_experts]}"
 
@@ -48,7 +56,9 @@ def launch(recipe: Path, *overrides: str) -> list[str]:
 
 
 def finish(command: list[str], zero: str = "zero3") -> None:
-    done = subprocess.run(command, env=environment(zero), capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(
+        command, env=environment(zero), capture_output=True, text=True, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 
@@ -79,12 +89,21 @@ def base(make_recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def overrides(recipe: Path, name: str, *more: str) -> list[str]:
     first = recipe.parent / "first" / "checkpoints" / "final"
-    return ["new_model=null", f"model={first}", f"run={recipe.parent}/{name}", "schedule.save_every=2", *STEPS, *more]
+    return [
+        "new_model=null",
+        f"model={first}",
+        f"run={recipe.parent}/{name}",
+        "schedule.save_every=2",
+        *STEPS,
+        *more,
+    ]
 
 
 @pytest.mark.slow
 def test_zero3_killed_and_resumed_equals_one_process(base: Path) -> None:
-    """Measured: losses 2e-7 apart, relative. The end is one safetensors file that `from_pretrained` takes.
+    """Measured: losses 2e-7 apart, relative.
+
+    The end is one safetensors file that `from_pretrained` takes.
 
     The benchmarks on its way are answered by both processes in step, as by the one.
     """
@@ -92,7 +111,11 @@ def test_zero3_killed_and_resumed_equals_one_process(base: Path) -> None:
     command = launch(base, *overrides(base, "two", EVALUATION))
     run = RunFolder(base.parent / "two")
     process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 400
     while len(run.read_metrics()) < 3:
@@ -109,13 +132,23 @@ def test_zero3_killed_and_resumed_equals_one_process(base: Path) -> None:
     M3ForConditionalGeneration.from_pretrained(run.final)
     before, after = weights(base.parent / "first"), weights(run.path)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    for part in ("experts.gate_up_proj", "experts.down_proj", "router.weight", "vision_tower", "connector"):
+    for part in (
+        "experts.gate_up_proj",
+        "experts.down_proj",
+        "router.weight",
+        "vision_tower",
+        "connector",
+    ):
         assert any(part in name for name in moved), part
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero", "more"), [("zero2", ()), ("zero3", (ADAPTER, "parts.vision_tower=frozen"))])
-def test_zero2_and_adapters_under_zero3_equal_one_process(base: Path, zero: str, more: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("zero", "more"), [("zero2", ()), ("zero3", (ADAPTER, "parts.vision_tower=frozen"))]
+)
+def test_zero2_and_adapters_under_zero3_equal_one_process(
+    base: Path, zero: str, more: tuple[str, ...]
+) -> None:
     main([str(base), *overrides(base, f"one_{zero}", *more)])
     finish(launch(base, *overrides(base, f"two_{zero}", *more)), zero)
     one, two = base.parent / f"one_{zero}", base.parent / f"two_{zero}"
@@ -123,18 +156,33 @@ def test_zero2_and_adapters_under_zero3_equal_one_process(base: Path, zero: str,
     before, first, second = weights(base.parent / "first"), weights(one), weights(two)
     assert distance(first, second) < 0.02 * distance(before, first)
     if more:
-        assert all(torch.equal(before[name], second[name]) for name in before if "vision_tower" in name)
+        assert all(
+            torch.equal(before[name], second[name]) for name in before if "vision_tower" in name
+        )
         assert (two / "checkpoints" / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
-        assert any(not torch.equal(before[name], second[name]) for name in before if "experts.gate_up_proj" in name)
+        assert any(
+            not torch.equal(before[name], second[name])
+            for name in before
+            if "experts.gate_up_proj" in name
+        )
 
 
 @pytest.mark.slow
 def test_one_rank_of_text_and_one_of_images(base: Path) -> None:
-    """Under ZeRO-3 every part runs on every rank: nobody waits, gradients are those of one process; what is frozen stays."""
+    """Under ZeRO-3 every part runs on every rank: nobody waits, gradients are those of one
+    process; what is frozen stays.
+    """
     first, data = base.parent / "first" / "checkpoints" / "final", base.parent / "data.json"
     one, two = base.parent / "ranks_one", base.parent / "ranks_two"
     finish([sys.executable, str(WORKER), str(one), str(first), str(data), "2"])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+    ]
     port = environment()["MASTER_PORT"]
     zero3 = str(ROOT / "scripts" / "deepspeed" / "zero3.json")
     finish([*launcher, port, str(WORKER), str(two), str(first), str(data), "1", zero3])
@@ -168,11 +216,15 @@ def test_every_process_refuses_other_data(tmp_path: Path) -> None:
     recipe = make_new_tokens(tmp_path)
     command = launch(recipe, "schedule.steps=4", "schedule.global_batch=2", "schedule.save_every=2")
     around = environment() | {"LAUNCHER": "torchrun"}
-    first = subprocess.run(command, env=around, capture_output=True, text=True, timeout=200, check=False)
+    first = subprocess.run(
+        command, env=around, capture_output=True, text=True, timeout=200, check=False
+    )
     assert first.returncode == 0, first.stderr[-2000:]
     for name in ("final", "checkpoint-4"):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / name)
     Image.new("RGB", (30, 20), (1, 2, 3)).save(tmp_path / "0.png")
-    again = subprocess.run(command, env=around, capture_output=True, text=True, timeout=200, check=False)
+    again = subprocess.run(
+        command, env=around, capture_output=True, text=True, timeout=200, check=False
+    )
     assert again.returncode != 0
     assert again.stderr.count("samples or pictures behind the same names. Put it back") == 2

@@ -1,4 +1,6 @@
-"""`evaluation` in a recipe: a sweep of the live model every few steps, which leaves training as it was."""
+"""`evaluation` in a recipe: a sweep of the live model every few steps, which leaves training as
+it was.
+"""
 
 import json
 import random
@@ -10,9 +12,9 @@ import pytest
 import torch
 from training_runs import weights
 
-from m3.evaluation import sweep
-from m3.evaluation.store import Store
-from m3.evaluation.summary import Summary
+from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.results.store import Store
+from m3.evaluation.sweep import sweep
 from m3.train import main
 from m3.training import command
 from m3.training.evaluations import kept_random_state
@@ -33,13 +35,18 @@ def answers(run: Path) -> dict[tuple[str, int, int], str]:
     for task in TASKS:
         for scale in (1, 36):
             content = json.loads(next((run / "results").glob(f"*/{task}@{scale}.json")).read_text())
-            found |= {(task, int(doc), scale): store.answer(key).text for doc, key in content["m3_keys"].items()}
+            found |= {
+                (task, int(doc), scale): store.answer(key).text
+                for doc, key in content["m3_keys"].items()
+            }
     return found
 
 
 @pytest.fixture(scope="module")
 def runs(make_recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is swept on its way, `swept`, and the same one without, `plain`; dropout makes both depend on the draws."""
+    """A run that is swept on its way, `swept`, and the same one without, `plain`; dropout makes
+    both depend on the draws.
+    """
     recipe = make_recipe(tmp_path_factory.mktemp("swept"))
     assert main([str(recipe), DROPOUT, *STEPS, f"run={recipe.parent}/plain"]) == 0
     assert main([str(recipe), DROPOUT, *STEPS, f"run={recipe.parent}/swept", EVALUATION]) == 0
@@ -48,7 +55,9 @@ def runs(make_recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_is_to_the_bit_as_without(runs: Path) -> None:
     plain, swept = RunFolder(runs.parent / "plain"), RunFolder(runs.parent / "swept")
-    losses = [[row["loss"] for row in run.read_metrics() if "loss" in row] for run in (plain, swept)]
+    losses = [
+        [row["loss"] for row in run.read_metrics() if "loss" in row] for run in (plain, swept)
+    ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
     before, after = weights(plain.path), weights(swept.path)
@@ -97,11 +106,16 @@ def test_an_interrupted_run_ends_as_the_whole_one(runs: Path) -> None:
     assert main([str(runs), DROPOUT, *STEPS, f"run={again.path}", EVALUATION]) == 0
     measured = ("tokens_per_second", "epoch")
     rows = [
-        [{name: value for name, value in row.items() if name not in measured} for row in run.read_metrics()]
+        [
+            {name: value for name, value in row.items() if name not in measured}
+            for row in run.read_metrics()
+        ]
         for run in (whole, again)
     ]
     assert rows[0] == rows[1]
-    assert answers(again.path / "evaluation" / "step-4") == answers(whole.path / "evaluation" / "step-4")
+    assert answers(again.path / "evaluation" / "step-4") == answers(
+        whole.path / "evaluation" / "step-4"
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +127,9 @@ def test_an_interrupted_run_ends_as_the_whole_one(runs: Path) -> None:
         (["evaluation.data_root=/nowhere"], "evaluation.data_root: there is no folder /nowhere"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_before_training(recipe: Path, more: list[str], message: str) -> None:
+def test_what_cannot_be_evaluated_is_refused_before_training(
+    recipe: Path, more: list[str], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         main([str(recipe), EVALUATION, *more])
     assert not list((recipe.parent / "run").glob("metrics.jsonl"))
@@ -145,5 +161,9 @@ def test_random_states_are_kept() -> None:
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry"])
 def test_a_folder_that_is_not_there_is_named(key: str, more: list[str], recipe: Path) -> None:
     wanted = f"evaluation={{every: 2, tasks: [m3_tiny_scene], {key}: nowhere/at/all}}"
-    with pytest.raises(ValueError, match=rf"evaluation.{key}: there is no folder nowhere/at/all \(looked from /"):
+    with pytest.raises(
+        ValueError,
+        match=rf"evaluation.{key}: there is no folder nowhere/at/all "
+        r"\(looked from /",
+    ):
         main([str(recipe), *STEPS, wanted, *more])

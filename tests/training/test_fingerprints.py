@@ -1,4 +1,6 @@
-"""A run goes on only with the data and the base that it began with; whatever else changed around it is said."""
+"""A run goes on only with the data and the base that it began with; whatever else changed around
+it is said.
+"""
 
 import json
 import shutil
@@ -56,14 +58,28 @@ def other_held_out(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (rewrite(lambda records: records[::-1]), r"data\.sources\.0 \(llava_json:.*data\.json\): its records \(texts"),
+        (
+            rewrite(lambda records: records[::-1]),
+            r"data\.sources\.0 \(llava_json:.*data\.json\): "
+            r"its records \(texts",
+        ),
         (rewrite(other_answer), r"data\.sources\.0 .*its records"),
-        (other_picture, r"data\.sources\.0 \(llava_json:[^;]*\): samples or pictures behind the same names"),
+        (
+            other_picture,
+            r"data\.sources\.0 \(llava_json:[^;]*\): samples or pictures behind the "
+            r"same names",
+        ),
         (other_held_out, r"Changed: held_out\.source \(llava_json:.*held\.json\): its records"),
-        (other_processor, r"Changed: new_model\.tokenizer \(.*\): preprocessor_config\.json\. Put it back, or begin"),
+        (
+            other_processor,
+            r"Changed: new_model\.tokenizer \(.*\): preprocessor_config\.json\. Put "
+            r"it back, or begin",
+        ),
     ],
 )
-def test_what_changed_is_named_and_refused(change: Callable[[Path], None], words: str, recipe: Path) -> None:
+def test_what_changed_is_named_and_refused(
+    change: Callable[[Path], None], words: str, recipe: Path
+) -> None:
     folder = recipe.parent
     shutil.copy(folder / "data.json", folder / "held.json")
     held = f"held_out={{every: 2, samples: 2, source: {{path: {folder}/held.json, image_folder: {folder}}}}}"
@@ -89,7 +105,9 @@ def test_a_rewritten_file_with_the_same_content_goes_on(recipe: Path) -> None:
         file.unlink()
         file.write_bytes(content)
     assert main([str(recipe), *SHORT]) == 0
-    assert all((first[name] == tensor).all() for name, tensor in weights(recipe.parent / "run").items())
+    assert all(
+        (first[name] == tensor).all() for name, tensor in weights(recipe.parent / "run").items()
+    )
 
 
 @pytest.mark.parametrize("adapter", [[], [ADAPTER]], ids=["full", "adapter"])
@@ -114,7 +132,9 @@ def test_another_base_is_refused(adapter: list[str], recipe: Path) -> None:
         main(command)
 
 
-def test_a_run_of_before_goes_on_with_a_notice(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_of_before_goes_on_with_a_notice(
+    recipe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert main([str(recipe), *SHORT]) == 0
     cut(recipe.parent / "run")
     (recipe.parent / "run" / FILE).unlink()

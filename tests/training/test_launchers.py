@@ -1,4 +1,7 @@
-"""What stands between a user and `m3 train`: every launcher, accelerate's files, Slurm's. Nothing is trained here."""
+"""What stands between a user and `m3 train`: every launcher, accelerate's files, Slurm's.
+
+Nothing is trained here.
+"""
 
 import os
 import signal
@@ -32,7 +35,8 @@ RECORDER = '#!/bin/sh\nfor one in "$@"; do printf "%s\\n" "$one"; done >>"$RECOR
 
 
 VISION = (
-    "{model_type: siglip_vision_model, hidden_size: 160, intermediate_size: 480, num_hidden_layers: 4, "
+    "{model_type: siglip_vision_model, hidden_size: 160, intermediate_size: 480, "
+    "num_hidden_layers: 4, "
     "num_attention_heads: 5, image_size: 96, patch_size: 8, vision_use_head: false}"
 )
 SRUN = (
@@ -44,7 +48,9 @@ sleep 0.3; touch "$RECORD.begun"; sleep 100 & wait
 
 
 def record(folder: Path, *names: str, body: str = RECORDER) -> dict[str, str]:
-    """An environment in which the programs `names` only write their arguments, a line each, into `folder/arguments`."""
+    """An environment in which the programs `names` only write their arguments, a line each, into
+    `folder/arguments`.
+    """
     for name in names:
         (folder / name).write_text(body)
         (folder / name).chmod(0o755)
@@ -69,12 +75,19 @@ def test_a_launcher_starts_a_run_that_can_be_planned(
 ) -> None:
     environment = record(tmp_path, launcher) | {"LAUNCHER": launcher}
     more = ["--dry-run", "schedule.seed=3"]
-    subprocess.run(["bash", str(SCRIPTS / f"{script}.sh"), recipe, *more], env=environment, cwd=tmp_path, check=True)
+    subprocess.run(
+        ["bash", str(SCRIPTS / f"{script}.sh"), recipe, *more],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+    )
     given = (tmp_path / "arguments").read_text().splitlines()
     assert "8" in given[: given.index("m3.cli")]
     arguments = given[given.index("m3.cli") + 1 :]
     zero = "zero2" if script == "pretrain_align" else "zero3"
-    config = [f"hardware.deepspeed=scripts/deepspeed/{zero}.json"] if launcher == "deepspeed" else []
+    config = (
+        [f"hardware.deepspeed=scripts/deepspeed/{zero}.json"] if launcher == "deepspeed" else []
+    )
     assert arguments == ["train", recipe, *config, *more]
     monkeypatch.chdir(ROOT)
     assert main([*arguments[1:], "--devices", "8"]) == 0
@@ -82,11 +95,18 @@ def test_a_launcher_starts_a_run_that_can_be_planned(
 
 
 @pytest.mark.parametrize(("script", "recipe"), DEFAULTS.items())
-def test_without_a_recipe_a_launcher_takes_its_own(tmp_path: Path, script: str, recipe: str) -> None:
+def test_without_a_recipe_a_launcher_takes_its_own(
+    tmp_path: Path, script: str, recipe: str
+) -> None:
     """A word with `=` is an override and one with `-` an option, never the recipe."""
     environment = record(tmp_path, "torchrun") | {"LAUNCHER": "torchrun"}
     for more in ([], ["schedule.steps=3", "run=a=b"], ["--dry-run"]):
-        subprocess.run(["bash", str(SCRIPTS / f"{script}.sh"), *more], env=environment, cwd=tmp_path, check=True)
+        subprocess.run(
+            ["bash", str(SCRIPTS / f"{script}.sh"), *more],
+            env=environment,
+            cwd=tmp_path,
+            check=True,
+        )
         given = (tmp_path / "arguments").read_text().splitlines()
         assert given[given.index("m3.cli") + 1 :] == ["train", recipe, *more]
         (tmp_path / "arguments").unlink()
@@ -95,7 +115,9 @@ def test_without_a_recipe_a_launcher_takes_its_own(tmp_path: Path, script: str, 
 @pytest.mark.parametrize("first", [[], ["run=here"]])
 def test_slurm_needs_a_recipe(tmp_path: Path, first: list[str]) -> None:
     script = str(SCRIPTS / "slurm" / "train.sbatch")
-    done = subprocess.run(["bash", script, *first], env=record(tmp_path), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", script, *first], env=record(tmp_path), capture_output=True, text=True, check=False
+    )
     got = "".join(first)
     assert (done.returncode, done.stderr) == (
         2, f"expected a recipe first, got '{got}': train.sbatch RECIPE [key=value ...]\n"
@@ -105,14 +127,30 @@ def test_slurm_needs_a_recipe(tmp_path: Path, first: list[str]) -> None:
 def test_an_unknown_launcher_is_refused(tmp_path: Path) -> None:
     environment = record(tmp_path) | {"LAUNCHER": "mpirun"}
     done = subprocess.run(
-        ["bash", str(SCRIPTS / "sft.sh")], env=environment, capture_output=True, text=True, check=False
+        ["bash", str(SCRIPTS / "sft.sh")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert (done.returncode, done.stderr) == (2, "LAUNCHER is mpirun; expected deepspeed, torchrun or accelerate\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "LAUNCHER is mpirun; expected deepspeed, torchrun or accelerate\n",
+    )
 
 
 def test_overrides_may_stand_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
     scales = ["--matryoshka_vis_token_scale", "1,9"]
-    main(["llava_1_5_7b_m3", "run=one", *scales, "schedule.batch_size=2", "--dry-run", "schedule.global_batch=32"])
+    main(
+        [
+            "llava_1_5_7b_m3",
+            "run=one",
+            *scales,
+            "schedule.batch_size=2",
+            "--dry-run",
+            "schedule.global_batch=32",
+        ]
+    )
     printed = capsys.readouterr().out
     assert "run             one\n" in printed
     assert "global batch    32 samples = 1 devices x 2 x 16 micro-steps" in printed
@@ -123,7 +161,11 @@ def test_overrides_may_stand_behind_options(capsys: pytest.CaptureFixture[str]) 
 def test_every_shipped_recipe_can_be_planned(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No weight is read. What `m3 data tiny` and earlier tiny runs leave is not here: such recipes start from the tiny base."""
+    """No weight is read.
+
+    What `m3 data tiny` and earlier tiny runs leave is not here: such recipes start from the tiny
+    base.
+    """
     assert len(RECIPES) == 19
     monkeypatch.chdir(ROOT)
     base = ROOT / "playground" / "m3-tiny-base"
@@ -147,7 +189,9 @@ def test_every_shipped_recipe_can_be_planned(
         printed = capsys.readouterr().out
         planned += printed.count("global batch")
         assert printed.count(" 8 devices x ") == printed.count("run   ") > 0
-    assert planned == 14 + 2 * 3 + 2 + 4, "two of the eighteen have three stages, one has two, one four"
+    assert planned == 14 + 2 * 3 + 2 + 4, (
+        "two of the eighteen have three stages, one has two, one four"
+    )
 
 
 @pytest.mark.parametrize("name", ACCELERATE)
@@ -163,7 +207,9 @@ def test_accelerate_reads_its_files(name: str) -> None:
 def test_accelerate_shards_with_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the processes find in their environment, and what accelerate makes of it there."""
     file = str(SCRIPTS / "accelerate" / "fsdp2.yaml")
-    options = launch_command_parser().parse_args(["--config_file", file, "--num_processes", "2", "--module", "m3.cli"])
+    options = launch_command_parser().parse_args(
+        ["--config_file", file, "--num_processes", "2", "--module", "m3.cli"]
+    )
     options, _, _ = _validate_launch_command(options)
     for name, value in prepare_multi_gpu_env(options).items():
         if name.startswith("FSDP_"):
@@ -175,14 +221,17 @@ def test_accelerate_shards_with_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_slurm_requeues_before_the_limit(tmp_path: Path) -> None:
-    """On USR1 the job is put back in the queue, its processes are stopped, and the batch script ends well."""
+    """On USR1 the job is put back in the queue, its processes are stopped, and the batch script
+    ends well.
+    """
     script = SCRIPTS / "slurm" / "train.sbatch"
     environment = record(tmp_path, "srun", body=SRUN) | {
         "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "77", "SLURM_NNODES": "2",
         "SLURM_GPUS_ON_NODE": "4",
     }  # fmt: skip
     scontrol = (
-        '#!/bin/sh\nif [ "$1" = show ]; then printf "node1\\nnode2\\n"; else echo "scontrol $*" >>"$RECORD"; fi\n'
+        '#!/bin/sh\nif [ "$1" = show ]; then printf "node1\\nnode2\\n"; else echo "scontrol $*" '
+        '>>"$RECORD"; fi\n'
     )
     record(tmp_path, "scontrol", body=scontrol)
     process = subprocess.Popen(["bash", str(script), "align", "run=here"], env=environment)
@@ -202,7 +251,9 @@ def test_slurm_requeues_before_the_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted(SCRIPTS.glob("*.sh")), SCRIPTS / "slurm" / "train.sbatch"], ids=lambda p: p.name
+    "path",
+    [*sorted(SCRIPTS.glob("*.sh")), SCRIPTS / "slurm" / "train.sbatch"],
+    ids=lambda p: p.name,
 )
 def test_shell_scripts_parse(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)

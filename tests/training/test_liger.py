@@ -1,4 +1,7 @@
-"""Liger's kernels: the table, and what is refused. What is called is looked at where the package is; its kernels need a GPU."""
+"""Liger's kernels: the table, and what is refused.
+
+What is called is looked at where the package is; its kernels need a GPU.
+"""
 
 import importlib.util
 import inspect
@@ -17,18 +20,25 @@ HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 
 def test_a_decoder_that_liger_does_not_know_is_refused(recipe: Path) -> None:
     with pytest.raises(
-        ValueError, match="no kernels are known for a decoder of type aria_text, but for llama, .*qwen3_moe"
+        ValueError,
+        match="no kernels are known for a decoder of type aria_text, but for llama, .*qwen3_moe",
     ):
         main([str(recipe), "hardware.liger=true"])
 
 
 @pytest.mark.skipif(HAS_LIGER, reason="liger-kernel is installed")
 def test_the_missing_package_is_named() -> None:
-    with pytest.raises(ModuleNotFoundError, match=r"needs the package liger-kernel, .*pip install -e '.\[liger\]'"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"needs the package liger-kernel, .*pip install "
+        r"-e '.\[liger\]'",
+    ):
         liger.check_liger(make_config(decoder="llama"))
 
 
-@pytest.mark.skipif(not HAS_LIGER or torch.cuda.is_available(), reason="for a CPU that has liger-kernel")
+@pytest.mark.skipif(
+    not HAS_LIGER or torch.cuda.is_available(), reason="for a CPU that has liger-kernel"
+)
 def test_without_a_gpu_it_is_refused() -> None:
     with pytest.raises(ValueError, match="its kernels need a GPU"):
         liger.check_liger(make_config(decoder="llama"))
@@ -43,7 +53,14 @@ def test_every_row_is_a_decoder_of_transformers() -> None:
 def test_every_row_is_a_function_of_liger_with_these_switches(kind: str) -> None:
     functions = pytest.importorskip("liger_kernel.transformers")
     row = liger.DECODERS[kind]
-    wanted = {"rope", "rms_norm", "cross_entropy", "fused_linear_cross_entropy", "model", *row.switches}
+    wanted = {
+        "rope",
+        "rms_norm",
+        "cross_entropy",
+        "fused_linear_cross_entropy",
+        "model",
+        *row.switches,
+    }
     assert set(inspect.signature(getattr(functions, row.function)).parameters) == wanted
 
 

@@ -1,4 +1,6 @@
-"""LoRA: what is asked for trains and nothing else; the adapter is saved, resumed, and merged exactly."""
+"""LoRA: what is asked for trains and nothing else; the adapter is saved, resumed, and merged
+exactly.
+"""
 
 from pathlib import Path
 
@@ -26,15 +28,31 @@ def adapt(recipe: Path, name: str, *overrides: str) -> Path:
     """Trains an adapter of the checkpoint; its run folder."""
     first = recipe.parent / "run" / "checkpoints" / "final"
     run = recipe.parent / name
-    main([str(recipe), "new_model=null", f"model={first}", f"run={run}", ADAPTER, "schedule.steps=4", *overrides])
+    main(
+        [
+            str(recipe),
+            "new_model=null",
+            f"model={first}",
+            f"run={run}",
+            ADAPTER,
+            "schedule.steps=4",
+            *overrides,
+        ]
+    )
     return run
 
 
 def test_it_trains_what_was_asked_for_and_merges_exactly(base: Path) -> None:
-    run = adapt(base, "adapted", "parts={vision_tower: frozen, connector: 1e-3, decoder: 1e-2, router: 1e-3}")
+    run = adapt(
+        base,
+        "adapted",
+        "parts={vision_tower: frozen, connector: 1e-3, decoder: 1e-2, router: 1e-3}",
+    )
     saved = load_file(run / "checkpoints" / "adapter" / "adapter_model.safetensors")
     lora_b = {name: tensor for name, tensor in saved.items() if "lora_B" in name}
-    assert sum(".experts." in name and "shared" not in name for name in lora_b) == 2, "gate_up_proj and down_proj"
+    assert sum(".experts." in name and "shared" not in name for name in lora_b) == 2, (
+        "gate_up_proj and down_proj"
+    )
     assert sum("shared_experts" in name for name in lora_b) == 3
     assert sum("self_attn" in name for name in lora_b) == 4
     assert all(tensor.abs().sum() > 0 for tensor in lora_b.values())
@@ -42,7 +60,11 @@ def test_it_trains_what_was_asked_for_and_merges_exactly(base: Path) -> None:
 
     before, after = weights(base.parent / "run"), weights(run)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    still = {name for name in before if name.startswith("model.vision_tower") or "norm" in name or "embed" in name}
+    still = {
+        name
+        for name in before
+        if name.startswith("model.vision_tower") or "norm" in name or "embed" in name
+    }
     assert len(still) > 10
     assert not changed & (still | {"lm_head.weight"}), "a frozen weight does not change by one bit"
     for part in (
@@ -87,11 +109,20 @@ def test_dora_on_linear_layers(base: Path) -> None:
             ["adapter={dropout: 0.05, targets: [routed_experts]}"],
             "adapter.dropout is 0.05, but adapters of routed experts",
         ),
-        (["adapter={dora: true, targets: [routed_experts]}"], "dora does not go with routed_experts"),
+        (
+            ["adapter={dora: true, targets: [routed_experts]}"],
+            "dora does not go with routed_experts",
+        ),
         (["adapter={targets: []}"], "name at least one of attention"),
-        (["adapter={}", "parts.decoder=frozen"], "parts.decoder is the learning rate of the adapters"),
+        (
+            ["adapter={}", "parts.decoder=frozen"],
+            "parts.decoder is the learning rate of the adapters",
+        ),
         (["adapter={}", "parts.decoder_last_layers=1"], "last_layers does not go with an adapter"),
-        (["adapter={quantise: bnb-4bit}", "hardware.deepspeed=zero3.json"], "does not go with hardware.deepspeed"),
+        (
+            ["adapter={quantise: bnb-4bit}", "hardware.deepspeed=zero3.json"],
+            "does not go with hardware.deepspeed",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(overrides: list[str], message: str) -> None:
@@ -102,5 +133,8 @@ def test_what_cannot_be_is_refused(overrides: list[str], message: str) -> None:
 
 
 def test_a_target_that_the_decoder_lacks_is_named(base: Path) -> None:
-    with pytest.raises(ValueError, match="this decoder has no mlp; it has attention, shared_experts, routed_experts"):
+    with pytest.raises(
+        ValueError,
+        match="this decoder has no mlp; it has attention, shared_experts, routed_experts",
+    ):
         adapt(base, "lacking", "adapter={targets: [mlp]}")

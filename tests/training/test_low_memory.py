@@ -1,4 +1,6 @@
-"""`memory: low`: the same gradients as the joint step, with the activations of one row at a time."""
+"""`memory: low`: the same gradients as the joint step, with the activations of one row at a
+time.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +16,18 @@ from m3.model import M3ForConditionalGeneration
 from m3.model.packed_sequences import real_tokens
 from m3.processing import M3Processor
 from m3.training.command import find_recipe, main
-from m3.training.low_memory import row_by_row
 from m3.training.recipe import Recipe
+from m3.training.row_by_row import row_by_row
 from m3.training.run_folder import RunFolder
 
 Make = Callable[..., M3ForConditionalGeneration]
 
 
 class Kept:
-    """A saved activation; counts the bytes alive, and their peak. What several graphs save counts for each."""
+    """A saved activation; counts the bytes alive, and their peak.
+
+    What several graphs save counts for each.
+    """
 
     alive = peak = 0
 
@@ -53,11 +58,18 @@ def test_gradients_equal_the_joint_step_with_less_kept(
     samples: list[Sample],
     text_sample: Sample,
 ) -> None:
-    """Measured: gradients 2e-7 to 6e-7 apart. Bytes kept for the backward: at most those of the largest scale alone."""
+    """Measured: gradients 2e-7 to 6e-7 apart.
+
+    Bytes kept for the backward: at most those of the largest scale alone.
+    """
     model = make_tuned(decoder).train()
     batch = Collator(processor, scales="all", pack_length=pack_length)([*samples, text_sample])
-    real = real_tokens(batch["input_ids"], batch.get("attention_mask"), batch["sequence_lengths"]).sum()
-    options = {"num_items_in_batch": batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum()}
+    real = real_tokens(
+        batch["input_ids"], batch.get("attention_mask"), batch["sequence_lengths"]
+    ).sum()
+    options = {
+        "num_items_in_batch": batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum()
+    }
     if model.model.routers:
         options |= {"router_tokens": real.float(), "router_load": torch.rand(2, 4).softmax(-1)}
 
@@ -76,12 +88,16 @@ def test_gradients_equal_the_joint_step_with_less_kept(
 
     def largest() -> None:
         model.zero_grad()
-        model(**Collator(processor, scales=(144,), pack_length=pack_length)([*samples, text_sample])).loss.backward()
+        model(
+            **Collator(processor, scales=(144,), pack_length=pack_length)([*samples, text_sample])
+        ).loss.backward()
 
     peaks, gradients = {}, {}
     for step in (joint, low, largest):
         peaks[step.__name__] = peak_saved(step)
-        gradients[step.__name__] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        gradients[step.__name__] = torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        )
     difference = (gradients["low"] - gradients["joint"]).norm() / gradients["joint"].norm()
     assert difference < 1e-5
     assert peaks["low"] <= 1.25 * peaks["largest"]
@@ -92,7 +108,15 @@ def test_a_run_row_by_row_is_the_same_run(recipe: Path) -> None:
     losses = {}
     for memory in ("packed", "low"):
         run = recipe.parent / memory
-        main([str(recipe), f"run={run}", f"memory={memory}", "schedule.steps=4", "data.pack_length=64"])
+        main(
+            [
+                str(recipe),
+                f"run={run}",
+                f"memory={memory}",
+                "schedule.steps=4",
+                "data.pack_length=64",
+            ]
+        )
         losses[memory] = [row["loss"] for row in RunFolder(run).read_metrics()]
     assert losses["low"] == pytest.approx(losses["packed"], rel=1e-5)
     first, second = (weights(recipe.parent / memory) for memory in ("packed", "low"))
@@ -101,10 +125,15 @@ def test_a_run_row_by_row_is_the_same_run(recipe: Path) -> None:
 
 def test_held_out_samples_give_a_curve_of_every_scale(recipe: Path) -> None:
     held = (
-        f"held_out={{every: 2, samples: 4, source: {{path: {recipe.parent}/data.json, image_folder: {recipe.parent}}}}}"
+        f"held_out={{every: 2, samples: 4, source: {{path: {recipe.parent}/data.json, "
+        f"image_folder: {recipe.parent}}}}}"
     )
     main([str(recipe), "schedule.steps=4", held])
-    rows = [row for row in RunFolder(recipe.parent / "run").read_metrics() if "eval_loss_scale_36" in row]
+    rows = [
+        row
+        for row in RunFolder(recipe.parent / "run").read_metrics()
+        if "eval_loss_scale_36" in row
+    ]
     assert [row["step"] for row in rows] == [2, 4]
     assert rows[0].keys() >= {"eval_loss_scale_1", "eval_loss_scale_4", "eval_loss_scale_36"}
     assert rows[0]["eval_loss_scale_1"] != rows[1]["eval_loss_scale_1"]
@@ -114,7 +143,8 @@ def test_scales_weigh_what_the_recipe_says(processor: M3Processor, samples: list
     plain = Collator(processor, scales=(1, 4, 9))(samples[:1])
     weighted = Collator(processor, scales=(1, 4, 9), scale_weights={9: 2.0})(samples[:1])
     of_row = {
-        name: batch["loss_weights"].amax(1).tolist() for name, batch in (("plain", plain), ("weighted", weighted))
+        name: batch["loss_weights"].amax(1).tolist()
+        for name, batch in (("plain", plain), ("weighted", weighted))
     }
     assert of_row["plain"] == pytest.approx([1 / 3] * 3)
     assert of_row["weighted"] == pytest.approx([0.25, 0.25, 0.5])
@@ -123,7 +153,10 @@ def test_scales_weigh_what_the_recipe_says(processor: M3Processor, samples: list
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["memory=low", "hardware.deepspeed=zero3.json"], "memory: low goes backward several times a step"),
+        (
+            ["memory=low", "hardware.deepspeed=zero3.json"],
+            "memory: low goes backward several times a step",
+        ),
         (["scale_weights={16: 1}"], "must be positive and of the trained scales"),
         (["scale_weights={9: 0}"], "leave a scale out of those rather than giving it 0"),
     ],

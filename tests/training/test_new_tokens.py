@@ -1,4 +1,6 @@
-"""Tokens that a decoder has never seen: their rows train where its tables are frozen, and what cannot be said is named."""
+"""Tokens that a decoder has never seen: their rows train where its tables are frozen, and what
+cannot be said is named.
+"""
 
 import json
 import shutil
@@ -11,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from training_runs import check_merged, make_new_tokens, weights
 
-from m3.checkpoints.rows import EMBEDDING, OUTPUT
+from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.cli import main
 from m3.inference.loading import load
 from m3.model import M3ForConditionalGeneration
@@ -37,13 +39,18 @@ def give_mean_rows(model: Path) -> None:
 
 
 def answer(model: Path) -> str:
-    loaded, processor = M3ForConditionalGeneration.from_pretrained(model).eval(), M3Processor.from_pretrained(model)
+    loaded, processor = (
+        M3ForConditionalGeneration.from_pretrained(model).eval(),
+        M3Processor.from_pretrained(model),
+    )
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": "<image>\nw4 w5"}], add_generation_prompt=True, tokenize=False
     )
     image = Image.fromarray(np.full((20, 30, 3), 100, np.uint8))
     inputs = processor(images=image, text=prompt, matryoshka_vis_token_scale=9)
-    ids = loaded.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    ids = loaded.generate(**inputs, max_new_tokens=8, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     return str(processor.tokenizer.decode(ids))
 
 
@@ -66,7 +73,9 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("base", ["made", "tied", "old"])
 @pytest.mark.parametrize("parts", [[], [ADAPTER_ALONE]], ids=["connector", "alone"])
-def test_an_adapter_learns_to_end_its_answer(base: str, parts: list[str], request: pytest.FixtureRequest) -> None:
+def test_an_adapter_learns_to_end_its_answer(
+    base: str, parts: list[str], request: pytest.FixtureRequest
+) -> None:
     recipe: Path = request.getfixturevalue(base)
     run = recipe.parent / f"lora{len(parts)}"
     assert main(["train", str(recipe), f"run={run}", LORA, *parts]) == 0
@@ -93,7 +102,9 @@ def test_the_adapter_is_one_that_others_read(made: Path) -> None:
     merged, _ = load(run / "checkpoints" / "final")
     ids = torch.tensor([[97, 4, 5, 98, 6, 98]])
     with torch.no_grad():
-        torch.testing.assert_close(beside(input_ids=ids).logits, merged(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            beside(input_ids=ids).logits, merged(input_ids=ids).logits, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("what", [LORA, FROZEN])
@@ -105,7 +116,9 @@ def test_it_resumes_to_the_same_weights(made: Path, what: str) -> None:
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "final")
     shutil.rmtree(cut / "checkpoints" / "checkpoint-6")
-    (cut / "recipe.yaml").write_text((whole / "recipe.yaml").read_text().replace(str(whole), str(cut)))
+    (cut / "recipe.yaml").write_text(
+        (whole / "recipe.yaml").read_text().replace(str(whole), str(cut))
+    )
     assert main(["train", str(made), f"run={cut}", what, *short]) == 0
     first, second = weights(whole), weights(cut)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -128,17 +141,22 @@ def test_a_frozen_decoder_trains_these_rows_and_nothing_else(
         moved = (before[name] != after[name]).any(1).nonzero().flatten().tolist()
         assert set(moved) <= {97, 98}, "weight decay leaves the other rows alone too"
     assert not torch.equal(
-        before[OUTPUT if OUTPUT in before else EMBEDDING][END], after[OUTPUT if OUTPUT in after else EMBEDDING][END]
+        before[OUTPUT if OUTPUT in before else EMBEDDING][END],
+        after[OUTPUT if OUTPUT in after else EMBEDDING][END],
     )
     model = M3ForConditionalGeneration.from_pretrained(run / "checkpoints" / "final").eval()
     ids = torch.tensor([[97, 4, 5, 98, 97, 6, 7, 98]])
     with torch.no_grad():
-        assert int(model(input_ids=ids).logits[0, -2].argmax()) == END, "behind the answer stands its end"
+        assert int(model(input_ids=ids).logits[0, -2].argmax()) == END, (
+            "behind the answer stands its end"
+        )
     losses = [row["loss"] for row in RunFolder(run).read_metrics()]
     assert losses[-1] < losses[0] - 1
 
 
-def test_rows_that_stay_frozen_are_named(old: Path, caplog: pytest.LogCaptureFixture, capsys) -> None:
+def test_rows_that_stay_frozen_are_named(
+    old: Path, caplog: pytest.LogCaptureFixture, capsys
+) -> None:
     frozen = [*(f"run={old.parent}/frozen", "schedule.steps=1"), "parts.new_tokens=frozen"]
     for what in ([LORA], ["parts.decoder=frozen"], ["parts.decoder_last_layers=1"]):
         assert main(["train", str(old), *frozen, *what, "--dry-run"]) == 0
@@ -158,7 +176,10 @@ def test_rows_that_stay_frozen_are_named(old: Path, caplog: pytest.LogCaptureFix
 def test_rows_that_train_are_in_the_plan(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(made), LORA, "parts.new_tokens=5e-3", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "2 rows of the frozen tables train at 0.005 (<|im_start|>, <|im_end|>)" in out and "WARNING" not in out
+    assert (
+        "2 rows of the frozen tables train at 0.005 (<|im_start|>, <|im_end|>)" in out
+        and "WARNING" not in out
+    )
     assert main(["train", str(made), "--dry-run"]) == 0
     assert "rows of the frozen tables" not in capsys.readouterr().out
 
@@ -167,8 +188,14 @@ def test_rows_that_train_are_in_the_plan(made: Path, capsys: pytest.CaptureFixtu
     ("overrides", "message"),
     [
         (["parts.new_tokens=1e-3"], "here the decoder trains whole; leave it out"),
-        (["parts.new_tokens=0", LORA], "parts.new_tokens: a learning rate must be a number above 0"),
-        ([LORA, "hardware.deepspeed=scripts/deepspeed/zero3.json"], "ZeRO-3 shards the tables of which 2 rows"),
+        (
+            ["parts.new_tokens=0", LORA],
+            "parts.new_tokens: a learning rate must be a number above 0",
+        ),
+        (
+            [LORA, "hardware.deepspeed=scripts/deepspeed/zero3.json"],
+            "ZeRO-3 shards the tables of which 2 rows",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -178,11 +205,25 @@ def test_what_cannot_be_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_model_without_new_tokens_takes_no_rate_for_them(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_new_tokens_takes_no_rate_for_them(
+    old: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A full run leaves tokens that are new no longer."""
     run = old.parent / "full"
     assert main(["train", str(old), f"run={run}", "schedule.steps=2"]) == 0
-    assert main(["train", str(old), f"model={run}/checkpoints/final", LORA, "parts.new_tokens=1e-3", "--dry-run"]) == 2
+    assert (
+        main(
+            [
+                "train",
+                str(old),
+                f"model={run}/checkpoints/final",
+                LORA,
+                "parts.new_tokens=1e-3",
+                "--dry-run",
+            ]
+        )
+        == 2
+    )
     assert "parts.new_tokens: the model has no new tokens" in capsys.readouterr().err
 
 
@@ -208,7 +249,10 @@ def test_answers_that_are_not_taught_to_end_are_named(made: Path, tmp_path: Path
     """The end of a turn stands outside the marks, or generation stops at something else."""
     words = "answers would never end: by the chat template {} is learned behind each, and generation stops at {}. Put"
     assert main(["data", "check", str(made)]) == 0
-    for name, behind, stops in (("outside", "nothing", "</s>, <|im_end|>"), ("other", "<|im_end|>", "</s>")):
+    for name, behind, stops in (
+        ("outside", "nothing", "</s>, <|im_end|>"),
+        ("other", "<|im_end|>", "</s>"),
+    ):
         model = tmp_path / name
         shutil.copytree(made.parent / "model", model)
         if name == "outside":

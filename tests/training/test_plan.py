@@ -1,10 +1,12 @@
-"""What a run says before it starts: from the configuration alone, for models whose weights are not here."""
+"""What a run says before it starts: from the configuration alone, for models whose weights are
+not here.
+"""
 
 import pytest
 
 from m3.config import load
 from m3.training.command import find_recipe, main, read_recipes
-from m3.training.plan import count_parameters, plan, planned_config
+from m3.training.dry_run import count_parameters, plan, planned_config
 from m3.training.recipe import Recipe
 from m3.training.throughput import meter, peak_flops
 
@@ -30,12 +32,16 @@ def test_the_plan_names_the_batch_and_its_sizes(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "128 samples = 16 devices x 4 x 2 micro-steps; 1 epochs" in printed
     assert "5 sequences, about 1366 tokens" in printed
-    with pytest.raises(ValueError, match="a global batch of 128 is no multiple of 3 devices x batch_size 4"):
+    with pytest.raises(
+        ValueError, match="a global batch of 128 is no multiple of 3 devices x batch_size 4"
+    ):
         main(["llava_1_5_7b_m3", "--dry-run", "--devices", "3"])
 
 
 def test_what_is_missing_is_said() -> None:
-    with pytest.raises(ValueError, match="has no config.json, and the recipe names no architecture"):
+    with pytest.raises(
+        ValueError, match="has no config.json, and the recipe names no architecture"
+    ):
         main(["llava_1_5_7b_m3", "architecture=null", "--dry-run"])
     with pytest.raises(ValueError, match="no 'llava_8b'; there are aria_25b, llava_1_5_7b"):
         main(["llava_1_5_7b_m3", "architecture=llava_8b", "--dry-run"])
@@ -44,7 +50,11 @@ def test_what_is_missing_is_said() -> None:
 def test_sharding_lowers_the_estimate_of_memory() -> None:
     found = {}
     for stage in ("zero2", "zero3"):
-        recipe = load(find_recipe("llava_1_5_7b_m3"), Recipe, [f"hardware.deepspeed=scripts/deepspeed/{stage}.json"])
+        recipe = load(
+            find_recipe("llava_1_5_7b_m3"),
+            Recipe,
+            [f"hardware.deepspeed=scripts/deepspeed/{stage}.json"],
+        )
         line = next(line for line in plan(recipe, 8).splitlines() if line.startswith("memory"))
         found[stage] = float(line.split()[2])
     assert found["zero3"] < 20 < found["zero2"]
@@ -63,6 +73,8 @@ def test_peaks_are_found_by_the_device_name() -> None:
     recipe = load(find_recipe("llava_1_5_7b_m3"), Recipe)
     found = meter(planned_config(recipe), "NVIDIA H100 80GB HBM3")
     assert found is not None
-    assert found.flops(1000, 0) == pytest.approx(6 * 1000 * 6.607e9, rel=1e-3), "Vicuna-7B without its embedding table"
+    assert found.flops(1000, 0) == pytest.approx(6 * 1000 * 6.607e9, rel=1e-3), (
+        "Vicuna-7B without its embedding table"
+    )
     assert found.flops(0, 1) > 3 * 2 * 577 * 0.3e9
     assert meter(planned_config(recipe), "some CPU") is None

@@ -1,4 +1,6 @@
-"""QLoRA: adapters learn on a packed base that does not change by one bit; the end is the plain base with them merged in."""
+"""QLoRA: adapters learn on a packed base that does not change by one bit; the end is the plain
+base with them merged in.
+"""
 
 from pathlib import Path
 
@@ -7,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from training_runs import check_merged, make_new_tokens, weights
 
-from m3.checkpoints.rows import EMBEDDING, OUTPUT
+from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.config import load
 from m3.training.build import build
 from m3.training.command import find_recipe, main
 from m3.training.lora import add_lora, lora_config
+from m3.training.parameter_groups import apply_parts
 from m3.training.recipe import Recipe
 from m3.training.run_folder import RunFolder
-from m3.training.stages import apply_parts
 
 pytest.importorskip("bitsandbytes")
 
@@ -45,9 +47,14 @@ def overrides(recipe: Path, name: str, quantise: str, targets: str) -> list[str]
 
 @pytest.mark.parametrize(
     ("quantise", "targets"),
-    [("bnb-4bit", "attention, shared_experts"), ("bnb-8bit", "attention, shared_experts, routed_experts")],
+    [
+        ("bnb-4bit", "attention, shared_experts"),
+        ("bnb-8bit", "attention, shared_experts, routed_experts"),
+    ],
 )
-def test_a_run_trains_the_adapter_and_merges_it_into_the_plain_base(base: Path, quantise: str, targets: str) -> None:
+def test_a_run_trains_the_adapter_and_merges_it_into_the_plain_base(
+    base: Path, quantise: str, targets: str
+) -> None:
     main([str(base), *overrides(base, quantise, quantise, targets)])
     run = base.parent / quantise
     assert len(RunFolder(run).read_metrics()) == 4
@@ -59,8 +66,15 @@ def test_a_run_trains_the_adapter_and_merges_it_into_the_plain_base(base: Path, 
     before, after = weights(base.parent / "run"), weights(run)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
-    assert any("self_attn.q_proj" in name for name in changed) and any("connector" in name for name in changed)
-    adapted_parts = ("self_attn", "shared_experts", "connector", *([".experts."] if "routed" in targets else []))
+    assert any("self_attn.q_proj" in name for name in changed) and any(
+        "connector" in name for name in changed
+    )
+    adapted_parts = (
+        "self_attn",
+        "shared_experts",
+        "connector",
+        *([".experts."] if "routed" in targets else []),
+    )
     assert all(any(part in name for part in adapted_parts) for name in changed)
 
     check_merged(base.parent / "run", run)
@@ -72,7 +86,9 @@ def test_the_packed_base_stays_to_the_bit(base: Path) -> None:
     model, _ = build(recipe)
     rates = apply_parts(model, recipe.parts)
     assert not any("q_proj" in name for name in rates), "what is packed has no gradient"
-    adapted, trained = add_lora(model, lora_config(model.config, recipe.adapter, recipe.parts), rates, seed=0)
+    adapted, trained = add_lora(
+        model, lora_config(model.config, recipe.adapter, recipe.parts), rates, seed=0
+    )
     before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
     assert sum(parameter.dtype == torch.uint8 for parameter in before.values()) == 7 + 2, (
         "linear layers and the experts"
@@ -98,16 +114,22 @@ def test_the_packed_base_stays_to_the_bit(base: Path) -> None:
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="it is refused on CPUs alone")
 def test_held_out_samples_are_refused_where_they_would_spoil_the_gradients(base: Path) -> None:
     held_out = (
-        f"held_out={{every: 2, samples: 4, source: {{path: {base.parent}/data.json, image_folder: {base.parent}}}}}"
+        f"held_out={{every: 2, samples: 4, source: {{path: {base.parent}/data.json, image_folder: "
+        f"{base.parent}}}}}"
     )
     wanted = overrides(base, "held", "bnb-4bit", "attention, shared_experts")
-    with pytest.raises(ValueError, match="held_out and evaluation do not go with adapter.quantise: bnb-4bit on a CPU"):
+    with pytest.raises(
+        ValueError,
+        match="held_out and evaluation do not go with adapter.quantise: bnb-4bit on a CPU",
+    ):
         main([str(base), *wanted, held_out])
 
 
 def test_packed_experts_take_no_adapter() -> None:
     wanted = "adapter={targets: [attention, routed_experts], quantise: bnb-4bit}"
-    with pytest.raises(ValueError, match="leave routed_experts out of targets, or take quantise: bnb-8bit"):
+    with pytest.raises(
+        ValueError, match="leave routed_experts out of targets, or take quantise: bnb-8bit"
+    ):
         load(find_recipe("tiny_all_scales"), Recipe, [wanted])
 
 

@@ -1,4 +1,6 @@
-"""`report_to`: the curves of every scale in TensorBoard's own file; a package that is missing is named."""
+"""`report_to`: the curves of every scale in TensorBoard's own file; a package that is missing is
+named.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -29,7 +31,9 @@ def test_tensorboard_has_the_loss_of_every_scale(recipe: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_missing_package_is_named(recipe: Path) -> None:
     with pytest.raises(
-        ModuleNotFoundError, match=r"report_to.*: this needs the package wandb, which .*: pip install -e '.\[wandb\]'"
+        ModuleNotFoundError,
+        match=r"report_to.*: this needs the package wandb, which .*: pip "
+        r"install -e '.\[wandb\]'",
     ):
         main([str(recipe), "report_to=[wandb]"])
 
@@ -37,10 +41,18 @@ def test_a_missing_package_is_named(recipe: Path) -> None:
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="for a CPU")
 def test_fsdp_on_a_cpu_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match=r"accelerate shards by FSDP on accelerators alone, .* LAUNCHER=torchrun"):
+    with pytest.raises(
+        ValueError,
+        match=r"accelerate shards by FSDP on accelerators alone, .* "
+        r"LAUNCHER=torchrun",
+    ):
         main([str(recipe)])
 
 
 def test_a_model_that_is_not_there_is_named(recipe: Path) -> None:
-    with pytest.raises(ValueError, match=r"model: checkpoints/llava-v1.5-7b is no checkpoint folder .*m3 assemble"):
+    with pytest.raises(
+        ValueError,
+        match=r"model: checkpoints/llava-v1.5-7b is no checkpoint "
+        r"folder .*m3 assemble",
+    ):
         main(["llava_1_5_7b_m3", f"run={recipe.parent}/none"])

@@ -1,4 +1,6 @@
-"""What may go on, and on how many devices: the recipe as it was, the samples of a step, the shards of ZeRO."""
+"""What may go on, and on how many devices: the recipe as it was, the samples of a step, the
+shards of ZeRO.
+"""
 
 import json
 import shutil
@@ -44,7 +46,8 @@ def test_other_samples_a_step_are_refused(interrupted: RunFolder) -> None:
     schedule = Schedule(batch_size=1, accumulation=2, steps=8)
     check_resume(interrupted, schedule, 2)
     with pytest.raises(
-        ValueError, match="trained on 2 devices, 4 samples a step; on 1 a step would hold 2, .*global_batch"
+        ValueError,
+        match="trained on 2 devices, 4 samples a step; on 1 a step would hold 2, .*global_batch",
     ):
         check_resume(interrupted, schedule, 1)
 
@@ -53,14 +56,18 @@ def test_shards_of_other_devices_are_refused(interrupted: RunFolder) -> None:
     add_shards(interrupted, 2)
     check_resume(interrupted, KEPT, 2)
     with pytest.raises(
-        ValueError, match=r"ZeRO's shards of the optimiser for 2 devices, and this run has 4. Take 2 dev"
+        ValueError,
+        match=r"ZeRO's shards of the optimiser for 2 devices, and this run has 4. Take "
+        r"2 dev",
     ):
         check_resume(interrupted, KEPT, 4)
     with pytest.raises(ValueError, match=r"from its weights, with a fresh"):
         check_resume(interrupted, KEPT, 1)
     (interrupted.checkpoints / "checkpoint-4" / "config.json").touch()
     with pytest.raises(
-        ValueError, match=r"from its weights .model=\S+checkpoint-4 run=FOLDER., with a fresh optimiser"
+        ValueError,
+        match=r"from its weights .model=\S+checkpoint-4 run=FOLDER., with a fresh "
+        r"optimiser",
     ):
         check_resume(interrupted, KEPT, 1)
 
@@ -73,13 +80,17 @@ def test_weights_left_in_shards_are_refused(tmp_path: Path) -> None:
     config = tmp_path / "zero.json"
     config.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     with pytest.raises(
-        ValueError, match="leaves the weights in shards; set .*stage3_gather_16bit_weights_on_model_save to true"
+        ValueError,
+        match="leaves the weights in shards; set "
+        ".*stage3_gather_16bit_weights_on_model_save to true",
     ):
         start_deepspeed(str(config))
 
 
 def test_a_recipe_of_older_code_goes_on(recipe: Path) -> None:
-    """A key that it did not know yet counts as its default; one that it gave otherwise is another recipe."""
+    """A key that it did not know yet counts as its default; one that it gave otherwise is
+    another recipe.
+    """
     main([str(recipe), "schedule.steps=2"])
     run = RunFolder(recipe.parent / "run")
     before = (run.path / "environment.json").read_bytes()
@@ -89,13 +100,18 @@ def test_a_recipe_of_older_code_goes_on(recipe: Path) -> None:
     del stored["distil"]
     (run.path / "recipe.yaml").write_text(yaml.safe_dump(stored, sort_keys=False))
     assert main([str(recipe), "schedule.steps=2"]) == 0
-    with pytest.raises(ValueError, match=r"another recipe \(-\s+compile: false; \+\s+compile: true\); give another"):
+    with pytest.raises(
+        ValueError,
+        match=r"another recipe \(-\s+compile: false; \+\s+compile: "
+        r"true\); give another",
+    ):
         main([str(recipe), "schedule.steps=2", "hardware.compile=true"])
     assert (run.path / "environment.json").read_bytes() == before, "nothing was written over"
     stored["of_the_future"] = 1
     (run.path / "recipe.yaml").write_text(yaml.safe_dump(stored, sort_keys=False))
     with pytest.raises(
-        ValueError, match="a run of another kind or version .*unknown key 'of_the_future'.*give another"
+        ValueError,
+        match="a run of another kind or version .*unknown key 'of_the_future'.*give another",
     ):
         run.check(load(recipe, Recipe))
 
@@ -110,7 +126,11 @@ def test_other_data_is_refused(recipe: Path) -> None:
     data = recipe.parent / "data.json"
     records = json.loads(data.read_text())
     data.write_text(json.dumps(records[:-1]))
-    with pytest.raises(ValueError, match=r"was trained on 9 samples of llava_json:.*data\.json, which holds 8 now"):
+    with pytest.raises(
+        ValueError,
+        match=r"was trained on 9 samples of llava_json:.*data\.json, "
+        r"which holds 8 now",
+    ):
         main([str(recipe), "schedule.steps=2", "schedule.save_every=1"])
     data.write_text(json.dumps(records))
     assert main([str(recipe), "schedule.steps=2", "schedule.save_every=1"]) == 0
@@ -118,7 +138,13 @@ def test_other_data_is_refused(recipe: Path) -> None:
 
 def test_a_deepspeed_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
-    for content in ("{}", "[]", '{"zero_optimization": {}}', '{"zero_optimization": {"stage": "three"}}', "{"):
+    for content in (
+        "{}",
+        "[]",
+        '{"zero_optimization": {}}',
+        '{"zero_optimization": {"stage": "three"}}',
+        "{",
+    ):
         (tmp_path / "zero.json").write_text(content)
         with pytest.raises(ValueError, match=r"zero\.json: .*zero_optimization"):
             start_deepspeed(str(tmp_path / "zero.json"))

@@ -9,7 +9,7 @@ from tiny_models import make_config
 from m3.config import load
 from m3.model import M3Config
 from m3.training.build import build
-from m3.training.plan import plan
+from m3.training.dry_run import plan
 from m3.training.recipe import Recipe
 from m3.training.row_attention import choose_row_attention
 
@@ -38,22 +38,37 @@ def test_packed_attention_by_default_and_in_the_plan(recipe: Path) -> None:
 def test_the_recipes_choice_is_taken(recipe: Path, attention: str) -> None:
     model, _ = build(changed(recipe, attention))
     assert model.model.language_model.config._attn_implementation == attention
-    assert model.model.vision_tower.config._attn_implementation == ("sdpa" if attention == "packed" else attention)
+    assert model.model.vision_tower.config._attn_implementation == (
+        "sdpa" if attention == "packed" else attention
+    )
 
 
 def test_a_decoder_that_mixes_packed_sequences_is_refused(recipe: Path) -> None:
     message = "no attention keeps the packed sequences of this bloom decoder apart .*eager: a sequence changes by"
     with pytest.raises(ValueError, match=f"{message} .*data.pack_length to null"):
         choose_row_attention(changed(recipe), bloom())
-    with pytest.raises(ValueError, match="hardware.attention: eager cannot compute packed rows of this bloom decoder"):
+    with pytest.raises(
+        ValueError,
+        match="hardware.attention: eager cannot compute packed rows of this bloom decoder",
+    ):
         choose_row_attention(changed(recipe, "eager"), bloom())
     assert choose_row_attention(changed(recipe, pack_length=None), bloom()).implementation is None
 
 
 def test_why_a_decoder_falls_back_is_said(recipe: Path) -> None:
-    text = {"model_type": "codegen", "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4, "vocab_size": 96}
+    text = {
+        "model_type": "codegen",
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 4,
+        "rotary_dim": 4,
+        "vocab_size": 96,
+    }
     choice = choose_row_attention(changed(recipe), make_config(text_config=text))
-    assert choice.reason == "eager, a mask over whole rows (packed: the decoder has an attention of its own)"
+    assert (
+        choice.reason
+        == "eager, a mask over whole rows (packed: the decoder has an attention of its own)"
+    )
 
 
 def test_a_decoder_that_cannot_be_tried_is_refused_in_words(recipe: Path) -> None:
@@ -65,13 +80,23 @@ def test_a_decoder_that_cannot_be_tried_is_refused_in_words(recipe: Path) -> Non
         "num_attention_heads": 4,
         "vocab_size": 96,
     }
-    odd = text | {"qk_rope_head_dim": 6, "qk_nope_head_dim": 7, "q_lora_rank": 4, "kv_lora_rank": 4, "head_dim": 3}
+    odd = text | {
+        "qk_rope_head_dim": 6,
+        "qk_nope_head_dim": 7,
+        "q_lora_rank": 4,
+        "kv_lora_rank": 4,
+        "head_dim": 3,
+    }
     config = make_config(text_config=odd)
     with pytest.raises(
-        ValueError, match="no attention keeps .* deepseek_v3 decoder apart .a trial: no small copy .*RuntimeError"
+        ValueError,
+        match="no attention keeps .* deepseek_v3 decoder apart .a trial: no small copy "
+        ".*RuntimeError",
     ):
         choose_row_attention(changed(recipe), config)
-    with pytest.raises(ValueError, match="hardware.attention: sdpa cannot compute packed rows .* no small copy"):
+    with pytest.raises(
+        ValueError, match="hardware.attention: sdpa cannot compute packed rows .* no small copy"
+    ):
         choose_row_attention(changed(recipe, "sdpa"), config)
     assert choose_row_attention(changed(recipe, pack_length=None), config).implementation is None
 

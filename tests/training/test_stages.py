@@ -1,4 +1,6 @@
-"""Stages: what a part's rate, its last layers and the router's rate do; chains; what a run says before it starts."""
+"""Stages: what a part's rate, its last layers and the router's rate do; chains; what a run says
+before it starts.
+"""
 
 from pathlib import Path
 
@@ -8,8 +10,8 @@ from tiny_models import make_model
 from training_runs import weights
 
 from m3.training.command import main
+from m3.training.parameter_groups import apply_parts
 from m3.training.sections import Parts
-from m3.training.stages import apply_parts
 
 LAYER = "model.language_model.layers"
 
@@ -41,14 +43,23 @@ def test_the_last_layers_alone_and_the_router_at_its_own_rate() -> None:
     ("decoder", "parts", "message"),
     [
         ("llama", {"router": 1e-4}, "the decoder is dense and has none"),
-        ("aria_text", {"decoder_last_layers": 3}, "the last 3 layers of decoder are to train, but it has 2"),
-        ("aria_text", {"vision_tower": "frozen", "connector": "frozen", "decoder": "frozen"}, "every part is frozen"),
+        (
+            "aria_text",
+            {"decoder_last_layers": 3},
+            "the last 3 layers of decoder are to train, but it has 2",
+        ),
+        (
+            "aria_text",
+            {"vision_tower": "frozen", "connector": "frozen", "decoder": "frozen"},
+            "every part is frozen",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(decoder: str, parts: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         apply_parts(
-            make_model(decoder=decoder), Parts(**{"vision_tower": 1.0, "connector": 1.0, "decoder": 1.0} | parts)
+            make_model(decoder=decoder),
+            Parts(**{"vision_tower": 1.0, "connector": 1.0, "decoder": 1.0} | parts),
         )
 
 
@@ -64,7 +75,10 @@ def test_three_stages_by_one_command(recipe: Path, capsys: pytest.CaptureFixture
     main([str(recipe), "schedule.steps=1"])
     first = recipe.parent / "run" / "checkpoints" / "final"
     chain = recipe.parent / "chain.yaml"
-    text = recipe.read_text().replace(f"run: {recipe.parent}/run", f"run: {recipe.parent}/chain") + STAGES
+    text = (
+        recipe.read_text().replace(f"run: {recipe.parent}/run", f"run: {recipe.parent}/chain")
+        + STAGES
+    )
     chain.write_text(text + f"model: {first}\nreset_connector: true\n")
     override = ["new_model=null", "schedule.steps=3"]
     assert main([str(chain), "--dry-run", *override]) == 0
@@ -72,19 +86,28 @@ def test_three_stages_by_one_command(recipe: Path, capsys: pytest.CaptureFixture
     assert not (recipe.parent / "chain").exists(), "a dry run writes nothing"
     assert main([str(chain), *override]) == 0
     before = weights(recipe.parent / "run")
-    stages = [weights(recipe.parent / "chain" / name) for name in ("align", "pretrain", "all_scales")]
+    stages = [
+        weights(recipe.parent / "chain" / name) for name in ("align", "pretrain", "all_scales")
+    ]
     moved = [
         {name for name in old if not torch.equal(old[name], new[name])}
         for old, new in zip([before, *stages[:-1]], stages, strict=True)
     ]
     assert moved[0] == {name for name in before if name.startswith("model.connector")}
-    assert any(name.startswith(LAYER) for name in moved[1]) and not any("vision" in name for name in moved[1])
+    assert any(name.startswith(LAYER) for name in moved[1]) and not any(
+        "vision" in name for name in moved[1]
+    )
     assert any("vision" in name for name in moved[2])
     assert (
         'trained_scales": [\n      1,\n      4,\n      36'
-        in (recipe.parent / "chain" / "all_scales" / "checkpoints" / "final" / "config.json").read_text()
+        in (
+            recipe.parent / "chain" / "all_scales" / "checkpoints" / "final" / "config.json"
+        ).read_text()
     )
-    files = {path: path.stat().st_mtime_ns for path in (recipe.parent / "chain").rglob("model.safetensors")}
+    files = {
+        path: path.stat().st_mtime_ns
+        for path in (recipe.parent / "chain").rglob("model.safetensors")
+    }
     assert main([str(chain), *override]) == 0, "finished stages are left alone"
     assert all(path.stat().st_mtime_ns == time for path, time in files.items())
 
@@ -92,7 +115,11 @@ def test_three_stages_by_one_command(recipe: Path, capsys: pytest.CaptureFixture
 def test_stages_need_names_and_a_folder(recipe: Path) -> None:
     chain = recipe.parent / "chain.yaml"
     chain.write_text(recipe.read_text() + "stages: [{name: one}, {name: one}]\n")
-    with pytest.raises(ValueError, match=r"each has a name of its own, got the names \['one', 'one'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"each has a name of its own, got the names \['one', "
+        r"'one'\]",
+    ):
         main([str(chain)])
     chain.write_text(recipe.read_text().replace("run:", "rum:") + "stages: [{name: one}]\n")
     with pytest.raises(ValueError, match="needs `run`"):
@@ -108,7 +135,9 @@ def test_stages_need_names_and_a_folder(recipe: Path) -> None:
         ("run: elsewhere", "stage two: run is the chain's and the stage's name"),
     ],
 )
-def test_a_stage_that_says_what_its_place_decides_is_refused(recipe: Path, second: str, message: str) -> None:
+def test_a_stage_that_says_what_its_place_decides_is_refused(
+    recipe: Path, second: str, message: str
+) -> None:
     chain = recipe.parent / "chain.yaml"
     chain.write_text(recipe.read_text() + f"stages: [{{name: one}}, {{name: two, {second}}}]\n")
     with pytest.raises(ValueError, match=message):
@@ -119,7 +148,9 @@ def test_stages_are_a_list_of_mappings(recipe: Path) -> None:
     chain = recipe.parent / "chain.yaml"
     for stages in ("{one: {}}", "[one]", "3"):
         chain.write_text(recipe.read_text() + f"stages: {stages}\n")
-        with pytest.raises(ValueError, match="stages: expected a list in which each has a name of its own"):
+        with pytest.raises(
+            ValueError, match="stages: expected a list in which each has a name of its own"
+        ):
             main([str(chain)])
 
 

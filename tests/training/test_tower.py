@@ -1,4 +1,6 @@
-"""The tower stage on a handful of drawn pictures: it learns, resumes from nothing, and leaves a plain vision model."""
+"""The tower stage on a handful of drawn pictures: it learns, resumes from nothing, and leaves a
+plain vision model.
+"""
 
 from pathlib import Path
 
@@ -53,15 +55,24 @@ def test_missing_pictures_say_how_to_make_them(folder: Path) -> None:
 
 
 def test_a_share_of_a_step_is_one_step(folder: Path) -> None:
-    """Fewer pictures than a step takes are filled up, not read three times over as Trainer would."""
-    short = ["schedule.steps=null", "schedule.epochs=0.01", "schedule.batch_size=32", "schedule.log_every=1"]
+    """Fewer pictures than a step takes are filled up, not read three times over as Trainer
+    would.
+    """
+    short = [
+        "schedule.steps=null",
+        "schedule.epochs=0.01",
+        "schedule.batch_size=32",
+        "schedule.log_every=1",
+    ]
     main([str(folder / "recipe.yaml"), *short, f"run={folder}/short"])
     assert [row["step"] for row in RunFolder(folder / "short").read_metrics()] == [1]
 
 
 def test_what_a_tower_does_not_read_is_refused(folder: Path) -> None:
     for key in ("attention=sdpa", "liger=true"):
-        with pytest.raises(ValueError, match=f"hardware.{key.split('=')[0]} is of a whole model's recipe"):
+        with pytest.raises(
+            ValueError, match=f"hardware.{key.split('=')[0]} is of a whole model's recipe"
+        ):
             main([str(folder / "recipe.yaml"), f"hardware.{key}", f"run={folder}/none"])
 
 

@@ -1,4 +1,6 @@
-"""`m3 train` for real on a tiny random model: runs, logs, freezes, refuses, and resumes after kill -9 to the same weights."""
+"""`m3 train` for real on a tiny random model: runs, logs, freezes, refuses, and resumes after
+kill -9 to the same weights.
+"""
 
 import json
 import os
@@ -21,7 +23,9 @@ from m3.training.run_folder import RunFolder
 from m3.training.sections import Schedule
 
 
-def test_a_run_explains_itself_and_its_checkpoint_is_ready(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_explains_itself_and_its_checkpoint_is_ready(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(recipe)]) == 0
     run = recipe.parent / "run"
     assert str(run / "checkpoints" / "final") in capsys.readouterr().out
@@ -41,7 +45,9 @@ def test_a_run_explains_itself_and_its_checkpoint_is_ready(recipe: Path, capsys:
     }
     assert wanted <= rows[0].keys()
     assert "loss_text" in set().union(*rows)
-    assert sum(rows[0][f"router/load_0_{expert}"] for expert in range(4)) == pytest.approx(1, abs=1e-5)
+    assert sum(rows[0][f"router/load_0_{expert}"] for expert in range(4)) == pytest.approx(
+        1, abs=1e-5
+    )
     left = {path.suffix for path in (run / "checkpoints" / "final").iterdir()}
     assert left == {".json", ".jinja", ".safetensors"}, "no pickle"
     model = M3ForConditionalGeneration.from_pretrained(run / "checkpoints" / "final")
@@ -50,7 +56,11 @@ def test_a_run_explains_itself_and_its_checkpoint_is_ready(recipe: Path, capsys:
     before = (run / "metrics.jsonl").read_bytes()
     assert main([str(recipe)]) == 0, "a finished run is left alone"
     assert (run / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(ValueError, match=r"holds a run of another recipe .*steps: 99.*give another `run=FOLDER`"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds a run of another recipe .*steps: 99.*give another "
+        r"`run=FOLDER`",
+    ):
         main([str(recipe), "schedule.steps=99"])
 
 
@@ -81,19 +91,33 @@ def test_frozen_parts_stay_and_rates_differ_by_part(recipe: Path) -> None:
 def test_killed_at_any_moment_it_resumes_to_the_same_weights(recipe: Path, scales: str) -> None:
     whole, killed = recipe.parent / "whole", recipe.parent / "killed"
     main([str(recipe), f"run={whole}", f"scales={scales}"])
-    command = [sys.executable, "-m", "m3.cli", "train", str(recipe), f"run={killed}", f"scales={scales}"]
+    command = [
+        sys.executable,
+        "-m",
+        "m3.cli",
+        "train",
+        str(recipe),
+        f"run={killed}",
+        f"scales={scales}",
+    ]
     process = subprocess.Popen(
-        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 300
     while len(RunFolder(killed).read_metrics()) < 5:
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read() if process.stderr else ""
+        assert process.poll() is None and time.monotonic() < deadline, (
+            process.stderr.read() if process.stderr else ""
+        )
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not RunFolder(killed).is_finished
     assert RunFolder(killed).newest_checkpoint()
-    (killed / "checkpoints" / "checkpoint-9999").mkdir()  # a checkpoint torn by a kill has no mark and is not used
+    # a checkpoint torn by a kill has no mark and is not used
+    (killed / "checkpoints" / "checkpoint-9999").mkdir()
     assert main([str(recipe), f"run={killed}", f"scales={scales}"]) == 0
     first, second = weights(whole), weights(killed)
     assert first.keys() == second.keys()
@@ -104,7 +128,9 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(recipe: Path, scale
 
 
 def test_accumulation_does_not_change_a_run(recipe: Path) -> None:
-    """The same global batch in one micro-step, in two, and in four: measured 1e-7 relative; with router losses."""
+    """The same global batch in one micro-step, in two, and in four: measured 1e-7 relative; with
+    router losses.
+    """
     losses = {}
     for size in (4, 2, 1):
         run = recipe.parent / f"of_{size}"
@@ -117,15 +143,20 @@ def test_accumulation_does_not_change_a_run(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "size", "accumulation"), [(1, 8, 16), (2, 8, 8), (8, 16, 1), (3, 8, None), (256, 1, None)]
+    ("devices", "size", "accumulation"),
+    [(1, 8, 16), (2, 8, 8), (8, 16, 1), (3, 8, None), (256, 1, None)],
 )
-def test_the_global_batch_is_kept_or_it_is_said_why_not(devices: int, size: int, accumulation: int | None) -> None:
+def test_the_global_batch_is_kept_or_it_is_said_why_not(
+    devices: int, size: int, accumulation: int | None
+) -> None:
     schedule = Schedule(batch_size=size, global_batch=128, steps=1)
     if accumulation is not None:
         assert schedule.accumulate(devices) == accumulation
         assert schedule.step_samples(devices) == 128
         return
-    with pytest.raises(ValueError, match=f"a global batch of 128 is no multiple of {devices} devices x batch_size"):
+    with pytest.raises(
+        ValueError, match=f"a global batch of 128 is no multiple of {devices} devices x batch_size"
+    ):
         schedule.accumulate(devices)
 
 

@@ -41,20 +41,37 @@ _TAR = partial(find_files, suffixes=(".tar",))
 _PARQUET = partial(find_files, suffixes=(".parquet",))
 _MEDIA = ("image_folder", "num_frames", "ignore")
 FORMATS: dict[str, Format] = {
-    "llava_json": Format(lambda s: LlavaJson(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA),
+    "llava_json": Format(
+        lambda s: LlavaJson(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA
+    ),
     "llava_parquet": Format(
-        lambda s: LlavaParquet(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA, _PARQUET, False
+        lambda s: LlavaParquet(s.path, s.image_folder, s.num_frames, s.ignore or ()),
+        _MEDIA,
+        _PARQUET,
+        False,
     ),
     "llava_tar": Format(
-        lambda s: LlavaTar(s.path, s.num_frames, s.ignore or ()), ("num_frames", "ignore"), _TAR, False
+        lambda s: LlavaTar(s.path, s.num_frames, s.ignore or ()),
+        ("num_frames", "ignore"),
+        _TAR,
+        False,
     ),
-    "aria_jsonl": Format(lambda s: AriaJsonl(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA),
-    "caption_tar": Format(lambda s: CaptionTar(s.path, s.filters, s.ignore or ()), ("filters", "ignore"), _TAR, False),
+    "aria_jsonl": Format(
+        lambda s: AriaJsonl(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA
+    ),
+    "caption_tar": Format(
+        lambda s: CaptionTar(s.path, s.filters, s.ignore or ()), ("filters", "ignore"), _TAR, False
+    ),
     "interleaved_jsonl": Format(
-        lambda s: InterleavedJsonl(s.path, s.image_folder, s.ignore or ()), ("image_folder", "ignore")
+        lambda s: InterleavedJsonl(s.path, s.image_folder, s.ignore or ()),
+        ("image_folder", "ignore"),
     ),
-    "interleaved_tar": Format(lambda s: InterleavedTar(s.path, s.ignore or ()), ("ignore",), _TAR, False),
-    "ocr_jsonl": Format(lambda s: OcrJsonl(s.path, s.image_folder, s.ignore or ()), ("image_folder", "ignore")),
+    "interleaved_tar": Format(
+        lambda s: InterleavedTar(s.path, s.ignore or ()), ("ignore",), _TAR, False
+    ),
+    "ocr_jsonl": Format(
+        lambda s: OcrJsonl(s.path, s.image_folder, s.ignore or ()), ("image_folder", "ignore")
+    ),
     "text_jsonl": Format(lambda s: TextJsonl(s.path, s.ignore or ()), ("ignore",)),
     "text_files": Format(lambda s: TextFiles(s.path, s.chunk_bytes), ("chunk_bytes",), text_files),
     "hf_dataset": Format(
@@ -71,7 +88,8 @@ def open_source(source: Source) -> SampleSource:
     """The samples that a recipe's source names.
 
     Raises:
-        ValueError: the file is missing or of another format, or the source has an option that its format does not read.
+        ValueError: the file is missing or of another format, or the source has an option that its
+            format does not read.
     """
     row = FORMATS[source.format]
     given = {
@@ -86,7 +104,9 @@ def open_source(source: Source) -> SampleSource:
     for option in OPTIONS:
         if given[option] is not None and option not in row.reads:
             readers = ", ".join(name for name, other in FORMATS.items() if option in other.reads)
-            raise ValueError(f"{source.path}: format {source.format} does not read {option} (read by {readers})")
+            raise ValueError(
+                f"{source.path}: format {source.format} does not read {option} (read by {readers})"
+            )
     return row.open(source)
 
 

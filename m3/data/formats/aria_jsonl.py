@@ -47,7 +47,10 @@ class AriaJsonl:
         if not isinstance(record, dict) or "messages" not in record:
             keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             raise ValueError(
-                f"{where}: expected an object with messages, and images or video; got {keys or 'an empty object'}"
+                f"{where}: expected an object with messages, and images or video; got "
+                f"{keys or 'an empty object'}"
             )
-        options = replace(self.options, image_folder=self.options.image_folder or self._lines.file(index).parent)
+        options = replace(
+            self.options, image_folder=self.options.image_folder or self._lines.file(index).parent
+        )
         return sample_from_record(record, where, str(index), options)

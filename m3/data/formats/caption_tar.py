@@ -1,4 +1,5 @@
-"""Images with captions in tars: `k.jpg` beside `k.txt` (the caption) or `k.json` ({"caption": ...}); webdataset's layout.
+"""Images with captions in tars: `k.jpg` beside `k.txt` (the caption) or `k.json` ({"caption":
+...}); webdataset's layout.
 
 Becomes a document: the image, then the caption, which is learned.
 """
@@ -19,13 +20,18 @@ from m3.data.sample import Document
 
 
 class CaptionTar:
-    """One captioned image per sample of the tars. Where both a text and a JSON hold the caption, they must agree.
+    """One captioned image per sample of the tars.
 
-    With `filters`, the samples that fail them have no number. What is needed for that (the record, the head of the image) is
-    read at the start; a sample for which it cannot be read stays, and is refused when it is asked for.
+    Where both a text and a JSON hold the caption, they must agree.
+
+    With `filters`, the samples that fail them have no number. What is needed for that (the record,
+    the head of the image) is read at the start; a sample for which it cannot be read stays, and is
+    refused when it is asked for.
     """
 
-    def __init__(self, path: str | Path, filters: Filters | None = None, ignore: Iterable[str] = ()) -> None:
+    def __init__(
+        self, path: str | Path, filters: Filters | None = None, ignore: Iterable[str] = ()
+    ) -> None:
         """
         Args:
             path: a tar, a folder of them, or a pattern with `*`.
@@ -46,7 +52,9 @@ class CaptionTar:
         self._numbers = np.flatnonzero([name is None for name in failed])
         if not len(self._numbers):
             counts = ", ".join(f"{count} {name}" for name, count in self._left_out.items())
-            raise ValueError(f"{path}: its filters leave none of {len(failed)} samples ({counts}); lower them")
+            raise ValueError(
+                f"{path}: its filters leave none of {len(failed)} samples ({counts}); lower them"
+            )
 
     @property
     def left_out(self) -> Mapping[str, int]:
@@ -67,9 +75,13 @@ class CaptionTar:
         if self._filters is not None:
             left_out_by(group, self._filters)  # raises for one that could not be judged
         unused = Unused(self._ignore)
-        images = [member for member in group.images() if not unused.ignores(member.suffix, member.kind)]
+        images = [
+            member for member in group.images() if not unused.ignores(member.suffix, member.kind)
+        ]
         if len(images) != 1:
-            raise ValueError(f"{group.where}: expected one image, got {len(images)} ({_names(group)})")
+            raise ValueError(
+                f"{group.where}: expected one image, got {len(images)} ({_names(group)})"
+            )
         caption, used = _caption(group, unused, self._filters)
         close_group(group, [images[0], *used], unused)
         try:
@@ -87,13 +99,19 @@ class CaptionTar:
 
 def _caption(group: Group, unused: Unused, filters: Filters | None) -> tuple[str, list[Member]]:
     """The caption, and the members that hold it."""
-    texts = [member for member in group.find("txt") if not unused.ignores(member.suffix, member.kind)][:1]
-    records = [member for member in group.find("json") if not unused.ignores(member.suffix, member.kind)][:1]
+    texts = [
+        member for member in group.find("txt") if not unused.ignores(member.suffix, member.kind)
+    ][:1]
+    records = [
+        member for member in group.find("json") if not unused.ignores(member.suffix, member.kind)
+    ][:1]
     captions = [*(_text(group, member) for member in texts)]
     for member in records:
         record = parse_json(group.read(member), group.where)
         if not isinstance(record, dict):
-            raise ValueError(f"{group.where}: expected an object with 'caption', got {type(record).__name__}")
+            raise ValueError(
+                f"{group.where}: expected an object with 'caption', got {type(record).__name__}"
+            )
         fields = Fields(record, group.where, unused)
         caption = fields.take("caption")
         for score in SCORES if filters is not None and filters.min_similarity is not None else ():
@@ -105,10 +123,13 @@ def _caption(group: Group, unused: Unused, filters: Filters | None) -> tuple[str
             raise ValueError(f"{group.where}: expected an object with 'caption', got {keys}")
         fields.close(has_media=True)
     if not captions:
-        raise ValueError(f"{group.where}: has no caption; expected a .txt or a .json member ({_names(group)})")
+        raise ValueError(
+            f"{group.where}: has no caption; expected a .txt or a .json member ({_names(group)})"
+        )
     if captions[0] != captions[-1]:
         raise ValueError(
-            f"{group.where}: its .txt and its .json have different captions; keep one of them, or list 'txt' or 'caption' "
+            f"{group.where}: its .txt and its .json have different captions; keep one of them, or "
+            "list 'txt' or 'caption' "
             "under the source's `ignore`"
         )
     return captions[0], [*texts, *records]

@@ -1,8 +1,10 @@
-"""Keys of a record that hold content: what a model would see or learn, or what says how it is learned.
+"""Keys of a record that hold content: what a model would see or learn, or what says how it is
+learned.
 
-A key is split into words (`videoPaths` -> video, path). It holds content if one of them is in `CONTENT` and none in `FACTS`,
-which speak about content (`image_id`, `text_length`); or if a key of an object under it does. Whatever its name, a media file
-is content, and so is the path of one in a record that shows nothing else.
+A key is split into words (`videoPaths` -> video, path). It holds content if one of them is in
+`CONTENT` and none in `FACTS`, which speak about content (`image_id`, `text_length`); or if a key of
+an object under it does. Whatever its name, a media file is content, and so is the path of one in a
+record that shows nothing else.
 """
 
 import functools
@@ -29,25 +31,97 @@ CONTENT = MEDIA | frozenset(
     {
         *("text", "caption", "conversation", "message", "turn", "dialog", "dialogue", "history"),
         *("question", "answer", "query", "response", "prompt", "completion", "instruction"),
-        *("passage", "knowledge", "transcript", "subtitle", "ocr", "pdf", "persona", "target", "solution"),
+        *(
+            "passage",
+            "knowledge",
+            "transcript",
+            "subtitle",
+            "ocr",
+            "pdf",
+            "persona",
+            "target",
+            "solution",
+        ),
         *("code", "document", "body", "description", "summary", "translation"),
         *("input", "output", "content", "value", "hint", "context", "choice", "option"),
         *("chosen", "rejected", "reasoning", "thinking", "thought", "rationale", "explanation"),
         *("system", "tool", "function"),
-        *("weight", "loss", "train", "training", "trained", "trainable", "learn", "learned", "mask"),
+        *(
+            "weight",
+            "loss",
+            "train",
+            "training",
+            "trained",
+            "trainable",
+            "learn",
+            "learned",
+            "mask",
+        ),
     }
 )
 REFERENCES = frozenset({"url", "uri", "link", "path", "file", "filename", "name"})
-"""Words for where something is. In a record that shows an image they say where it came from; in any other they are its only
-trace."""
+"""Words for where something is.
+
+In a record that shows an image they say where it came from; in any other they are its only trace.
+"""
 FACTS = frozenset(
     {
-        *("id", "uid", "uuid", "key", "index", "idx", "hash", "sha", "md5", "phash", "checksum", "digest", "version"),
+        *(
+            "id",
+            "uid",
+            "uuid",
+            "key",
+            "index",
+            "idx",
+            "hash",
+            "sha",
+            "md5",
+            "phash",
+            "checksum",
+            "digest",
+            "version",
+        ),
         *("width", "height", "size", "shape", "length", "len", "count", "num", "number", "token"),
         *("aspect", "ratio", "resolution", "dimension", "dim", "duration", "fps"),
-        *("min", "max", "mean", "avg", "std", "score", "similarity", "sim", "rating", "quality", "correspondence"),
-        *("source", "origin", "dataset", "split", "license", "date", "time", "timestamp", "lang", "language", "model"),
-        *("format", "type", "kind", "ext", "extension", "class", "category", "meta", "metadata", "status", "error"),
+        *(
+            "min",
+            "max",
+            "mean",
+            "avg",
+            "std",
+            "score",
+            "similarity",
+            "sim",
+            "rating",
+            "quality",
+            "correspondence",
+        ),
+        *(
+            "source",
+            "origin",
+            "dataset",
+            "split",
+            "license",
+            "date",
+            "time",
+            "timestamp",
+            "lang",
+            "language",
+            "model",
+        ),
+        *(
+            "format",
+            "type",
+            "kind",
+            "ext",
+            "extension",
+            "class",
+            "category",
+            "meta",
+            "metadata",
+            "status",
+            "error",
+        ),
     }
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
@@ -73,8 +147,14 @@ def holds_content(key: str, value: Any, has_media: bool) -> bool:
     if not words.isdisjoint(FACTS):
         return False
     if words.isdisjoint(CONTENT):
-        return any(holds_content(name, entry, has_media) for name, entry in _entries(value) if is_given(entry))
-    tells_origin = has_media and words.isdisjoint(CONTENT - IMAGES) and not words.isdisjoint(REFERENCES)
+        return any(
+            holds_content(name, entry, has_media)
+            for name, entry in _entries(value)
+            if is_given(entry)
+        )
+    tells_origin = (
+        has_media and words.isdisjoint(CONTENT - IMAGES) and not words.isdisjoint(REFERENCES)
+    )
     return not tells_origin
 
 
@@ -88,7 +168,9 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_given(value: Any) -> bool:
-    """Tell whether a value says anything: null, NaN, empty, and lists or objects of nothing else do not."""
+    """Tell whether a value says anything: null, NaN, empty, and lists or objects of nothing else
+    do not.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     if isinstance(value, str | bytes):
@@ -102,12 +184,19 @@ def is_given(value: Any) -> bool:
 
 def is_content_file(suffix: str) -> bool:
     """Tell whether a member of a tar that ends so is a medium or a text."""
-    return suffix.rpartition(".")[2] in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *TEXT_SUFFIXES)
+    return suffix.rpartition(".")[2] in (
+        *IMAGE_SUFFIXES,
+        *VIDEO_SUFFIXES,
+        *AUDIO_SUFFIXES,
+        *TEXT_SUFFIXES,
+    )
 
 
 @functools.lru_cache(maxsize=4096)
 def _words(key: str) -> frozenset[str]:
-    """In lower case and the singular; digits behind a word belong to it only where that is a word of its own (mp3)."""
+    """In lower case and the singular; digits behind a word belong to it only where that is a
+    word of its own (mp3).
+    """
     words = {word.lower() for word in _WORD.findall(key)}
     plain = {word if word in _KNOWN else word.rstrip("0123456789") for word in words}
     return frozenset(part for word in plain for part in _split(_singular(word)))
@@ -131,7 +220,9 @@ def _singular(word: str) -> str:
 
 
 def _holds_media(value: Any) -> bool:
-    """A file in bytes (as `datasets` writes media, or by how it begins) or a `data:` address, at any depth."""
+    """A file in bytes (as `datasets` writes media, or by how it begins) or a `data:` address, at
+    any depth.
+    """
     if isinstance(value, str):
         return value.startswith("data:")
     if isinstance(value, Mapping):
@@ -142,10 +233,16 @@ def _holds_media(value: Any) -> bool:
 
 
 def _names_media_file(value: Any) -> bool:
-    """A path of an image, a video or a sound; addresses on the network are where a text came from."""
+    """A path of an image, a video or a sound; addresses on the network are where a text came
+    from.
+    """
     if isinstance(value, list | tuple):
         return any(map(_names_media_file, value))
     if not isinstance(value, str) or ("://" in value and not value.startswith("file:")):
         return False
     stem, dot, suffix = value.rpartition(".")
-    return bool(stem and dot) and suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *AUDIO_SUFFIXES)
+    return bool(stem and dot) and suffix.lower() in (
+        *IMAGE_SUFFIXES,
+        *VIDEO_SUFFIXES,
+        *AUDIO_SUFFIXES,
+    )

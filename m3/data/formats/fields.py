@@ -1,7 +1,9 @@
-"""Strict reading of records: every key is read, refused because it holds content, or named as not used.
+"""Strict reading of records: every key is read, refused because it holds content, or named as not
+used.
 
-In: an object of a record, read key by key. Out: values; at `close` a `ValueError` for content that no reader asked for, and
-the names of all other keys, which `m3 data check` lists. `m3/data/formats/content_keys.py` says what content is.
+In: an object of a record, read key by key. Out: values; at `close` a `ValueError` for content that
+no reader asked for, and the names of all other keys, which `m3 data check` lists.
+`m3/data/formats/content_keys.py` says what content is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +16,10 @@ from m3.data.formats.tar_index import Group, Member
 
 @dataclass
 class Unused:
-    """Parts of one record that are not used. `ignore`: keys that the source is told to leave out whatever they hold."""
+    """Parts of one record that are not used.
+
+    `ignore`: keys that the source is told to leave out whatever they hold.
+    """
 
     ignore: frozenset[str] = frozenset()
     keys: list[str] = field(default_factory=list)
@@ -27,13 +32,16 @@ class Unused:
 class Fields:
     """One object of a record. A value that is null, empty or NaN counts as absent."""
 
-    def __init__(self, values: Mapping[str, Any], where: str, unused: Unused, place: str = "") -> None:
+    def __init__(
+        self, values: Mapping[str, Any], where: str, unused: Unused, place: str = ""
+    ) -> None:
         """
         Args:
             values: the decoded object.
             where: file and record, for messages.
             unused: of the record.
-            place: what the object is called inside the record, for the names of its keys: `conversations`.
+            place: what the object is called inside the record, for the names of its keys:
+                `conversations`.
         """
         self.values, self.where, self._unused = values, where, unused
         self._prefix = f"{place}." if place else ""
@@ -53,7 +61,8 @@ class Fields:
         values = {name: value for name in names if is_given(value := self.raw(name))}
         if len(values) > 1:
             raise ValueError(
-                f"{self.where}: has {' and '.join(map(repr, values))}, of which only one can be read; remove the others, "
+                f"{self.where}: has {' and '.join(map(repr, values))}, of which only one can be "
+                "read; remove the others, "
                 "or list them under the source's `ignore`"
             )
         return next(iter(values.values()), None)
@@ -62,7 +71,8 @@ class Fields:
         """Refuse content that was not asked for, and note all other keys.
 
         Args:
-            has_media: whether images or videos of the record were read, so that a path may say where they came from.
+            has_media: whether images or videos of the record were read, so that a path may say
+                where they came from.
             strict: refuse other keys too.
         """
         for name, value in self.values.items():
@@ -72,8 +82,10 @@ class Fields:
                 self._unused.keys.append(self._prefix + name)
             elif strict or holds_content(name, value, has_media):
                 raise ValueError(
-                    f"{self.where}: key {name!r} is not read here (read: {', '.join(self._asked)}), got {shown(value)}. "
-                    f"Write it in the form that the format has, remove it, or list {name!r} under the source's `ignore`"
+                    f"{self.where}: key {name!r} is not read here (read: "
+                    f"{', '.join(self._asked)}), got {shown(value)}. "
+                    f"Write it in the form that the format has, remove it, or list {name!r} under "
+                    "the source's `ignore`"
                 )
             else:
                 self._unused.keys.append(self._prefix + name)
@@ -83,7 +95,9 @@ class Fields:
 
 
 def close_group(group: Group, used: Iterable[Member], unused: Unused) -> None:
-    """Refuse images, sounds, videos and texts beside a tar's record that were not read, and note all other members."""
+    """Refuse images, sounds, videos and texts beside a tar's record that were not read, and note
+    all other members.
+    """
     read = frozenset(used)
     for member in group.members:
         ignored = unused.ignores(member.suffix, member.kind)
@@ -91,8 +105,10 @@ def close_group(group: Group, used: Iterable[Member], unused: Unused) -> None:
             continue
         if not ignored and is_content_file(member.suffix):
             raise ValueError(
-                f"{group.where}: its member .{member.suffix} is not read, as nothing in the sample names it. Name it in the "
-                f"record, take it out of the tar, or list {member.suffix!r} under the source's `ignore`"
+                f"{group.where}: its member .{member.suffix} is not read, as nothing in the sample "
+                "names it. Name it in the "
+                f"record, take it out of the tar, or list {member.suffix!r} under the source's "
+                "`ignore`"
             )
         unused.keys.append(f".{member.suffix}")
 

@@ -1,4 +1,7 @@
-"""Which files a path means, and records of JSON lines by number. Comes in: a path. Goes out: files, or parsed lines."""
+"""Which files a path means, and records of JSON lines by number.
+
+Comes in: a path. Goes out: files, or parsed lines.
+"""
 
 import codecs
 import json
@@ -23,24 +26,31 @@ def check_plain(path: Path) -> None:
         start = file.read(8)
     for magic, name in COMPRESSED.items():
         if start.startswith(magic):
-            raise ValueError(f"{path}: is compressed ({name}), so no sample can be reached at once. Decompress it")
+            raise ValueError(
+                f"{path}: is compressed ({name}), so no sample can be reached at "
+                "once. Decompress it"
+            )
 
 
 def present(files: Iterable[Path]) -> list[Path]:
-    """Those that are files, by name; a `ValueError` for a link to nothing, which would be left out without a word."""
+    """Those that are files, by name; a `ValueError` for a link to nothing, which would be left
+    out without a word.
+    """
     found: list[Path] = []
     for file in sorted(files):
         if file.is_file():
             found.append(file)
         elif file.is_symlink() and not file.exists():
             raise ValueError(
-                f"{file}: is a link to a file that is not there ({file.readlink()}). Mount it, or remove the link"
+                f"{file}: is a link to a file that is not there ({file.readlink()}). Mount it, or "
+                "remove the link"
             )
     return found
 
 
 def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
-    """The file `path`; or the files with one of `suffixes` in the folder `path`; or those that match its `*`, by name.
+    """The file `path`; or the files with one of `suffixes` in the folder `path`; or those that
+    match its `*`, by name.
 
     Raises:
         ValueError: there is none, or a link among them leads nowhere.
@@ -61,7 +71,11 @@ def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
         if not found:
             raise ValueError(f"{path}: matches no file (looked from {Path.cwd()})")
         return found
-    hint = ". Braces are not expanded; write shards-*.tar, or one source per range" if "{" in text else ""
+    hint = (
+        ". Braces are not expanded; write shards-*.tar, or one source per range"
+        if "{" in text
+        else ""
+    )
     raise ValueError(f"{path}: no such data file (looked from {Path.cwd()}){hint}")
 
 
@@ -82,14 +96,17 @@ def parse_json(text: str | bytes, where: str) -> Any:
         return json.loads(text, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 text ({error})") from error
-    except ValueError as error:  # JSONDecodeError, and what Python says of a number of thousands of digits
+    # JSONDecodeError, and what Python says of a number of thousands of digits
+    except ValueError as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{where}: not valid JSON: nested too deeply") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object; a `ValueError` for one with a key twice, of which JSON's readers drop the first without a word."""
+    """The object; a `ValueError` for one with a key twice, of which JSON's readers drop the
+    first without a word.
+    """
     values = dict(pairs)
     if len(values) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -99,10 +116,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class JsonLines:
-    """The records of one or more `.jsonl` files by number. Memory holds where lines begin (8 bytes each), no text.
+    """The records of one or more `.jsonl` files by number.
 
-    Blank lines do not count. A file is opened for every record and closed again, so that workers and threads share
-    nothing; the line is parsed only then, so one bad line spoils one record.
+    Memory holds where lines begin (8 bytes each), no text.
+
+    Blank lines do not count. A file is opened for every record and closed again, so that workers
+    and threads share nothing; the line is parsed only then, so one bad line spoils one record.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -117,7 +136,9 @@ class JsonLines:
         for file in self.files:
             check_plain(file)
         starts, ends, numbers = zip(*(_lines(file) for file in self.files), strict=True)
-        self._file_of = np.repeat(np.arange(len(self.files), dtype=np.int32), [len(found) for found in starts])
+        self._file_of = np.repeat(
+            np.arange(len(self.files), dtype=np.int32), [len(found) for found in starts]
+        )
         self._starts, self._ends, self._numbers = map(np.concatenate, (starts, ends, numbers))
         if not len(self._starts):
             raise ValueError(f"{path}: holds no records")

@@ -1,6 +1,8 @@
-"""Which captioned images are worth learning from: what mllm-npu's caption data is filtered by, decided once, at the start.
+"""Which captioned images are worth learning from: what mllm-npu's caption data is filtered by,
+decided once, at the start.
 
-in: a sample of a tar and a recipe's `filters`; out: the name of the filter that leaves it out, or None.
+in: a sample of a tar and a recipe's `filters`; out: the name of the filter that leaves it out, or
+    None.
 """
 
 import math
@@ -20,7 +22,8 @@ def left_out_by(group: Group, filters: Filters) -> str | None:
     """The first filter that the sample fails.
 
     Raises:
-        ValueError: the sample has no similarity although one is asked for, or its image has no readable header.
+        ValueError: the sample has no similarity although one is asked for, or its image has no
+            readable header.
     """
     if filters.min_similarity is not None and _similarity(group) < filters.min_similarity:
         return "min_similarity"
@@ -39,10 +42,16 @@ def _similarity(group: Group) -> float:
     for member in group.find("json"):
         record = parse_json(group.read(member), group.where)
         found = [record[key] for key in SCORES if key in record] if isinstance(record, dict) else []
-        if found and isinstance(found[0], int | float) and not isinstance(found[0], bool) and math.isfinite(found[0]):
+        if (
+            found
+            and isinstance(found[0], int | float)
+            and not isinstance(found[0], bool)
+            and math.isfinite(found[0])
+        ):
             return float(found[0])
     raise ValueError(
-        f"{group.where}: filters.min_similarity asks for a number under {' or '.join(SCORES)} in its .json, and there is none"
+        f"{group.where}: filters.min_similarity asks for a number under {' or '.join(SCORES)} in "
+        "its .json, and there is none"
     )
 
 

@@ -1,8 +1,10 @@
-"""A data set of the Hugging Face hub, or a folder that `datasets` wrote, with one of the columns of `COLUMNS`.
+"""A data set of the Hugging Face hub, or a folder that `datasets` wrote, with one of the columns of
+`COLUMNS`.
 
-Training reads by position, so that a resumed run sees what the uninterrupted one sees; a stream cannot be asked for its
-n-th sample. So data is on the local disk, memory-mapped: all of a split, or the first `take` samples, which are streamed
-once without downloading the rest. `datasets` keeps both and finds them again.
+Training reads by position, so that a resumed run sees what the uninterrupted one sees; a stream
+cannot be asked for its n-th sample. So data is on the local disk, memory-mapped: all of a split, or
+the first `take` samples, which are streamed once without downloading the rest. `datasets` keeps
+both and finds them again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +32,10 @@ def _rounds(reader: RecordReader) -> AnySample:
         fields = Fields(entry if isinstance(entry, dict) else {}, where, reader.unused, "texts")
         question, answer = fields.raw("user"), fields.raw("assistant")
         if not isinstance(question, str) or not isinstance(answer, str):
-            raise ValueError(f"{where}: expected an object with 'user' and 'assistant', texts both; got {shown(entry)}")
+            raise ValueError(
+                f"{where}: expected an object with 'user' and 'assistant', texts "
+                f"both; got {shown(entry)}"
+            )
         fields.close()
         rounds.append((question, answer))
     return reader.rounds(rounds)
@@ -40,7 +45,8 @@ def _question(reader: RecordReader) -> AnySample:
     question, answer = reader.fields.raw("question"), reader.fields.raw("answer")
     if not isinstance(question, str) or not isinstance(answer, str):
         raise ValueError(
-            f"{reader.where}: 'question' and 'answer' must be texts, got {shown(question)} and {shown(answer)}"
+            f"{reader.where}: 'question' and 'answer' must be texts, got {shown(question)} and "
+            f"{shown(answer)}"
         )
     return reader.rounds([(question, answer)])
 
@@ -63,7 +69,10 @@ COLUMNS: Mapping[str, Callable[[RecordReader], AnySample]] = {
     "text": _document,
     "caption": _document,
 }
-"""The column that says how a row is read: the first that is not empty in it. Images are in `image` or `images`."""
+"""The column that says how a row is read: the first that is not empty in it.
+
+Images are in `image` or `images`.
+"""
 
 
 class HfDataset:
@@ -81,7 +90,8 @@ class HfDataset:
         """
         Args:
             path: a name on the hub, a folder of data files, or one written by `save_to_disk`.
-            image_folder: what image paths are relative to, for rows that hold paths instead of images.
+            image_folder: what image paths are relative to, for rows that hold paths instead of
+                images.
             split: `train` unless given.
             take: only the first so many samples; the others are not downloaded.
             num_frames, ignore: of `Options`.
@@ -92,10 +102,13 @@ class HfDataset:
         self.name = str(path)
         self.options = Options.of(image_folder, num_frames, ignore)
         table = _load(self.name, split or "train", take)
-        self._columns = [column for column in COLUMNS if column in table.column_names and column not in ignore]
+        self._columns = [
+            column for column in COLUMNS if column in table.column_names and column not in ignore
+        ]
         if not self._columns:
             raise ValueError(
-                f"{self.name}: has none of the columns {', '.join(COLUMNS)} (columns: {', '.join(table.column_names)})"
+                f"{self.name}: has none of the columns {', '.join(COLUMNS)} (columns: "
+                f"{', '.join(table.column_names)})"
             )
         self._table = table.cast(undecoded(table.features))
 
@@ -119,14 +132,20 @@ def _load(name: str, split: str, take: int | None) -> datasets.Dataset:
         if take is None:
             table = datasets.load_dataset(name, split=split)
         else:
-            table = datasets.Dataset.from_generator(_first, gen_kwargs={"name": name, "split": split, "take": take})
+            table = datasets.Dataset.from_generator(
+                _first, gen_kwargs={"name": name, "split": split, "take": take}
+            )
     except (DatasetGenerationError, FileNotFoundError, ConnectionError) as error:
-        raise ValueError(f"{name}: cannot be read as a data set ({error.__cause__ or error})") from error
+        raise ValueError(
+            f"{name}: cannot be read as a data set ({error.__cause__ or error})"
+        ) from error
     assert isinstance(table, datasets.Dataset)
     return table
 
 
-def _split_of(found: datasets.Dataset | datasets.DatasetDict, name: str, split: str) -> datasets.Dataset:
+def _split_of(
+    found: datasets.Dataset | datasets.DatasetDict, name: str, split: str
+) -> datasets.Dataset:
     if isinstance(found, datasets.Dataset):
         return found
     if split not in found:
@@ -135,16 +154,32 @@ def _split_of(found: datasets.Dataset | datasets.DatasetDict, name: str, split: 
 
 
 def _first(name: str, split: str, take: int) -> Iterator[dict[str, Any]]:
-    """The rows that are kept; a module's function, so that `datasets` finds what it kept of an earlier call."""
+    """The rows that are kept; a module's function, so that `datasets` finds what it kept of an
+    earlier call.
+    """
     stream = datasets.load_dataset(name, split=split, streaming=True)
     yield from stream.decode(False).take(take)
 
 
 def table_files(path: str) -> list[Path]:
-    """The data files of a folder, without what tells how they came to be; none of a name on the hub."""
-    files = sorted(file for file in Path(path).rglob("*") if file.is_file()) if Path(path).is_dir() else []
-    return [file for file in files if file.suffix in (".arrow", ".parquet", ".jsonl", ".csv") or _is_records(file)]
+    """The data files of a folder, without what tells how they came to be; none of a name on the
+    hub.
+    """
+    files = (
+        sorted(file for file in Path(path).rglob("*") if file.is_file())
+        if Path(path).is_dir()
+        else []
+    )
+    return [
+        file
+        for file in files
+        if file.suffix in (".arrow", ".parquet", ".jsonl", ".csv") or _is_records(file)
+    ]
 
 
 def _is_records(file: Path) -> bool:
-    return file.suffix == ".json" and file.name not in ("state.json", "dataset_info.json", "dataset_dict.json")
+    return file.suffix == ".json" and file.name not in (
+        "state.json",
+        "dataset_info.json",
+        "dataset_dict.json",
+    )

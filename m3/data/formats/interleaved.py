@@ -6,7 +6,11 @@ from m3.data.sample import Document
 
 
 def document_from_slots(
-    id: str, slots: Sequence[str | bytes], is_image: Sequence[bool], where: str, unused: Sequence[str] = ()
+    id: str,
+    slots: Sequence[str | bytes],
+    is_image: Sequence[bool],
+    where: str,
+    unused: Sequence[str] = (),
 ) -> Document:
     """Slots in reading order; neighbouring texts are joined by one space, as sentences are.
 

@@ -1,7 +1,9 @@
-"""Interleaved text and images in tars: `k.json` beside the images it names, which are members of the same sample.
+"""Interleaved text and images in tars: `k.json` beside the images it names, which are members of
+the same sample.
 
-{"texts": [null, "A cat.", null], "images": ["0.jpg", null, "1.jpg"]}: in every slot either a text or an image, in
-reading order. These are the keys of mllm-npu's pickled shards, with member names in the place of base64 text.
+{"texts": [null, "A cat.", null], "images": ["0.jpg", null, "1.jpg"]}: in every slot either a text
+or an image, in reading order. These are the keys of mllm-npu's pickled shards, with member names in
+the place of base64 text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -52,12 +54,16 @@ def _slots(record: Any, group: Group, unused: Unused) -> list[tuple[Any, Any]]:
     texts, images = fields.raw("texts"), fields.raw("images")
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
         raise ValueError(
-            f"{group.where}: expected an object with 'texts' and 'images', lists of one length, got {shown(record)}"
+            f"{group.where}: expected an object with 'texts' and 'images', lists of one length, "
+            f"got {shown(record)}"
         )
     for number, (text, image) in enumerate(zip(texts, images, strict=True)):
-        if (text is None) == (image is None) or not isinstance(text if image is None else image, str):
+        if (text is None) == (image is None) or not isinstance(
+            text if image is None else image, str
+        ):
             raise ValueError(
-                f"{group.where}: slot {number} must hold a text or the name of an image, the other null; got "
+                f"{group.where}: slot {number} must hold a text or the name of an image, the other "
+                "null; got "
                 f"{shown(text)} and {shown(image)}"
             )
     fields.close(has_media=any(image is not None for image in images))

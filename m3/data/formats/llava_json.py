@@ -1,7 +1,9 @@
 """LLaVA's instruction data: a JSON list (or one JSON object per line) beside a folder of images.
 
-{"id": "...", "image": "coco/1.jpg" | ["a.jpg", "b.jpg"] | absent, or "video": "a.mp4", "system": "..." or absent,
- "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}, ...]}
+{"id": "...", "image": "coco/1.jpg" | ["a.jpg", "b.jpg"] | absent, or "video": "a.mp4", "system":
+"..." or absent,
+ "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A
+ cat."}, ...]}
 """
 
 import codecs
@@ -20,8 +22,9 @@ from m3.data.sample import Sample
 class LlavaJson:
     """Samples of one `.json` or `.jsonl` file by number.
 
-    Records of a `.json` are kept as encoded text in one buffer, not as Python objects: a tenth of the memory, and
-    dataloader workers share it instead of copying it when they touch it. Of a `.jsonl` only the places of its lines are.
+    Records of a `.json` are kept as encoded text in one buffer, not as Python objects: a tenth of
+    the memory, and dataloader workers share it instead of copying it when they touch it. Of a
+    `.jsonl` only the places of its lines are.
     """
 
     def __init__(
@@ -41,9 +44,15 @@ class LlavaJson:
             ValueError: no such file, not JSON, or not a list of records.
         """
         self.path = Path(path)
-        self.options = Options.of(self.path.parent if image_folder is None else image_folder, num_frames, ignore)
+        self.options = Options.of(
+            self.path.parent if image_folder is None else image_folder, num_frames, ignore
+        )
         self._lines = JsonLines(self.path) if self.path.suffix == ".jsonl" else None
-        lines = [] if self._lines is not None else [json.dumps(record).encode() for record in _records(self.path)]
+        lines = (
+            []
+            if self._lines is not None
+            else [json.dumps(record).encode() for record in _records(self.path)]
+        )
         self._ends = np.cumsum([0, *map(len, lines)], dtype=np.int64)
         self._text = b"".join(lines)
 
@@ -67,7 +76,8 @@ def _records(path: Path) -> list[Any]:
     records = parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
     if not isinstance(records, list):
         raise ValueError(
-            f"{path}: expected a JSON list of records, got {type(records).__name__}. One object per line? Name it "
+            f"{path}: expected a JSON list of records, got {type(records).__name__}. One object "
+            "per line? Name it "
             ".jsonl"
         )
     return records

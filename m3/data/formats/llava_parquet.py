@@ -1,7 +1,8 @@
-"""LLaVA's columns in parquet files with the images inside (`image`: `datasets.Image`, or a list of them).
+"""LLaVA's columns in parquet files with the images inside (`image`: `datasets.Image`, or a list of
+them).
 
-Read through a memory-mapped Arrow copy that `datasets` makes once: any record is reached at once, and its images stay
-encoded bytes.
+Read through a memory-mapped Arrow copy that `datasets` makes once: any record is reached at once,
+and its images stay encoded bytes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,22 +33,27 @@ class LlavaParquet:
         """
         Args:
             path: a `.parquet` file, a folder (its `*.parquet`, in name order), or files.
-            image_folder: what image paths are relative to, for records that hold paths instead of bytes.
+            image_folder: what image paths are relative to, for records that hold paths instead of
+                bytes.
             num_frames, ignore: of `Options`.
 
         Raises:
-            ValueError: no such file, an empty folder, no `conversations` column, a file that is not parquet.
+            ValueError: no such file, an empty folder, no `conversations` column, a file that is not
+                parquet.
         """
         self.files = _files([path] if isinstance(path, str | Path) else list(path))
         self.options = Options.of(image_folder, num_frames, ignore)
         try:
             table = datasets.Dataset.from_parquet([str(file) for file in self.files])
         except (DatasetGenerationError, pyarrow.ArrowInvalid) as error:
-            raise ValueError(f"{self._name()}: cannot be read as parquet ({error.__cause__ or error})") from error
+            raise ValueError(
+                f"{self._name()}: cannot be read as parquet ({error.__cause__ or error})"
+            ) from error
         assert isinstance(table, datasets.Dataset)
         if "conversations" not in table.column_names:
             raise ValueError(
-                f"{self._name()}: no column 'conversations' (columns: {', '.join(table.column_names)}). "
+                f"{self._name()}: no column 'conversations' (columns: "
+                f"{', '.join(table.column_names)}). "
                 f"LLaVA's columns are {', '.join(COLUMNS)}"
             )
         self._table = table.cast(undecoded(table.features))
@@ -57,10 +63,16 @@ class LlavaParquet:
 
     def __getitem__(self, index: int) -> Sample:
         check_index(index, len(self), self._name())
-        return sample_from_record(self._table[index], f"{self._name()}, record {index}", str(index), self.options)
+        return sample_from_record(
+            self._table[index], f"{self._name()}, record {index}", str(index), self.options
+        )
 
     def _name(self) -> str:
-        return str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more"
+        return (
+            str(self.files[0])
+            if len(self.files) == 1
+            else f"{self.files[0]} and {len(self.files) - 1} more"
+        )
 
 
 def _files(paths: list[str | Path]) -> list[Path]:

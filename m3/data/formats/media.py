@@ -1,4 +1,6 @@
-"""Turns what records say of images and videos into images: paths, encoded bytes, and the frames of videos as PNG."""
+"""Turns what records say of images and videos into images: paths, encoded bytes, and the frames
+of videos as PNG.
+"""
 
 import io
 import re
@@ -26,7 +28,8 @@ ImageFile = str | bytes
 class MediaReader:
     """Reads what one record says of its images and videos.
 
-    `where`: file and record, for messages. `resolve`: the path that a record writes to the file, or to its bytes.
+    `where`: file and record, for messages. `resolve`: the path that a record writes to the file, or
+        to its bytes.
     `num_frames`: of videos whose record does not say it.
     """
 
@@ -45,7 +48,8 @@ class MediaReader:
         file = self._file(value, "image")
         if file is None:
             raise ValueError(
-                f"{self.where}: 'image' must be a path, encoded bytes, a list of these or absent, got {shown(value)}"
+                f"{self.where}: 'image' must be a path, encoded bytes, a list of these or absent, "
+                f"got {shown(value)}"
             )
         return file
 
@@ -55,7 +59,9 @@ class MediaReader:
         return [self.video(entry) for entry in entries]
 
     def video(self, value: Any) -> tuple[ImageFile, ...]:
-        """Its frames as PNG; as many as are asked for, or all that differ where it is too short for that."""
+        """Its frames as PNG; as many as are asked for, or all that differ where it is too short
+        for that.
+        """
         number = self.num_frames or FRAMES
         file: Any = value
         if isinstance(value, dict):
@@ -65,9 +71,14 @@ class MediaReader:
             file = {"bytes": fields.take("bytes"), "path": fields.take("path")}
             fields.close(strict=True)
         source = self._file(file, "video")
-        if source is None or type(number) is not int or (isinstance(source, str) and source.startswith("data:")):
+        if (
+            source is None
+            or type(number) is not int
+            or (isinstance(source, str) and source.startswith("data:"))
+        ):
             raise ValueError(
-                f"{self.where}: 'video' must be a path, or an object with 'path' and 'num_frames', got {shown(value)}"
+                f"{self.where}: 'video' must be a path, or an object with 'path' and 'num_frames', "
+                f"got {shown(value)}"
             )
         try:
             pictures = load_video(source, Sampling(num_frames=number)).frames
@@ -97,14 +108,25 @@ def in_folder(folder: Path | None) -> Callable[[str], ImageFile]:
 
 
 def _path(text: str, where: str) -> str:
-    """The path that a `file:` address means; other addresses are refused, rather than glued to a folder."""
+    """The path that a `file:` address means; other addresses are refused, rather than glued to a
+    folder.
+    """
     if not _SCHEME.match(text) and not text.startswith("file:"):
         return text
     address = urlsplit(text)
     if address.scheme != "file":
-        raise ValueError(f"{where} is an address; training reads files only. Download it, and write its path")
-    if address.netloc not in ("", "localhost") or not address.path.startswith("/") or address.query or address.fragment:
-        raise ValueError(f"{where} is no address of a file on this machine; write file:///path, or the path")
+        raise ValueError(
+            f"{where} is an address; training reads files only. Download it, and write its path"
+        )
+    if (
+        address.netloc not in ("", "localhost")
+        or not address.path.startswith("/")
+        or address.query
+        or address.fragment
+    ):
+        raise ValueError(
+            f"{where} is no address of a file on this machine; write file:///path, or the path"
+        )
     return unquote(address.path)
 
 

@@ -1,6 +1,7 @@
 """One record with a conversation becomes a `Sample`; its mistakes become sentences.
 
-{"id": "...", "image" | "images": ..., or "video" | "videos": ..., "system": "...", "conversations" | "messages": [...]}
+{"id": "...", "image" | "images": ..., or "video" | "videos": ..., "system": "...", "conversations"
+| "messages": [...]}
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,8 +20,8 @@ from m3.data.sample import IMAGE_MARK, Document, Sample, Turn
 class Options:
     """Settings of a recipe's source for its records.
 
-    `image_folder`: what paths are relative to. `num_frames`: of videos whose record does not say it. `ignore`: keys that are
-    left out whatever they hold.
+    `image_folder`: what paths are relative to. `num_frames`: of videos whose record does not say
+    it. `ignore`: keys that are left out whatever they hold.
     """
 
     image_folder: Path | None = None
@@ -28,8 +29,12 @@ class Options:
     ignore: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(image_folder: str | Path | None, num_frames: int | None, ignore: Iterable[str]) -> "Options":
-        return Options(None if image_folder is None else Path(image_folder), num_frames, frozenset(ignore))
+    def of(
+        image_folder: str | Path | None, num_frames: int | None, ignore: Iterable[str]
+    ) -> "Options":
+        return Options(
+            None if image_folder is None else Path(image_folder), num_frames, frozenset(ignore)
+        )
 
 
 class RecordReader:
@@ -50,7 +55,8 @@ class RecordReader:
             where: file and record number, for messages.
             default_id: for records without an id.
             options: of the source.
-            resolve: what a path in the record stands for; None for a file in `options.image_folder`.
+            resolve: what a path in the record stands for; None for a file in
+                `options.image_folder`.
             expected: in words, for a record that is no object.
         """
         if not isinstance(record, dict):
@@ -59,7 +65,9 @@ class RecordReader:
         self.unused = Unused(options.ignore)
         self._has_videos = False
         self.fields = Fields(record, where, self.unused)
-        self.media = MediaReader(where, self.unused, resolve or in_folder(options.image_folder), options.num_frames)
+        self.media = MediaReader(
+            where, self.unused, resolve or in_folder(options.image_folder), options.num_frames
+        )
         id = self.fields.take("id")
         self.id = default_id if id is None else str(id)
 
@@ -70,10 +78,13 @@ class RecordReader:
         self._has_videos = videos is not None
         if images and videos is not None:
             raise ValueError(
-                f"{self.where}: names images and a video ('image' or 'images', 'video' or 'videos'); a record may show one or "
+                f"{self.where}: names images and a video ('image' or 'images', 'video' or "
+                "'videos'); a record may show one or "
                 "the other"
             )
-        return ([*self.media.videos(videos)], "video") if videos is not None else ([*images], "image")
+        return (
+            ([*self.media.videos(videos)], "video") if videos is not None else ([*images], "image")
+        )
 
     def conversation(self) -> Sample:
         """The turns under `conversations` or `messages`, behind the system prompt."""
@@ -96,13 +107,17 @@ class RecordReader:
             raise type(error)(f"{self.where}: {error}") from None
 
     def rounds(self, rounds: Sequence[tuple[str, str]]) -> Sample:
-        """Questions and answers; images stand before the first question, unless a question says `<image>`."""
+        """Questions and answers; images stand before the first question, unless a question says
+        `<image>`.
+        """
         visuals, _ = self.visuals()
         images = [image for visual in visuals for image in visual]
         texts = [text for pair in rounds for text in pair]
         if not any(IMAGE_MARK in question for question, _ in rounds):
             texts = [f"{IMAGE_MARK}\n" * len(images) + texts[0], *texts[1:]] if texts else []
-        turns = [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
+        turns = [
+            Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)
+        ]
         return self.sample(images, turns)
 
     def document(self, texts: Sequence[str], images: Sequence[ImageFile]) -> Document:
@@ -124,6 +139,7 @@ def sample_from_record(
     """A conversation; see `RecordReader`.
 
     Raises:
-        ValueError: anything missing or of the wrong kind, or content that is not read; the text begins with `where`.
+        ValueError: anything missing or of the wrong kind, or content that is not read; the text
+            begins with `where`.
     """
     return RecordReader(record, where, default_id, options, resolve).conversation()

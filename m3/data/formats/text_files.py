@@ -1,4 +1,6 @@
-"""Plain text and code: every file of a folder (with its sub-folders) is a document, or several if it is long."""
+"""Plain text and code: every file of a folder (with its sub-folders) is a document, or several
+if it is long.
+"""
 
 import codecs
 from collections import Counter
@@ -12,8 +14,36 @@ from m3.data.sample import Document
 
 SUFFIXES = frozenset(
     {
-        *(".txt", ".md", ".rst", ".tex", ".html", ".css", ".xml", ".json", ".yaml", ".yml", ".toml"),
-        *(".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".java", ".js", ".ts", ".go", ".rs", ".rb", ".php", ".sh"),
+        *(
+            ".txt",
+            ".md",
+            ".rst",
+            ".tex",
+            ".html",
+            ".css",
+            ".xml",
+            ".json",
+            ".yaml",
+            ".yml",
+            ".toml",
+        ),
+        *(
+            ".py",
+            ".c",
+            ".h",
+            ".cc",
+            ".cpp",
+            ".hpp",
+            ".cu",
+            ".java",
+            ".js",
+            ".ts",
+            ".go",
+            ".rs",
+            ".rb",
+            ".php",
+            ".sh",
+        ),
         *(".sql", ".r", ".jl", ".scala", ".swift", ".kt", ".cs", ".lua", ".pl", ".hs", ".ml"),
     }
 )
@@ -23,17 +53,21 @@ CHUNK_BYTES = 8192
 
 
 class TextFiles:
-    """Documents without images. A piece of a byte-level vocabulary is at least one byte, so `chunk_bytes` bounds tokens.
+    """Documents without images.
 
-    Memory holds where pieces begin and end; text is read when it is asked for. Ids are `file:first byte`.
+    A piece of a byte-level vocabulary is at least one byte, so `chunk_bytes` bounds tokens.
+
+    Memory holds where pieces begin and end; text is read when it is asked for. Ids are `file:first
+    byte`.
     """
 
     def __init__(self, path: str | Path, chunk_bytes: int | None = None) -> None:
         """
         Args:
-            path: a file, or a folder of which every text file at any depth is read, in the order of their names.
-            chunk_bytes: bytes a piece may have. Files are split behind the last line end that fits; a longer line
-                between characters.
+            path: a file, or a folder of which every text file at any depth is read, in the order of
+                their names.
+            chunk_bytes: bytes a piece may have. Files are split behind the last line end that fits;
+                a longer line between characters.
 
         Raises:
             ValueError: no such file, no text in it, a file that is not UTF-8 text.
@@ -41,7 +75,9 @@ class TextFiles:
         self.root = Path(path)
         self.files, self._unread = _text_files(self.root)
         pieces = [_pieces(file, chunk_bytes or CHUNK_BYTES) for file in self.files]
-        self._file_of = np.repeat(np.arange(len(self.files), dtype=np.int32), [len(found) for found in pieces])
+        self._file_of = np.repeat(
+            np.arange(len(self.files), dtype=np.int32), [len(found) for found in pieces]
+        )
         self._pieces = np.concatenate(pieces)
         if not len(self._pieces):
             raise ValueError(f"{path}: holds no text")
@@ -65,7 +101,9 @@ class TextFiles:
 
 
 def text_files(path: str | Path) -> list[Path]:
-    """The file itself, or every text file of a folder at any depth, by name; a `ValueError` if there is none."""
+    """The file itself, or every text file of a folder at any depth, by name; a `ValueError` if
+    there is none.
+    """
     return _text_files(Path(path))[0]
 
 
@@ -80,7 +118,8 @@ def _text_files(root: Path) -> tuple[list[Path], Counter[str]]:
     others = [file for file in entries if file.suffix.lower() not in SUFFIXES and file.is_file()]
     if not found:
         raise ValueError(
-            f"{root}: holds no text files; looked for {' '.join(sorted(SUFFIXES))}. Name a file to read any other"
+            f"{root}: holds no text files; looked for {' '.join(sorted(SUFFIXES))}. Name a file to "
+            "read any other"
         )
     return found, Counter(f"files {file.suffix.lower() or 'without a suffix'}" for file in others)
 
@@ -91,7 +130,9 @@ def _pieces(path: Path, limit: int) -> np.ndarray:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}). Convert it, or take it out of the folder") from error
+        raise ValueError(
+            f"{path}: not UTF-8 text ({error}). Convert it, or take it out of the folder"
+        ) from error
     pieces: list[tuple[int, int]] = []
     start = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
     while start < len(content):
@@ -106,7 +147,9 @@ def _pieces(path: Path, limit: int) -> np.ndarray:
 
 
 def _character_start(content: bytes, start: int, end: int) -> int:
-    """The last place up to `end` where a character begins (bytes 10xxxxxx continue one); at least one is kept."""
+    """The last place up to `end` where a character begins (bytes 10xxxxxx continue one); at
+    least one is kept.
+    """
     place = end
     while place > start and content[place] & 0xC0 == 0x80:
         place -= 1

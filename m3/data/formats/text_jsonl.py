@@ -1,4 +1,7 @@
-"""Plain text, one JSON object per line: {"text": "...", "id": optional}. All of it is learned (`m3/data/sample.py`)."""
+"""Plain text, one JSON object per line: {"text": "...", "id": optional}.
+
+All of it is learned (`m3/data/sample.py`).
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,8 +32,13 @@ class TextJsonl:
     def __getitem__(self, index: int) -> Document:
         record = self._lines[index]
         where = self._lines.where(index)
-        reader = RecordReader(record, where, str(index), self.options, expected="an object with 'text'")
+        reader = RecordReader(
+            record, where, str(index), self.options, expected="an object with 'text'"
+        )
         text = reader.fields.raw("text")
         if not isinstance(text, str):
-            raise ValueError(f"{where}: expected an object with 'text', got {', '.join(record) or 'an empty object'}")
+            raise ValueError(
+                f"{where}: expected an object with 'text', got "
+                f"{', '.join(record) or 'an empty object'}"
+            )
         return reader.document([text], [])

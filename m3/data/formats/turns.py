@@ -1,12 +1,14 @@
-"""Turns of a conversation in the two layouts of the field become `Turn`s, and the images that they show.
+"""Turns of a conversation in the two layouts of the field become `Turn`s, and the images that they
+show.
 
 LLaVA's and ShareGPT's   {"from": "human", "value": "<image>\\nWhat?"}
 transformers' messages   {"role": "user", "content": "<image>\\nWhat?"}, or parts:
-                         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+                         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
+                         "What?"}]}
 
-In a user's string `<image>` marks where an image stands (in a record with a video, `<video>` or `<image>` where that
-does). In parts, parts are images and text is text. Parts are joined by newlines, as the chat template does it when the model
-is used (m3/processing/chat_template.py).
+In a user's string `<image>` marks where an image stands (in a record with a video, `<video>` or
+`<image>` where that does). In parts, parts are images and text is text. Parts are joined by
+newlines, as the chat template does it when the model is used (m3/processing/chat_template.py).
 """
 
 from collections.abc import Sequence
@@ -50,7 +52,10 @@ LAYOUTS = (
 
 @dataclass
 class TurnReader:
-    """Reads the turns of one record. `visuals`: its images or videos in reading order, which marks and parts claim."""
+    """Reads the turns of one record.
+
+    `visuals`: its images or videos in reading order, which marks and parts claim.
+    """
 
     id: str
     media: MediaReader
@@ -70,12 +75,19 @@ class TurnReader:
         where = self.media.where
         entries = rows_of(entries)
         if not isinstance(entries, list):
-            raise ValueError(f"{where}: {layout.column!r} must be a list of {layout.entry}s, got {shown(entries)}")
-        turns = [self._turn(entry, f"{where}, {layout.entry} {n}", layout) for n, entry in enumerate(entries)]
+            raise ValueError(
+                f"{where}: {layout.column!r} must be a list of {layout.entry}s, got "
+                f"{shown(entries)}"
+            )
+        turns = [
+            self._turn(entry, f"{where}, {layout.entry} {n}", layout)
+            for n, entry in enumerate(entries)
+        ]
         if self._claimed != len(self.visuals):
             mark = f"<{self.kind}>"
             raise ImageMarksError(
-                f"{where}: sample {self.id!r}: {self._claimed} {mark} marks in the user's turns but {len(self.visuals)} "
+                f"{where}: sample {self.id!r}: {self._claimed} {mark} marks in the user's turns "
+                f"but {len(self.visuals)} "
                 f"{self.kind}s. Write one {mark} where each {self.kind} stands"
             )
         return [turn for turn in turns if turn.role != "system" or turn.text.strip()]
@@ -85,13 +97,16 @@ class TurnReader:
             layout = next((other for other in LAYOUTS if other.role in entry), layout)
         if not isinstance(entry, dict) or layout.role not in entry or layout.text not in entry:
             raise ValueError(
-                f"{where}: expected an object with {layout.role!r} and {layout.text!r}, got {shown(entry)}"
+                f"{where}: expected an object with {layout.role!r} and {layout.text!r}, got "
+                f"{shown(entry)}"
             )
         fields = Fields(entry, where, self.media.unused, layout.column)
         written, content = fields.raw(layout.role), rows_of(fields.raw(layout.text))
         role = ROLES.get(written) if isinstance(written, str) else None
         if role is None:
-            raise ValueError(f"{where}: {layout.role!r} must be one of {', '.join(ROLES)}, got {shown(written)}")
+            raise ValueError(
+                f"{where}: {layout.role!r} must be one of {', '.join(ROLES)}, got {shown(written)}"
+            )
         learned = _learned(fields.take(*LEARNED), role, where)
         if isinstance(content, str):
             pieces = self._marked(content) if role == "user" else [content]
@@ -125,16 +140,22 @@ class TurnReader:
 
     def _part(self, part: Any, role: Role, where: str) -> str | Visual:
         if not isinstance(part, dict):
-            raise ValueError(f"{where}: expected a part with type text, image or video, got {shown(part)}")
+            raise ValueError(
+                f"{where}: expected a part with type text, image or video, got {shown(part)}"
+            )
         fields = Fields(part, where, self.media.unused, "content")
         kind = fields.raw("type")
         if kind == "text" and isinstance(text := fields.raw("text"), str):
             fields.close()
             return text
         if kind not in ("image", "image_url", "video"):
-            raise ValueError(f"{where}: expected a part with type text, image or video, got {shown(part)}")
+            raise ValueError(
+                f"{where}: expected a part with type text, image or video, got {shown(part)}"
+            )
         if role != "user":
-            raise ValueError(f"{where}: a part of type {kind} in the {role}'s message; only users show images")
+            raise ValueError(
+                f"{where}: a part of type {kind} in the {role}'s message; only users show images"
+            )
         return self._video(fields) if kind == "video" else self._image(fields)
 
     def _image(self, fields: Fields) -> Visual:
@@ -147,7 +168,9 @@ class TurnReader:
         if is_given(value):
             return (self.media.image(value),)
         if self.kind == "video":
-            raise ImageMarksError(f"{fields.where}: holds a part of type image, but the record names no image")
+            raise ImageMarksError(
+                f"{fields.where}: holds a part of type image, but the record names no image"
+            )
         return self._next()
 
     def _video(self, fields: Fields) -> Visual:
@@ -158,11 +181,15 @@ class TurnReader:
         if is_given(value):
             return self.media.video(value)
         if self.kind != "video":
-            raise ImageMarksError(f"{fields.where}: holds a part of type video, but the record names no video")
+            raise ImageMarksError(
+                f"{fields.where}: holds a part of type video, but the record names no video"
+            )
         return self._next()
 
     def _texts(self, pieces: Sequence[str | Visual]) -> tuple[str, ...]:
-        """The texts around the images of `pieces`; frames of a video stand on lines of their own."""
+        """The texts around the images of `pieces`; frames of a video stand on lines of their
+        own.
+        """
         texts = [""]
         for piece in pieces:
             if isinstance(piece, str):
@@ -181,11 +208,15 @@ def _learned(value: Any, role: Role, where: str) -> bool:
         return True
     if not isinstance(value, bool | int | float) or value not in (0, 1):
         raise ValueError(
-            f"{where}: the weight of a turn must be 0 (not learned) or 1 (learned), got {shown(value)}; other weights "
+            f"{where}: the weight of a turn must be 0 (not learned) or 1 (learned), got "
+            f"{shown(value)}; other weights "
             "belong to a source: `weight` in the recipe"
         )
     if value and role != "assistant":
-        raise ValueError(f"{where}: asks to learn what the {role} says; only answers of the assistant are learned")
+        raise ValueError(
+            f"{where}: asks to learn what the {role} says; only answers of the "
+            "assistant are learned"
+        )
     return bool(value) or role != "assistant"
 
 
@@ -196,13 +227,22 @@ def system_turn(system: Any, turns: Sequence[Turn], where: str) -> list[Turn]:
     if not isinstance(system, str):
         raise ValueError(f"{where}: 'system' must be text, got {shown(system)}")
     if turns and turns[0].role == "system":
-        raise ValueError(f"{where}: has a system prompt under 'system' and another as its first turn; keep one of them")
+        raise ValueError(
+            f"{where}: has a system prompt under 'system' and another as its first "
+            "turn; keep one of them"
+        )
     return [Turn("system", system), *turns]
 
 
 def rows_of(value: Any) -> Any:
-    """A list of objects, where lists under each key of one object stand for it (as `datasets.Sequence` once gave them)."""
-    if not isinstance(value, dict) or not value or not all(isinstance(column, list) for column in value.values()):
+    """A list of objects, where lists under each key of one object stand for it (as
+    `datasets.Sequence` once gave them).
+    """
+    if (
+        not isinstance(value, dict)
+        or not value
+        or not all(isinstance(column, list) for column in value.values())
+    ):
         return value
     if len({len(column) for column in value.values()}) != 1:
         return value

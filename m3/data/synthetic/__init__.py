@@ -1,1 +1,3 @@
-"""The embedded suite: six families of drawn pictures with questions, for training and for the built-in benchmark."""
+"""The embedded suite: six families of drawn pictures with questions, for training and for the
+built-in benchmark.
+"""

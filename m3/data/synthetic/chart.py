@@ -56,14 +56,18 @@ KINDS = (HIGHEST, LOWEST, VALUE)
 
 @dataclass(frozen=True)
 class BarChart:
-    """One figure whose bars are moved and painted anew for every picture; building a figure takes far longer."""
+    """One figure whose bars are moved and painted anew for every picture; building a figure
+    takes far longer.
+    """
 
     figure: Figure
     canvas: FigureCanvasAgg
     axes: Axes
     bars: tuple[Rectangle, ...]
 
-    def render(self, boxes: list[tuple[float, float, int]], colours: list[Colour], ground: Colour) -> Image.Image:
+    def render(
+        self, boxes: list[tuple[float, float, int]], colours: list[Colour], ground: Colour
+    ) -> Image.Image:
         """Boxes are (left, width) in pixels and the value; the picture is 96x96 RGB."""
         self.axes.set_facecolor(_unit(ground))
         self.figure.set_facecolor(_unit(ground))
@@ -76,12 +80,19 @@ class BarChart:
 
 @functools.cache
 def bar_chart() -> BarChart:
-    """The figure of this process (Agg, no pyplot): 96x96 pixels, light lines at every unit, labels at 2, 4, 6, 8."""
+    """The figure of this process (Agg, no pyplot): 96x96 pixels, light lines at every unit,
+    labels at 2, 4, 6, 8.
+    """
     figure = Figure(figsize=(1, 1), dpi=IMAGE_SIZE)
     canvas = FigureCanvasAgg(figure)
     left = PATCH_SIZE / IMAGE_SIZE
     axes = figure.add_axes(
-        (left, 1 - BASELINE / IMAGE_SIZE, 1 - left - 2 / IMAGE_SIZE, TOP_UNIT * PATCH_SIZE / IMAGE_SIZE)
+        (
+            left,
+            1 - BASELINE / IMAGE_SIZE,
+            1 - left - 2 / IMAGE_SIZE,
+            TOP_UNIT * PATCH_SIZE / IMAGE_SIZE,
+        )
     )
     axes.set_xlim(PATCH_SIZE, IMAGE_SIZE - 2)
     axes.set_ylim(0, TOP_UNIT)
@@ -114,10 +125,14 @@ def draw(rng: Random, split: Split) -> Drawn:
         boxes.append((left, width, value))
         top = BASELINE - PATCH_SIZE * value
         patches.add_box((left, top, left + width, BASELINE), f"bar {colour}", f"value {value}")
-    image = bar_chart().render(boxes, [jittered(rng, colour) for colour in colours], pale(rng, 232, 250, 4))
+    image = bar_chart().render(
+        boxes, [jittered(rng, colour) for colour in colours], pale(rng, 232, 250, 4)
+    )
     highest = HIGHEST.ask(rng, colours[values.index(max(values))])
     lowest = LOWEST.ask(rng, colours[values.index(min(values))])
-    readings = [VALUE.ask(rng, str(value), colour) for colour, value in zip(colours, values, strict=True)]
+    readings = [
+        VALUE.ask(rng, str(value), colour) for colour, value in zip(colours, values, strict=True)
+    ]
     questions = [highest, lowest, *readings]
     test_question = rng.choice((highest, lowest, readings[0], readings[1]))
     rng.shuffle(questions)

@@ -17,27 +17,47 @@ logger = logging.getLogger(__name__)
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="m3 data tiny", description="Draw the embedded suite from a seed as parquet.")
-    made.add_argument(
-        "--out", type=Path, required=True, help="folder that receives train/, test/, tokenizer/ and suite.json"
+    made = argparse.ArgumentParser(
+        prog="m3 data tiny", description="Draw the embedded suite from a seed as parquet."
     )
-    made.add_argument("--train", type=int, default=2000, help="training pictures PER FAMILY (0: none)")
+    made.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder that receives train/, test/, tokenizer/ and suite.json",
+    )
+    made.add_argument(
+        "--train", type=int, default=2000, help="training pictures PER FAMILY (0: none)"
+    )
     made.add_argument("--test", type=int, default=200, help="test pictures PER FAMILY (0: none)")
     made.add_argument("--seed", type=int, default=0, help="every picture depends on the seed alone")
-    made.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=tuple(FAMILIES), metavar="FAMILY")
-    made.add_argument("--workers", type=int, default=2, help="processes that draw; the result does not depend on it")
+    made.add_argument(
+        "--families", nargs="+", choices=tuple(FAMILIES), default=tuple(FAMILIES), metavar="FAMILY"
+    )
+    made.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="processes that draw; the result does not depend on it",
+    )
     return made
 
 
 def main(argv: list[str]) -> int:
-    """Write the splits asked for, `test/baselines.json`, the tokenizer, and `suite.json`, which says how all was made."""
+    """Write the splits asked for, `test/baselines.json`, the tokenizer, and `suite.json`, which
+    says how all was made.
+    """
     options = parser().parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     wanted: dict[Split, int] = {"train": options.train, "test": options.test}
     for split, number in wanted.items():
         if number:
-            files = generate(split, number, options.seed, options.out, options.families, options.workers)
-            logger.info("%s: %d pictures in %d files", split, number * len(options.families), len(files))
+            files = generate(
+                split, number, options.seed, options.out, options.families, options.workers
+            )
+            logger.info(
+                "%s: %d pictures in %d files", split, number * len(options.families), len(files)
+            )
             if split == "test":
                 found = baselines(read_rows(files, ["family", "question", "answer"]), options.seed)
                 blind = {family: dataclasses.asdict(numbers) for family, numbers in found.items()}

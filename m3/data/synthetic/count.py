@@ -4,7 +4,15 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from m3.data.synthetic.drawing import Drawn, PatchMap, QuestionKind, Split, draw_shape, jittered, pale
+from m3.data.synthetic.drawing import (
+    Drawn,
+    PatchMap,
+    QuestionKind,
+    Split,
+    draw_shape,
+    jittered,
+    pale,
+)
 from m3.data.synthetic.vocabulary import IMAGE_SIZE, SHAPE_COLOURS, SHAPE_PLURALS, SHAPES
 
 MOST = 6
@@ -21,7 +29,11 @@ TOTAL = QuestionKind(
 )
 OF_COLOUR = QuestionKind(
     "count_colour",
-    ("How many {place} shapes are there?", "How many shapes are {place}?", "Count the {place} shapes."),
+    (
+        "How many {place} shapes are there?",
+        "How many shapes are {place}?",
+        "Count the {place} shapes.",
+    ),
     tuple(str(number) for number in range(MOST + 1)),
     SHAPE_COLOURS,
 )
@@ -57,9 +69,14 @@ def draw(rng: Random, split: Split) -> Drawn:
     present, any_colour = rng.choice(colours), rng.choice(SHAPE_COLOURS)
     questions = [
         total,
-        *(OF_COLOUR.ask(rng, str(colours.count(colour)), colour) for colour in dict.fromkeys((present, any_colour))),
+        *(
+            OF_COLOUR.ask(rng, str(colours.count(colour)), colour)
+            for colour in dict.fromkeys((present, any_colour))
+        ),
     ]
     for shape in dict.fromkeys((rng.choice(shapes), rng.choice(SHAPES))):
-        questions.append(OF_SHAPE.ask(rng, str(shapes.count(shape)), SHAPE_PLURALS[SHAPES.index(shape)]))
+        questions.append(
+            OF_SHAPE.ask(rng, str(shapes.count(shape)), SHAPE_PLURALS[SHAPES.index(shape)])
+        )
     rng.shuffle(questions)
     return Drawn(image, tuple(questions), total, *patches.labels())

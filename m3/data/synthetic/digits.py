@@ -1,7 +1,8 @@
 """Digits: three real handwritten digits in a row; read one, or all. Needs fine tokens.
 
-The handwriting is scikit-learn's digits set (1,797 digits of 8x8, from the UCI Optical Recognition of Handwritten
-Digits data). Every fifth of them is kept for the test split, so a test picture shows handwriting never trained on.
+The handwriting is scikit-learn's digits set (1,797 digits of 8x8, from the UCI Optical Recognition
+of Handwritten Digits data). Every fifth of them is kept for the test split, so a test picture shows
+handwriting never trained on.
 """
 
 import functools
@@ -47,17 +48,23 @@ KINDS = (SINGLE, MIDDLE, NUMBER)
 
 @functools.cache
 def handwriting(split: Split) -> tuple[NDArray[np.uint8], tuple[tuple[int, ...], ...]]:
-    """All digits as ink [1797, 10, 10] (0..255), and for each value 0..9 the indices that belong to the split.
+    """All digits as ink [1797, 10, 10] (0..255), and for each value 0..9 the indices that belong to
+    the split.
 
-    The 8x8 drawings touch their edges; the empty rim added here keeps enlarged strokes from being cut off.
+    The 8x8 drawings touch their edges; the empty rim added here keeps enlarged strokes from being
+    cut off.
     """
-    from sklearn.datasets import load_digits  # takes seconds to import, and only this family needs it
+    # takes seconds to import, and only this family needs it
+    from sklearn.datasets import load_digits
 
-    levels, values = (np.asarray(part) for part in load_digits(return_X_y=True))  # 64 levels 0..16 a drawing
+    # 64 levels 0..16 a drawing
+    levels, values = (np.asarray(part) for part in load_digits(return_X_y=True))
     ink = np.rint(levels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     ink = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
     chosen = [index for index in range(len(ink)) if (index % TEST_EVERY == 0) == (split == "test")]
-    return ink, tuple(tuple(index for index in chosen if values[index] == value) for value in range(10))
+    return ink, tuple(
+        tuple(index for index in chosen if values[index] == value) for value in range(10)
+    )
 
 
 def draw(rng: Random, split: Split) -> Drawn:
@@ -79,12 +86,15 @@ def draw(rng: Random, split: Split) -> Drawn:
             rng.uniform(-8, 8), Image.Resampling.BILINEAR
         )
         image.paste(pen, (left, top), glyph)
-        patches.add_box((left + 6, top + 3, left + size - 6, top + size - 3), f"digit {value}", f"digit {place}")
+        patches.add_box(
+            (left + 6, top + 3, left + size - 6, top + size - 3), f"digit {value}", f"digit {place}"
+        )
         shown.append(str(value))
     singles = [_single(rng, place, value) for place, value in zip(DIGIT_PLACES, shown, strict=True)]
     number = NUMBER.ask(rng, " ".join(shown))
     rng.shuffle(singles)
-    # The whole number before the single digits or after them: asked first it must be read, asked last it is known.
+    # The whole number before the single digits or after them: asked first it must be read, asked
+    # last it is known.
     questions = [number, *singles] if rng.random() < 0.35 else [*singles, number]
     test_question = number if rng.random() < 0.2 else singles[0]
     return Drawn(image, tuple(questions), test_question, *patches.labels())

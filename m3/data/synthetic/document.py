@@ -50,7 +50,9 @@ def draw(rng: Random, split: Split) -> Drawn:
         baseline = height * index + 17 + rng.randint(-1, 1)
         picture.text((left, baseline), word, fill=ink, font=font, anchor="ls")
         patches.add_box(
-            picture.textbbox((left, baseline), word, font=font, anchor="ls"), f"word {word}", f"line {line}"
+            picture.textbbox((left, baseline), word, font=font, anchor="ls"),
+            f"word {word}",
+            f"line {line}",
         )
     questions = [LINE.ask(rng, word, line) for line, word in zip(LINES, words, strict=True)]
     rng.shuffle(questions)

@@ -1,4 +1,5 @@
-"""What every family of the embedded suite shares: questions, drawn pictures, shapes and per-patch labels.
+"""What every family of the embedded suite shares: questions, drawn pictures, shapes and per-patch
+labels.
 
 In: a seeded `random.Random`. Out: `Drawn`, one picture with its questions and its patch labels.
 """
@@ -28,7 +29,9 @@ Number = int | float
 
 @dataclass(frozen=True)
 class QuestionKind:
-    """One kind of question: its phrasings, what `{place}` may stand for, and every answer it can have."""
+    """One kind of question: its phrasings, what `{place}` may stand for, and every answer it can
+    have.
+    """
 
     name: str
     templates: tuple[str, ...]
@@ -37,7 +40,9 @@ class QuestionKind:
 
     def texts(self) -> tuple[str, ...]:
         """Every wording of this kind, for every place."""
-        return tuple(template.format(place=place) for template in self.templates for place in self.places)
+        return tuple(
+            template.format(place=place) for template in self.templates for place in self.places
+        )
 
     def ask(self, rng: Random, answer: str, place: str = "") -> "Question":
         """Word the question in one of its ways; the answer must be one of the possible ones."""
@@ -55,7 +60,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture (96x96 RGB), its training questions, the one question it gets in the test, and labels [12, 12]."""
+    """A picture (96x96 RGB), its training questions, the one question it gets in the test, and
+    labels [12, 12].
+    """
 
     image: Image.Image
     questions: tuple[Question, ...]
@@ -68,8 +75,8 @@ class Drawn:
 class PatchMap:
     """Which thing covers which pixel, reduced to labels per patch.
 
-    Things are painted into an id image beside the picture. A patch takes the thing that covers most of it, if that
-    covers at least `threshold` of the patch.
+    Things are painted into an id image beside the picture. A patch takes the thing that covers most
+    of it, if that covers at least `threshold` of the patch.
     """
 
     threshold: float = 0.25
@@ -82,8 +89,12 @@ class PatchMap:
         self.things.append((class_name, slot_name))
         return len(self.things)
 
-    def add_box(self, box: tuple[Number, Number, Number, Number], class_name: str, slot_name: str = "none") -> None:
-        """Register a thing that fills the box (left, top, right, bottom), right and bottom excluded."""
+    def add_box(
+        self, box: tuple[Number, Number, Number, Number], class_name: str, slot_name: str = "none"
+    ) -> None:
+        """Register a thing that fills the box (left, top, right, bottom), right and bottom
+        excluded.
+        """
         left, top, right, bottom = (round(edge) for edge in box)
         painted = (left, top, right - 1, bottom - 1)
         ImageDraw.Draw(self.ids).rectangle(painted, fill=self.add(class_name, slot_name))
@@ -102,7 +113,9 @@ class PatchMap:
 
 def jittered(rng: Random, colour: str, amount: int = 14) -> Colour:
     """A shade of the named colour, each channel off by at most `amount`."""
-    red, green, blue = (max(0, min(255, level + rng.randint(-amount, amount))) for level in COLOURS[colour])
+    red, green, blue = (
+        max(0, min(255, level + rng.randint(-amount, amount))) for level in COLOURS[colour]
+    )
     return red, green, blue
 
 
@@ -114,7 +127,11 @@ def pale(rng: Random, low: int = 205, high: int = 235, tint: int = 8) -> Colour:
 
 
 def draw_shape(
-    draw: ImageDraw.ImageDraw, shape: str, centre: tuple[Number, Number], size: Number, fill: Colour | int
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    centre: tuple[Number, Number],
+    size: Number,
+    fill: Colour | int,
 ) -> None:
     """Paint a filled shape about `size` pixels wide."""
     x, y = centre
@@ -125,7 +142,10 @@ def draw_shape(
         side = radius * 0.88
         draw.rectangle((x - side, y - side, x + side, y + side), fill=fill)
     elif shape == "triangle":
-        draw.polygon(((x, y - radius), (x + radius, y + radius * 0.85), (x - radius, y + radius * 0.85)), fill=fill)
+        draw.polygon(
+            ((x, y - radius), (x + radius, y + radius * 0.85), (x - radius, y + radius * 0.85)),
+            fill=fill,
+        )
     elif shape == "star":
         draw.polygon(_star(x, y, radius * 1.1), fill=fill)
     elif shape == "cross":

@@ -1,14 +1,26 @@
-"""Position: a coloured shape in each corner; what is where. Needs a few tokens that know their place.
+"""Position: a coloured shape in each corner; what is where.
 
-A corner's name is one word ("top-left"), so that one token asks for row and column at once. Asked in two words, a decoder of
-this size learnt the row alone in 6,000 steps. One word helps; the model card of m3-tiny-base tells how far.
+Needs a few tokens that know their place.
+
+A corner's name is one word ("top-left"), so that one token asks for row and column at once. Asked
+in two words, a decoder of this size learnt the row alone in 6,000 steps. One word helps; the model
+card of m3-tiny-base tells how far.
 """
 
 from random import Random
 
 from PIL import Image, ImageDraw
 
-from m3.data.synthetic.drawing import Drawn, PatchMap, Question, QuestionKind, Split, draw_shape, jittered, pale
+from m3.data.synthetic.drawing import (
+    Drawn,
+    PatchMap,
+    Question,
+    QuestionKind,
+    Split,
+    draw_shape,
+    jittered,
+    pale,
+)
 from m3.data.synthetic.vocabulary import CORNERS, IMAGE_SIZE, OBJECTS, SHAPE_COLOURS, SHAPES
 
 OBJECT = QuestionKind(
@@ -54,7 +66,10 @@ def draw(rng: Random, split: Split) -> Drawn:
     for index, corner in enumerate(CORNERS):
         colour, shape, size = rng.choice(SHAPE_COLOURS), rng.choice(SHAPES), rng.uniform(25, 36)
         play = (IMAGE_SIZE / 2 - size) / 2 - 2
-        centre = (24 + 48 * (index % 2) + rng.uniform(-play, play), 24 + 48 * (index // 2) + rng.uniform(-play, play))
+        centre = (
+            24 + 48 * (index % 2) + rng.uniform(-play, play),
+            24 + 48 * (index // 2) + rng.uniform(-play, play),
+        )
         draw_shape(picture, shape, centre, size, jittered(rng, colour))
         draw_shape(ids, shape, centre, size, patches.add(f"{colour} {shape}", f"corner {corner}"))
         things[corner] = (colour, shape)
@@ -65,7 +80,8 @@ def draw(rng: Random, split: Split) -> Drawn:
 def _questions(rng: Random, things: dict[str, tuple[str, str]]) -> tuple[Question, ...]:
     """Two corners: one for the whole object, one for shape and colour apart.
 
-    No answer gives another away, and the corners left out keep the later answers from being found by elimination.
+    No answer gives another away, and the corners left out keep the later answers from being found
+    by elimination.
     """
     whole, apart = rng.sample(CORNERS, 2)
     colour, shape = things[apart]

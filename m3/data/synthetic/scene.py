@@ -1,4 +1,7 @@
-"""Scene: which of eight colours fills the background, under a little clutter. One pooled token is enough for it."""
+"""Scene: which of eight colours fills the background, under a little clutter.
+
+One pooled token is enough for it.
+"""
 
 from random import Random
 
@@ -19,7 +22,11 @@ COLOUR = QuestionKind(
 )
 IS_COLOUR = QuestionKind(
     "scene_is_colour",
-    ("Is the background {place}?", "Is most of the picture {place}?", "Is {place} the main colour?"),
+    (
+        "Is the background {place}?",
+        "Is most of the picture {place}?",
+        "Is {place} the main colour?",
+    ),
     ("yes", "no"),
     tuple(COLOURS),
 )
@@ -41,6 +48,9 @@ def draw(rng: Random, split: Split) -> Drawn:
     main = COLOUR.ask(rng, background)
     others = rng.sample([colour for colour in COLOURS if colour != background], 2)
     probes = [*others, background] if rng.random() < 0.5 else [others[0], background]
-    questions = [main, *(IS_COLOUR.ask(rng, "yes" if colour == background else "no", colour) for colour in probes)]
+    questions = [
+        main,
+        *(IS_COLOUR.ask(rng, "yes" if colour == background else "no", colour) for colour in probes),
+    ]
     rng.shuffle(questions)
     return Drawn(image, tuple(questions), main, *patches.labels())

@@ -1,10 +1,11 @@
 """The embedded suite: from a seed to parquet files of pictures, questions and per-patch labels.
 
-In: split, seed, pictures per family. Out: `train/*.parquet` (LLaVA conversations, several questions per picture, patch
-labels) or `test/<family>.parquet` (one question per picture), with images embedded as `datasets.Image`.
+In: split, seed, pictures per family. Out: `train/*.parquet` (LLaVA conversations, several questions
+per picture, patch labels) or `test/<family>.parquet` (one question per picture), with images
+embedded as `datasets.Image`.
 
-A picture depends on (seed, split, family, index) alone: whatever the number of workers, and however many pictures are
-asked for, picture `index` of a family is the same.
+A picture depends on (seed, split, family, index) alone: whatever the number of workers, and however
+many pictures are asked for, picture `index` of a family is the same.
 """
 
 import hashlib
@@ -73,7 +74,9 @@ TEST_FEATURES: Final = Features(
 
 @dataclass(frozen=True)
 class Baselines:
-    """What needs no eyes: expected accuracy of uniform guessing, and of the best constant answer per kind."""
+    """What needs no eyes: expected accuracy of uniform guessing, and of the best constant answer
+    per kind.
+    """
 
     chance: float
     majority: float
@@ -90,7 +93,10 @@ class _Shard:
 
 
 def draw(split: Split, family: str, index: int, seed: int) -> Drawn:
-    """Picture `index` of a family. The split is part of the seed, so train and test share no picture."""
+    """Picture `index` of a family.
+
+    The split is part of the seed, so train and test share no picture.
+    """
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}: expected one of {', '.join(FAMILIES)}")
     return FAMILIES[family].draw(Random(f"{seed}/{split}/{family}/{index}"), split)
@@ -108,15 +114,19 @@ def generate(
 ) -> list[Path]:
     """Write one split under `out_dir/<split>` and return the files in order.
 
-    Training pictures alternate between the families in shards of `shard_rows`; the test split is one file per family.
-    Files are written aside and renamed; shards left there by an earlier, larger run are removed.
-    Raises ValueError for an unknown split or family, or a count or number of workers below 1.
+    Training pictures alternate between the families in shards of `shard_rows`; the test split is
+    one file per family. Files are written aside and renamed; shards left there by an earlier,
+    larger run are removed. Raises ValueError for an unknown split or family, or a count or number
+    of workers below 1.
     """
     for family in families:
         if family not in FAMILIES:
             raise ValueError(f"unknown family {family!r}: expected one of {', '.join(FAMILIES)}")
     if count_per_family < 1 or workers < 1:
-        raise ValueError(f"expected at least 1 picture per family and 1 worker, got {count_per_family} and {workers}")
+        raise ValueError(
+            "expected at least 1 picture per family and 1 worker, got "
+            f"{count_per_family} and {workers}"
+        )
     folder = Path(out_dir) / split
     shards = _plan(split, count_per_family, seed, folder, families, shard_rows)
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +134,12 @@ def generate(
     for stale in folder.glob("*.parquet"):
         if stale not in expected:
             stale.unlink()
-    with tqdm(total=count_per_family * len(families), desc=f"drawing {split}", unit="img", disable=not progress) as bar:
+    with tqdm(
+        total=count_per_family * len(families),
+        desc=f"drawing {split}",
+        unit="img",
+        disable=not progress,
+    ) as bar:
         if workers == 1:
             for shard in shards:
                 bar.update(_write_shard(shard))
@@ -136,12 +151,20 @@ def generate(
 
 
 def _plan(
-    split: Split, count_per_family: int, seed: int, folder: Path, families: Sequence[str], shard_rows: int
+    split: Split,
+    count_per_family: int,
+    seed: int,
+    folder: Path,
+    families: Sequence[str],
+    shard_rows: int,
 ) -> list[_Shard]:
     if split == "test":
         return [
             _Shard(
-                folder / f"{family}.parquet", split, seed, tuple((family, index) for index in range(count_per_family))
+                folder / f"{family}.parquet",
+                split,
+                seed,
+                tuple((family, index) for index in range(count_per_family)),
             )
             for family in families
         ]
@@ -162,7 +185,9 @@ def _plan(
 
 def _write_shard(shard: _Shard) -> int:
     """Draw and write one file; returns its number of rows."""
-    row, features = (train_row, TRAIN_FEATURES) if shard.split == "train" else (test_row, TEST_FEATURES)
+    row, features = (
+        (train_row, TRAIN_FEATURES) if shard.split == "train" else (test_row, TEST_FEATURES)
+    )
     rows = [row(family, index, shard.seed) for family, index in shard.pictures]
     table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
     aside = shard.path.with_suffix(".tmp")
@@ -172,7 +197,9 @@ def _write_shard(shard: _Shard) -> int:
 
 
 def train_row(family: str, index: int, seed: int) -> dict[str, Any]:
-    """One training row: the picture, all its questions as a LLaVA conversation, class and slot of its 144 patches."""
+    """One training row: the picture, all its questions as a LLaVA conversation, class and slot
+    of its 144 patches.
+    """
     drawn = draw("train", family, index, seed)
     name = f"train-{family}-{index:06d}"
     conversations: list[dict[str, str]] = []
@@ -217,7 +244,9 @@ def read_rows(files: Iterable[Path], columns: list[str] | None = None) -> list[d
 
 
 def content_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 over what test rows say and show: ids, questions, answers and decoded pixels, not file encodings."""
+    """SHA-256 over what test rows say and show: ids, questions, answers and decoded pixels, not
+    file encodings.
+    """
     digest = hashlib.sha256()
     for row in rows:
         with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
@@ -237,20 +266,29 @@ def kind_of(family: str, question: str) -> QuestionKind:
 
 
 def majority_answers(family: str, count: int, seed: int) -> dict[str, str]:
-    """The most frequent answer per kind of question over `count` training pictures (ties: first in the alphabet)."""
+    """The most frequent answer per kind of question over `count` training pictures (ties: first
+    in the alphabet).
+    """
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(count):
         drawn = draw("train", family, index, seed)
         for question in (*drawn.questions, drawn.test_question):
             seen[question.kind][question.answer] += 1
-    return {kind: min(answers, key=lambda answer: (-answers[answer], answer)) for kind, answers in seen.items()}
+    return {
+        kind: min(answers, key=lambda answer: (-answers[answer], answer))
+        for kind, answers in seen.items()
+    }
 
 
-def baselines(test_rows: Iterable[Mapping[str, Any]], seed: int, training_pictures: int = 100) -> dict[str, Baselines]:
-    """Chance and majority baseline of each family present in the rows (columns family, question, answer).
+def baselines(
+    test_rows: Iterable[Mapping[str, Any]], seed: int, training_pictures: int = 100
+) -> dict[str, Baselines]:
+    """Chance and majority baseline of each family present in the rows (columns family, question,
+    answer).
 
-    Chance is the expected accuracy of an answer drawn uniformly from those possible for that kind of question; majority
-    gives, for every kind, the answer most frequent in the first `training_pictures` training pictures of the seed.
+    Chance is the expected accuracy of an answer drawn uniformly from those possible for that kind
+    of question; majority gives, for every kind, the answer most frequent in the first
+    `training_pictures` training pictures of the seed.
     """
     asked: dict[str, list[Question]] = defaultdict(list)
     chances: dict[str, list[float]] = defaultdict(list)

@@ -1,7 +1,9 @@
-"""The tokenizer of the tiny models: a small byte-level BPE learnt from the embedded suite's own words.
+"""The tokenizer of the tiny models: a small byte-level BPE learnt from the embedded suite's own
+words.
 
-In: nothing. Out: `PreTrainedTokenizerFast` with a ChatML template whose assistant tokens can be told apart. Every word
-of the suite is one token, digits stand alone, and any other text falls back to bytes.
+In: nothing. Out: `PreTrainedTokenizerFast` with a ChatML template whose assistant tokens can be
+told apart. Every word of the suite is one token, digits stand alone, and any other text falls back
+to bytes.
 """
 
 from collections.abc import Iterator
@@ -18,18 +20,21 @@ TURN_END: Final = "<|im_end|>"
 IMAGE: Final = "<image>"
 MOST_TOKENS: Final = 1024  # an upper bound; merging stops on its own once every word is one token
 MAX_LENGTH: Final = 4096
-# What a token may not reach across: a word with the blank before it ("top-left" is one), a digit, a mark, other blanks.
+# What a token may not reach across: a word with the blank before it ("top-left" is one), a digit, a
+# mark, other blanks.
 PIECE: Final = r" ?\p{L}+(?:-\p{L}+)*|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# ChatML. The answer and its end mark are the generated (trained) part of an assistant turn. Content is a string, or a
-# list of {"type": "image"} and {"type": "text", "text": ...}; an image is followed by a newline, as in LLaVA's data.
+# ChatML. The answer and its end mark are the generated (trained) part of an assistant turn. Content
+# is a string, or a list of {"type": "image"} and {"type": "text", "text": ...}; an image is
+# followed by a newline, as in LLaVA's data.
 CHAT_TEMPLATE: Final = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
     "{%- if message['role'] == 'assistant' -%}"
     "{%- generation -%}"
     "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
-    "{%- for item in message['content'] if item['type'] == 'text' -%}{{- item['text'] -}}{%- endfor -%}"
+    "{%- for item in message['content'] if item['type'] == 'text' -%}{{- item['text'] -}}{%- "
+    "endfor -%}"
     "{%- endif -%}"
     "{{- '<|im_end|>' -}}"
     "{%- endgeneration -%}"
@@ -37,7 +42,8 @@ CHAT_TEMPLATE: Final = (
     "{{- message['content'] + '<|im_end|>' -}}"
     "{%- else -%}"
     "{%- for item in message['content'] -%}"
-    "{%- if item['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- item['text'] -}}{%- endif -%}"
+    "{%- if item['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- item['text'] -}}{%- "
+    "endif -%}"
     "{%- endfor -%}"
     "{{- '<|im_end|>' -}}"
     "{%- endif -%}"
@@ -73,8 +79,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         special_tokens=[PAD, TURN_START, TURN_END, IMAGE],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    # Each distinct word once: merges then depend on the words alone, and rare ones become whole as well.
-    words = {piece for text in corpus() for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    # Each distinct word once: merges then depend on the words alone, and rare ones become whole as
+    # well.
+    words = {
+        piece for text in corpus() for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    }
     tokenizer.train_from_iterator(sorted(corpus()), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,6 +1,8 @@
-"""The words and numbers the embedded suite is made of, and the class tables of its per-patch labels.
+"""The words and numbers the embedded suite is made of, and the class tables of its per-patch
+labels.
 
-In: nothing. Out: literal tables that the families draw from, and the two label tables a tower can be pre-trained on.
+In: nothing. Out: literal tables that the families draw from, and the two label tables a tower can
+    be pre-trained on.
 """
 
 from typing import Final

@@ -32,7 +32,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def line(record: Any) -> Make:
     """A JSONL whose second line holds `record`."""
-    good = {"text": "a", "text_list": ["a"], "image_info": [], "image": "a", "data": ["a", "b"], "messages": []}
+    good = {
+        "text": "a",
+        "text_list": ["a"],
+        "image_info": [],
+        "image": "a",
+        "data": ["a", "b"],
+        "messages": [],
+    }
     return lambda folder: write_lines(folder / "d.jsonl", [good, record])
 
 
@@ -47,7 +54,9 @@ def write(name: str, content: bytes) -> Make:
 def members(**content: bytes | dict[str, Any]) -> Make:
     """A tar of one sample `k`; `png_0` is its member `k.0.png`."""
     named = {
-        "k." + ".".join(reversed(name.split("_"))): value if isinstance(value, bytes) else json.dumps(value).encode()
+        "k." + ".".join(reversed(name.split("_"))): value
+        if isinstance(value, bytes)
+        else json.dumps(value).encode()
         for name, value in content.items()
     }
     return lambda folder: write_tar(folder / "d.tar", named)
@@ -59,47 +68,161 @@ def message(role: str, content: Any) -> dict[str, Any]:
 
 IMAGE = [{"type": "image"}]
 BROKEN_RECORDS: list[tuple[FormatName, Make, str]] = [
-    ("llava_json", line({"conversations": talk(0)}), r"d\.jsonl, line 2: sample '1': 1 <image> marks .* but 0 images"),
-    ("llava_json", line([]), r"d\.jsonl, line 2: expected an object with id, image and conversations, got list"),
-    ("aria_jsonl", line({"text": "a"}), r"line 2: expected an object with messages, and images or video; got text"),
-    ("aria_jsonl", line({"messages": "a"}), r"line 2: 'messages' must be a list of messages, got 'a'"),
-    ("aria_jsonl", line({"messages": [{"role": "user"}]}), r"message 0: expected an object with 'role' and 'content'"),
-    ("aria_jsonl", line({"messages": [message("tool", "a")]}), r"'role' must be one of human, .* system, got 'tool'"),
-    ("aria_jsonl", line({"messages": [message("system", "a")]}), r"behind a system prompt or none; got system"),
-    ("aria_jsonl", line({"messages": [message("user", 3)]}), r"'content' must be text or a list of parts, got 3"),
+    (
+        "llava_json",
+        line({"conversations": talk(0)}),
+        r"d\.jsonl, line 2: sample '1': 1 <image> "
+        r"marks .* but 0 images",
+    ),
+    (
+        "llava_json",
+        line([]),
+        r"d\.jsonl, line 2: expected an object with id, image and "
+        r"conversations, got list",
+    ),
+    (
+        "aria_jsonl",
+        line({"text": "a"}),
+        r"line 2: expected an object with messages, and images or "
+        r"video; got text",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": "a"}),
+        r"line 2: 'messages' must be a list of messages, got "
+        r"'a'",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": [{"role": "user"}]}),
+        r"message 0: expected an object with "
+        r"'role' and 'content'",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": [message("tool", "a")]}),
+        r"'role' must be one of human, .* "
+        r"system, got 'tool'",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": [message("system", "a")]}),
+        r"behind a system prompt or none; "
+        r"got system",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": [message("user", 3)]}),
+        r"'content' must be text or a list of "
+        r"parts, got 3",
+    ),
     (
         "aria_jsonl",
         line({"messages": [message("user", [{"type": "audio"}])]}),
         r"expected a part with type text, image",
     ),
-    ("aria_jsonl", line({"messages": [message("user", "a"), message("assistant", IMAGE)]}), r"only users show images"),
-    ("aria_jsonl", line({"messages": [message("user", IMAGE), message("assistant", "b")]}), r"1 <image> marks .* 0 im"),
-    ("aria_jsonl", line({"messages": [message("user", "a"), message("assistant", " ")]}), r"answer in turn 1 is empty"),
-    ("aria_jsonl", line({"messages": [message("user", [{"type": "video"}])]}), r"part of type video, but the record"),
-    ("aria_jsonl", line({"messages": [], "images": ["a"], "video": {"path": "b"}}), r"one or the other"),
+    (
+        "aria_jsonl",
+        line({"messages": [message("user", "a"), message("assistant", IMAGE)]}),
+        r"only users show images",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": [message("user", IMAGE), message("assistant", "b")]}),
+        r"1 <image> marks .* 0 im",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": [message("user", "a"), message("assistant", " ")]}),
+        r"answer in turn 1 is empty",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": [message("user", [{"type": "video"}])]}),
+        r"part of type "
+        r"video, but the "
+        r"record",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": [], "images": ["a"], "video": {"path": "b"}}),
+        r"one or the "
+        r"other",
+    ),
     (
         "aria_jsonl",
         line({"messages": [], "video": 3}),
         r"'video' must be a path, or an object with 'path' and 'num_frames'",
     ),
-    ("aria_jsonl", line({"messages": [], "video": "b.mp4"}), r"d\.jsonl, line 2: .*b\.mp4: no such video file"),
-    ("aria_jsonl", line({"messages": [], "video": {"path": "b.mp4"}}), r"d\.jsonl, line 2: .*b\.mp4"),
-    ("text_jsonl", line({"text": "a \ud800"}), r"line 2: document '1': text 0 holds half of a character \(U\+D800\)"),
+    (
+        "aria_jsonl",
+        line({"messages": [], "video": "b.mp4"}),
+        r"d\.jsonl, line 2: .*b\.mp4: no such "
+        r"video file",
+    ),
+    (
+        "aria_jsonl",
+        line({"messages": [], "video": {"path": "b.mp4"}}),
+        r"d\.jsonl, line 2: .*b\.mp4",
+    ),
+    (
+        "text_jsonl",
+        line({"text": "a \ud800"}),
+        r"line 2: document '1': text 0 holds half of a "
+        r"character \(U\+D800\)",
+    ),
     (
         "llava_json",
-        line({"conversations": [{"from": "human", "value": "\udfff"}, {"from": "gpt", "value": "a"}]}),
+        line(
+            {"conversations": [{"from": "human", "value": "\udfff"}, {"from": "gpt", "value": "a"}]}
+        ),
         r"turn 0 holds half of a character",
     ),
-    ("text_jsonl", write("d.jsonl", b"[" * 100_000), r"d\.jsonl, line 1: not valid JSON: nested too deeply"),
-    ("text_jsonl", write("d.jsonl", b"9" * 5000), r"d\.jsonl, line 1: not valid JSON: Exceeds the limit"),
-    ("ocr_jsonl", line({"image": "a"}), r"line 2: expected an object with id, image and data, got image"),
-    ("ocr_jsonl", line({"image": "a", "data": ["a"]}), r"'data' must be a list \[prompt, answer, .* got \['a'\]"),
-    ("ocr_jsonl", line({"image": "a", "data": ["a", " "]}), r"line 2: sample '1': the answer in turn 1 is empty"),
+    (
+        "text_jsonl",
+        write("d.jsonl", b"[" * 100_000),
+        r"d\.jsonl, line 1: not valid JSON: nested "
+        r"too deeply",
+    ),
+    (
+        "text_jsonl",
+        write("d.jsonl", b"9" * 5000),
+        r"d\.jsonl, line 1: not valid JSON: Exceeds the "
+        r"limit",
+    ),
+    (
+        "ocr_jsonl",
+        line({"image": "a"}),
+        r"line 2: expected an object with id, image and data, got "
+        r"image",
+    ),
+    (
+        "ocr_jsonl",
+        line({"image": "a", "data": ["a"]}),
+        r"'data' must be a list \[prompt, answer, "
+        r".* got \['a'\]",
+    ),
+    (
+        "ocr_jsonl",
+        line({"image": "a", "data": ["a", " "]}),
+        r"line 2: sample '1': the answer in "
+        r"turn 1 is empty",
+    ),
     ("ocr_jsonl", line({"image": 3, "data": ["a", "b"]}), r"line 2: 'image' must be a path"),
     ("text_jsonl", line({"txt": "a"}), r"line 2: expected an object with 'text', got txt"),
-    ("text_jsonl", line({"text": " "}), r"line 2: document '1': has no text; there is nothing to learn"),
+    (
+        "text_jsonl",
+        line({"text": " "}),
+        r"line 2: document '1': has no text; there is nothing to "
+        r"learn",
+    ),
     ("text_jsonl", line({}), r"got an empty object"),
-    ("interleaved_jsonl", line({"text_list": ["a"]}), r"line 2: expected an object with 'text_list' .*'image_info'"),
+    (
+        "interleaved_jsonl",
+        line({"text_list": ["a"]}),
+        r"line 2: expected an object with "
+        r"'text_list' .*'image_info'",
+    ),
     (
         "interleaved_jsonl",
         line({"text_list": ["a"], "image_info": [{}]}),
@@ -110,23 +233,70 @@ BROKEN_RECORDS: list[tuple[FormatName, Make, str]] = [
         line({"text_list": ["a"], "image_info": [{"image_name": "a", "matched_text_index": 1}]}),
         r"from 0 to 0, got",
     ),
-    ("interleaved_jsonl", line({"text_list": [" "], "image_info": []}), r"line 2: document '1': has no text"),
-    ("caption_tar", members(txt=b"a"), r"d\.tar, sample 'k': expected one image, got 0 \(members: \.txt\)"),
+    (
+        "interleaved_jsonl",
+        line({"text_list": [" "], "image_info": []}),
+        r"line 2: document '1': "
+        r"has no text",
+    ),
+    (
+        "caption_tar",
+        members(txt=b"a"),
+        r"d\.tar, sample 'k': expected one image, got 0 \(members: "
+        r"\.txt\)",
+    ),
     ("caption_tar", members(png=b"a"), r"has no caption; expected a \.txt or a \.json member"),
     ("caption_tar", members(png=b"a", txt=b" "), r"d\.tar, sample 'k': document 'k': has no text"),
     ("caption_tar", members(png=b"a", txt=b"\xff"), r"d\.tar, sample 'k': not UTF-8 text"),
-    ("caption_tar", members(png=b"a", json={"text": "a"}), r"sample 'k': expected an object with 'caption', got text"),
+    (
+        "caption_tar",
+        members(png=b"a", json={"text": "a"}),
+        r"sample 'k': expected an object with "
+        r"'caption', got text",
+    ),
     ("caption_tar", members(png=b"a", json=b"{"), r"d\.tar, sample 'k': not valid JSON"),
     ("llava_tar", members(png=b"a"), r"sample 'k': expected one \.json member, got 0"),
-    ("llava_tar", members(json=b"[]"), r"sample 'k': expected an object with conversations, got \[\]"),
-    ("llava_tar", members(json={"conversations": talk(0)}), r"sample 'k': 1 <image> marks .* but 0 images"),
-    ("llava_tar", members(png=b"a", json={"conversations": talk(0), "image": "b.png"}), r"names 'b\.png', which is no"),
+    (
+        "llava_tar",
+        members(json=b"[]"),
+        r"sample 'k': expected an object with conversations, got "
+        r"\[\]",
+    ),
+    (
+        "llava_tar",
+        members(json={"conversations": talk(0)}),
+        r"sample 'k': 1 <image> marks .* but 0 "
+        r"images",
+    ),
+    (
+        "llava_tar",
+        members(png=b"a", json={"conversations": talk(0), "image": "b.png"}),
+        r"names 'b\.png', which is no",
+    ),
     ("llava_tar", members(json={"conversations": talk(0), "image": 3}), r"'image' must be a path"),
     ("interleaved_tar", members(png=b"a"), r"expected one \.json member, got 0"),
-    ("interleaved_tar", members(json={"texts": ["a"]}), r"'texts' and 'images', lists of one length"),
-    ("interleaved_tar", members(json={"texts": ["a"], "images": ["b"]}), r"slot 0 must hold a text or the name of an"),
-    ("interleaved_tar", members(json={"texts": [None], "images": ["0.png"]}), r"names '0\.png', which is no member"),
-    ("interleaved_tar", members(png_0=b"a", json={"texts": [None], "images": ["0.png"]}), r"'k': has no text"),
+    (
+        "interleaved_tar",
+        members(json={"texts": ["a"]}),
+        r"'texts' and 'images', lists of one length",
+    ),
+    (
+        "interleaved_tar",
+        members(json={"texts": ["a"], "images": ["b"]}),
+        r"slot 0 must hold a text "
+        r"or the name of an",
+    ),
+    (
+        "interleaved_tar",
+        members(json={"texts": [None], "images": ["0.png"]}),
+        r"names '0\.png', "
+        r"which is no member",
+    ),
+    (
+        "interleaved_tar",
+        members(png_0=b"a", json={"texts": [None], "images": ["0.png"]}),
+        r"'k': has no text",
+    ),
 ]
 
 
@@ -182,7 +352,8 @@ def sparse(folder: Path) -> Path:
     path = write_tar(folder / "d.tar", {"a.txt": b"x" * 1024})
     content = bytearray(path.read_bytes())
     content[156:157] = tarfile.GNUTYPE_SPARSE
-    content[386:482] = (b"00000000000\0" + b"00000002000\0") + bytes(72)  # one stretch of 1024 bytes from 0
+    # one stretch of 1024 bytes from 0
+    content[386:482] = (b"00000000000\0" + b"00000002000\0") + bytes(72)
     content[482:495] = b"\0" + b"00000010000\0"  # no more stretches; 4096 bytes in all
     content[148:156] = b" " * 8
     content[148:156] = b"%06o\0 " % sum(content[:512])
@@ -192,7 +363,9 @@ def sparse(folder: Path) -> Path:
 
 def joined(folder: Path) -> Path:
     """`cat a.tar b.tar`."""
-    one, two = (write_tar(folder / f"{name}.part", {f"{name}.txt": b"x"}).read_bytes() for name in "ab")
+    one, two = (
+        write_tar(folder / f"{name}.part", {f"{name}.txt": b"x"}).read_bytes() for name in "ab"
+    )
     (folder / "d.tar").write_bytes(one + two)
     return folder / "d.tar"
 
@@ -210,15 +383,36 @@ def dangling(name: str) -> Make:
 
 PICKLED = pickle.dumps({"texts": ["a"], "images": [None]})
 CANNOT_BE_OPENED: list[tuple[FormatName, Make, str]] = [
-    ("caption_tar", cut(1000), r"d\.tar: not a whole tar file \(unexpected end of data\)\. Copy or download it again"),
-    ("caption_tar", cut(512 + 2048), r"d\.tar: the tar is cut short or damaged at byte 2,560, behind 1 members"),
-    ("caption_tar", cut(2 * (512 + 2048)), r"d\.tar: the tar is cut short or damaged at byte 5,120, behind 2 members"),
+    (
+        "caption_tar",
+        cut(1000),
+        r"d\.tar: not a whole tar file \(unexpected end of data\)\. Copy or "
+        r"download it again",
+    ),
+    (
+        "caption_tar",
+        cut(512 + 2048),
+        r"d\.tar: the tar is cut short or damaged at byte 2,560, "
+        r"behind 1 members",
+    ),
+    (
+        "caption_tar",
+        cut(2 * (512 + 2048)),
+        r"d\.tar: the tar is cut short or damaged at byte "
+        r"5,120, behind 2 members",
+    ),
     ("caption_tar", garbled, r"cut short or damaged at byte 1,024, behind 1 members"),
-    ("caption_tar", zipped, r"d\.tar: is compressed \(gzip\), so no sample can be reached at once\. Decompress it"),
+    (
+        "caption_tar",
+        zipped,
+        r"d\.tar: is compressed \(gzip\), so no sample can be reached at "
+        r"once\. Decompress it",
+    ),
     (
         "caption_tar",
         linked,
-        r"d\.tar: member 'b\.png' is a link to 'a\.png', which would be left out; write .* --hard-der",
+        r"d\.tar: member 'b\.png' is a link to 'a\.png', which would be left out; write .* "
+        r"--hard-der",
     ),
     ("caption_tar", sparse, r"d\.tar: member 'a\.txt' is stored without its holes"),
     (
@@ -233,7 +427,12 @@ CANNOT_BE_OPENED: list[tuple[FormatName, Make, str]] = [
         write("d.jsonl.gz", gzip.compress(b"{}\n")),
         r"d\.jsonl\.gz: is compressed \(gzip\).* Decompress it",
     ),
-    ("llava_json", write("d.json", gzip.compress(b"[]")), r"d\.json: is compressed \(gzip\).* Decompress it"),
+    (
+        "llava_json",
+        write("d.json", gzip.compress(b"[]")),
+        r"d\.json: is compressed \(gzip\).* "
+        r"Decompress it",
+    ),
     ("text_files", write("a.txt", b"\xef\xbb\xbf\n"), r"a\.txt: holds no text"),
     ("caption_tar", write("d.tar", b"no tar"), r"d\.tar: not a whole tar file"),
     (
@@ -254,24 +453,43 @@ CANNOT_BE_OPENED: list[tuple[FormatName, Make, str]] = [
     ("text_jsonl", write("d.jsonl", b"\n \n"), r"d\.jsonl: holds no records"),
     ("text_jsonl", lambda folder: folder, r": holds no \*\.jsonl"),
     ("aria_jsonl", lambda folder: folder, r": holds no train\.jsonl"),
-    ("text_files", lambda folder: folder, r"holds no text files; looked for \.c .*Name a file to read any other"),
-    ("text_files", write("a.txt", b"a\xff"), r"a\.txt: not UTF-8 text .*Convert it, or take it out of the folder"),
+    (
+        "text_files",
+        lambda folder: folder,
+        r"holds no text files; looked for \.c .*Name a file to "
+        r"read any other",
+    ),
+    (
+        "text_files",
+        write("a.txt", b"a\xff"),
+        r"a\.txt: not UTF-8 text .*Convert it, or take it out "
+        r"of the folder",
+    ),
     ("text_files", write("a.txt", b" \n"), r"a\.txt: holds no text"),
     ("text_files", lambda folder: folder / "nowhere", r"nowhere: no such file or folder"),
-    ("hf_dataset", text_column, r"has none of the columns conversations, messages, .*text, caption \(columns: title\)"),
+    (
+        "hf_dataset",
+        text_column,
+        r"has none of the columns conversations, messages, .*text, caption "
+        r"\(columns: title\)",
+    ),
     ("hf_dataset", lambda folder: folder / "nowhere", r"nowhere: cannot be read as a data set"),
 ]
 
 
 @pytest.mark.parametrize(("name", "make", "text"), CANNOT_BE_OPENED)
-def test_files_that_cannot_be_opened(name: FormatName, make: Make, text: str, tmp_path: Path) -> None:
+def test_files_that_cannot_be_opened(
+    name: FormatName, make: Make, text: str, tmp_path: Path
+) -> None:
     (tmp_path / "d").mkdir()
     with pytest.raises(ValueError, match=text):
         open_source(Source(path=str(make(tmp_path / "d")), format=name))
 
 
 def test_a_bad_line_spoils_one_record(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n  \n{"text":\n{"text": "\xff"}\n{"text": "d"}')
+    (tmp_path / "a.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"text": "a"}\n\n  \n{"text":\n{"text": "\xff"}\n{"text": "d"}'
+    )
     source = open_source(Source(path=str(tmp_path / "*.jsonl"), format="text_jsonl"))
     assert len(source) == 4
     assert [source[n].id for n in (0, 3)] == ["0", "3"]
@@ -306,7 +524,9 @@ def test_text_is_split_at_lines_and_between_characters(tmp_path: Path) -> None:
     assert pieces[0] == "short\n"
     assert "".join(pieces).replace("\n", "") == text.replace("\n", "")
     assert max(len(piece.encode()) for piece in pieces) <= 16
-    assert len(TextFiles(tmp_path / "a.txt", chunk_bytes=1)) == 5 + 60 + 3, "a character is never cut"
+    assert len(TextFiles(tmp_path / "a.txt", chunk_bytes=1)) == 5 + 60 + 3, (
+        "a character is never cut"
+    )
 
 
 def test_a_tar_with_folders_links_and_hidden_files(tmp_path: Path) -> None:
@@ -315,7 +535,11 @@ def test_a_tar_with_folders_links_and_hidden_files(tmp_path: Path) -> None:
                            ("other/k.png", None), ("part/k.txt", None)):  # fmt: skip
             info = tarfile.TarInfo(name)
             content = b"" if kind else picture(0) if name.endswith("png") else b"words"
-            info.type, info.size, info.linkname = kind or tarfile.REGTYPE, len(content), "/etc/passwd"
+            info.type, info.size, info.linkname = (
+                kind or tarfile.REGTYPE,
+                len(content),
+                "/etc/passwd",
+            )
             tar.addfile(info, io.BytesIO(content))
     source = open_source(Source(path=str(tmp_path / "d.tar"), format="caption_tar"))
     assert len(source) == 2, "a key is a path: part/k and other/k are two samples"
@@ -346,7 +570,9 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 
 def test_a_member_whose_name_is_no_utf8(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "d.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+    with tarfile.open(
+        tmp_path / "d.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as tar:
         for name, content in (("caf\xe9.png", picture(0)), ("caf\xe9.txt", b"words")):
             info = tarfile.TarInfo(name)
             info.size = len(content)

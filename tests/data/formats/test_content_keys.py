@@ -1,4 +1,6 @@
-"""No content of a record is dropped in silence: every reader reads a key that holds some, or refuses it in words."""
+"""No content of a record is dropped in silence: every reader reads a key that holds some, or
+refuses it in words.
+"""
 
 import json
 from collections.abc import Callable
@@ -36,7 +38,9 @@ def lines(folder: Path, record: dict[str, Any]) -> Path:
 
 
 def parquet(folder: Path, record: dict[str, Any]) -> Path:
-    pq.write_table(pa.table({name: [value] for name, value in record.items()}), folder / "d.parquet")
+    pq.write_table(
+        pa.table({name: [value] for name, value in record.items()}), folder / "d.parquet"
+    )
     return folder
 
 
@@ -44,7 +48,10 @@ def tar(*images: str) -> Write:
     def write(folder: Path, record: dict[str, Any]) -> Path:
         return write_tar(
             folder / "d.tar",
-            {**{f"k.{image}": picture(0) for image in images}, "k.json": json.dumps(record).encode()},
+            {
+                **{f"k.{image}": picture(0) for image in images},
+                "k.json": json.dumps(record).encode(),
+            },
         )
 
     return write
@@ -59,7 +66,11 @@ READERS: dict[str, tuple[FormatName, Write, dict[str, Any]]] = {
     "ocr_jsonl": ("ocr_jsonl", lines, {"data": ["What?", "a"], "image": "0.png"}),
     "caption_tar": ("caption_tar", tar("png"), {"caption": "a"}),
     "interleaved_jsonl": ("interleaved_jsonl", lines, {"text_list": ["a"], "image_info": []}),
-    "interleaved_tar": ("interleaved_tar", tar("0.png"), {"texts": ["a", None], "images": [None, "0.png"]}),
+    "interleaved_tar": (
+        "interleaved_tar",
+        tar("0.png"),
+        {"texts": ["a", None], "images": [None, "0.png"]},
+    ),
     "text_jsonl": ("text_jsonl", lines, {"text": "a"}),
     "hf_dataset conversations": ("hf_dataset", parquet, {"conversations": TALK}),
     "hf_dataset texts": ("hf_dataset", parquet, {"texts": [{"user": "What?", "assistant": "a"}]}),
@@ -121,7 +132,11 @@ def read(reader: str, folder: Path, **more: Any) -> AnySample:
 
 def everything(sample: AnySample) -> str:
     """All that a model would see of it."""
-    texts = [text for turn in sample.turns for text in turn.texts] if isinstance(sample, Sample) else sample.texts
+    texts = (
+        [text for turn in sample.turns for text in turn.texts]
+        if isinstance(sample, Sample)
+        else sample.texts
+    )
     learned = [turn.learned for turn in sample.turns] if isinstance(sample, Sample) else []
     return repr((texts, sample.images, learned))
 
@@ -155,7 +170,9 @@ def test_content_is_read_or_refused(reader: str, key: str, tmp_path: Path) -> No
     refused = refusal(reader, tmp_path, **more)
     if refused is not None:
         names = (key, "a.mp4", "1.png", "<image> marks")
-        assert any(name in refused for name in names), "the sentence names the key, or the file that is not there"
+        assert any(name in refused for name in names), (
+            "the sentence names the key, or the file that is not there"
+        )
         assert str(tmp_path) in refused, "and the file of the record"
         return
     sample = read(reader, tmp_path, **more)
@@ -167,7 +184,9 @@ def test_content_is_read_or_refused(reader: str, key: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_harmless_is_counted_and_what_is_empty_is_not_there(reader: str, tmp_path: Path) -> None:
+def test_what_is_harmless_is_counted_and_what_is_empty_is_not_there(
+    reader: str, tmp_path: Path
+) -> None:
     (tmp_path / "a").mkdir()
     harmless = {key: value for key, value in HARMLESS.items() if key not in READERS[reader][2]}
     assert set(read(reader, tmp_path / "a", **harmless).unused) == set(harmless)
@@ -222,11 +241,15 @@ def test_which_keys_hold_content(key: str, value: Any, content: bool) -> None:
 def test_bytes_are_content_where_they_are_a_file() -> None:
     assert holds_content("anything", picture(0), has_media=True)
     assert holds_content("anything", [{"bytes": b"1", "path": None}], has_media=True)
-    assert not holds_content("patch_slot", bytes(144), has_media=True), "the labels of the embedded suite"
+    assert not holds_content("patch_slot", bytes(144), has_media=True), (
+        "the labels of the embedded suite"
+    )
 
 
 def test_the_embedded_suite_is_read(tmp_path: Path) -> None:
-    datasets.Dataset.from_list([train_row("digits", 0, 0)], features=TRAIN_FEATURES).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_list([train_row("digits", 0, 0)], features=TRAIN_FEATURES).to_parquet(
+        tmp_path / "a.parquet"
+    )
     sample = open_source(Source(path=str(tmp_path), format="llava_parquet"))[0]
     assert set(sample.unused) == {"family", "patch_class", "patch_slot"}
 
@@ -238,35 +261,54 @@ def test_where_a_picture_came_from_is_no_content_beside_the_picture() -> None:
 
 
 TURNS: list[tuple[str, dict[str, Any], str]] = [
-    ("llava_json", {"conversations": [TALK[0] | {"image": "a.jpg"}, TALK[1]]}, r"turn 0: key 'image' is not read here"),
-    ("llava_json", {"conversations": [TALK[0], TALK[1] | {"tool_calls": [1]}]}, r"turn 1: key 'tool_calls' is not read"),
-    ("llava_json", {"conversations": [TALK[0], TALK[1] | {"weight": 0.5}]}, r"turn 1: the weight of a turn must be 0"),
-    ("llava_json", {"conversations": [TALK[0] | {"weight": 1}, TALK[1]]}, r"turn 0: asks to learn what the user says"),
-    ("llava_json", {"conversations": [TALK[0], TALK[1] | {"weight": 0}]}, r"all of its answers have weight 0"),
+    ("llava_json", {"conversations": [TALK[0] | {"image": "a.jpg"}, TALK[1]]}, r"turn 0: key "
+                                                                               r"'image' is not "
+                                                                               r"read here"),
+    ("llava_json", {"conversations": [TALK[0], TALK[1] | {"tool_calls": [1]}]}, r"turn 1: key "
+                                                                                r"'tool_calls' is "
+                                                                                r"not read"),
+    ("llava_json", {"conversations": [TALK[0], TALK[1] | {"weight": 0.5}]}, r"turn 1: the weight "
+                                                                            r"of a turn must be 0"),
+    ("llava_json", {"conversations": [TALK[0] | {"weight": 1}, TALK[1]]}, r"turn 0: asks to learn "
+                                                                          r"what the user says"),
+    ("llava_json", {"conversations": [TALK[0], TALK[1] | {"weight": 0}]}, r"all of its answers "
+                                                                          r"have weight 0"),
     ("llava_json", {"conversations": [TALK[0], TALK[1] | {"weight": 0, "loss": 1}]}, r"'weight' and 'loss', of which"),
     ("llava_json", {"system": "a", "conversations": [{"from": "system", "value": "b"}, *TALK]}, r"keep one of them"),
-    ("llava_json", {"conversations": [*TALK, {"from": "system", "value": "b"}]}, r"turns must go user, assistant"),
+    ("llava_json", {"conversations": [*TALK, {"from": "system", "value": "b"}]}, r"turns must go "
+                                                                                 r"user, assistant"),
     ("llava_json", {"system": 3, "conversations": TALK}, r"'system' must be text, got 3"),
-    ("llava_json", {"conversations": TALK, "messages": CHAT}, r"has 'conversations' and 'messages', of which only one"),
-    ("llava_json", {"conversations": TALK, "image": "a", "images": ["b"]}, r"has 'image' and 'images', of which only"),
-    ("llava_json", {"conversations": talk(0), "image": "https://a/b.jpg"}, r"'https://a/b\.jpg' is an address"),
-    ("llava_json", {"conversations": talk(0), "image": "s3://a/b.jpg"}, r"is an address; training reads files only"),
+    ("llava_json", {"conversations": TALK, "messages": CHAT}, r"has 'conversations' and "
+                                                              r"'messages', of which only one"),
+    ("llava_json", {"conversations": TALK, "image": "a", "images": ["b"]}, r"has 'image' and "
+                                                                           r"'images', of which "
+                                                                           r"only"),
+    ("llava_json", {"conversations": talk(0), "image": "https://a/b.jpg"}, r"'https://a/b\.jpg' is "
+                                                                           r"an address"),
+    ("llava_json", {"conversations": talk(0), "image": "s3://a/b.jpg"}, r"is an address; training "
+                                                                        r"reads files only"),
     ("llava_json", {"conversations": talk(0), "image": "file://host/b.jpg"}, r"write file:///path"),
-    ("llava_json", {"conversations": TALK, "video": {"path": "a.mp4", "fps": 2}}, r"video: key 'fps' is not read here"),
-    ("aria_jsonl", {"messages": [CHAT[0] | {"images": ["a"]}, CHAT[1]]}, r"message 0: key 'images' is not read here"),
+    ("llava_json", {"conversations": TALK, "video": {"path": "a.mp4", "fps": 2}}, r"video: key "
+                                                                                  r"'fps' is not "
+                                                                                  r"read here"),
+    ("aria_jsonl", {"messages": [CHAT[0] | {"images": ["a"]}, CHAT[1]]}, r"message 0: key 'images' "
+                                                                         r"is not read here"),
     ("aria_jsonl", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "image": "b"}]}, CHAT[1]]},
      r"message 0, part 0: key 'image' is not read here"),
     ("aria_jsonl", {"messages": [{"role": "user", "content": [{"type": "image", "file": "b.jpg"}]}, CHAT[1]],
                     "images": ["a"]}, r"message 0, part 0: key 'file' is not read here"),
     ("aria_jsonl", {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "fps": 1}]}, CHAT[1]]},
      r"part 0: key 'fps' is not read here"),
-    ("aria_jsonl", {"messages": CHAT, "images": ["a.jpg"]}, r"0 <image> marks in the user's turns but 1 images"),
+    ("aria_jsonl", {"messages": CHAT, "images": ["a.jpg"]}, r"0 <image> marks in the user's turns "
+                                                            r"but 1 images"),
     ("hf_dataset texts", {"texts": [{"user": "a", "assistant": "b", "image": "c.jpg"}]}, r"texts 0: key 'image' is not"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("reader", "record", "message"), TURNS)
-def test_content_inside_turns_and_parts(reader: str, record: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_content_inside_turns_and_parts(
+    reader: str, record: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     name, write, _ = READERS[reader]
     source = open_source(Source(path=str(write(tmp_path, record)), format=name))
     with pytest.raises(ValueError, match=message):
@@ -274,13 +316,18 @@ def test_content_inside_turns_and_parts(reader: str, record: dict[str, Any], mes
 
 
 MEMBERS: list[tuple[FormatName, dict[str, Any], dict[str, bytes], str]] = [
-    ("llava_tar", {"conversations": TALK}, {"k.wav": b"a"}, r"sample 'k': its member \.wav is not read"),
+    ("llava_tar", {"conversations": TALK}, {"k.wav": b"a"}, r"sample 'k': its member \.wav is not "
+                                                            r"read"),
     ("llava_tar", {"conversations": TALK}, {"k.txt": b"a"}, r"its member \.txt is not read"),
     ("llava_tar", {"conversations": TALK}, {"k.mp4": b"a"}, r"d\.tar, sample 'k': video of 1 bytes"),
     ("llava_tar", {"conversations": talk(0), "image": "k.png"}, {"k.png": b"a", "k.2.jpg": b"b"}, r"member \.2\.jpg is"),
-    ("caption_tar", {"caption": "a"}, {"k.png": b"a", "k.mp4": b"b"}, r"its member \.mp4 is not read"),
-    ("caption_tar", {"caption": "a"}, {"k.png": b"a", "k.txt": b"b"}, r"its \.txt and its \.json have different captions"),
-    ("interleaved_tar", {"texts": ["a"], "images": [None]}, {"k.0.png": b"a"}, r"its member \.0\.png is not read"),
+    ("caption_tar", {"caption": "a"}, {"k.png": b"a", "k.mp4": b"b"}, r"its member \.mp4 is not "
+                                                                      r"read"),
+    ("caption_tar", {"caption": "a"}, {"k.png": b"a", "k.txt": b"b"}, r"its \.txt and its \.json "
+                                                                      r"have different captions"),
+    ("interleaved_tar", {"texts": ["a"], "images": [None]}, {"k.0.png": b"a"}, r"its member "
+                                                                               r"\.0\.png is not "
+                                                                               r"read"),
 ]  # fmt: skip
 
 
@@ -288,7 +335,9 @@ MEMBERS: list[tuple[FormatName, dict[str, Any], dict[str, bytes], str]] = [
 def test_files_beside_a_record_are_read_or_refused(
     name: FormatName, record: dict[str, Any], beside: dict[str, bytes], message: str, tmp_path: Path
 ) -> None:
-    path = write_tar(tmp_path / "d.tar", {"k.json": json.dumps(record).encode(), "k.cls": b"3", **beside})
+    path = write_tar(
+        tmp_path / "d.tar", {"k.json": json.dumps(record).encode(), "k.cls": b"3", **beside}
+    )
     with pytest.raises(ValueError, match=message):
         open_source(Source(path=str(path), format=name))[0]
     kinds = tuple(member.removeprefix("k.") for member in beside if member != "k.png")
@@ -298,10 +347,9 @@ def test_files_beside_a_record_are_read_or_refused(
 
 def test_a_source_may_be_told_to_leave_content_out(tmp_path: Path) -> None:
     path = lines(tmp_path, {"text": "a", "caption": "b", "tools": "c"})
-    assert open_source(Source(path=str(path), format="text_jsonl", ignore=("caption", "tools")))[0].unused == (
-        "caption",
-        "tools",
-    )
+    assert open_source(Source(path=str(path), format="text_jsonl", ignore=("caption", "tools")))[
+        0
+    ].unused == ("caption", "tools")
     turns = [TALK[0], TALK[1] | {"weight": 0.5, "mask": 1}]
     path = lines(tmp_path, {"conversations": turns})
     sample = open_source(Source(path=str(path), ignore=("conversations.weight", "mask")))[0]
@@ -310,5 +358,9 @@ def test_a_source_may_be_told_to_leave_content_out(tmp_path: Path) -> None:
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"text": "a", "text": "b"}')
-    with pytest.raises(ValueError, match=r"line 1: not valid JSON: an object has the key 'text' twice"):
+    with pytest.raises(
+        ValueError,
+        match=r"line 1: not valid JSON: an object has the key 'text' "
+        r"twice",
+    ):
         open_source(Source(path=str(tmp_path / "d.jsonl"), format="text_jsonl"))[0]

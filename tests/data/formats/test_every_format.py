@@ -17,7 +17,7 @@ from m3.data.sample import Sample
 from m3.processing import load_image
 from m3.training.recipe import Recipe
 from m3.training.run_folder import RunFolder
-from m3.training.tune import train_model
+from m3.training.train import train_model
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,8 @@ def test_it_is_read_as_it_was_written(name: str, folder: Path) -> None:
     for wrong in (-1, COUNT):
         with pytest.raises(IndexError, match=rf"record {wrong} of .*, which has {COUNT}"):
             samples[wrong]
-    again = pickle.loads(pickle.dumps(samples))  # a worker that is spawned rather than forked gets it so
+    # a worker that is spawned rather than forked gets it so
+    again = pickle.loads(pickle.dumps(samples))
     assert [again[n] for n in range(COUNT)] == expected
 
 
@@ -85,9 +86,17 @@ def test_it_trains(name: str, folder: Path, tiny: Path) -> None:
 
 def test_an_option_that_a_format_does_not_read_is_refused(folder: Path) -> None:
     (folder / "a.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"format text_files does not read image_folder \(read by llava_json, .*hf_d"):
+    with pytest.raises(
+        ValueError,
+        match=r"format text_files does not read image_folder \(read by "
+        r"llava_json, .*hf_d",
+    ):
         open_source(Source(path=str(folder), format="text_files", image_folder="x"))
-    with pytest.raises(ValueError, match=r"format llava_json does not read take \(read by hf_dataset\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"format llava_json does not read take \(read by "
+        r"hf_dataset\)",
+    ):
         open_source(Source(path="a.json", take=3))
 
 
@@ -114,12 +123,17 @@ def test_a_video_of_aria_becomes_its_frames(folder: Path) -> None:
         stream = container.add_stream("mpeg4", rate=4)
         stream.width = stream.height = 32
         for shade in range(0, 240, 30):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), shade, dtype=np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((32, 32, 3), shade, dtype=np.uint8), format="rgb24"
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     parts = [{"type": "video"}, {"type": "text", "text": "What?"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "grey"}]
-    write_lines(folder / "train.jsonl", [{"messages": messages, "video": {"path": "a.mp4", "num_frames": 4}}])
+    write_lines(
+        folder / "train.jsonl",
+        [{"messages": messages, "video": {"path": "a.mp4", "num_frames": 4}}],
+    )
     sample = open_source(Source(path=str(folder), format="aria_jsonl"))[0]
     assert isinstance(sample, Sample)
     assert sample.turns[0].text == "<image>\n<image>\n<image>\n<image>\nWhat?"

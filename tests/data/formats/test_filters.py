@@ -50,7 +50,9 @@ def tar(tmp_path: Path) -> str:
         ),
     ],
 )
-def test_what_fails_has_no_number(tar: str, filters: Filters, kept: list[str], left_out: dict[str, int]) -> None:
+def test_what_fails_has_no_number(
+    tar: str, filters: Filters, kept: list[str], left_out: dict[str, int]
+) -> None:
     source = open_source(Source(path=tar, format="caption_tar", filters=filters))
     assert isinstance(source, CaptionTar)
     assert [source[n].id for n in range(len(source))] == kept
@@ -61,19 +63,25 @@ def test_what_fails_has_no_number(tar: str, filters: Filters, kept: list[str], l
 
 def test_a_header_behind_a_long_profile_is_found(tmp_path: Path) -> None:
     picture = encoded((40, 400), "JPEG", icc_profile=bytes(150_000))
-    tar = write_tar(tmp_path / "a.tar", {"a.jpg": picture, "a.txt": b"a", "b.png": encoded((40, 40)), "b.txt": b"b"})
+    tar = write_tar(
+        tmp_path / "a.tar",
+        {"a.jpg": picture, "a.txt": b"a", "b.png": encoded((40, 40)), "b.txt": b"b"},
+    )
     source = CaptionTar(tar, Filters(max_aspect_ratio=2.0))
     assert (len(source), source[0].id) == (1, "b")
 
 
 def test_what_cannot_be_judged_stays_and_is_refused_when_read(tmp_path: Path) -> None:
     tar = write_tar(
-        tmp_path / "a.tar", {"a.png": encoded((9, 9)), "a.txt": b"a", "b.png": b"no picture", "b.txt": b"b"}
+        tmp_path / "a.tar",
+        {"a.png": encoded((9, 9)), "a.txt": b"a", "b.png": b"no picture", "b.txt": b"b"},
     )
     source = CaptionTar(tar, Filters(min_similarity=0.1))
     assert len(source) == 2
     with pytest.raises(
-        ValueError, match=r"sample 'a': filters.min_similarity asks for a number under similarity or score"
+        ValueError,
+        match=r"sample 'a': filters.min_similarity asks for a number under similarity "
+        r"or score",
     ):
         source[0]
     source = CaptionTar(tar, Filters(min_resolution=9))
@@ -83,7 +91,11 @@ def test_what_cannot_be_judged_stays_and_is_refused_when_read(tmp_path: Path) ->
 
 
 def test_filters_that_leave_nothing_are_refused(tar: str) -> None:
-    with pytest.raises(ValueError, match=r"filters leave none of 4 samples \(4 min_similarity\); lower them"):
+    with pytest.raises(
+        ValueError,
+        match=r"filters leave none of 4 samples \(4 min_similarity\); "
+        r"lower them",
+    ):
         CaptionTar(tar, Filters(min_similarity=0.9))
 
 
@@ -92,8 +104,14 @@ def test_filters_that_leave_nothing_are_refused(tar: str) -> None:
     [
         ({}, "give min_similarity, min_resolution or max_aspect_ratio, or leave filters out"),
         ({"min_resolution": 0}, "filters: min_resolution must be at least 1, got 0"),
-        ({"max_aspect_ratio": 0.5}, "filters.max_aspect_ratio must be at least 1 .a square. and finite, got 0.5"),
-        ({"min_similarty": 0.1}, "unknown key 'min_similarty' for Filters. Did you mean 'min_similarity'"),
+        (
+            {"max_aspect_ratio": 0.5},
+            "filters.max_aspect_ratio must be at least 1 .a square. and finite, got 0.5",
+        ),
+        (
+            {"min_similarty": 0.1},
+            "unknown key 'min_similarty' for Filters. Did you mean 'min_similarity'",
+        ),
     ],
 )
 def test_filters_are_strict(filters: dict, message: str) -> None:
@@ -102,15 +120,24 @@ def test_filters_are_strict(filters: dict, message: str) -> None:
 
 
 def test_other_formats_have_no_filters() -> None:
-    with pytest.raises(ValueError, match=r"format llava_tar does not read filters \(read by caption_tar\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"format llava_tar does not read filters \(read by "
+        r"caption_tar\)",
+    ):
         open_source(Source(path="a", format="llava_tar", filters=Filters(min_resolution=9)))
 
 
 def test_the_check_counts_them(tar: str, processor) -> None:
-    source = Source(path=tar, format="caption_tar", filters=Filters(min_similarity=0.2, max_aspect_ratio=3.5))
+    source = Source(
+        path=tar, format="caption_tar", filters=Filters(min_similarity=0.2, max_aspect_ratio=3.5)
+    )
     findings = check(Data(sources=(source,), pack_length=None), processor, (1,))
     assert findings.sources[0].left_out == {"min_similarity": 1, "max_aspect_ratio": 1}
     assert not findings.wrong
     shown = table(findings).splitlines()
     assert shown[1].split()[1:] == ["2", "2", "2", "0"]
-    assert shown[2] == f"left out of caption_tar:{tar} by its filters: 1 min_similarity, 1 max_aspect_ratio"
+    assert (
+        shown[2]
+        == f"left out of caption_tar:{tar} by its filters: 1 min_similarity, 1 max_aspect_ratio"
+    )

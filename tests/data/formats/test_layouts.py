@@ -1,4 +1,6 @@
-"""Layouts of public data sets train as they are: system prompts, weights of turns, videos, parts with images, columns."""
+"""Layouts of public data sets train as they are: system prompts, weights of turns, videos, parts
+with images, columns.
+"""
 
 import json
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from m3.data.recipe import FormatName, Source
 from m3.data.sample import AnySample, Document, Sample, Turn
 from m3.training.recipe import Recipe
 from m3.training.run_folder import RunFolder
-from m3.training.tune import train_model
+from m3.training.train import train_model
 
 ASK = "What colour is the background?"
 
@@ -56,7 +58,8 @@ def table(folder: Path, row: Callable[[int], dict[str, Any]], **features: Any) -
         data = data.cast_column(column, feature)
     data.to_parquet(folder / "train.parquet")
     for file in folder.glob("*.png"):
-        file.rename(folder.parent / file.name)  # a folder of pictures beside a table is another kind of data set
+        # a folder of pictures beside a table is another kind of data set
+        file.rename(folder.parent / file.name)
     return folder
 
 
@@ -73,13 +76,21 @@ def image(n: int) -> dict[str, Any]:
 def cauldron(folder: Path) -> Path:
     return table(
         folder,
-        lambda n: {"images": [image(n)], "texts": [{"user": ASK, "assistant": COLOURS[n], "source": "x"}]},
+        lambda n: {
+            "images": [image(n)],
+            "texts": [{"user": ASK, "assistant": COLOURS[n], "source": "x"}],
+        },
         images=datasets.List(datasets.Image()),
     )
 
 
 def finevision(folder: Path) -> Path:
-    more = {"source": "x", "relevance_ratings": [3], "relevance_min": 3, "image_correspondence_ratings": [4]}
+    more = {
+        "source": "x",
+        "relevance_ratings": [3],
+        "relevance_min": 3,
+        "image_correspondence_ratings": [4],
+    }
     return table(
         folder,
         lambda n: {"images": [image(n)], "texts": [{"user": ASK, "assistant": COLOURS[n]}], **more},
@@ -88,24 +99,37 @@ def finevision(folder: Path) -> Path:
 
 
 def captions(folder: Path) -> Path:
-    return table(folder, lambda n: {"image": image(n), "text": f"the {COLOURS[n]} one"}, image=datasets.Image())
+    return table(
+        folder,
+        lambda n: {"image": image(n), "text": f"the {COLOURS[n]} one"},
+        image=datasets.Image(),
+    )
 
 
 def questions(folder: Path) -> Path:
     return table(
-        folder, lambda n: {"image": image(n), "question": ASK, "answer": COLOURS[n], "id": n}, image=datasets.Image()
+        folder,
+        lambda n: {"image": image(n), "question": ASK, "answer": COLOURS[n], "id": n},
+        image=datasets.Image(),
     )
 
 
 def sharegpt(folder: Path) -> Path:
     system = {"from": "system", "value": "Answer in one word."}
-    return jsonl(folder, lambda n: {"conversations": [system, *said(f"<image>{ASK}", n)], "images": [f"{n}.png"]})
+    return jsonl(
+        folder,
+        lambda n: {"conversations": [system, *said(f"<image>{ASK}", n)], "images": [f"{n}.png"]},
+    )
 
 
 def llama_factory(folder: Path) -> Path:
     return jsonl(
         folder,
-        lambda n: {"messages": chat(f"<image>{ASK}", n), "images": [f"{n}.png"], "system": "Answer in one word."},
+        lambda n: {
+            "messages": chat(f"<image>{ASK}", n),
+            "images": [f"{n}.png"],
+            "system": "Answer in one word.",
+        },
     )
 
 
@@ -126,7 +150,12 @@ def llava_video(mark: str) -> Callable[[Path], Path]:
             write_video(folder / f"{n}.mp4", frames=4 + n)
         return jsonl(
             folder,
-            lambda n: {"id": n, "video": f"{n}.mp4", "conversations": said(f"{mark}\n{ASK}", n), "data_source": "x"},
+            lambda n: {
+                "id": n,
+                "video": f"{n}.mp4",
+                "conversations": said(f"{mark}\n{ASK}", n),
+                "data_source": "x",
+            },
         )
 
     return write
@@ -149,7 +178,11 @@ def parts(**part: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         def record(n: int) -> dict[str, Any]:
             own = {key: value.format(n=n, folder=folder) for key, value in part.items()}
-            shown = {"type": "image_url", "image_url": {"url": own["url"]}} if own["type"] == "image_url" else own
+            shown = (
+                {"type": "image_url", "image_url": {"url": own["url"]}}
+                if own["type"] == "image_url"
+                else own
+            )
             return {"messages": chat([shown, {"type": "text", "text": ASK}], n)}
 
         return jsonl(folder, record)
@@ -182,13 +215,21 @@ LAYOUTS: dict[str, tuple[FormatName, Callable[[Path], Path], AnySample]] = {
     "sharegpt": ("llava_json", sharegpt, answered(FILE, f"<image>{ASK}", SYSTEM)),
     "llama_factory": ("aria_jsonl", llama_factory, answered(FILE, f"<image>{ASK}", SYSTEM)),
     "weighted": ("llava_json", weighted, answered(FILE, ASK, *UNLEARNED)),
-    "parts path": ("aria_jsonl", parts(type="image", image="{n}.png"), answered(FILE, f"<image>\n{ASK}")),
+    "parts path": (
+        "aria_jsonl",
+        parts(type="image", image="{n}.png"),
+        answered(FILE, f"<image>\n{ASK}"),
+    ),
     "parts file": (
         "aria_jsonl",
         parts(type="image", image="file://{folder}/{n}.png"),
         answered(FILE, f"<image>\n{ASK}"),
     ),
-    "parts url": ("llava_json", parts(type="image_url", url="{n}.png"), answered(FILE, f"<image>\n{ASK}")),
+    "parts url": (
+        "llava_json",
+        parts(type="image_url", url="{n}.png"),
+        answered(FILE, f"<image>\n{ASK}"),
+    ),
     "some without images": ("llava_json", some_without_images, answered(None, ASK)),
 }
 """Layout -> format, writer, and its record number 1 as it must be read."""
@@ -231,7 +272,10 @@ def test_it_is_read_and_trains(layout: str, folder: Path, tiny: Path) -> None:
     name, write, expected = LAYOUTS[layout]
     path = write(folder)
     sample = open_source(Source(path=str(path), format=name))[1]
-    images = tuple(image.format(folder=folder) if isinstance(image, str) else image for image in expected.images)
+    images = tuple(
+        image.format(folder=folder) if isinstance(image, str) else image
+        for image in expected.images
+    )
     assert sample.images == images
     if isinstance(expected, Sample):
         assert isinstance(sample, Sample)
@@ -249,7 +293,9 @@ def test_a_video_is_read_and_trains(layout: str, folder: Path, tiny: Path) -> No
     assert isinstance(sample, Sample)
     assert len(sample.images) == FRAMES
     assert sample.turns[0].texts == ("", "\n", "\n", "\n", f"\n{ASK}")
-    assert len(open_source(Source(path=str(path), format=name))[3].images) == 7, "eight, or all where there are fewer"
+    assert len(open_source(Source(path=str(path), format=name))[3].images) == 7, (
+        "eight, or all where there are fewer"
+    )
     train(folder.parent, tiny, path, name, f", num_frames: {FRAMES}")
 
 
@@ -257,8 +303,15 @@ def test_several_videos_and_a_video_in_a_part(folder: Path) -> None:
     pytest.importorskip("av", reason="needs the extra `video`")
     for name in "ab":
         write_video(folder / f"{name}.mp4", frames=4)
-    two = {"videos": ["a.mp4", {"path": "b.mp4", "num_frames": 2}], "conversations": said("<video> or <video>?", 1)}
-    part = {"messages": chat([{"type": "video", "video": "a.mp4", "num_frames": 2}, {"type": "text", "text": "?"}], 1)}
+    two = {
+        "videos": ["a.mp4", {"path": "b.mp4", "num_frames": 2}],
+        "conversations": said("<video> or <video>?", 1),
+    }
+    part = {
+        "messages": chat(
+            [{"type": "video", "video": "a.mp4", "num_frames": 2}, {"type": "text", "text": "?"}], 1
+        )
+    }
     path = write_lines(folder / "train.jsonl", [two, part])
     source = open_source(Source(path=str(path), num_frames=3))
     assert texts(source[0]) == ("", "\n", "\n", " or ", "\n", "?")
@@ -274,10 +327,15 @@ def test_marks_in_parts_are_text(folder: Path) -> None:
         {"messages": chat([words], 0), "images": ["0.png"]},
         {"messages": chat([{"type": "image"}, words], 0), "images": ["0.png", "1.png"]},
     ]
-    source = open_source(Source(path=str(write_lines(folder / "train.jsonl", rows)), format="aria_jsonl"))
+    source = open_source(
+        Source(path=str(write_lines(folder / "train.jsonl", rows)), format="aria_jsonl")
+    )
     assert texts(source[0]) == (words["text"],)
     assert texts(source[1]) == ("", f"\n{words['text']}")
-    for number, counts in ((2, "0 <image> marks .* but 1 images"), (3, "1 <image> marks .* but 2 images")):
+    for number, counts in (
+        (2, "0 <image> marks .* but 1 images"),
+        (3, "1 <image> marks .* but 2 images"),
+    ):
         with pytest.raises(ValueError, match=counts):
             source[number]
 
@@ -297,7 +355,9 @@ def test_parts_as_columns_and_a_question_that_is_not_learned_anyway(folder: Path
         {"messages": chat(parts, 0)},
         {"messages": [{"role": "user", "content": "a", "train": False}, *chat("", 0)[1:]]},
     ]
-    source = open_source(Source(path=str(write_lines(folder / "train.jsonl", rows)), format="aria_jsonl"))
+    source = open_source(
+        Source(path=str(write_lines(folder / "train.jsonl", rows)), format="aria_jsonl")
+    )
     assert texts(source[0]) == ("", "\nWhat?")
     assert source[1] == Sample("1", (), (Turn("user", "a"), Turn("assistant", COLOURS[0])))
 

@@ -51,7 +51,9 @@ def test_json(tmp_path: Path) -> None:
     source = LlavaJson(write_json(tmp_path / "d.json", records), image_folder=tmp_path / "images")
     assert len(source) == 4
     assert source[0] == Sample(
-        "a", (str(tmp_path / "images" / "one.png"),), (Turn("user", "<image>\nWhat?"), Turn("assistant", "A cat."))
+        "a",
+        (str(tmp_path / "images" / "one.png"),),
+        (Turn("user", "<image>\nWhat?"), Turn("assistant", "A cat.")),
     )
     assert (source[1].id, source[1].images) == ("7", ())
     assert (source[2].id, len(source[2].images)) == ("2", 2)
@@ -63,7 +65,9 @@ def test_json_lines_with_a_line_separator_inside_a_text(tmp_path: Path) -> None:
     talk = [{"from": "human", "value": "a\u2028b"}, {"from": "gpt", "value": "日本"}]
     path = tmp_path / "d.jsonl"
     path.write_text(
-        "\n".join(json.dumps({"id": n, "conversations": talk}, ensure_ascii=False) for n in "ab") + "\n\n", "utf-8"
+        "\n".join(json.dumps({"id": n, "conversations": talk}, ensure_ascii=False) for n in "ab")
+        + "\n\n",
+        "utf-8",
     )
     source = LlavaJson(path)
     assert [source[n].id for n in range(len(source))] == ["a", "b"]
@@ -80,7 +84,11 @@ def test_files_that_are_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.jsonl, line 2: not valid JSON"):
         LlavaJson(tmp_path / "b.jsonl")[1]
     (tmp_path / "c.json").write_text('{"id": 1}')
-    with pytest.raises(ValueError, match=r"c\.json: expected a JSON list of records, got dict\. One object per line\?"):
+    with pytest.raises(
+        ValueError,
+        match=r"c\.json: expected a JSON list of records, got dict\. "
+        r"One object per line\?",
+    ):
         LlavaJson(tmp_path / "c.json")
     (tmp_path / "d.json").write_bytes(b"[\xff]")
     with pytest.raises(ValueError, match=r"d\.json: not UTF-8 text"):
@@ -99,18 +107,29 @@ BAD_RECORDS = [
         {"conversations": [{"from": "bot", "value": "x"}]},
         "turn 0: 'from' must be one of human, gpt, user, .* got 'bot'",
     ),
-    ({"conversations": [TALK[0], {"from": "gpt", "value": 3}]}, "turn 1: 'value' must be text, got 3"),
+    (
+        {"conversations": [TALK[0], {"from": "gpt", "value": 3}]},
+        "turn 1: 'value' must be text, got 3",
+    ),
     ({"conversations": [TALK[0], TALK[0]], "image": ["a", "b"]}, "got user, user"),
     ({"conversations": TALK}, "1 <image> marks in the user's turns but 0 images"),
-    ({"conversations": TALK, "image": 3}, "'image' must be a path, encoded bytes, a list of these or absent, got 3"),
+    (
+        {"conversations": TALK, "image": 3},
+        "'image' must be a path, encoded bytes, a list of these or absent, got 3",
+    ),
     ({"conversations": TALK, "image": ""}, "1 <image> marks in the user's turns but 0 images"),
-    ({"conversations": TALK, "image": {"bytes": None, "path": None}}, "1 <image> marks .* but 0 images"),
+    (
+        {"conversations": TALK, "image": {"bytes": None, "path": None}},
+        "1 <image> marks .* but 0 images",
+    ),
     ({"conversations": TALK, "image": ["a.png", ""]}, "'image' must be a path"),
 ]
 
 
 @pytest.mark.parametrize(("record", "message"), BAD_RECORDS)
-def test_bad_records_say_which_file_which_record_and_what(record: Any, message: str, tmp_path: Path) -> None:
+def test_bad_records_say_which_file_which_record_and_what(
+    record: Any, message: str, tmp_path: Path
+) -> None:
     good = {"id": "ok", "conversations": TEXT}
     source = LlavaJson(write_json(tmp_path / "d.json", [good, record, good]))
     assert [source[0].id, source[2].id] == ["ok", "ok"]
@@ -122,10 +141,16 @@ def test_bad_records_say_which_file_which_record_and_what(record: Any, message: 
 
 # ---------------------------------------------------------------------- parquet
 def test_parquet_with_one_image_per_row(tmp_path: Path, png: Callable[[int], bytes]) -> None:
-    rows = {"id": ["a", "b"], "image": [{"bytes": png(9), "path": None}, None], "conversations": [TALK, TEXT]}
+    rows = {
+        "id": ["a", "b"],
+        "image": [{"bytes": png(9), "path": None}, None],
+        "conversations": [TALK, TEXT],
+    }
     source = LlavaParquet(write_parquet(tmp_path / "d.parquet", rows))
     assert len(source) == 2
-    assert source[0] == Sample("a", (png(9),), (Turn("user", "<image>\nWhat?"), Turn("assistant", "A cat.")))
+    assert source[0] == Sample(
+        "a", (png(9),), (Turn("user", "<image>\nWhat?"), Turn("assistant", "A cat."))
+    )
     assert source[1].images == ()
     assert load_image(source[0].images[0]).getpixel((0, 0)) == (9, 0, 0)
 
@@ -133,7 +158,9 @@ def test_parquet_with_one_image_per_row(tmp_path: Path, png: Callable[[int], byt
 def test_parquet_with_several_images_per_row(tmp_path: Path, png: Callable[[int], bytes]) -> None:
     images = [[{"bytes": png(1), "path": None}, {"bytes": png(2), "path": None}], []]
     rows = {"id": ["a", "b"], "image": images, "conversations": [PAIR, TEXT]}
-    source = LlavaParquet(write_parquet(tmp_path / "d.parquet", rows, datasets.List(datasets.Image())))
+    source = LlavaParquet(
+        write_parquet(tmp_path / "d.parquet", rows, datasets.List(datasets.Image()))
+    )
     assert source[0].images == (png(1), png(2))
     assert source[1].images == ()
 
@@ -151,16 +178,23 @@ def test_parquet_written_without_datasets(tmp_path: Path, png: Callable[[int], b
 
 def test_parquet_with_paths(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (5, 0, 0)).save(tmp_path / "one.png")
-    pq.write_table(pa.table({"id": ["a"], "conversations": [TALK], "image": ["one.png"]}), tmp_path / "d.parquet")
+    pq.write_table(
+        pa.table({"id": ["a"], "conversations": [TALK], "image": ["one.png"]}),
+        tmp_path / "d.parquet",
+    )
     sample = LlavaParquet(tmp_path / "d.parquet", image_folder=tmp_path)[0]
     assert load_image(sample.images[0]).getpixel((0, 0)) == (5, 0, 0)
 
 
 def test_a_folder_and_a_list_of_files(tmp_path: Path) -> None:
     for name in "ba":
-        write_parquet(tmp_path / f"{name}.parquet", {"id": [name], "image": [None], "conversations": [TEXT]})
+        write_parquet(
+            tmp_path / f"{name}.parquet", {"id": [name], "image": [None], "conversations": [TEXT]}
+        )
     assert [LlavaParquet(tmp_path)[n].id for n in range(2)] == ["a", "b"]
-    assert [LlavaParquet([tmp_path / "b.parquet", tmp_path / "a.parquet"])[n].id for n in range(2)] == ["b", "a"]
+    assert [
+        LlavaParquet([tmp_path / "b.parquet", tmp_path / "a.parquet"])[n].id for n in range(2)
+    ] == ["b", "a"]
 
 
 def test_changed_files_are_read_anew(tmp_path: Path) -> None:
@@ -183,13 +217,17 @@ def test_bad_parquet(tmp_path: Path) -> None:
         LlavaParquet(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "b.parquet")
     with pytest.raises(
-        ValueError, match=r"b\.parquet: no column 'conversations' \(columns: text\)\. LLaVA's columns are id, "
+        ValueError,
+        match=r"b\.parquet: no column 'conversations' \(columns: text\)\. LLaVA's "
+        r"columns are id, ",
     ):
         LlavaParquet(tmp_path / "b.parquet")
     write_parquet(tmp_path / "c.parquet", {"id": ["a"], "image": [None], "conversations": [TALK]})
     source = LlavaParquet(tmp_path / "c.parquet")
     with pytest.raises(
-        ValueError, match=r"c\.parquet, record 0: sample 'a': 1 <image> marks in the user's turns but 0"
+        ValueError,
+        match=r"c\.parquet, record 0: sample 'a': 1 <image> marks in the user's turns "
+        r"but 0",
     ):
         source[0]
     with pytest.raises(IndexError, match="which has 1"):

@@ -30,7 +30,9 @@ PICTURES = 25
 
 
 def nearest_colour(pixel: NDArray[np.uint8]) -> str:
-    distance = {name: float(np.abs(pixel.astype(float) - level).sum()) for name, level in COLOURS.items()}
+    distance = {
+        name: float(np.abs(pixel.astype(float) - level).sum()) for name, level in COLOURS.items()
+    }
     return min(distance, key=lambda name: distance[name])
 
 
@@ -47,7 +49,9 @@ def place_of(question: Question, places: tuple[str, ...]) -> str:
 
 
 def scene_answer(drawn: Drawn, question: Question) -> str:
-    background = PATCH_CLASSES[np.bincount(drawn.patch_class.ravel()).argmax()].removeprefix("background ")
+    background = PATCH_CLASSES[np.bincount(drawn.patch_class.ravel()).argmax()].removeprefix(
+        "background "
+    )
     if question.kind == "scene_colour":
         return background
     return "yes" if background in question.text else "no"
@@ -55,7 +59,11 @@ def scene_answer(drawn: Drawn, question: Question) -> str:
 
 def position_answer(drawn: Drawn, question: Question) -> str:
     colour, shape = class_in_slot(drawn, f"corner {place_of(question, CORNERS)}").split()
-    return {"position_object": f"{colour} {shape}", "position_shape": shape, "position_colour": colour}[question.kind]
+    return {
+        "position_object": f"{colour} {shape}",
+        "position_shape": shape,
+        "position_colour": colour,
+    }[question.kind]
 
 
 def count_answer(drawn: Drawn, question: Question) -> str:
@@ -73,7 +81,9 @@ def count_answer(drawn: Drawn, question: Question) -> str:
 
 def digits_answer(drawn: Drawn, question: Question) -> str:
     if question.kind == "digits_number":
-        return " ".join(class_in_slot(drawn, f"digit {place}").removeprefix("digit ") for place in DIGIT_PLACES)
+        return " ".join(
+            class_in_slot(drawn, f"digit {place}").removeprefix("digit ") for place in DIGIT_PLACES
+        )
     return class_in_slot(drawn, f"digit {place_of(question, DIGIT_PLACES)}").removeprefix("digit ")
 
 
@@ -88,7 +98,9 @@ def chart_answer(drawn: Drawn, question: Question) -> str:
     assert len(heights) == 4
     if question.kind == "chart_value":
         return str(heights[place_of(question, SHAPE_COLOURS)])
-    return (max if question.kind == "chart_highest" else min)(heights, key=lambda colour: heights[colour])
+    return (max if question.kind == "chart_highest" else min)(
+        heights, key=lambda colour: heights[colour]
+    )
 
 
 def class_in_slot_values(drawn: Drawn, own: NDArray[np.bool_]) -> set[str]:
@@ -154,10 +166,17 @@ def test_labels_agree_with_the_pixels(family: str) -> None:
                 name = PATCH_CLASSES[labels[row, column]]
                 if name == "ground" or len(set(around.ravel().tolist())) > 1:
                     continue
-                centre = pixels[row * PATCH_SIZE + PATCH_SIZE // 2, column * PATCH_SIZE + PATCH_SIZE // 2]
-                if family == "chart":  # a bar may cover only part of the patch: take the pixel it fills most surely
-                    strip = pixels[row * PATCH_SIZE + 4, column * PATCH_SIZE : (column + 1) * PATCH_SIZE]
-                    centre = strip[int(np.argmax(strip.max(axis=1).astype(int) - strip.min(axis=1)))]
+                centre = pixels[
+                    row * PATCH_SIZE + PATCH_SIZE // 2, column * PATCH_SIZE + PATCH_SIZE // 2
+                ]
+                # a bar may cover only part of the patch: take the pixel it fills most surely
+                if family == "chart":
+                    strip = pixels[
+                        row * PATCH_SIZE + 4, column * PATCH_SIZE : (column + 1) * PATCH_SIZE
+                    ]
+                    centre = strip[
+                        int(np.argmax(strip.max(axis=1).astype(int) - strip.min(axis=1)))
+                    ]
                 assert nearest_colour(centre) in name, (index, row, column, name, centre)
                 checked += 1
     assert checked > 2 * PICTURES
@@ -184,12 +203,23 @@ def test_class_tables_are_complete() -> None:
 
 def test_patch_takes_the_thing_that_covers_most_of_it() -> None:
     patches = PatchMap(threshold=0.25)
-    patches.add_box((0, 0, 10, 8), "red circle", "corner top-left")  # all of patch 0, a quarter of patch 1
+    # all of patch 0, a quarter of patch 1
+    patches.add_box((0, 0, 10, 8), "red circle", "corner top-left")
     patches.add_box((11, 0, 16, 8), "bar blue", "value 3")  # five eighths of patch 1
     patches.add_box((24, 0, 25, 8), "digit 4")  # an eighth of patch 3: too little
     classes, slots = patches.labels()
-    assert [PATCH_CLASSES[label] for label in classes[0, :4]] == ["red circle", "bar blue", "ground", "ground"]
-    assert [PATCH_SLOTS[label] for label in slots[0, :4]] == ["corner top-left", "value 3", "none", "none"]
+    assert [PATCH_CLASSES[label] for label in classes[0, :4]] == [
+        "red circle",
+        "bar blue",
+        "ground",
+        "ground",
+    ]
+    assert [PATCH_SLOTS[label] for label in slots[0, :4]] == [
+        "corner top-left",
+        "value 3",
+        "none",
+        "none",
+    ]
     assert classes.sum() == classes[0, :2].sum()
 
 

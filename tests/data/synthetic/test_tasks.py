@@ -1,4 +1,6 @@
-"""The tasks of m3_tiny, through the real harness: from any folder, chat and simple, with models that know answers."""
+"""The tasks of m3_tiny, through the real harness: from any folder, chat and simple, with models
+that know answers.
+"""
 
 import importlib.util
 import json
@@ -39,7 +41,9 @@ class Answerer(lmms):
                 (image,) = doc_to_visual(self.task_dict[task][split][doc_id])
             else:
                 _, doc_to_messages, generation, doc_id, task, split = request.args
-                messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+                messages = ChatMessages(
+                    messages=doc_to_messages(self.task_dict[task][split][doc_id])
+                )
                 (image,), _, _ = messages.extract_media()
                 kinds = [content.type for content in messages.messages[0].content]
                 assert (len(messages.messages), kinds) == (1, ["image", "text"])
@@ -67,7 +71,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def evaluate(model: Answerer, tasks: list[str]) -> dict[str, Any]:
     manager = TaskManager(include_path=str(TASKS), include_defaults=False, model_name="answerer")
-    results = simple_evaluate(model=model, tasks=tasks, task_manager=manager, bootstrap_iters=0, batch_size=1)
+    results = simple_evaluate(
+        model=model, tasks=tasks, task_manager=manager, bootstrap_iters=0, batch_size=1
+    )
     assert results is not None
     return results
 
@@ -90,7 +96,9 @@ def test_an_oracle_is_always_right(is_simple: bool, elsewhere: Path) -> None:
         assert all(sample["exact_match"] == 1.0 for sample in samples)
     assert len(model.asked) == DOCUMENTS * len(FAMILIES)
     assert {size for _, size in model.asked} == {(96, 96)}
-    possible = {text for family in FAMILIES.values() for kind in family.kinds for text in kind.texts()}
+    possible = {
+        text for family in FAMILIES.values() for kind in family.kinds for text in kind.texts()
+    }
     asked = {text for text, _ in model.asked}
     assert asked <= possible
     assert len(asked) > 40
@@ -102,7 +110,9 @@ def test_constant_answers_score_the_stated_majority_baseline(elsewhere: Path) ->
     model = Answerer(lambda doc: constant[kind_of(family, doc["question"]).name], is_simple=False)
     results = evaluate(model, [f"m3_tiny_{family}"])
     stated = json.loads((TASKS / "m3_tiny" / "data" / "baselines.json").read_text(encoding="utf-8"))
-    assert results["results"][f"m3_tiny_{family}"]["exact_match,none"] == pytest.approx(stated[family]["majority"])
+    assert results["results"][f"m3_tiny_{family}"]["exact_match,none"] == pytest.approx(
+        stated[family]["majority"]
+    )
     assert 0 < results["results"][f"m3_tiny_{family}"]["exact_match_stderr_clt,none"] < 0.05
 
 
@@ -112,7 +122,9 @@ def test_every_family_has_its_task() -> None:
     for family in FAMILIES:
         config = load_yaml_config(str(TASKS / "m3_tiny" / f"m3_tiny_{family}.yaml"))
         assert config["task"] == f"m3_tiny_{family}"
-        assert config["dataset_kwargs"]["data_files"] == {"test": str(TASKS / "m3_tiny" / "data" / f"{family}.parquet")}
+        assert config["dataset_kwargs"]["data_files"] == {
+            "test": str(TASKS / "m3_tiny" / "data" / f"{family}.parquet")
+        }
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +140,18 @@ def utils() -> ModuleType:
 
 @pytest.mark.parametrize(
     ("reply", "score"),
-    [("Red circle", 1), (" red   circle.\n", 1), ("RED-CIRCLE", 1), ("red", 0), ("a red circle", 0), ("", 0)],
+    [
+        ("Red circle", 1),
+        (" red   circle.\n", 1),
+        ("RED-CIRCLE", 1),
+        ("red", 0),
+        ("a red circle", 0),
+        ("", 0),
+    ],
 )
-def test_score_forgives_case_space_and_marks_only(utils: ModuleType, reply: str, score: int) -> None:
+def test_score_forgives_case_space_and_marks_only(
+    utils: ModuleType, reply: str, score: int
+) -> None:
     assert utils.process_results({"answer": "red circle"}, [reply]) == {"exact_match": float(score)}
 
 

@@ -1,4 +1,6 @@
-"""The tiny tokenizer: whole words, single digits, any text, and a template that knows the assistant's tokens."""
+"""The tiny tokenizer: whole words, single digits, any text, and a template that knows the
+assistant's tokens.
+"""
 
 from pathlib import Path
 
@@ -29,19 +31,29 @@ def test_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_words_are_one_token_and_digits_stand_alone(tokenizer: PreTrainedTokenizerFast) -> None:
     for word in (*COLOURS, *SHAPES, *WORDS, "yes", "no"):
         assert len(tokenizer(word).input_ids) == 1, word
-    assert tokenizer.convert_ids_to_tokens(tokenizer("4 7 2").input_ids) == ["4", "Ġ", "7", "Ġ", "2"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("4 7 2").input_ids) == [
+        "4",
+        "Ġ",
+        "7",
+        "Ġ",
+        "2",
+    ]
     assert tokenizer.convert_ids_to_tokens(tokenizer("red circle").input_ids) == ["red", "Ġcircle"]
     assert len(tokenizer("1234").input_ids) == 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_question_takes_one_token_per_word_and_mark(tokenizer: PreTrainedTokenizerFast, family: str) -> None:
+def test_a_question_takes_one_token_per_word_and_mark(
+    tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
     for question in draw("test", family, 0, 0).questions:
         words = question.text.split()
         assert len(tokenizer(question.text).input_ids) == len(words) + 1, question.text
 
 
-@pytest.mark.parametrize("text", ["Grüße, 漢字!", "  two\n\nlines\t", "What is 12345 + 6?", "🙂", ""])
+@pytest.mark.parametrize(
+    "text", ["Grüße, 漢字!", "  two\n\nlines\t", "What is 12345 + 6?", "🙂", ""]
+)
 def test_any_text_survives(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
@@ -60,20 +72,33 @@ def chat(as_items: bool) -> list[dict[str, object]]:
 @pytest.mark.parametrize("as_items", [False, True])
 def test_template_and_assistant_mask(tokenizer: PreTrainedTokenizerFast, as_items: bool) -> None:
     expected = (
-        "<|im_start|>user\n<image>\nRead the number.<|im_end|>\n<|im_start|>assistant\n4 7 2<|im_end|>\n"
+        "<|im_start|>user\n<image>\nRead the number.<|im_end|>\n<|im_start|>assistant\n4 7 "
+        "2<|im_end|>\n"
         "<|im_start|>user\nIs the background red?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
     )
     assert tokenizer.apply_chat_template(chat(as_items), tokenize=False) == expected
-    encoded = tokenizer.apply_chat_template(chat(as_items), return_dict=True, return_assistant_tokens_mask=True)
+    encoded = tokenizer.apply_chat_template(
+        chat(as_items), return_dict=True, return_assistant_tokens_mask=True
+    )
     assert encoded["input_ids"] == tokenizer(expected).input_ids
-    trained = [token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    trained = [
+        token
+        for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+        if mask
+    ]
     assert tokenizer.decode(trained) == "4 7 2<|im_end|>no<|im_end|>"
 
 
-def test_generation_prompt_is_the_prefix_of_a_trained_turn(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_generation_prompt_is_the_prefix_of_a_trained_turn(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     messages = chat(as_items=True)
-    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    prompt = tokenizer.apply_chat_template(
+        messages[:1], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    encoded = tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
     assert encoded["input_ids"][: len(prompt)] == prompt
     assert encoded["assistant_masks"][: len(prompt) + 1] == [0] * len(prompt) + [1]
 

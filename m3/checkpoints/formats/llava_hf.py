@@ -1,0 +1,49 @@
+"""The format of transformers' `LlavaForConditionalGeneration` (`llava-hf/*`): hub_llava.py with
+one tile per image.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    BaseImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from m3.checkpoints.formats.hub_llava import IMAGE_SETTINGS, HubConfig, HubLlava
+from m3.checkpoints.processors import load_image_processor
+from m3.model import M3Config
+from m3.nesting import TilingConfig
+
+
+class LlavaHf(HubLlava):
+    """The row of the table."""
+
+    name = "llava-hf"
+    config_class = LlavaConfig
+    model_class = LlavaForConditionalGeneration
+    processor_class = LlavaProcessor
+
+    def read_tiling(self, config: HubConfig) -> TilingConfig:
+        return TilingConfig()
+
+    def read_image_processor(self, folder: Path, tiling: TilingConfig) -> BaseImageProcessor:
+        return load_image_processor(folder)
+
+    def unfit(self, tiling: TilingConfig) -> dict[str, bool]:
+        return {f"the tiling {tiling.kind} (one tile per image is)": tiling.kind != "single"}
+
+    def tile_settings(self, config: M3Config) -> dict[str, Any]:
+        assert isinstance(config.grid, tuple)  # of one tile
+        return {"image_seq_length": config.grid[0] * config.grid[1]}
+
+    def write_image_processor(
+        self, image_processor: BaseImageProcessor, tiling: TilingConfig
+    ) -> BaseImageProcessor:
+        settings = image_processor.to_dict()
+        return LlavaImageProcessorPil(
+            do_pad=True, **{key: settings[key] for key in IMAGE_SETTINGS if key in settings}
+        )

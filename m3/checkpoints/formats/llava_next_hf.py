@@ -1,0 +1,92 @@
+"""The format of transformers' `LlavaNextForConditionalGeneration` (`llava-hf/llava-v1.6-*`).
+
+m3/checkpoints/formats/hub_llava.py with images of any resolution: the newline vector, the
+pinpoints, and an image processor that cuts, in place of the one for a single tile that ours has.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    BaseImageProcessor,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+)
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
+
+from m3.checkpoints.base import refuse
+from m3.checkpoints.formats.hub_llava import IMAGE_SETTINGS, KEYMAP, HubConfig, HubLlava
+from m3.checkpoints.keymap import Keymap, Row
+from m3.checkpoints.llava_tiling import problems
+from m3.checkpoints.processors import clip_image_processor, load_image_processor
+from m3.model import M3Config
+from m3.nesting import TilingConfig
+
+ROUNDING = "seven_digits"
+BICUBIC = 3
+
+
+class LlavaNextHf(HubLlava):
+    """The row of the table."""
+
+    name = "llava-next-hf"
+    config_class = LlavaNextConfig
+    model_class = LlavaNextForConditionalGeneration
+    processor_class = LlavaNextProcessor
+    keymap = Keymap(
+        (*KEYMAP.rows, Row("model.image_newline", "model.image_newline")), KEYMAP.dropped
+    )
+
+    def read_tiling(self, config: HubConfig) -> TilingConfig:
+        assert isinstance(config, LlavaNextConfig)
+        tower: Any = config.vision_config  # a configuration once read
+        return TilingConfig(
+            kind="anyres",
+            tile_size=tower.image_size,
+            grid_pinpoints=config.image_grid_pinpoints or [],
+            unpad_rounding=ROUNDING,
+        )
+
+    def read_image_processor(self, folder: Path, tiling: TilingConfig) -> BaseImageProcessor:
+        """The one of a tile; cutting is ours (m3/processing/tiles.py)."""
+        settings = load_image_processor(folder).to_dict()
+        pinpoints = [list(pinpoint) for pinpoint in settings["image_grid_pinpoints"]]
+        refuse(
+            "the image processor of this format is read without",
+            {
+                f"resample {settings['resample']} (3, bicubic, is)": settings["resample"]
+                != BICUBIC,
+                f"image_grid_pinpoints {pinpoints}, which are not those of the model": (
+                    pinpoints != [list(pinpoint) for pinpoint in tiling.grid_pinpoints]
+                ),
+            },
+        )
+        return clip_image_processor({key: settings[key] for key in IMAGE_SETTINGS})
+
+    def unfit(self, tiling: TilingConfig) -> dict[str, bool]:
+        return {
+            f"the tiling {tiling.kind} (anyres is)": tiling.kind != "anyres",
+            **problems(tiling, ROUNDING),
+        }
+
+    def tile_settings(self, config: M3Config) -> dict[str, Any]:
+        return {
+            "image_grid_pinpoints": [list(pinpoint) for pinpoint in config.tiling.grid_pinpoints]
+        }
+
+    def write_image_processor(
+        self, image_processor: BaseImageProcessor, tiling: TilingConfig
+    ) -> BaseImageProcessor:
+        given = image_processor.to_dict()
+        settings: dict[str, Any] = {
+            "do_center_crop": False,
+            "crop_size": {"height": tiling.tile_size, "width": tiling.tile_size},
+        }
+        settings |= {key: given[key] for key in IMAGE_SETTINGS if key in given} | {
+            "resample": BICUBIC
+        }
+        settings |= {"image_grid_pinpoints": [list(pinpoint) for pinpoint in tiling.grid_pinpoints]}
+        return LlavaNextImageProcessorPil(**settings)

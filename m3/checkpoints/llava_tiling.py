@@ -1,0 +1,72 @@
+"""LLaVA-NeXT's settings of any resolution: the original's words for them beside ours, read both
+ways.
+
+Original: `llava/mm_utils.py` (`process_anyres_image`) and `llava/model/llava_arch.py`
+(`mm_patch_merge_type`) of haotian-liu/LLaVA. Its resolutions are (width, height) where ours and
+transformers' are (height, width); among equals the first is taken, so swapping each and keeping
+their order is exact. Its unpadding truncates, transformers' rounds first.
+"""
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from m3.nesting import TilingConfig
+
+KINDS: Mapping[tuple[str, str], str] = {
+    ("pad", "flat"): "single",
+    ("anyres", "spatial_unpad"): "anyres",
+    ("anyres", "flat"): "tiles",
+}
+"""(image_aspect_ratio, mm_patch_merge_type) -> kind of tiling."""
+ROUNDING = "truncate"
+
+
+def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
+    """From the original's `config.json`; `side`: pixels of a tile, which are those of the
+    tower's images.
+    """
+    chosen = (str(config.get("image_aspect_ratio")), str(config.get("mm_patch_merge_type", "flat")))
+    if chosen not in KINDS:
+        known = "; ".join(f"{aspect} with {merge}" for aspect, merge in KINDS)
+        raise ValueError(
+            f"image_aspect_ratio is {chosen[0]!r} and mm_patch_merge_type {chosen[1]!r}; this "
+            f"format is read with {known}"
+        )
+    if KINDS[chosen] == "single":
+        return TilingConfig()
+    given = config.get("image_grid_pinpoints")
+    try:
+        pinpoints: Any = ast.literal_eval(given) if isinstance(given, str) else given
+        turned = [(int(height), int(width)) for width, height in pinpoints]
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"image_grid_pinpoints is {given!r}; image_aspect_ratio anyres is read with pairs such "
+            "as [[336, 672], [672, 336]]"
+        ) from error
+    return TilingConfig(
+        kind=KINDS[chosen], tile_size=side, grid_pinpoints=turned, unpad_rounding=ROUNDING
+    )
+
+
+def write_tiling(tiling: TilingConfig) -> dict[str, Any]:
+    """The original's settings of a tiling that it can hold (`problems` is empty)."""
+    aspect, merge = next(names for names, kind in KINDS.items() if kind == tiling.kind)
+    turned = [[width, height] for height, width in tiling.grid_pinpoints]
+    return {
+        "image_aspect_ratio": aspect,
+        "mm_patch_merge_type": merge,
+        "image_grid_pinpoints": turned or None,
+    }
+
+
+def problems(tiling: TilingConfig, rounding: str) -> dict[str, bool]:
+    """What a LLaVA format that rounds as `rounding` cannot hold of a tiling."""
+    return {
+        f"tiling {tiling.kind} without grid_pinpoints": tiling.kind != "single"
+        and not tiling.grid_pinpoints,
+        f"unpad_rounding {tiling.unpad_rounding}, since its code is {rounding} (a few image sizes "
+        "in 10 000 would get other "
+        "tokens; change tiling.unpad_rounding in config.json and processor_config.json to take "
+        "that)": (tiling.kind == "anyres" and tiling.unpad_rounding != rounding),
+    }

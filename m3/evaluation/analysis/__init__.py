@@ -1,0 +1,1 @@
+"""Scores, means, the oracle, calibration and differences, computed from a run folder."""

@@ -1,0 +1,268 @@
+"""What a sweep found, cell by cell, from its folder alone: scores with errors, means, directions,
+costs, what is published.
+
+In: the tables of a run folder (run_folder.py). Out: `Scores`. What single documents tell beyond
+    them: summary.py.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from m3.evaluation.analysis.metric_kind import ACCURACY, ARROW, LESS, Kind, said_by_results
+from m3.evaluation.published import PublishedScore, beside
+from m3.evaluation.results.run_folder import (
+    CellRow,
+    CostRow,
+    Example,
+    LatencyRow,
+    ModelRow,
+    result_path,
+)
+from m3.evaluation.statistics import Mean, mean_of_means
+from m3.evaluation.suites import unit_of
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One run, cell by cell. Numbers are in percent, or in the metric's own unit."""
+
+    run: Path
+    models: tuple[ModelRow, ...]
+    cells: tuple[CellRow, ...]
+    costs: tuple[CostRow, ...]  # of all prompts
+    task_costs: tuple[CostRow, ...]  # of each task's; none of older runs
+    latencies: tuple[LatencyRow, ...]
+    baselines: dict[str, dict[str, float]]
+    examples: tuple[Example, ...]
+    environment: dict[str, object]
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.task for cell in self.cells))
+
+    @cached_property
+    def submitted(self) -> tuple[str, ...]:
+        """Tasks without a score of ours, which a server has: their files are there (m3 submit)."""
+        found = sorted(
+            {
+                path.name.rpartition("@")[0]
+                for path in self.run.glob("submissions/*/*@*")
+                if any(path.iterdir())
+            }
+        )
+        return tuple(task for task in found if task not in self.tasks)
+
+    @cached_property
+    def scales(self) -> tuple[int, ...]:
+        return tuple(sorted({cell.scale for cell in self.cells}))
+
+    @cached_property
+    def _primary(self) -> dict[tuple[str, str, int], CellRow]:
+        return {(cell.model, cell.task, cell.scale): cell for cell in self.cells if cell.is_primary}
+
+    def _scored(self, task: str) -> list[CellRow]:
+        return [
+            cell for cell in self._primary.values() if cell.task == task and cell.value is not None
+        ]
+
+    def metric(self, task: str) -> str | None:
+        """What the tables show of a task; None where no cell of it was scored."""
+        return next((cell.metric for cell in self._scored(task)), None)
+
+    @cached_property
+    def _directions(self) -> dict[str, bool | None]:
+        """Task -> whether more of its metric is better; None where neither cells.csv nor the
+        harness's result says.
+        """
+        found: dict[str, bool | None] = {}
+        for task in self.tasks:
+            cells = self._scored(task)
+            said = {cell.higher_is_better for cell in cells} - {None}
+            for cell in cells[:1] if not said else ():
+                path = result_path(self.run, cell.model, task, cell.scale)
+                said = {said_by_results(path, task, cell.metric)} - {None}
+            if len(said) > 1:
+                raise ValueError(
+                    f"{self.run}/cells.csv says both that more and that less of {task} is better"
+                )
+            found[task] = next(iter(said), None)
+        return found
+
+    @cached_property
+    def undirected(self) -> tuple[str, ...]:
+        """Scored tasks that do not say which way is better: more is taken to be."""
+        return tuple(
+            task for task, said in self._directions.items() if said is None and self._scored(task)
+        )
+
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """Task -> what its scores are like."""
+        found = {}
+        for task, said in self._directions.items():
+            is_higher = said is not False
+            is_share = self.metric_units[task] in ("share", "percent")
+            found[task] = Kind(is_higher, is_share)
+        return found
+
+    @cached_property
+    def averaged(self) -> tuple[str, ...]:
+        """The tasks of the mean: all where they are of one kind, else those of accuracies, or
+        none.
+        """
+        if len(set(self.kinds.values())) == 1:
+            return self.tasks
+        return tuple(task for task, kind in self.kinds.items() if kind == ACCURACY)
+
+    def kind(self, task: str | None) -> Kind:
+        """Of a task, or of the mean."""
+        return self.kinds[task or self.averaged[0]] if task or self.averaged else ACCURACY
+
+    def family(self, task: str) -> str:
+        """The task's name without what all tasks' names begin with."""
+        if len(self.tasks) == 1:
+            return task
+        columns = zip(*(name.split("_") for name in self.tasks), strict=False)
+        shared = next((i for i, words in enumerate(columns) if len(set(words)) > 1), 0)
+        return "_".join(task.split("_")[shared:])
+
+    def label(self, task: str) -> str:
+        """The family, with an arrow where less is better."""
+        return self.family(task) + ("" if self.kinds[task].higher_is_better else ARROW)
+
+    @cached_property
+    def direction_note(self) -> str:
+        """What a reader must know of the tasks' metrics beside their numbers; empty where all
+        are accuracies.
+        """
+        parts = []
+        if any(not kind.higher_is_better for kind in self.kinds.values()):
+            parts.append(f"{ARROW.strip()}: {LESS}.")
+        left_out = [self.label(task) for task in self.tasks if task not in self.averaged]
+        if left_out:
+            parts.append(
+                f"The mean leaves out {', '.join(left_out)}: other units, or another direction."
+            )
+        if self.undirected:
+            names = ", ".join(self.family(task) for task in self.undirected)
+            parts.append(
+                f"Neither the run nor its tasks say whether more or less is better of {names}: "
+                "more is taken to be."
+            )
+        if self.unknown_units:
+            names = ", ".join(self.family(task) for task in self.unknown_units)
+            parts.append(
+                f"The run does not record the unit of {names}: scores of at most 1 are taken for "
+                "shares of one."
+            )
+        return " ".join(parts)
+
+    @cached_property
+    def metric_units(self) -> dict[str, str]:
+        """Task -> share (of one), percent or points: as the suite or the cells say
+        (`CellRow.unit`).
+
+        Where no cell of a task says (older runs, metrics that are no mean over documents), scores
+        all within [0, 1] are taken for shares of one, and others up to 100, of which more is
+        better, for per cents (`unknown_units`).
+        """
+        units: dict[str, str] = {}
+        for task in self.tasks:
+            cells = self._scored(task)
+            values = [cell.value for cell in cells if cell.value is not None]
+            said = {cell.unit for cell in cells} - {""}
+            most = 100 if self._directions[task] is not False else 1
+            if (
+                unit_of(task) == "points"
+                or "points" in said
+                or (not said and any(not 0 <= x <= most for x in values))
+            ):
+                units[task] = "points"
+            elif "percent" in said or (not said and any(value > 1 for value in values)):
+                units[task] = "percent"
+            else:
+                units[task] = "share"
+        return units
+
+    @cached_property
+    def unknown_units(self) -> tuple[str, ...]:
+        """Tasks with scores of which neither suite nor cells say the unit, and whose size alone
+        makes them shares of one.
+        """
+        return tuple(
+            task
+            for task, unit in self.metric_units.items()
+            if unit == "share"
+            and any(cell.value for cell in self._scored(task))
+            and not any(c.unit for c in self._scored(task))
+        )
+
+    def percent(self, task: str) -> float:
+        """100 where the task's metric is a share of one, 1 where it has another unit."""
+        return 100.0 if self.metric_units[task] == "share" else 1.0
+
+    def score(self, model: str, task: str, scale: int) -> Mean | None:
+        """Score in percent (or the metric's own unit); None where the cell failed or was not
+        run.
+        """
+        cell = self._primary.get((model, task, scale))
+        if cell is None or cell.value is None:
+            return None
+        factor = self.percent(task)
+        return Mean(
+            cell.value * factor,
+            math.nan if cell.stderr is None else cell.stderr * factor,
+            cell.n,
+            cell.clusters,
+        )
+
+    def mean(self, model: str, scale: int) -> Mean | None:
+        """Unweighted mean over the tasks that can be averaged; None where one of them has no
+        score, or there is none.
+        """
+        scores = [self.score(model, task, scale) for task in self.averaged]
+        found = [score for score in scores if score is not None]
+        return mean_of_means(found) if found and len(found) == len(scores) else None
+
+    def baseline(self, name: str, task: str | None = None) -> float | None:
+        """`chance` or `majority` of a task, or the mean over the tasks, in percent; None where
+        the suite has none.
+        """
+        rows = [self.baselines.get(one) for one in ([task] if task else self.averaged)]
+        values = [row[name] * 100 for row in rows if row is not None]
+        return sum(values) / len(values) if values and len(values) == len(rows) else None
+
+    def cost(self, model: str, scale: int, task: str | None = None) -> CostRow | None:
+        """Mean over all prompts, or over those of a task; None where it was not counted."""
+        rows, asked = (
+            (self.costs, (model, scale, ""))
+            if task is None
+            else (self.task_costs, (model, scale, task))
+        )
+        return next((row for row in rows if (row.model, row.scale, row.task) == asked), None)
+
+    def latency(self, model: str, scale: int, batch_size: int = 1) -> LatencyRow | None:
+        """What was measured; None where nothing was."""
+        asked = (model, scale, batch_size)
+        return next(
+            (row for row in self.latencies if (row.model, row.scale, row.batch_size) == asked), None
+        )
+
+    def curve(self, model: str, task: str | None = None) -> dict[int, Mean]:
+        """Scale -> score of a task, or the mean over the tasks, where there is one."""
+        scores = {
+            scale: self.score(model, task, scale) if task else self.mean(model, scale)
+            for scale in self.scales
+        }
+        return {scale: score for scale, score in scores.items() if score is not None}
+
+    def published(self, task: str) -> list[PublishedScore]:
+        """What papers report for the task at a stated number of tokens."""
+        return [score for score in beside(task) if score.tokens is not None]
+
+
+def gflops(cost: CostRow) -> float:
+    """Billions of operations up to the first answer token: tower, connector and prefill."""
+    return cost.first_token_flops / 1e9

@@ -1,0 +1,1 @@
+"""The engine that answers a sweep's questions in batches of mixed budgets."""

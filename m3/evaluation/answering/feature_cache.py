@@ -1,0 +1,107 @@
+"""What the tower saw of the pictures of a sweep, kept as long as there is room: each picture is
+seen once for all budgets.
+
+In: `Picture`s and `View`s (questions.py). Out: `image_features` and what else the model takes in
+    the place of pixels.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from m3.evaluation.answering.questions import Picture, View
+from m3.evaluation.token_reduction.low_resolution import low_resolution_tokens
+from m3.evaluation.token_reduction.table import RESOLUTION, shown
+from m3.inference.image_features import look, together
+from m3.model import M3ForConditionalGeneration
+from m3.nesting import Tiles
+from m3.processing.processor import M3Processor
+from m3.processing.tiles import tile_entries
+
+
+class PictureCache:
+    """Tokens of pictures before nesting, by content; the ones asked for longest ago go first."""
+
+    def __init__(
+        self, model: M3ForConditionalGeneration, processor: M3Processor, limit: int
+    ) -> None:
+        """`limit`: bytes. What one batch needs is kept even beyond it."""
+        self.model = model
+        self.processor = processor
+        self.limit = limit
+        self.images_seen = 0
+        self._features: OrderedDict[str, Float[Tensor, "t n d"]] = OrderedDict()
+
+    @torch.no_grad()
+    def see(self, pictures: Sequence[Picture], batch_size: int) -> None:
+        """Runs tower and connector on the pictures that are not in the cache, about `batch_size`
+        tiles at a time.
+        """
+        unseen = [
+            p for p in {p.digest: p for p in pictures}.values() if p.digest not in self._features
+        ]
+        for batch in batches_of_tiles(
+            unseen, [self.tiles(picture).number for picture in unseen], batch_size
+        ):
+            found = look(
+                self.model, self.processor.prepare_images([picture.image for picture in batch])
+            )
+            for picture, part in zip(batch, found, strict=True):
+                # a part alone, so that it can go alone
+                self._features[picture.digest] = part.clone()
+            self.images_seen += len(batch)
+
+    def tiles(self, picture: Picture) -> Tiles:
+        return self.processor.outline(picture.image)
+
+    def inputs(self, views: Sequence[View]) -> dict[str, Tensor]:
+        """Features of distinct views and their tiles; those that the cache has dropped are made
+        again.
+        """
+        self.see([view.picture for view in views if view.method != RESOLUTION], len(views))
+        features = together([self._shown(view) for view in views])
+        kept = sum(part.numel() * part.element_size() for part in self._features.values())
+        while kept > self.limit and len(self._features) > len(views):
+            _, dropped = self._features.popitem(last=False)
+            kept -= dropped.numel() * dropped.element_size()
+        known = tile_entries(
+            [self.tiles(view.picture) for view in views], self.processor.reader.tiling
+        )
+        return {"image_features": features} | {
+            name: entry.to(self.model.device) for name, entry in known.items()
+        }
+
+    def _shown(self, view: View) -> Float[Tensor, "t n d"]:
+        """The tokens of a view, from the cache or made from the picture's."""
+        if view.key not in self._features:
+            config, picture = self.model.config, view.picture
+            if view.method == RESOLUTION:
+                pixels = self.processor.prepare_images([picture.image]).pixel_values.to(
+                    self.model.device
+                )
+                made = low_resolution_tokens(self.model, pixels, view.scale)
+            else:
+                tiles, kind = self._features[picture.digest], config.nesting.kind
+                made = shown(tiles, view.method, view.scale, kind, config.grid, picture.digest)
+            self._features[view.key] = made
+        self._features.move_to_end(view.key)
+        return self._features[view.key]
+
+
+def batches_of_tiles(
+    pictures: Sequence[Picture], tiles: Sequence[int], size: int
+) -> Iterator[list[Picture]]:
+    """Pictures in order, in groups of at most `size` tiles (or of one picture)."""
+    batch: list[Picture] = []
+    filled = 0
+    for picture, number in zip(pictures, tiles, strict=True):
+        if batch and filled + number > size:
+            yield batch
+            batch, filled = [], 0
+        batch.append(picture)
+        filled += number
+    if batch:
+        yield batch

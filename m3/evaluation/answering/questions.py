@@ -1,0 +1,84 @@
+"""What the engine is asked and what it answers: pictures, questions, views of pictures, replies.
+
+No model here.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from m3.digest import digest
+from m3.evaluation.answering.decoding import Decoding
+from m3.evaluation.token_reduction.table import OWN, RESOLUTION, get_method
+from m3.processing.images import load_image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and the digest of its pixels."""
+
+    image: Image.Image
+    digest: str
+
+    @classmethod
+    def of(cls, source: str | Path | bytes | Image.Image) -> "Picture":
+        image = load_image(source)
+        return cls(image, digest(f"{image.mode}{image.size}".encode() + image.tobytes()))
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str  # after the chat template; one image token per picture
+    pictures: tuple[Picture, ...]
+    scale: int  # visual tokens per tile of each picture
+    decoding: Decoding
+    continuation: str | None = None  # score this instead of generating
+    # how the visual tokens are chosen: a row of m3.evaluation.token_reduction.table
+    method: str = OWN
+    is_routed: bool = False  # whether to record the experts that its tokens choose (routing.py)
+
+    def at(self, scale: int, method: str = OWN, is_routed: bool = False) -> "Question":
+        return replace(self, scale=scale, method=method, is_routed=is_routed)
+
+    @property
+    def views(self) -> list["View"]:
+        """What the decoder is shown of each picture."""
+        is_full = get_method(self.method).choice is None and self.method != RESOLUTION
+        return [
+            View(p, OWN, 0) if is_full else View(p, self.method, self.scale) for p in self.pictures
+        ]
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture's tokens as a method chooses them for a scale; all of them (`OWN`, 0) where the
+    model nests them.
+    """
+
+    picture: Picture
+    method: str
+    scale: int
+
+    @property
+    def key(self) -> str:
+        return (
+            self.picture.digest
+            if self.method == OWN
+            else f"{self.picture.digest} {self.method} {self.scale}"
+        )
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str  # generated, cut at the first `until`; "" when a continuation was scored
+    # sum of the continuation's log-probabilities, and whether it is greedy
+    log_likelihood: tuple[float, bool] | None
+    visual_tokens: int
+    text_tokens: int
+    answer_tokens: int
+    seconds: float  # wall clock time of the batch / its rows, without seeing the images
+    # of a generated answer, in [0, 1] (confidence.py); None: scored, or by beams
+    confidence: float | None = None
+    # of a recorded prompt (routing.py); None: not asked for, or a dense decoder
+    routing: str | None = None

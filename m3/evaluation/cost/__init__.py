@@ -1,0 +1,3 @@
+"""Cost of a prompt at a budget: measured latency, formulas, and estimates for named
+accelerators.
+"""

@@ -1,0 +1,1 @@
+"""The side that speaks to lmms-eval: our model, its tasks, their data, and scoring."""

@@ -1,0 +1,321 @@
+"""The `m3` model for lmms-eval, found by the entry point `lmms_eval.models` (plugin.py).
+
+In: the harness's requests, chat (`doc_to_messages`) or simple (`doc_to_text`, `doc_to_visual`).
+Out: text with token counts, or (loss, is greedy). The scale is `matryoshka_vis_token_scale` in
+--model_args, or per task in --gen_kwargs.
+
+    lmms-eval --model m3 --model_args pretrained=playground/m3-tiny,matryoshka_vis_token_scale=9 \\
+        --tasks m3_tiny --include_path lmms_eval_tasks
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
+from lmms_eval.protocol import ChatImageContent, ChatMessages, ChatTextContent, ChatVideoContent
+from PIL import Image
+from tqdm import tqdm
+
+from m3.evaluation.answering.decoding import SCALE, Decoding
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.answering.questions import Picture, Question, Reply
+from m3.hardware import choose_device
+from m3.nesting import get_nesting
+from m3.processing.video import Sampling, load_video
+
+ARGUMENTS = (
+    "pretrained",
+    SCALE,
+    "dtype",
+    "attention",
+    "frames",
+    "batch_size",
+    "max_batch_size",
+    "device",
+)
+FRAMES = "8"
+"""Frames of a video, each an image at the scale, unless the user says otherwise."""
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".m4v")
+CHUNK = 8
+"""Requests held in memory at a time (with their images), in multiples of the batch size."""
+
+
+class EngineModel(lmms):
+    """An engine at one scale, as the harness wants a model.
+
+    `is_simple` says which form the requests have.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        scale: int,
+        batch_size: int,
+        is_simple: bool,
+        frames: str | int = FRAMES,
+    ) -> None:
+        super().__init__()
+        check_scale(engine, scale)
+        self.engine = engine
+        self.scale = scale
+        self.batch_size = batch_size
+        self.is_simple = is_simple
+        self.sampling = sampling_of(frames)
+        # joins the process group that torchrun or accelerate launched, if any
+        self.accelerator = Accelerator()
+        self._rank = self.accelerator.process_index
+        self._world_size = self.accelerator.num_processes
+
+    def __str__(self) -> str:
+        return f"m3(weights={self.engine.weights}, {SCALE}={self.scale})"
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.model.device
+
+    def clean(self) -> None:
+        """Keeps the model: by default the harness deletes it after each evaluation."""
+
+    # The harness takes the results of these two in the wrapping that its own signatures do not
+    # mention.
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Answers in the order of the requests."""
+        return [
+            GenerationResult(
+                reply.text,
+                TokenCounts(reply.visual_tokens + reply.text_tokens, reply.answer_tokens),
+            )
+            for reply in self.replies(requests)
+        ]
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(loss, is greedy) of each continuation, where loss is minus the sum of its
+        log-probabilities.
+
+        The harness picks the smallest; it takes the pair only in this wrapping.
+        """
+        results = []
+        for reply in self.replies(requests):
+            assert reply.log_likelihood is not None
+            value, is_greedy = reply.log_likelihood
+            counts = TokenCounts(reply.visual_tokens + reply.text_tokens, reply.answer_tokens)
+            results.append(GenerationResult((-value, is_greedy), counts))  # pyright: ignore[reportArgumentType]
+        return results
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+        raise ValueError(
+            f"m3 answers in one round; task {requests[0].task_name!r} asks for several. Leave it "
+            "out of --tasks"
+        )
+
+    def replies(self, requests: Sequence[Instance]) -> list[Reply]:
+        """Answers requests chunk by chunk, so that few images are in memory at once."""
+        replies: list[Reply] = []
+        with tqdm(
+            total=len(requests), desc=f"{self.scale} tokens", unit="doc", disable=self._rank != 0
+        ) as bar:
+            for start in range(0, len(requests), CHUNK * self.batch_size):
+                chunk = requests[start : start + CHUNK * self.batch_size]
+                questions = [self.question(request, self.document(request)) for request in chunk]
+                found: dict[int, Reply] = {}
+                for batch in self.engine.answer(questions, self.batch_size):
+                    found.update(batch)
+                    bar.update(len(batch))
+                replies += [found[index] for index in range(len(chunk))]
+        return replies
+
+    def document(self, request: Instance) -> dict[str, Any]:
+        """The document a request is about, with its images."""
+        doc_id, task, split = request.arguments[-3:]
+        return self.task_dict[task][split][doc_id]
+
+    def question(self, request: Instance, document: dict[str, Any]) -> Question:
+        """What a request of the harness asks, at the scale of its settings or else of this
+        model.
+        """
+        if request.request_type == "loglikelihood":
+            context, continuation, doc_to_visual = request.arguments[:3]
+            text = continuation if isinstance(continuation, str) else continuation(document)
+            messages, pictures = simple_messages(
+                context, doc_to_visual(document), self.engine, self.sampling
+            )
+            # The template ends where an answer begins, so the blank that joins it to plain text is
+            # not part of it.
+            return self.engine.question(messages, pictures, self.scale, Decoding(), text.lstrip())
+        if self.is_simple:
+            context, settings, doc_to_visual = request.arguments[:3]
+            messages, pictures = simple_messages(
+                context, doc_to_visual(document), self.engine, self.sampling
+            )
+        else:
+            _, doc_to_messages, settings = request.arguments[:3]
+            chat = ChatMessages(messages=doc_to_messages(document))
+            messages, pictures = chat_messages(chat, self.engine, self.sampling)
+        scale = settings.get(SCALE, self.scale)
+        check_scale(self.engine, scale)
+        return self.engine.question(messages, pictures, scale, Decoding.from_task(settings))
+
+
+def sampling_of(frames: str | int) -> Sampling:
+    """What `frames` asks for: a number, or `collage`: six of them as one image, as M3 evaluates
+    videos (IG-VLM).
+    """
+    if str(frames) == "collage":
+        return Sampling(collage=True)
+    if not str(frames).isdigit():
+        raise ValueError(
+            f"frames of a video are a number, or collage (six of them as one image), got {frames!r}"
+        )
+    return Sampling(num_frames=int(frames))
+
+
+def pictures_of(visual: Any, sampling: Sampling) -> list[Picture]:
+    """An image as itself, a video as its frames."""
+    is_video = isinstance(visual, str | Path) and str(visual).lower().endswith(VIDEO_SUFFIXES)
+    images = load_video(visual, sampling).frames if is_video else [visual]
+    return [Picture.of(image) for image in images]
+
+
+def listed(visuals: Any) -> list[Any]:
+    """List what `doc_to_visual` gave: a task may give none, several, or one by itself."""
+    if visuals is None:
+        return []
+    return [visuals] if isinstance(visuals, str | Path | Image.Image) else list(visuals)
+
+
+def shown(task: ConfigurableTask, document: dict[str, Any]) -> tuple[str, list[Any]]:
+    """What a task asks of a document: its text, and its images and videos."""
+    if not isinstance(task, ConfigurableMessagesTask):
+        visuals = task.doc_to_visual(document)
+        return str(task.doc_to_text(document)), listed(visuals)
+    asked = task.doc_to_messages(document)
+    messages = ChatMessages(messages=asked).messages  # pyright: ignore[reportArgumentType] (it may not be typed a list)
+    parts = [part for message in messages if message.role == "user" for part in message.content]
+    text = "\n".join(part.text for part in parts if isinstance(part, ChatTextContent))
+    return text, [
+        part.url for part in parts if isinstance(part, ChatImageContent | ChatVideoContent)
+    ]
+
+
+def simple_messages(
+    context: str, visuals: Any, engine: Engine, sampling: Sampling
+) -> tuple[list[dict], list[Picture]]:
+    """One user turn: the images first, each on its line (LLaVA), unless the text has a place for
+    each of them.
+    """
+    token = engine.processor.image_token
+    pictures = [picture for visual in listed(visuals) for picture in pictures_of(visual, sampling)]
+    parts = context.split(token)
+    if pictures and len(parts) == len(pictures) + 1:
+        text = token.join(engine.plain(part) for part in parts)
+    else:
+        text = f"{token}\n" * len(pictures) + engine.plain(context)
+    return [{"role": "user", "content": text}], pictures
+
+
+def chat_messages(
+    chat: ChatMessages, engine: Engine, sampling: Sampling
+) -> tuple[list[dict], list[Picture]]:
+    """The turns of a chat as plain text, parts joined by line ends, images and frames as image
+    tokens.
+    """
+    messages, pictures = [], []
+    for message in chat.messages:
+        parts = []
+        for content in message.content:
+            if content.type == "text":
+                parts.append(engine.plain(content.text))
+            elif content.type in ("image", "video"):
+                seen = pictures_of(content.url, sampling)
+                pictures += seen
+                parts += [engine.processor.image_token] * len(seen)
+            else:
+                raise ValueError(
+                    f"m3 reads text, images and videos; this task sends {content.type}"
+                )
+        messages.append({"role": message.role, "content": "\n".join(parts)})
+    return messages, pictures
+
+
+def check_scale(engine: Engine, scale: int) -> None:
+    """Raises ValueError, listing the reachable scales, where the model's grid cannot give
+    `scale`.
+    """
+    config = engine.model.config
+    if not isinstance(scale, int) or isinstance(scale, bool):
+        raise ValueError(f"{SCALE} is a number of visual tokens, got {scale!r}")
+    get_nesting(config.nesting.kind).count(config.grid, scale)
+
+
+class FromArguments(EngineModel):
+    """Built by the harness from --model_args, --batch_size and --device."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        matryoshka_vis_token_scale: int | None = None,
+        dtype: str = "auto",
+        attention: str = "sdpa",
+        frames: str | int = FRAMES,
+        batch_size: int | str = 16,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **unknown: object,
+    ) -> None:
+        """`batch_size` counts rows at the largest trained scale.
+
+        `matryoshka_vis_token_scale` defaults to that scale.
+
+        Raises:
+            ValueError: an unknown argument (with the near match), a scale out of reach, a batch
+                size that is no number.
+        """
+        refuse_unknown(list(unknown))
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ValueError(f"batch_size must be a number of rows, at least 1, got {batch_size!r}")
+        if max_batch_size is not None:
+            raise ValueError(
+                "max_batch_size belongs to an automatic batch size, which m3 does not have; use "
+                "batch_size"
+            )
+        engine = Engine.load(str(pretrained), local_device(device), dtype, attention)
+        scale = (
+            engine.default_scale
+            if matryoshka_vis_token_scale is None
+            else matryoshka_vis_token_scale
+        )
+        super().__init__(engine, scale, int(batch_size), type(self).is_simple, frames)
+
+
+class M3Simple(FromArguments):
+    is_simple = True
+
+
+class M3Chat(FromArguments):
+    is_simple = False
+
+
+def refuse_unknown(names: Sequence[str]) -> None:
+    for name in names:
+        near = get_close_matches(name, ARGUMENTS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"m3 has no model argument {name!r}{hint} It has: {', '.join(ARGUMENTS)}")
+
+
+def default_device(device: str | None) -> str:
+    """As for every verb: what was asked for, else the accelerator there is."""
+    return str(choose_device(device))
+
+
+def local_device(device: str | None) -> str:
+    """The device of this process: of several local processes each takes its own accelerator."""
+    kind = default_device(device)
+    accelerator = Accelerator()
+    own = accelerator.num_processes > 1 and kind != "cpu" and ":" not in kind
+    return f"{kind}:{accelerator.local_process_index}" if own else kind

@@ -1,0 +1,81 @@
+"""`m3 submit RUN`: the files that benchmarks' servers take, one per model, method and scale, each
+under a name of its own.
+
+In: a run folder; the harness wrote each cell's file where scoring.py said. Out:
+`RUN/submit/TASK__MODEL__SCALE_tokens.EXT`, and a list of them. Servers tell submissions apart by
+their file name, so no two may share one.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from m3.evaluation.suites import known_tasks
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One file for one server."""
+
+    model: str
+    task: str
+    scale: int
+    file: Path
+
+
+def main(argv: list[str]) -> int:
+    """Collects and lists the files. ValueError: the run has none."""
+    parser = argparse.ArgumentParser(
+        prog="m3 submit", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder given to m3 sweep --out")
+    parser.add_argument(
+        "--all", action="store_true", help="also files of splits whose labels are public"
+    )
+    arguments = parser.parse_args(argv)
+    found = collect(arguments.run, arguments.all)
+    width = max(len(submission.task) for submission in found)
+    lines = [f"{one.task:<{width}}  {one.model} at {one.scale} tokens: {one.file}" for one in found]
+    print("\n".join(lines))  # noqa: T201 (the list is the output)
+    return 0
+
+
+def collect(run: Path, is_all: bool = False) -> list[Submission]:
+    """Copies every cell's file to `run/submit`, in the place of what an earlier call left there.
+
+    Raises:
+        ValueError: no run folder, no file in it, or a cell with more than one file of a kind.
+    """
+    shutil.rmtree(run / "submit", ignore_errors=True)
+    cells = sorted(run.glob("submissions/*/*@*"))
+    servers = {name for name, task in known_tasks().items() if "server" in task.needs}
+    found: list[Submission] = []
+    for cell in cells:
+        task, _, scale = cell.name.rpartition("@")
+        if not is_all and task not in servers:
+            continue
+        files = sorted(path for path in cell.rglob("*") if path.is_file())
+        found += [_copy(run, cell.parent.name, task, int(scale), path, files) for path in files]
+    if not found:
+        others = sorted({cell.name.rpartition("@")[0] for cell in cells})
+        hint = f"--all takes those of {', '.join(others)}" if others else "no task in it writes one"
+        raise ValueError(f"{run} has no file for a server ({', '.join(sorted(servers))}); {hint}")
+    names = [one.file for one in found]
+    assert len(set(names)) == len(names), names
+    return found
+
+
+def _copy(
+    run: Path, model: str, task: str, scale: int, path: Path, files: Sequence[Path]
+) -> Submission:
+    """The kind of a file is its ending; where a cell has two of a kind, the harness's own name
+    is kept in it.
+    """
+    is_only = sum(other.suffix == path.suffix for other in files) == 1
+    stem = f"{task}__{model}__{scale}_tokens" + ("" if is_only else f"__{path.stem}")
+    target = run / "submit" / f"{stem}{path.suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    return Submission(model, task, scale, target)

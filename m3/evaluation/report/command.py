@@ -1,0 +1,82 @@
+"""`m3 report RUN [OLDER]`: tables, figures and one page of a sweep, from what is on the disk alone.
+
+In: a run folder that `m3 sweep --out` wrote; with a second one, what changed since it. Out, in the
+run folder: summary.csv, expert_load.csv (of a mixture of experts), accuracy_vs_cost.png,
+report.html, figures/*.{svg,pdf,png}, tables/*.{tex,md}; the table of scores on the screen.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from m3.evaluation.analysis.compare import compare
+from m3.evaluation.analysis.compare import described as described_change
+from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.cost.roofline import ACCELERATORS
+from m3.evaluation.report.charts import accuracy_figure, save
+from m3.evaluation.report.expert_load import write_loads
+from m3.evaluation.report.figures import figures
+from m3.evaluation.report.html import page
+from m3.evaluation.report.table_formats import as_latex, as_markdown, as_text
+from m3.evaluation.report.tables import report_tables, write_csv
+from m3.evaluation.results.run_folder import write_text
+
+PRINT = ("svg", "pdf", "png")
+
+
+def main(argv: list[str]) -> int:
+    """Writes the report of a finished (or half-finished) sweep and prints its scores."""
+    parser = argparse.ArgumentParser(
+        prog="m3 report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder given to m3 sweep --out")
+    parser.add_argument("older", type=Path, nargs="?", help="another such folder, to compare with")
+    parser.add_argument(
+        "--accelerator", choices=ACCELERATORS, default="H100", help="whose roofline is estimated"
+    )
+    parser.add_argument(
+        "--formats",
+        nargs="*",
+        choices=PRINT,
+        default=PRINT,
+        help="files of each figure (default: all); none: no figures",
+    )
+    arguments = parser.parse_args(argv)
+    summary = Summary.read(arguments.run)
+    changes = compare(summary, Summary.read(arguments.older)) if arguments.older else []
+    tables = report_tables(summary, arguments.accelerator, changes)
+    loads = write_loads(summary)
+    written = [
+        write_csv(summary),
+        *([loads] if loads else []),
+        *draw(summary, arguments.accelerator, arguments.formats),
+    ]
+    for table in tables:
+        write_text(summary.run / "tables" / f"{table.name}.tex", as_latex(table))
+        write_text(summary.run / "tables" / f"{table.name}.md", as_markdown(table))
+    html = summary.run / "report.html"
+    write_text(html, page(summary, tables))
+    told = [change for change in changes if change.task is None or change.is_significant]
+    lines = [
+        as_text(tables[0]),
+        "",
+        *(described_change(change) for change in told),
+        *([""] if told else []),
+    ]
+    print("\n".join([*lines, *map(str, [*written, html, summary.run / "tables"])]))
+    return 0
+
+
+def draw(summary: Summary, accelerator: str, formats: Sequence[str]) -> list[Path]:
+    """Writes every figure in these formats, the chart of accuracy as a PNG beside the table;
+    what to tell of.
+    """
+    if not formats:
+        return []
+    folder = summary.run / "figures"
+    chart = accuracy_figure(summary)
+    (png,) = save(chart, summary.run / "accuracy_vs_cost", ("png",))
+    save(chart, folder / "accuracy_vs_cost", [kind for kind in formats if kind != "png"])
+    for name, figure in figures(summary, accelerator).items():
+        save(figure, folder / name, formats)
+    return [png, folder]

@@ -1,0 +1,172 @@
+"""report.html: one page that holds everything it shows and asks no network for anything.
+
+In: a `Summary` and its tables. Out: the page: report.html.jinja with report.css and report.js
+written into it, and the numbers of the charts and the samples as JSON.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from m3.evaluation.analysis.metric_kind import ACCURACY, LESS
+from m3.evaluation.analysis.scores import gflops
+from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.report.expert_load import routing_data
+from m3.evaluation.report.table_formats import Table
+from m3.evaluation.report.token_grids import drawn, grid_note, is_on_grid
+from m3.evaluation.results.run_folder import Example, ModelRow
+
+
+def page(summary: Summary, tables: Sequence[Table]) -> str:
+    """The whole page. Everything that comes from data is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # a browser reads no NaN
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    templates = files("m3.evaluation").joinpath("templates")
+    css, js, html = (
+        templates.joinpath(f"report.{kind}").read_text("utf-8")
+        for kind in ("css", "js", "html.jinja")
+    )
+    return environment.from_string(html).render(
+        summary=summary,
+        tables=tables,
+        data=page_data(summary),
+        css=Markup(css),
+        js=Markup(js),
+        experts_js=Markup(templates.joinpath("experts.js").read_text("utf-8")),
+        samples_js=Markup(templates.joinpath("samples.js").read_text("utf-8")),
+        lead=headline(summary),
+        failed=[cell for cell in summary.cells if cell.status == "failed"],
+    )
+
+
+def page_data(summary: Summary) -> dict[str, Any]:
+    """What report.js reads."""
+    published = [
+        {"model": s.label, "task": task, "tokens": s.tokens, "per": s.tokens_per, "value": s.value, "paper": s.paper,
+         "table": s.table}
+        for task in summary.tasks
+        for s in summary.published(task)
+    ]  # fmt: skip
+    return {
+        "scales": list(summary.scales),
+        "averaged": str(ACCURACY),
+        "tasks": [
+            {"id": task, "name": summary.label(task), "kind": str(summary.kinds[task])}
+            | {name: summary.baseline(name, task) for name in ("chance", "majority")}
+            for task in summary.tasks
+        ],
+        "models": [
+            {
+                "name": model.name,
+                "trained": [scale for scale in summary.scales if model.is_trained(scale)],
+                "gridNote": grid_note(model),
+                "isOnGrid": is_on_grid(model),
+            }
+            for model in summary.models
+        ],
+        "scores": {
+            model.name: {task: _curve(summary, model, task) for task in summary.tasks}
+            for model in summary.models
+        },
+        "costs": {model.name: _costs(summary, model) for model in summary.models},
+        "taskCosts": {
+            model.name: {task: _costs(summary, model, task) for task in summary.tasks}
+            for model in summary.models
+        }
+        if summary.task_costs
+        else None,
+        "published": published,
+        "publishedModels": list(dict.fromkeys(row["model"] for row in published)),
+        "needs": _needs(summary),
+        "experts": routing_data(summary),
+        "samples": [_sample(summary, example) for example in summary.examples],
+    }
+
+
+def _curve(summary: Summary, model: ModelRow, task: str) -> dict[int, list[float | None]]:
+    curve = summary.curve(model.name, task)
+    return {
+        scale: [mean.value, None if math.isnan(mean.stderr) else mean.stderr]
+        for scale, mean in curve.items()
+    }
+
+
+def _costs(
+    summary: Summary, model: ModelRow, task: str | None = None
+) -> dict[int, dict[str, float | int | None]]:
+    """Of all prompts, or of a task's; times are those of one mean prompt for every task."""
+    found = {}
+    for scale in summary.scales:
+        cost, seen = summary.cost(model.name, scale, task), summary.latency(model.name, scale)
+        if cost is not None:
+            found[scale] = {
+                "prompts": cost.prompts,
+                "tokens": cost.visual_tokens,
+                "gflops": gflops(cost),
+                "kv": cost.kv_cache_bytes / 1e3,
+                "ms": None if seen is None else seen.first_token_s * 1e3,
+                "spread": None if seen is None else seen.first_token_spread_s * 1e3,
+            }
+    return found
+
+
+def _needs(summary: Summary) -> dict[str, dict[str, list[tuple[int | str, int]]]]:
+    """model -> task -> (scale, samples), the never right at the end."""
+    found: dict[str, dict[str, list[tuple[int | str, int]]]] = {}
+    for model in summary.models:
+        for task in summary.tasks:
+            oracle = summary.oracle(model.name, task)
+            if oracle is not None:
+                found.setdefault(model.name, {})[task] = [
+                    *oracle.needs.items(),
+                    ("never", oracle.never),
+                ]
+    return found
+
+
+def _sample(summary: Summary, example: Example) -> dict[str, Any]:
+    content = base64.b64encode((summary.run / "examples" / example.image).read_bytes()).decode()
+    replies: dict[str, dict[int, dict[str, Any]]] = {}
+    for model in summary.models:
+        for scale in summary.scales:
+            reply = summary.reply(example, model.name, scale)
+            if reply is not None:
+                replies.setdefault(model.name, {})[scale] = {
+                    "text": reply.text,
+                    "right": reply.is_right,
+                }
+    return {
+        "task": example.task,
+        "question": example.question,
+        "target": example.target,
+        "image": f"data:image/{Path(example.image).suffix[1:]};base64,{content}",
+        "replies": replies,
+        "grids": {model.name: drawn(model, example, summary.scales) for model in summary.models},
+    }
+
+
+def headline(summary: Summary) -> str:
+    """The first model's best and cheapest scales in one sentence."""
+    model = summary.models[0].name
+    scores = summary.curve(model)
+    if len(scores) < 2:
+        return ""
+    low, high = min(scores), max(scores)
+    number, less = (
+        len(summary.averaged),
+        "" if summary.kind(None).higher_is_better else f" ({LESS})",
+    )
+    return (
+        f"{model} scores {scores[high].value:.1f} at {high} visual tokens per image and "
+        f"{scores[low].value:.1f} at {low}, "
+        f"as the mean of {number} task{'s' * (number > 1)}{less}."
+    )

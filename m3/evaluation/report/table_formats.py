@@ -1,0 +1,103 @@
+"""A table once, written as text, Markdown and LaTeX. (The page makes HTML of the same object.)
+
+In: a `Table` of strings. Out: the text of each format, everything in it escaped for that format.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+LATEX: Mapping[str, str] = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "±": r"$\pm$", "↓": r"$\downarrow$", "−": r"$-$", "×": r"$\times$", "≥": r"$\geq$", "–": "--", "∞": r"$\infty$",
+}  # fmt: skip
+"""What LaTeX reads as more than a character."""
+NOTHING = "–"
+"""In the place of a number that does not exist."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """`blocks`: a line over the row of that index, across all columns."""
+
+    name: str  # of its files
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    blocks: Mapping[int, str] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.header) for row in self.rows), (
+            f"a row of {self.name} has other columns"
+        )
+
+
+def as_text(table: Table) -> str:
+    """Columns to the right, for the screen."""
+    rows = [list(table.header), *(list(row) for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for index, row in enumerate(rows):
+        if index - 1 in table.blocks and index > 0:
+            lines += ["", table.blocks[index - 1]]
+        lines.append(
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+    return "\n".join(lines)
+
+
+def as_markdown(table: Table) -> str:
+    """A pipe table; a block's line is a row of its own."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(markdown(cell) for cell in cells) + " |"
+
+    lines = [
+        f"**{table.caption}**",
+        "",
+        line(table.header),
+        "|---|" + "---:|" * (len(table.header) - 1),
+    ]
+    for index, row in enumerate(table.rows):
+        if index in table.blocks:
+            lines.append(line([f"*{table.blocks[index]}*", *[""] * (len(table.header) - 1)]))
+        lines.append(line(row))
+    return "\n".join([*lines, *(["", table.note] if table.note else []), ""])
+
+
+def markdown(text: str) -> str:
+    """Text of a cell with what Markdown reads as more than a character escaped; `&lt;` since
+    some readers take HTML.
+    """
+    return text.replace("\\", r"\\").replace("|", r"\|").replace("&", "&amp;").replace("<", "&lt;")
+
+
+def as_latex(table: Table) -> str:
+    r"""A float for `\input`; it needs the package booktabs."""
+    columns = len(table.header)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex(table.caption)}}}",
+        rf"\label{{tab:m3-{table.name}}}",
+    ]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule"]
+    lines.append(" & ".join(latex(cell) for cell in table.header) + r" \\")
+    for index, row in enumerate(table.rows):
+        if index == 0 or index in table.blocks:
+            lines.append(r"\midrule")
+        if index in table.blocks:
+            lines.append(
+                rf"\multicolumn{{{columns}}}{{l}}{{\textit{{{latex(table.blocks[index])}}}}} \\"
+            )
+        lines.append(" & ".join(latex(cell) for cell in row) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\smallskip {{\footnotesize {latex(table.note)}}}"] if table.note else []
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def latex(text: str) -> str:
+    """Text with every special character escaped."""
+    return re.sub("|".join(map(re.escape, LATEX)), lambda found: LATEX[found.group()], text)

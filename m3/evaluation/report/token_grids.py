@@ -1,0 +1,75 @@
+"""Where visual tokens stand on an example's picture: what the sample browser of report.html draws.
+
+In: a model's row and an example of a run. Out: frames, cells and tiles at each scale as JSON for
+report.js, and in words what is drawn or why nothing is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from m3.evaluation.results.run_folder import Example, ModelRow
+from m3.evaluation.token_reduction.table import OWN
+from m3.nesting import ImageReader, TilingConfig, get_nesting
+from m3.processing.token_grid import views
+
+POOLING = "pooling"
+SQUARE = (1, 1)
+
+
+def is_on_grid(model: ModelRow) -> bool:
+    """Whether each token of the model is the mean over one cell of a grid."""
+    return model.method == POOLING or (model.method == OWN and model.nesting == "grid_pool")
+
+
+def reader_of(model: ModelRow) -> ImageReader:
+    """The arithmetic of a model on a grid; that of one tile where an older run does not say how
+    pictures are cut.
+    """
+    grid = (model.grid[0], model.grid[1]) if len(model.grid) == 2 else model.grid[0]
+    return ImageReader(get_nesting("grid_pool"), TilingConfig(**(model.tiling or {})), grid)
+
+
+def drawn(model: ModelRow, example: Example, scales: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Scale -> tokens of the picture and its views, for the scales that the model reaches.
+
+    None for tokens without a place, or for a model with tiles where an older run has not kept the
+    picture's size.
+    """
+    if not is_on_grid(model):
+        return {}
+    reader = reader_of(model)
+    if reader.tiling.grid_pinpoints and example.size is None:
+        return {}
+    size = SQUARE if example.size is None else (example.size[0], example.size[1])
+    reachable = set(reader.nesting.reachable(reader.grid))
+    return {
+        scale: {
+            "tokens": reader.count(scale, reader.tiling.tiles(size)),
+            "views": [asdict(view) for view in views(reader, size, scale)],
+        }
+        for scale in scales
+        if scale in reachable
+    }
+
+
+def grid_note(model: ModelRow) -> str:
+    """What a reader of the picture must know."""
+    if model.method not in (OWN, POOLING):
+        return f"No grid is drawn: {model.name} does not average cells."
+    if not is_on_grid(model):
+        return f"No grid is drawn: the visual tokens of {model.name} are learned queries, which have no place on the image."
+    if model.tiling is None:
+        return (
+            "Each visual token is the mean over one cell. This run is of an older version and does "
+            "not say whether "
+            f"{model.name} cuts images into tiles: the grid of the whole image is drawn, any tiles "
+            "are not."
+        )
+    if model.tiling["grid_pinpoints"]:
+        return (
+            "The image is seen in tiles (thick lines), and once more as a whole; each visual token "
+            "is the mean over one cell. "
+            "Cells that show padding are left out."
+        )
+    return "Each visual token is the mean over one cell of the grid on the image, which is padded to a square."

@@ -1,0 +1,304 @@
+"""The folder of a sweep.
+
+The sweep writes it, the report reads it, nothing else passes between them.
+
+    store/*.jsonl                 every answer and score, append-only           (store.py)
+    results/MODEL/TASK@SCALE.json what lmms-eval returned, and the key of each document's answer in
+    the store submissions/MODEL/TASK@SCALE/ files for a benchmark's server, as lmms-eval writes them
+    (m3 submit collects them)
+    tasks/TASK.yaml               what lmms-eval was told of its own tasks: where their data are
+    cells.csv                     one row per model, task, scale and metric
+    cost.csv                      a row per model and scale, and one per task of these: the mean, by formula, of all prompts
+    latency.csv                   one row per model, scale and batch size: what was measured
+    models.json, baselines.json, environment.json, examples/
+    lmms_eval.log                 what the harness printed
+
+MODEL is a model's name, or MODEL+METHOD for a control (m3/evaluation/token_reduction/table.py): a
+control has rows of its own everywhere, as if it were a model. `ModelRow.method` and `ModelRow.base`
+say which it is, and of which model. A task that a server scores has no row in cells.csv, but files.
+
+Files other than the store and the log are written aside and renamed.
+"""
+
+import csv
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args
+
+import torch
+
+from m3.evaluation.cost.latency import Measured
+from m3.evaluation.token_reduction.table import OWN
+from m3.model.cost import Cost
+
+PACKAGES = ("torch", "transformers", "lmms-eval", "datasets", "accelerate", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """One score: a line of cells.csv.
+
+    Numbers are None where the cell failed or the harness gives none.
+    """
+
+    model: str
+    task: str
+    scale: int
+    status: str  # ok | failed
+    metric: str
+    is_primary: bool  # the task's first metric: the one that tables and charts show
+    value: float | None
+    stderr: float | None  # clustered by image; None where the metric is no mean over documents
+    n: int
+    clusters: int
+    visual_tokens: float | None  # mean per document
+    text_tokens: float | None
+    answer_tokens: float | None
+    error: str
+    confidence: float | None = None  # mean over the documents; None where an answer has none
+    # as the task says; None: it does not, or an older run (Summary.kinds)
+    higher_is_better: bool | None = None
+    # share (of one) | percent | points; "": not known (Scores.metric_units says what is then taken)
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class CostRow(Cost):
+    """Cost of a prompt, the mean over those that were asked of a task, or of all: a line of
+    cost.csv.
+    """
+
+    model: str
+    # how many were asked; 0: an older run, whose row is one image of most tiles and a mean text
+    prompts: int = 0
+    most_visual_tokens: int = 0  # of any prompt
+    most_first_token_flops: int = 0
+    task: str = ""  # "": all tasks; older runs have no other rows
+
+
+@dataclass(frozen=True)
+class LatencyRow(Measured):
+    """What was measured of a model: a line of latency.csv."""
+
+    model: str
+
+    @classmethod
+    def of(cls, model: str, measured: Measured) -> "LatencyRow":
+        return cls(model=model, **asdict(measured))
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model of the sweep, in the order of the command line."""
+
+    name: str
+    path: str
+    weights: str
+    trained_scales: list[int]
+    grid: list[int]  # (rows, columns), or the number of tokens alone
+    nesting: str
+    parameters: int
+    method: str = OWN  # how visual tokens are chosen: a row of m3.evaluation.token_reduction.table
+    base: str = ""  # for a control, the name of the model it belongs to
+    routers: int | None = None  # layers with experts; 0: a dense decoder; None: an older run
+    tiling: dict[str, Any] | None = None  # TilingConfig.to_dict(); None: an older run
+
+    def is_trained(self, scale: int) -> bool:
+        """Whether the weights saw such tokens at this scale in training; else they are plain
+        pooling, or a control.
+        """
+        return self.method == OWN and scale in self.trained_scales
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document shown in the report."""
+
+    task: str
+    doc_id: int
+    question: str
+    target: str
+    image: str  # file under examples/
+    size: list[int] | None = None  # (height, width) of the picture as it came; None: an older run
+
+
+Row = TypeVar("Row", CellRow, CostRow, LatencyRow)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes aside, then renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
+    """A CSV file; None is an empty field."""
+    lines = [[field.name for field in fields(kind)]]
+    lines += [
+        ["" if value is None else str(value) for value in asdict(row).values()] for row in rows
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)
+    aside.replace(path)
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """What `write_rows` wrote. A column with a default may be missing: older runs did not have it.
+
+    Raises:
+        ValueError: the file is missing or its columns are others: it comes from another version.
+    """
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing; `m3 report` takes the folder that `m3 sweep --out` wrote"
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        expected = [field.name for field in fields(kind)]
+        found = reader.fieldnames or []
+        needed = [
+            field.name for field in fields(kind) if field.name in found or field.default is MISSING
+        ]
+        if found != needed:
+            raise ValueError(
+                f"{path} has columns {reader.fieldnames}, expected {expected}; run the sweep again"
+            )
+        known = [field for field in fields(kind) if field.name in found]
+        try:
+            return [
+                kind(**{field.name: _parse(row[field.name], field.type) for field in known})
+                for row in reader
+            ]
+        except (TypeError, ValueError) as error:  # a line with fewer fields, a word for a number
+            raise ValueError(
+                f"line {reader.line_num} of {path} cannot be read ({error}); run the sweep again"
+            ) from error
+
+
+def _parse(text: str, kind: Any) -> Any:
+    if isinstance(kind, UnionType):
+        return None if text == "" else _parse(text, get_args(kind)[0])
+    return text == "True" if kind is bool else kind(text)
+
+
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """No other sweep writes to the folder meanwhile: their tables would be mixed.
+
+    The lock ends with its process, killed or not.
+
+    Raises:
+        ValueError: one does.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another sweep is writing to {run}; wait for it, or choose another --out"
+            ) from error
+        yield
+
+
+def result_path(run: Path, model: str, task: str, scale: int) -> Path:
+    return run / "results" / model / f"{task}@{scale}.json"
+
+
+def submission_folder(run: Path, model: str, task: str, scale: int) -> Path:
+    return run / "submissions" / model / f"{task}@{scale}"
+
+
+def read_keys(run: Path, model: str, task: str, scale: int) -> dict[int, str]:
+    """doc_id -> key in the store, of one cell.
+
+    Raises:
+        ValueError: the file is missing, cut or foreign.
+    """
+    path = result_path(run, model, task, scale)
+    content = read_json(path)
+    keys = content.get("m3_keys") if isinstance(content, dict) else None
+    if not isinstance(keys, dict) or not all(
+        name.isdecimal() and isinstance(key, str) for name, key in keys.items()
+    ):
+        raise ValueError(
+            f"{path} has no m3_keys, from document to answer: `m3 sweep` did not write it; run the "
+            "sweep again"
+        )
+    return {int(doc_id): key for doc_id, key in keys.items()}
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote into a run folder.
+
+    Raises:
+        ValueError: the file is missing, or no JSON.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: the run folder is not whole; copy all of it, or run "
+            "the sweep again"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}): it was cut or changed; run the sweep again"
+        ) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """As `read_json`, for a file that holds one mapping."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no mapping: it was changed; run the sweep again")
+    return content
+
+
+Described = TypeVar("Described", ModelRow, Example)
+
+
+def read_list(path: Path, kind: type[Described]) -> tuple[Described, ...]:
+    """A JSON list of rows, as a run folder holds its models and examples.
+
+    Raises:
+        ValueError: the file is missing, no JSON, or its rows have other keys.
+    """
+    content, known = read_json(path), {field.name: field for field in fields(kind)}
+    needed = {name for name, field in known.items() if field.default is MISSING}
+    for row in content if isinstance(content, list) else [None]:
+        if not isinstance(row, dict) or not needed <= set(row) <= set(known):
+            raise ValueError(
+                f"{path} is no list of rows with the keys {', '.join(known)}: run the sweep again"
+            )
+    return tuple(kind(**row) for row in content)
+
+
+def environment(arguments: Sequence[str]) -> Mapping[str, object]:
+    """Where and with what the sweep ran."""
+    return {
+        "command": ["m3", "sweep", *arguments],
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        **{name: version(name) for name in PACKAGES},
+    }

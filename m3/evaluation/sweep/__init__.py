@@ -1,0 +1,1 @@
+"""`m3 sweep`: models x methods x budgets x tasks."""

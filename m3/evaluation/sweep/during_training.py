@@ -1,0 +1,122 @@
+"""A sweep of a model that is being trained: it is neither loaded nor saved, and trains on
+afterwards as if nothing had been.
+
+In: the tasks, scales and limits, once; then the live model, its processor and the step. Out: scores
+by task and scale, and `step-N`, a folder as `m3 sweep` leaves one, for `m3 report`. Of several
+processes each answers its share, the first one scores. Where each process holds a part of every
+weight (ZeRO-3), all answer everything, in step.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from m3.digest import digest
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.results.run_folder import CellRow
+from m3.evaluation.sweep.options import parse_arguments, task_names
+from m3.evaluation.sweep.sweep import find, prepare, sweep_engine
+from m3.evaluation.token_reduction.table import OWN
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.processing.processor import M3Processor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is swept, as the options of `m3 sweep`. `limit`: None for all documents."""
+
+    tasks: Sequence[str]
+    scales: Sequence[int]
+    limit: int | None
+    batch_size: int
+    include_path: str
+    data_root: str | None
+
+
+class LiveSweep:
+    """Sweeps into folders under `folder`; the tasks are loaded once, here.
+
+    `sharded`: the model's configuration, where
+    ZeRO-3 cuts its weights up, which it does to every model made after this.
+
+    Raises:
+        ValueError: a task that there is not, that needs a judge, or that cannot be loaded.
+    """
+
+    def __init__(self, folder: Path, choice: Choice, sharded: M3Config | None = None) -> None:
+        self.folder, self.scales, self._outline = folder, sorted(choice.scales), None
+        if sharded is not None:
+            with torch.device("meta"):
+                self._outline = M3ForConditionalGeneration(sharded)
+        self._options = [
+            *(
+                "--tasks",
+                ",".join(choice.tasks),
+                "--scales",
+                ",".join(map(str, self.scales)),
+                "--no-latency",
+            ),
+            *("--batch-size", str(choice.batch_size), "--include-path", choice.include_path),
+            *(() if choice.limit is None else ("--limit", str(choice.limit))),
+            *(() if choice.data_root is None else ("--data-root", choice.data_root)),
+        ]
+        arguments = parse_arguments(["live", *self._options, "--out", str(folder)])
+        names, _ = task_names("", arguments.tasks, has_judge=False)
+        self._found = find(arguments, names)
+        for broken in self._found[2]:
+            raise ValueError(
+                f"evaluation: task {broken.name} cannot be loaded: {broken.error}"
+            ) from broken.error
+
+    def __call__(
+        self, model: M3ForConditionalGeneration, processor: M3Processor, step: int
+    ) -> dict[str, float]:
+        """`eval_TASK_scale_S` -> score, and `eval_mean_scale_S` over several tasks; on the process
+        that scores.
+
+        A task that fails is left out of them; its cells say why, and are logged.
+        """
+        run, was_training = self.folder / f"step-{step}", model.training
+        argv = [str(run), *self._options, "--out", str(run)]
+        sweep = prepare(parse_arguments(argv), argv, self._found, self.scales, [OWN])
+        if sweep.is_writer:
+            # of a step that was interrupted, and is now made again
+            shutil.rmtree(run / "store", ignore_errors=True)
+        sweep.accelerator.wait_for_everyone()
+        sweep.in_step = self._outline is not None
+        if self._outline is not None:
+            self._outline.to(model.dtype)  # pyright: ignore[reportArgumentType]  # transformers wraps `to` without its types
+        engine = Engine(model, processor, digest([str(run.resolve()), step]), outline=self._outline)
+        sweep_engine(sweep, f"step-{step}", str(run), engine)
+        model.train(was_training)
+        return scores(sweep.cells)
+
+
+def scores(cells: Sequence[CellRow]) -> dict[str, float]:
+    """The primary metric of every cell that was scored, as metrics of a training run; means of
+    accuracies where none failed.
+    """
+    primary = {
+        (cell.task, cell.scale): cell.value
+        for cell in cells
+        if cell.is_primary and cell.value is not None
+    }
+    scored = [cell for cell in cells if cell.is_primary]
+    hundreds, points = (
+        {cell.task for cell in scored if cell.unit == unit} for unit in ("percent", "points")
+    )
+    found = {f"eval_{task}_scale_{scale}": value for (task, scale), value in primary.items()}
+    tasks = {
+        cell.task
+        for cell in cells
+        if cell.higher_is_better is not False and cell.task not in points
+    }  # an error, or points of some unit, have no place among accuracies
+    for scale in sorted({cell.scale for cell in cells}):
+        known = [task for task in sorted(tasks) if (task, scale) in primary]
+        values = [primary[task, scale] / (100 if task in hundreds else 1) for task in known]
+        if 1 < len(tasks) == len(values):
+            found[f"eval_mean_scale_{scale}"] = sum(values) / len(values)
+    return {name: round(value, 6) for name, value in found.items()}

@@ -1,0 +1,77 @@
+"""The cost of the prompts that a sweep really asked: of each its pictures, as they are cut into
+tiles, and its words.
+
+In: an engine, and the answers in the store. Out: `CostRow`s of a method at a scale, the mean over
+all prompts and over those of each task, and what the dearest takes. Costs grow faster than prompts
+do, so the mean is of the prompts' costs, not the cost of a mean prompt.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.results.run_folder import CostRow
+from m3.evaluation.results.store import Answer
+from m3.evaluation.token_reduction.method_cost import method_cost
+from m3.model.cost import Cost
+from m3.nesting import Tiles
+
+NO_ANSWER_TEXT = 32
+"""Text tokens of the prompt that is counted where nothing was answered."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`sizes`: (height, width) of each picture; None: one picture of most tiles, where the
+    answer does not say.
+    """
+
+    sizes: tuple[tuple[int, int], ...] | None
+    text_tokens: int
+
+
+def prompts_of(answers: Iterable[Answer]) -> Counter[Prompt]:
+    """How often each prompt, as far as its cost goes, was asked."""
+    return Counter(Prompt(answer.sizes, answer.text_tokens) for answer in answers)
+
+
+def costs_of(
+    engine: Engine, name: str, method: str, scale: int, tasks: Mapping[str, Counter[Prompt]]
+) -> list[CostRow]:
+    """Cost of all prompts at a scale, their tokens chosen by `method`, then of each task's; `name`:
+    of the rows.
+
+    Where none was asked, one row: that of a picture of most tiles and `NO_ANSWER_TEXT`.
+    """
+    asked = {task: prompts for task, prompts in tasks.items() if prompts}
+    whole = sum(asked.values(), Counter[Prompt]()) or Counter([Prompt(None, NO_ANSWER_TEXT)])
+    costs = {
+        prompt: method_cost(
+            engine.outline, method, scale, prompt.text_tokens, tiles_of(engine, prompt.sizes)
+        )
+        for prompt in whole
+    }
+    return [_mean(costs, name, task, prompts) for task, prompts in {"": whole, **asked}.items()]
+
+
+def _mean(costs: Mapping[Prompt, Cost], name: str, task: str, prompts: Counter[Prompt]) -> CostRow:
+    total = prompts.total()
+    sums = {
+        field.name: sum(asdict(costs[one])[field.name] * n for one, n in prompts.items())
+        for field in fields(Cost)
+    }
+    return CostRow(
+        **{name: round(value / total) for name, value in sums.items()},
+        model=name,
+        prompts=total,
+        most_visual_tokens=max(costs[one].visual_tokens for one in prompts),
+        most_first_token_flops=max(costs[one].first_token_flops for one in prompts),
+        task=task,
+    )
+
+
+def tiles_of(engine: Engine, sizes: Sequence[tuple[int, int]] | None) -> list[Tiles]:
+    if sizes is None:
+        return [engine.model.config.tiling.largest()]
+    return engine.processor.outlines(sizes)

@@ -1,0 +1,375 @@
+"""`m3 sweep MODEL ... --suite S --scales ... --methods ...`: models x methods x scales x tasks,
+each image encoded once.
+
+In: model folders or hub ids. Out: a run folder (run_folder.py) that `m3 report` reads. The harness
+runs in this process with the model loaded once; killed and started again, only answers that the
+store lacks are computed. Started by torchrun, each process answers its share of the documents, and
+the first one scores all of them.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from accelerate import Accelerator, InitProcessGroupKwargs
+from datasets import disable_progress_bars
+from lmms_eval.tasks import TaskManager
+from loguru import logger as harness_logger
+from transformers.utils import logging as transformers_logging
+
+from m3.evaluation.answering.engine import Engine
+from m3.evaluation.cost.latency import measure
+from m3.evaluation.harness.judge import check_judge, price, set_judge
+from m3.evaluation.harness.lmms_model import default_device, local_device, sampling_of
+from m3.evaluation.harness.scoring import failed_row, run_cell
+from m3.evaluation.harness.stored_model import Budget, StoredModel
+from m3.evaluation.harness.tasks import BrokenTask, LoadedTask, load_tasks, tasks_folder
+from m3.evaluation.results.run_folder import (
+    CellRow,
+    CostRow,
+    LatencyRow,
+    ModelRow,
+    alone_in,
+    environment,
+    read_keys,
+    write_json,
+    write_rows,
+)
+from m3.evaluation.results.store import Answer, Store
+from m3.evaluation.suites import known_tasks
+from m3.evaluation.sweep.baseline import check_baseline, fallen
+from m3.evaluation.sweep.examples import write_examples
+from m3.evaluation.sweep.options import (
+    check_distinct,
+    chosen_methods,
+    label_of,
+    labels,
+    parse_arguments,
+    reachable_scales,
+    task_names,
+)
+from m3.evaluation.sweep.progress import Progress, check_disk
+from m3.evaluation.sweep.prompt_cost import NO_ANSWER_TEXT, costs_of, prompts_of
+from m3.evaluation.token_reduction.table import OWN, is_own
+from m3.model import M3Config
+
+logger = logging.getLogger(__name__)
+
+LATENCY_BATCHES = (1, 8)
+FoundTasks = tuple[TaskManager, list[LoadedTask], list[BrokenTask]]
+"""What `load_tasks` gives."""
+PATIENCE = timedelta(days=30)
+"""How long processes wait for each other: one may have far longer answers than the others, or a
+judge to ask.
+"""
+
+
+@dataclass
+class Sweep:
+    """What a sweep works on, and the rows it has so far.
+
+    `is_writer`: the first process, which scores and writes.
+
+    `in_step`: every process answers all documents, since none can run the model without the others
+        (ZeRO-3).
+    """
+
+    arguments: argparse.Namespace
+    run: Path
+    scales: list[int]
+    methods: list[str]
+    manager: TaskManager
+    tasks: list[LoadedTask]
+    broken: list[BrokenTask]
+    accelerator: Accelerator
+    progress: Progress
+    in_step: bool = False
+    models: list[ModelRow] = field(default_factory=list)
+    cells: list[CellRow] = field(default_factory=list)
+    costs: list[CostRow] = field(default_factory=list)
+    times: list[LatencyRow] = field(default_factory=list)
+
+    @property
+    def is_writer(self) -> bool:
+        return self.accelerator.is_main_process
+
+
+def main(argv: list[str]) -> int:
+    """Runs the sweep.
+
+    0: every cell was scored; 1: some failed, or accuracy fell against the baseline, and which is
+    printed.
+
+    Raises:
+        ValueError: a user's mistake.
+    """
+    arguments = parse_arguments(argv)
+    if arguments.baseline is not None:
+        check_baseline(arguments.out, arguments.baseline)
+    paths = labels(arguments.models)
+    configs = {name: M3Config.from_pretrained(path) for name, path in paths.items()}
+    names, left_out = task_names(arguments.suite, arguments.tasks, arguments.judge is not None)
+    if left_out:
+        logger.info("left out, since they need a judge (--judge): %s", ", ".join(left_out))
+    if arguments.judge is not None:
+        set_judge(arguments.judge, arguments.judge_url)
+        check_judge()
+    scales, methods = reachable_scales(arguments.scales, configs), chosen_methods(arguments.methods)
+    check_distinct(list(paths), methods)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    found = find(arguments, names)
+    # of the processes that torchrun starts, the first writes
+    with alone_in(arguments.out) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        sweep = prepare(arguments, argv, found, scales, methods)
+        for name, path in paths.items():
+            sweep_model(sweep, name, path)
+    if not sweep.is_writer:
+        return 0
+    fell = fallen(sweep.run, arguments.baseline) if arguments.baseline is not None else []
+    failed = [cell for cell in sweep.cells if cell.status == "failed"]
+    for cell in failed:
+        logger.error(
+            "FAILED %s, %s at %d tokens: %s", cell.model, cell.task, cell.scale, cell.error
+        )
+    logger.info(
+        "%s: %d rows, %d failed. Next: m3 report %s",
+        sweep.run,
+        len(sweep.cells),
+        len(failed),
+        sweep.run,
+    )
+    return 1 if failed or fell else 0
+
+
+def find(arguments: argparse.Namespace, names: Sequence[str]) -> FoundTasks:
+    """Loads the tasks. What the harness says of them goes to the log of the run folder."""
+    run: Path = arguments.out
+    run.mkdir(parents=True, exist_ok=True)
+    disable_progress_bars()
+    harness_logger.remove()
+    harness_logger.add(run / "lmms_eval.log")
+    include = tasks_folder(arguments.include_path)
+    with quiet(run):
+        return load_tasks(names, include, run / "tasks", arguments.data_root)
+
+
+def prepare(
+    arguments: argparse.Namespace,
+    argv: Sequence[str],
+    found: FoundTasks,
+    scales: list[int],
+    methods: list[str],
+) -> Sweep:
+    """Sets the run folder up, `arguments.out`."""
+    run: Path = arguments.out
+    run.mkdir(parents=True, exist_ok=True)
+    manager, tasks, broken = found
+    is_cpu = default_device(arguments.device) == "cpu"  # joins what torchrun launched
+    accelerator = Accelerator(
+        cpu=is_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+    )
+    documents = sum(min(len(loaded.task.eval_docs), arguments.limit or 10**12) for loaded in tasks)
+    budgets = len(arguments.models) * len(scales) * len(methods)
+    for loaded in tasks:
+        if loaded.name in known_tasks() and "judge" in known_tasks()[loaded.name].needs:
+            count = min(len(loaded.task.eval_docs), arguments.limit or 10**12)
+            logger.info("judge %s, %s", arguments.judge, price(loaded.name, count, budgets))
+    check_disk(run, documents * budgets)
+    if accelerator.is_main_process:
+        shutil.rmtree(
+            run / "submissions", ignore_errors=True
+        )  # of other models or scales, or of older weights of these
+        clear(run)
+        write_json(run / "environment.json", environment(argv))
+        write_json(
+            run / "baselines.json",
+            {loaded.name: loaded.baselines for loaded in tasks if loaded.baselines},
+        )
+    progress = Progress(budgets * (len(tasks) + len(broken)), run)
+    return Sweep(arguments, run, scales, methods, manager, tasks, broken, accelerator, progress)
+
+
+def clear(run: Path) -> None:
+    """Tables of an earlier sweep in the folder, perhaps of other models or documents; its
+    answers stay in the store.
+    """
+    write_rows(run / "cells.csv", CellRow, [])
+    write_rows(run / "cost.csv", CostRow, [])
+    write_rows(run / "latency.csv", LatencyRow, [])
+    write_json(run / "models.json", [])
+    shutil.rmtree(run / "examples", ignore_errors=True)
+
+
+def sweep_model(sweep: Sweep, name: str, path: str) -> None:
+    """One model, loaded for it, on every task, by every method and at every scale."""
+    sweep_engine(
+        sweep,
+        name,
+        path,
+        Engine.load(path, local_device(sweep.arguments.device), sweep.arguments.dtype),
+    )
+
+
+def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
+    """As `sweep_model`, with the model at hand."""
+    arguments = sweep.arguments
+    kind = engine.model.config.nesting.kind
+    methods = [method for method in sweep.methods if method == OWN or not is_own(method, kind)]
+    for method in sorted(set(sweep.methods) - set(methods)):
+        logger.info(
+            "%s nests by pooling, so the method %s is its own nesting; it has no rows apart",
+            name,
+            method,
+        )
+    for method in methods or [OWN]:
+        sweep.models.append(describe(name, path, engine, method))
+    if sweep.is_writer:
+        write_json(sweep.run / "models.json", [vars(model) for model in sweep.models])
+    budgets = [Budget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
+    for broken in sweep.broken:
+        for budget in budgets:
+            label = label_of(name, budget.method)
+            row = failed_row(label, broken.name, budget.scale, broken.metric, broken.error)
+            add_cell(sweep, [row], label, broken.name, budget.scale)
+    with own_store(sweep) as folder, Store(folder) as store:
+        for loaded in sweep.tasks:
+            run_task(sweep, name, loaded, engine, store, budgets)
+        if sweep.is_writer:
+            add_costs(sweep, name, engine, store, methods or [OWN])
+    if sweep.is_writer and path == arguments.models[0]:
+        first = sweep.models[0].name
+        write_examples(
+            sweep.run, first, sweep.tasks, sweep.scales, sweep.cells, sampling_of(arguments.frames)
+        )
+
+
+@contextmanager
+def own_store(sweep: Sweep) -> Iterator[Path]:
+    """The folder of the run's store; in step, all processes have the same answers, and what the
+    others hold goes.
+    """
+    if sweep.is_writer or not sweep.in_step:
+        yield sweep.run / "store"
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def run_task(
+    sweep: Sweep,
+    name: str,
+    loaded: LoadedTask,
+    engine: Engine,
+    store: Store,
+    budgets: Sequence[Budget],
+) -> None:
+    """One model on one task.
+
+    Several processes answer first, each its share (in step: all); then the first one scores.
+    """
+    arguments = sweep.arguments
+    label = f"{name}, {loaded.name}"
+    model = StoredModel(
+        engine,
+        budgets,
+        arguments.batch_size,
+        loaded,
+        store,
+        label,
+        arguments.frames,
+        arguments.limit,
+    )
+    if sweep.accelerator.num_processes > 1:
+        with quiet(sweep.run):
+            model.answer_share(everything=sweep.in_step)
+        sweep.accelerator.wait_for_everyone()
+        store.refresh()
+    if not sweep.is_writer:
+        for _ in budgets:  # the harness waits for all processes once, when it starts on a cell
+            sweep.accelerator.wait_for_everyone()
+        return
+    for budget in budgets:
+        model.serve(budget)
+        row_name = label_of(name, budget.method)
+        with quiet(sweep.run):
+            rows = run_cell(model, row_name, loaded, sweep.manager, arguments.limit, sweep.run)
+        add_cell(sweep, rows, row_name, loaded.name, budget.scale)
+
+
+def add_cell(sweep: Sweep, rows: Sequence[CellRow], name: str, task: str, scale: int) -> None:
+    if sweep.is_writer:
+        sweep.cells += rows
+        write_rows(sweep.run / "cells.csv", CellRow, sweep.cells)
+        sweep.progress.report(rows, name, task, scale)
+
+
+@contextmanager
+def quiet(run: Path) -> Iterator[None]:
+    """What the harness prints goes to the log."""
+    with (run / "lmms_eval.log").open("a") as log, redirect_stderr(log), redirect_stdout(log):
+        yield
+
+
+def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
+    config = engine.model.config
+    grid = [config.grid] if isinstance(config.grid, int) else list(config.grid)
+    scales, kind = list(config.nesting.trained_scales), config.nesting.kind
+    parameters = sum(parameter.numel() for parameter in engine.outline.parameters())
+    base = "" if method == OWN else name
+    routers = len(engine.model.model.routers)
+    label, tiling = label_of(name, method), config.tiling.to_dict()
+    return ModelRow(
+        label, path, engine.weights, scales, grid, kind, parameters, method, base, routers, tiling
+    )
+
+
+def add_costs(
+    sweep: Sweep, name: str, engine: Engine, store: Store, methods: Sequence[str]
+) -> None:
+    """Cost of the prompts that were asked; times of one image of most tiles and a mean text, by
+    the model's own nesting.
+    """
+    for method in methods:
+        for scale in sweep.scales:
+            label = label_of(name, method)
+            asked = {
+                task: prompts_of(found)
+                for task, found in answers_of(sweep, label, scale, store).items()
+            }
+            sweep.costs += costs_of(engine, label, method, scale, asked)
+    if not sweep.arguments.no_latency:
+        text = text_tokens(name, sweep.cells)
+        measured = measure(engine.model, sweep.scales, text, LATENCY_BATCHES)
+        sweep.times += [LatencyRow.of(name, row) for row in measured]
+    write_rows(sweep.run / "cost.csv", CostRow, sweep.costs)
+    write_rows(sweep.run / "latency.csv", LatencyRow, sweep.times)
+
+
+def answers_of(sweep: Sweep, label: str, scale: int, store: Store) -> dict[str, list[Answer]]:
+    """Of every task that did not fail, a server's included."""
+    failed = {
+        cell.task
+        for cell in sweep.cells
+        if (cell.model, cell.scale, cell.status) == (label, scale, "failed")
+    }
+    tasks = [loaded.name for loaded in sweep.tasks if loaded.name not in failed]
+    return {
+        task: [store.answer(key) for key in read_keys(sweep.run, label, task, scale).values()]
+        for task in tasks
+    }
+
+
+def text_tokens(name: str, cells: Sequence[CellRow]) -> int:
+    """How much text the tasks' prompts had in the mean: latency is that of such a prompt."""
+    lengths = [
+        cell.text_tokens for cell in cells if cell.model == name and cell.text_tokens is not None
+    ]
+    return round(sum(lengths) / len(lengths)) if lengths else NO_ANSWER_TEXT

@@ -1,0 +1,1 @@
+"""Training-free ways to reduce visual tokens: the controls that a trained ladder has to beat."""

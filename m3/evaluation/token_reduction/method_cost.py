@@ -1,0 +1,53 @@
+"""What a method's visual tokens cost: the formulas of m3/model/cost.py, applied to what the method
+really computes.
+
+Choosing among tokens is not counted: a few products of n x n or n x d, far below one layer of the
+decoder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from m3.evaluation.token_reduction.fastv import LAYERS
+from m3.evaluation.token_reduction.table import FASTV, RESOLUTION
+from m3.model import M3ForConditionalGeneration
+from m3.model.cost import Cost, CostModel
+from m3.nesting import Tiles, get_nesting
+
+
+class LowResolutionCost(CostModel):
+    """A tower and a connector that see as many patches as the decoder reads tokens."""
+
+    def __init__(self, model: M3ForConditionalGeneration, patches: int) -> None:
+        super().__init__(model)
+        self._patches = patches
+
+    def patches(self) -> int:
+        return self._patches
+
+
+def method_cost(
+    model: M3ForConditionalGeneration,
+    method: str,
+    scale: int,
+    text_tokens: int,
+    pictures: Sequence[Tiles],
+) -> Cost:
+    """Cost of a prompt with pictures in these tiles, their tokens chosen by `method` at `scale`."""
+    reader, tiles = model.config.reader, sum(picture.number for picture in pictures)
+
+    def tokens(scale: int) -> int:
+        return sum(reader.count(scale, picture) for picture in pictures)
+
+    formulas = LowResolutionCost(model, scale) if method == RESOLUTION else CostModel(model)
+    cost = formulas.prompt_cost(scale, tokens(scale), text_tokens, tiles)
+    if method != FASTV:
+        return cost
+    # Every layer counts alike, so a decoder that drops tokens behind some layers lies between the
+    # two on the line.
+    largest = get_nesting(model.config.nesting.kind).reachable(model.config.grid)[-1]
+    full = formulas.prompt_cost(largest, tokens(largest), text_tokens, tiles)
+    share = LAYERS / formulas.decoder_layers
+    kept, whole = asdict(cost), asdict(full)
+    mixed = {name: round(share * whole[name] + (1 - share) * kept[name]) for name in kept}
+    return Cost(**(mixed | {"scale": scale}))

@@ -1,0 +1,254 @@
+"""Ways to give an image `m` visual tokens without training for it: the controls that a trained
+ladder has to beat.
+
+In:  the tokens that the connector gave for a tile `[n, d]`, their grid, and the scale m.
+Out: the m tokens that the decoder reads `[m, d]`.
+
+A row of `METHODS` is a choice of `m3 sweep --methods`; answers are stored under its name. Three
+kinds:
+
+    Choice      picks or averages tokens that the tower has made              (most rows)
+    pixels      the tower sees fewer pixels                                   (low_resolution.py)
+    decoder     the decoder reads all tokens and drops some on its way        (fastv.py)
+
+Chosen tokens reach the decoder the way all tokens do: `spread` lays them out so that the model's
+own nesting at that scale gives exactly them. So a method works with every decoder, connector,
+tiling and scale, and touches no model code.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from m3.config import near_match
+from m3.digest import digest
+from m3.nesting import Grid, GridPool
+
+OWN = "nesting"
+"""The model's own nesting, whatever its weights were trained for."""
+RESOLUTION, FASTV = "resolution", "fastv"
+
+
+class Choice(ABC):
+    """`m` tokens from those of one tile."""
+
+    @abstractmethod
+    def choose(
+        self, tokens: Float[Tensor, "n d"], scale: int, grid: Grid, image: str
+    ) -> Float[Tensor, "m d"]:
+        """`scale` tokens, in reading order.
+
+        `image`: a digest of the picture, for choices that need a seed.
+
+        Raises:
+            ValueError: the method needs tokens on a grid, or cannot reach the scale.
+        """
+
+
+class Pooling(Choice):
+    """Means of square cells, as M3 trains on; to weights that never saw them they are plain
+    pooling.
+    """
+
+    def choose(
+        self, tokens: Float[Tensor, "n d"], scale: int, grid: Grid, image: str
+    ) -> Float[Tensor, "m d"]:
+        return GridPool().nest(tokens, scale, rectangle(grid, "pooling"))
+
+
+class UniformSampling(Choice):
+    """The token in the middle of each cell that pooling would average (spatial sampling of M3,
+    table 4).
+    """
+
+    def choose(
+        self, tokens: Float[Tensor, "n d"], scale: int, grid: Grid, image: str
+    ) -> Float[Tensor, "m d"]:
+        rows, columns = rectangle(grid, "uniform")
+        down, across = GridPool().shape((rows, columns), scale)
+        high, wide = rows // down, columns // across
+        y, x = torch.arange(down) * high + high // 2, torch.arange(across) * wide + wide // 2
+        return tokens[(y[:, None] * columns + x).flatten().to(tokens.device)]
+
+
+@dataclass(frozen=True)
+class RandomTokens(Choice):
+    """Tokens drawn without replacement; the draw depends on the seed, the picture and the scale
+    alone.
+    """
+
+    seed: int = 0
+
+    def choose(
+        self, tokens: Float[Tensor, "n d"], scale: int, grid: Grid, image: str
+    ) -> Float[Tensor, "m d"]:
+        generator = torch.Generator().manual_seed(int(digest([self.seed, image, scale])[:12], 16))
+        drawn = torch.randperm(len(tokens), generator=generator)[:scale].sort().values
+        return tokens[drawn.to(tokens.device)]
+
+
+class DivPrune(Choice):
+    """The set whose closest two tokens are farthest apart, greedily (max-min diversity, cosine
+    distance).
+    """
+
+    def choose(
+        self, tokens: Float[Tensor, "n d"], scale: int, grid: Grid, image: str
+    ) -> Float[Tensor, "m d"]:
+        distance = 1 - similarity(tokens)
+        first = int(distance.fill_diagonal_(torch.inf).min(1).values.argmax())
+        nearest, chosen = distance[first].clone(), [first]
+        nearest[first] = -torch.inf
+        while len(chosen) < scale:
+            chosen.append(int(nearest.argmax()))
+            nearest = torch.minimum(nearest, distance[chosen[-1]])
+            nearest[chosen] = -torch.inf
+        return tokens[in_order(chosen, tokens)]
+
+
+class Coverage(Choice):
+    """The set that resembles all tokens best: greedy maximum of sum_j max_i similarity(j, i)
+    over chosen i.
+    """
+
+    def choose(
+        self, tokens: Float[Tensor, "n d"], scale: int, grid: Grid, image: str
+    ) -> Float[Tensor, "m d"]:
+        alike = similarity(tokens)
+        covered, chosen = torch.full_like(alike[0], -1.0), []
+        while len(chosen) < scale:
+            gain = (torch.maximum(alike, covered) - covered).sum(1)
+            gain[chosen] = -torch.inf
+            chosen.append(int(gain.argmax()))
+            covered = torch.maximum(covered, alike[chosen[-1]])
+        return tokens[in_order(chosen, tokens)]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    `choice` is None where the model's own nesting, the tower or the decoder does it.
+    """
+
+    about: str
+    source: str
+    choice: Choice | None = None
+
+
+M3_PAPER = "Matryoshka Multimodal Models, https://arxiv.org/abs/2405.17430"
+METHODS: Mapping[str, Method] = {
+    OWN: Method("the model's own nesting", M3_PAPER),
+    "pooling": Method(
+        "plain average pooling on the grid", f"{M3_PAPER}, table 4, average pooling", Pooling()
+    ),
+    "uniform": Method(
+        "the middle token of each cell", f"{M3_PAPER}, table 4, spatial sampling", UniformSampling()
+    ),
+    "random": Method(
+        "random tokens, seed 0",
+        "a control; https://arxiv.org/abs/2502.11501 shows how strong",
+        RandomTokens(0),
+    ),
+    "random_1": Method(
+        "random tokens, seed 1",
+        "as random (https://arxiv.org/abs/2502.11501); another draw, to see the spread",
+        RandomTokens(1),
+    ),
+    RESOLUTION: Method(
+        "the tower sees an image of so few pixels that it has m patches",
+        "a control; its position embeddings are interpolated as in "
+        "https://arxiv.org/abs/2010.11929, section 3.2",
+    ),
+    "divprune": Method(
+        "the most diverse tokens", "DivPrune, https://arxiv.org/abs/2503.02175", DivPrune()
+    ),
+    "coverage": Method(
+        "the tokens that cover all others best",
+        "MMTok, https://arxiv.org/abs/2508.18264; its vision term alone, without the coverage of "
+        "the question's words",
+        Coverage(),
+    ),
+    FASTV: Method(
+        "all tokens in the decoder's first 2 layers, then those that the last word looks at most",
+        "FastV, https://arxiv.org/abs/2403.06764",
+    ),
+}
+
+
+def get_method(name: str) -> Method:
+    """The row called `name`; a `ValueError` gives the near match."""
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}. {near_match(name, METHODS)}")
+    return METHODS[name]
+
+
+def stored_name(method: str, nesting: str) -> str:
+    """What answers are stored under: the kind of nesting for the model's own."""
+    return nesting if method == OWN else method
+
+
+def is_own(method: str, nesting: str) -> bool:
+    """Whether a method is what the model does anyway: plain pooling of a model that nests by
+    pooling.
+    """
+    return method == OWN or (method == "pooling" and nesting == "grid_pool")
+
+
+def shown(
+    tiles: Float[Tensor, "t n d"], method: str, scale: int, kind: str, grid: Grid, image: str
+) -> Float[Tensor, "t n d"]:
+    """Each tile's tokens after the method's choice, `spread` for the nesting `kind`; for the
+    rows that have a choice.
+    """
+    choice = METHODS[method].choice
+    assert choice is not None
+    number = tiles.shape[1]
+    return torch.stack(
+        [spread(choice.choose(tile, scale, grid, image), kind, grid, number) for tile in tiles]
+    )
+
+
+def spread(
+    tokens: Float[Tensor, "m d"], kind: str, grid: Grid, number: int
+) -> Float[Tensor, "{number} d"]:
+    """A full set of tokens of which the nesting `kind` at scale m gives `tokens`.
+
+    Grid pooling averages copies of one token (equal to it but for rounding in the last bit); a
+    query prefix is in front.
+    """
+    if kind == "query_prefix":
+        return pad(tokens, (0, 0, 0, number - len(tokens)))
+    assert kind == "grid_pool", f"no way to spread tokens for the nesting {kind}"
+    rows, columns = rectangle(grid, "grid_pool")
+    down, across = GridPool().shape((rows, columns), len(tokens))
+    return repeat(
+        tokens, "(h w) d -> (h kh w kw) d", h=down, w=across, kh=rows // down, kw=columns // across
+    )
+
+
+def rectangle(grid: Grid, method: str) -> tuple[int, int]:
+    """(rows, columns), where tokens stand on a grid."""
+    if not isinstance(grid, tuple):
+        raise ValueError(
+            f"{method} needs tokens that stand on a grid, but this model's are an ordered list of "
+            f"{grid} (learned queries). "
+            "Leave it out of --methods"
+        )
+    return grid
+
+
+def similarity(tokens: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """Cosines, in float32: bfloat16 would tie many of them."""
+    unit = normalize(tokens.float(), dim=-1)
+    return unit @ unit.T
+
+
+def in_order(chosen: list[int], tokens: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
+    return torch.tensor(sorted(chosen), device=tokens.device)

@@ -1,0 +1,129 @@
+"""Keyword arguments of a processor call: typed as transformers wants them, and strict where it
+would only warn.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from torch import Tensor
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
+
+T = TypeVar("T", int, bool)
+
+
+class M3ImagesKwargs(ImagesKwargs, total=False):
+    """How images are read in one call.
+
+    Attributes:
+        matryoshka_vis_token_scale: visual tokens per image: one number for all, one per image, or
+            None (the largest trained).
+        max_pixels: larger images are refused by their header.
+        fetch_urls: open `http(s)` addresses.
+        max_image_size: where a model reads tiles of several sizes (Aria: 490 or 980 pixels), their
+            side: one number for all images, one per image, or None (the processor's own).
+        split_image: there, whether an image is cut into tiles: for all images, for each, or None
+            (the processor's own).
+    """
+
+    matryoshka_vis_token_scale: int | list[int] | None
+    max_pixels: int
+    fetch_urls: bool
+    max_image_size: int | list[int] | None
+    split_image: bool | list[bool] | None
+
+
+class M3ProcessorKwargs(ProcessingKwargs, total=False):
+    """Keyword arguments of a call, in transformers' typed form: flat, or grouped in
+    `text_kwargs`, `images_kwargs`.
+    """
+
+    images_kwargs: M3ImagesKwargs  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+OWN_IMAGE_OPTIONS = (
+    "matryoshka_vis_token_scale",
+    "max_pixels",
+    "fetch_urls",
+    "max_image_size",
+    "split_image",
+)
+WHOLE_NUMBERS = ("matryoshka_vis_token_scale", "max_image_size")
+GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
+FLAT_OPTIONS = ("return_mm_token_type_ids", "return_text_replacement_offsets")
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """A `ValueError` with the nearest known name for any keyword that nothing would read."""
+    known = {*TextKwargs.__annotations__, *OWN_IMAGE_OPTIONS, *GROUPS, *FLAT_OPTIONS}
+    for name in kwargs:
+        if name not in known:
+            _unknown(name, known, "")
+    for name in kwargs.get("text_kwargs", {}):
+        if name not in TextKwargs.__annotations__:
+            _unknown(name, TextKwargs.__annotations__, " in text_kwargs")
+    for name in kwargs.get("images_kwargs", {}):
+        if name not in OWN_IMAGE_OPTIONS:
+            _unknown(name, OWN_IMAGE_OPTIONS, " in images_kwargs")
+    for name in kwargs.get("common_kwargs", {}):
+        if name not in known or name in GROUPS:
+            _unknown(name, known, " in common_kwargs")
+
+
+def plain_numbers(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same call with scales and sizes as the plain numbers and lists that transformers checks
+    for.
+
+    NumPy's and torch's whole numbers, arrays and tuples of them are taken for what they say.
+
+    Raises:
+        ValueError: a scale or size that is no whole number.
+    """
+    plain = dict(kwargs)
+    for name in WHOLE_NUMBERS:
+        if plain.get(name) is not None:
+            plain[name] = whole_numbers(name, plain[name])
+    for group in ("images_kwargs", "common_kwargs"):
+        if group in plain:
+            plain[group] = plain_numbers(plain[group])
+    return plain
+
+
+def whole_numbers(name: str, given: Any) -> int | list[int]:
+    """What a call gave as `name` as plain numbers; a `ValueError` where it is none."""
+    values = given.tolist() if isinstance(given, np.ndarray | np.generic | Tensor) else given
+    several = list(values) if isinstance(values, list | tuple) else [values]
+    many: list[Any] = [
+        one.tolist() if isinstance(one, np.generic | Tensor) else one for one in several
+    ]
+    if not all(type(one) is int for one in many):
+        raise ValueError(
+            f"{name} must be a whole number, or a list of one per image; got {given!r}"
+        )
+    return many if isinstance(values, list | tuple) else many[0]
+
+
+def per_image(name: str, given: T | Sequence[T], number: int) -> list[T]:
+    """What a call gave as `name`, one value or one per image, for each of `number` images."""
+    if not isinstance(given, Sequence):
+        return [given] * number
+    if len(given) != number:
+        raise ValueError(
+            f"{name} has {len(given)} entries for {number} images. Give one for all images, or one "
+            "per image in reading order"
+        )
+    return list(given)
+
+
+def _unknown(name: str, known: Iterable[str], where: str) -> NoReturn:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    if name in ImagesKwargs.__annotations__:
+        hint = "; how images are resized and normalised belongs to the model: set it on processor.image_processor"
+    else:
+        hint = (
+            f"; did you mean {close[0]!r}?"
+            if close
+            else f"; images are controlled by {', '.join(OWN_IMAGE_OPTIONS)}"
+        )
+    raise ValueError(f"M3Processor got an unknown keyword {name!r}{where}{hint}")

@@ -1,0 +1,103 @@
+"""The grid of visual tokens on the picture they come from: for people, not for the model.
+
+In: an image, a processor, a scale. Out: the picture as the encoder sees it (`canvas`), and the
+lines between the cells that are pooled into one token each (`token_lines`), in units of the
+picture's sides. Where the picture itself is drawn by somebody else (a page), its size is enough:
+`views`.
+"""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from m3.nesting import Grid, ImageReader
+from m3.nesting.layout import Size
+from m3.processing.aria_tiles import AriaTileProcessor
+from m3.processing.images import mean_colour, pad_to_square
+from m3.processing.tiles import enlarged
+from m3.processing.token_counts import ScaleArithmetic
+
+Line = tuple[float, float, float, float]
+"""x1, y1, x2, y2 on a picture of 1 x 1."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What is seen of an image, as one picture; `tiles`: (rows, columns) of tiles that it is cut
+    into.
+    """
+
+    picture: Image.Image
+    tiles: Size = (1, 1)
+
+
+def canvas(image: Image.Image, processor: ScaleArithmetic) -> Canvas:
+    """An upright RGB image, padded as the encoder sees it.
+
+    Where it is cut into tiles, it is seen as a whole besides.
+    """
+    # its tokens have no place on the picture
+    if isinstance(processor.image_processor, AriaTileProcessor):
+        return Canvas(image)
+    tiling = processor.reader.tiling
+    if not tiling.grid_pinpoints:
+        return Canvas(pad_to_square(image, mean_colour(processor.image_processor)))
+    tiles = tiling.tile_grid((image.height, image.width))
+    assert isinstance(tiles, tuple)
+    return Canvas(enlarged(image, tiling), tiles)
+
+
+def token_lines(seen: Canvas, processor: ScaleArithmetic, scale: int) -> list[Line]:
+    """Between the cells of all tiles; none where tokens are learned queries, or where there is
+    one cell.
+    """
+    shape = processor.reader.shape(scale, None)
+    return (
+        grid_lines((shape[0] * seen.tiles[0], shape[1] * seen.tiles[1]))
+        if isinstance(shape, tuple)
+        else []
+    )
+
+
+@dataclass(frozen=True)
+class View:
+    """One way in which an image is seen: in the middle of a frame, as large as that allows,
+    parted into cells of a token each.
+    """
+
+    frame: Size  # (height, width), of which the ratio matters
+    cells: Size  # (rows, columns) over the whole frame
+    tiles: Size = (1, 1)  # (rows, columns) of tiles that the frame is cut into
+    # (rows, columns) of cells on each side that are no tokens, since they show padding
+    left_out: Size = (0, 0)
+
+
+def views(reader: ImageReader, size: Size, scale: int) -> list[View]:
+    """How an image of `size` (height, width) is seen at `scale`: padded to a square, or whole and
+    in tiles.
+
+    None where tokens are learned queries, which have no place. Cut images are squeezed into the
+    encoder's square as a whole, so the frame of that view is the image itself.
+    """
+    shape = reader.shape(scale, None)
+    if not isinstance(shape, tuple):
+        return []
+    if not reader.tiling.grid_pinpoints:
+        return [View((1, 1), shape)]
+    tiles = reader.tiling.tile_grid(size)
+    assert isinstance(tiles, tuple)
+    cells = (shape[0] * tiles[0], shape[1] * tiles[1])
+    left_out = reader.layout.padding(shape, reader.tiling.tiles(size))
+    return [View(reader.tiling.resolution(size), cells, tiles, left_out), View(size, shape)]
+
+
+def grid_lines(shape: Grid) -> list[Line]:
+    """Between `shape` (rows, columns) cells: upright ones, then level ones.
+
+    None for an ordered list of tokens.
+    """
+    if not isinstance(shape, tuple):
+        return []
+    rows, columns = shape
+    upright = [(i / columns, 0.0, i / columns, 1.0) for i in range(1, columns)]
+    return upright + [(0.0, i / rows, 1.0, i / rows) for i in range(1, rows)]

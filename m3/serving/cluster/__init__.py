@@ -1,0 +1,1 @@
+"""Several models, replicas and machines behind one address."""

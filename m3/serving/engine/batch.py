@@ -1,0 +1,148 @@
+"""The running batch: prompts join it and answers leave it between any two steps (continuous
+batching).
+
+In: prompts as ids, with their images at any mix of scales; then one token per row and step. Out:
+    logits of each row's next token.
+
+Rows are padded on the left, so that all end in the same column; a new prompt's keys and values, or
+the batch's, are padded on the left to one length and set beside each other. A mask hides the
+padding and every row counts its own positions, so a row's numbers are those it would have alone.
+Columns that are padding in all rows are cut off when rows leave.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from m3.model import M3ForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Read:
+    """Prompts that were read: logits of their next tokens; their keys and values; which columns
+    are no padding.
+    """
+
+    logits: Float[Tensor, "rows vocab"]
+    cache: DynamicCache
+    real: Bool[Tensor, "rows l"]
+
+
+class Batch:
+    """Rows in the order in which they joined."""
+
+    def __init__(self, model: M3ForConditionalGeneration, pad_token_id: int) -> None:
+        self._model, self._pad = model, pad_token_id
+        self.clear()
+
+    def clear(self) -> None:
+        """All rows leave."""
+        self._cache: DynamicCache | None = None
+        self._real = torch.zeros(0, 0, dtype=torch.bool, device=self._model.device)
+
+    def __len__(self) -> int:
+        return len(self._real)
+
+    @property
+    def columns(self) -> int:
+        """Tokens of the longest row, which all rows take in memory."""
+        return self._real.shape[1]
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[list[int]], images: Mapping[str, Tensor]) -> Read:
+        """Reads prompts that are new; `images` as `m3.inference.image_features.image_inputs` gives
+        them for all of these rows.
+
+        The
+        batch stays as it is until they join."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor(
+            [[self._pad] * (longest - len(one)) + one for one in prompts], device=self._real.device
+        )
+        lengths = torch.tensor([len(one) for one in prompts], device=self._real.device)
+        real = torch.arange(longest, device=lengths.device)[None] >= longest - lengths[:, None]
+        cache = DynamicCache(config=self._model.config.text_config)
+        return Read(self._forward(ids, real, cache, images), cache, real)
+
+    @torch.no_grad()
+    def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
+        """Every row goes on by one token."""
+        assert self._cache is not None and len(tokens) == len(self)
+        self._real = pad(self._real, (0, 1), value=True)
+        return self._forward(tokens[:, None], self._real, self._cache, {})
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """The others leave."""
+        if len(rows) == len(self):
+            return
+        if not rows:
+            self.clear()
+            return
+        assert self._cache is not None
+        index = torch.tensor(rows, device=self._real.device)
+        self._real = self._real[index]
+        empty = int(self._real.any(0).int().argmax())
+        self._real = self._real[:, empty:]
+        self._cache.batch_select_indices(index)
+        for layer in self._cache.layers if empty else ():
+            # `merges`; a batch of one row has no empty columns
+            assert isinstance(layer, DynamicLayer)
+            keys, values = _held(layer)
+            layer.keys, layer.values = keys[:, :, empty:], values[:, :, empty:]
+
+    def _forward(
+        self,
+        ids: Int[Tensor, "rows l"],
+        real: Bool[Tensor, "rows all"],
+        cache: DynamicCache,
+        images: Mapping[str, Tensor],
+    ) -> Float[Tensor, "rows vocab"]:
+        positions = (real.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = self._model(
+            input_ids=ids,
+            attention_mask=real.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **images,
+        )
+        return output.logits[:, -1].float()
+
+    def join(self, read: Read) -> None:
+        """They take their places behind the others."""
+        cache, real = read.cache, read.real
+        if self._cache is None:
+            self._cache, self._real = cache, real
+            return
+        length = max(self._real.shape[1], real.shape[1])
+        self._real = torch.cat(
+            [pad(part, (length - part.shape[1], 0)) for part in (self._real, real)]
+        )
+        for mine, theirs in zip(self._cache.layers, cache.layers, strict=True):
+            assert isinstance(mine, DynamicLayer) and isinstance(theirs, DynamicLayer)  # `merges`
+            mine.keys, mine.values = (
+                torch.cat([pad(part, (0, 0, length - part.shape[2], 0)) for part in parts])
+                for parts in zip(_held(mine), _held(theirs), strict=True)
+            )
+
+
+def _held(layer: DynamicLayer) -> tuple[Float[Tensor, "rows h l k"], Float[Tensor, "rows h l v"]]:
+    assert layer.keys is not None and layer.values is not None  # prompts were read
+    return layer.keys, layer.values
+
+
+def merges(model: M3ForConditionalGeneration) -> bool:
+    """Whether rows of this decoder can join a running batch: all its layers keep every key and
+    value.
+    """
+    return all(
+        type(layer) is DynamicLayer
+        for layer in DynamicCache(config=model.config.text_config).layers
+    )

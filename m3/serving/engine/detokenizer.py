@@ -1,0 +1,162 @@
+"""Tokens to text while they come: each piece as soon as it is sure, and the end where a stop text
+begins.
+
+In: a token at a time. Out: pieces; put together they are the answer as one decoding of all tokens
+would give it, without white space around it, up to the first stop text. One that holds a token
+which decoding leaves out stops by its ids too. The work of a token does not grow with the answer.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from m3.inference.generation import stop_sequences
+
+UNFINISHED = "\ufffd"
+"""Character that a decoder writes for the first bytes of a character of several, and for bytes
+that are no character.
+"""
+LONGEST_CHARACTER = 4
+"""Bytes of a character, and so tokens of one: what is undecodable before the last four is sure."""
+MOST_UNSURE = 32
+"""Tokens without a sure end after which one is looked for among the last."""
+
+
+class Writing:
+    """One answer.
+
+    `tokens`: those written so far; `text`: what was given out; `stopped`: a stop text came.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+        self._stop_sequences = stop_sequences(tokenizer, self._stop)
+        # decoded anew with each token; what stands before `_end` was already taken
+        self._begin = self._end = 0
+        self._held = ""  # sure, but perhaps white space at the end, or the beginning of a stop text
+        self._tidying = Tidying(tokenizer) if _tidies(tokenizer) else None
+        self._waiting: list[int] = []  # perhaps the beginning of a stop sequence
+        self._read: list[int] = []  # all tokens but those
+        self.tokens: list[int] = []
+        self.text = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """The piece that `token` makes sure; often none."""
+        self.tokens.append(token)
+        self._waiting.append(token)
+        piece = ""
+        while self._waiting and not self.stopped:
+            if self._waiting in self._stop_sequences:
+                self._waiting = []
+                piece += self.finish()
+                self.stopped = True
+            elif any(ids[: len(self._waiting)] == self._waiting for ids in self._stop_sequences):
+                break
+            else:
+                piece += self._take(self._waiting.pop(0))
+        return piece
+
+    def _take(self, token: int) -> str:
+        self._read.append(token)
+        known, new = self._decode(self._begin, self._end), self._decode(self._begin, None)
+        end = len(self._read)
+        if new.endswith(UNFINISHED):
+            if end - self._end < MOST_UNSURE:
+                return ""
+            end = self._sure_end(new)
+            new = self._decode(self._begin, end)
+        elif len(new) <= len(known):
+            if end - self._end >= MOST_UNSURE:  # tokens that are left out, one after the other
+                self._begin, self._end = self._end, end
+            return ""
+        self._begin, self._end = self._end, end
+        return self._give(new[len(known) :], is_last=False)
+
+    def _sure_end(self, text: str) -> int:
+        """The last place among the tokens that divides no character: what is decoded before and
+        behind it makes up `text`.
+
+        One of four places does, since no character has more bytes.
+        """
+        last = len(self._read)
+        for end in range(last - 1, last - 1 - LONGEST_CHARACTER, -1):
+            if self._decode(self._begin, end) + self._decode(end, None) == text:
+                return end
+        return last
+
+    def finish(self) -> str:
+        """The last piece."""
+        waiting, self._waiting = self._waiting, []
+        piece = "".join(self._take(token) for token in waiting if not self.stopped)
+        if self.stopped:
+            return piece
+        known, new = self._decode(self._begin, self._end), self._decode(self._begin, None)
+        return piece + self._give(new[len(known) :], is_last=True)
+
+    def _decode(self, begin: int, end: int | None) -> str:
+        text = self._tokenizer.decode(
+            self._read[begin:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)  # of one list of ids
+        return text
+
+    def _give(self, text: str, is_last: bool) -> str:
+        held = self._held + (text if self._tidying is None else self._tidying.add(text, is_last))
+        found = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped, is_last, held = True, True, held[: min(found)]
+        kept = 0 if is_last else max((_overlap(held, stop) for stop in self._stop), default=0)
+        sure = held[: len(held) - kept].rstrip()
+        self._held = held[len(sure) :]
+        piece = sure if self.text else sure.lstrip()
+        self.text += piece
+        return piece
+
+
+class Tidying:
+    """The spaces that a tokenizer takes away before punctuation (`clean_up_tokenization_spaces`),
+    while the text comes.
+
+    Each pattern of it begins at a space; none goes on over the space behind a word, but for the
+    words of `JOINED`.
+    """
+
+    JOINED = ("", "'", "n")
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer, self._held, self._seen = tokenizer, "", 0
+
+    def add(self, text: str, is_last: bool) -> str:
+        """Text that is sure so far."""
+        self._held += text
+        cut = len(self._held) if is_last else self._cut()
+        sure, self._held = self._held[:cut], self._held[cut:]
+        self._seen = max(self._seen - cut, 0)
+        return self._tokenizer.clean_up_tokenization(sure)
+
+    def _cut(self) -> int:
+        """The last place that parts the text into two that can be tidied apart; no space is
+        looked at twice.
+        """
+        cut = 0
+        while (space := self._held.find(" ", self._seen)) >= 0:
+            word = self._held[self._held.rfind(" ", 0, space) + 1 : space]
+            cut = cut if word in self.JOINED else space
+            self._seen = space + 1
+        return cut
+
+
+def _tidies(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether decoding takes spaces away; transformers does not for all that are set to."""
+    if not tokenizer.clean_up_tokenization_spaces:
+        return False
+    ids = tokenizer("a . ? ! , ' b n't 'm 's 've 're", add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids) != tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `stop`."""
+    return next(
+        (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0
+    )

@@ -1,0 +1,286 @@
+"""One model, many requests.
+
+In: `Request`s from any thread or event loop. Out: for each its pieces and its end, as they come
+    (m3/serving/engine/requests.py).
+
+A request is accepted or refused at once (the house has a fixed number of places); decoded and
+tokenised on one of a few threads (m3/serving/engine/preparation.py); then it waits for the model's
+own thread, which repeats, as long as there is work:
+
+    every answer in the batch goes on by one token who waits and fits joins the batch: unseen images
+    pass the tower, prompts are read, each at its own scale answers that ended, ran out of time or
+    whose client left leave the batch
+
+transformers' own continuous batching takes token ids alone (5.23: `add_request(input_ids)`), no
+images and no embeddings, so the batch is kept here (m3/serving/engine/batch.py).
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from m3.model import M3ForConditionalGeneration
+from m3.processing import M3Processor
+from m3.serving.engine.active_request import Emit, Job
+from m3.serving.engine.batch import merges
+from m3.serving.engine.feature_cache import Features
+from m3.serving.engine.metrics import Metrics
+from m3.serving.engine.preparation import Preparation
+from m3.serving.engine.requests import Busy, End, Event, Finished, Refused, Request
+from m3.serving.engine.scheduler import Scheduler
+from m3.serving.settings import Settings
+
+PATIENCE_SECONDS = 30.0
+"""Beyond the time of a request, for a long step of the model that is under way."""
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Starts its threads when made; `close` ends them."""
+
+    def __init__(
+        self, model: M3ForConditionalGeneration, processor: M3Processor, settings: Settings
+    ) -> None:
+        self.model, self.processor, self.settings = model, processor, settings
+        self.metrics = Metrics()
+        self.places = settings.queue.running + settings.queue.waiting
+        self._rows = settings.queue.running if merges(model) else 1
+        features = Features(model, settings.cache_bytes, self.metrics)
+        self._preparation = Preparation(model, processor, features, settings.limits)
+        self._scheduler = Scheduler(model, processor, features, self.metrics)
+        self._change = threading.Condition()  # guards the three below
+        self._accepted: set[Job] = set()
+        self._waiting: deque[Job] = deque()
+        self._closing = False
+        self._preparers = ThreadPoolExecutor(settings.queue.preparers, "m3-prepare")
+        self._thread = threading.Thread(target=self._run, name="m3-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """False once it was closed, or where the model's thread ended by an error."""
+        return self._thread.is_alive()
+
+    # ------------------------------------------------------------------ asking
+    def submit(self, request: Request, emit: Emit) -> Job:
+        """Accepts a request; what happens to it is told to `emit`, from other threads.
+
+        Raises:
+            Busy: no place is free, or the engine is closing.
+        """
+        job = Job(request, emit, self.settings.limits.seconds)
+        limit = self.settings.queue.held_bytes
+        with self._change:
+            if self._closing or not self.is_alive:
+                raise Busy(
+                    "the server is shutting down",
+                    self.settings.queue.retry_after_seconds,
+                    status=503,
+                )
+            if len(self._accepted) >= self.places:
+                self.metrics.requests.labels("overloaded").inc()
+                raise Busy(
+                    f"the server has {self.places} requests under way and takes no more; try again "
+                    "later",
+                    self.settings.queue.retry_after_seconds,
+                )
+            if job.bytes + sum(one.bytes for one in self._accepted) > limit:
+                self.metrics.requests.labels("overloaded").inc()
+                raise Busy(
+                    f"the server holds as many images and videos as it can ({limit:,} bytes); try "
+                    "again later",
+                    self.settings.queue.retry_after_seconds,
+                )
+            self._accepted.add(job)
+        self.metrics.accepted.inc()
+        self._preparers.submit(self._prepare, job).add_done_callback(_tell)
+        return job
+
+    async def stream(self, request: Request) -> AsyncGenerator[Event]:
+        """Pieces, then `Finished`.
+
+        Leaving the loop early, or cancelling the task, cancels the request.
+
+        Raises:
+            Refused: before the first piece, or in the middle where the engine fails.
+        """
+        events: asyncio.Queue[Event | Refused] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        job = self.submit(request, lambda event: _put(loop, events, event))
+        try:
+            while True:
+                event = await self._next(job, events)
+                if isinstance(event, Refused):
+                    raise event
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            job.cancelled = True
+
+    async def _next(self, job: Job, events: "asyncio.Queue[Event | Refused]") -> Event | Refused:
+        """Nobody waits for ever, not even for a decoder that does not come to an end."""
+        try:
+            return await asyncio.wait_for(
+                events.get(), job.deadline + PATIENCE_SECONDS - time.monotonic()
+            )
+        except TimeoutError:
+            seconds = self.settings.limits.seconds
+            return Refused(
+                f"the request could not be read within {seconds:g} s",
+                408,
+                "request_timeout",
+                "messages",
+            )
+
+    def answer(self, request: Request) -> Finished:
+        """The whole answer, for callers without an event loop. Errors as in `stream`."""
+        events: queue.SimpleQueue[Event | Refused] = queue.SimpleQueue()
+        self.submit(request, events.put)
+        while True:
+            event = events.get()
+            if isinstance(event, Refused):
+                raise event
+            if isinstance(event, Finished):
+                return event
+
+    def close(self) -> None:
+        """Accepts nothing more, finishes what was accepted, ends the threads."""
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        self._preparers.shutdown()
+        self._thread.join()
+
+    # ------------------------------------------------------------------ beside the model
+    def _prepare(self, job: Job) -> None:
+        """On a preparing thread: every mistake of a client shows here."""
+        if job.cancelled:
+            self._leave(job, "cancelled")
+            job.refuse(Refused("the client left before its request was read", 499, "cancelled"))
+            return
+        try:
+            prepared = self._preparation.prepare(job.request)
+            job.begin(prepared, self.processor.tokenizer)
+            self.metrics.count_cache(sight.seen is not None for sight in prepared.sights)
+            with self._change:
+                self._waiting.append(job)
+                self._change.notify_all()
+        except ValueError as error:
+            self._refuse(job, error if isinstance(error, Refused) else Refused(str(error)))
+        finally:
+            # our own bug: the error goes on, the client must not wait
+            if not job.is_ready and not job.ended:
+                self._refuse(job, _failed())
+
+    def _refuse(self, job: Job, refused: Refused) -> None:
+        self._leave(job, "refused" if refused.status < 500 else "failed")
+        job.refuse(refused)
+
+    def _leave(self, job: Job, outcome: str) -> None:
+        with self._change:
+            self._accepted.discard(job)
+            self._change.notify_all()
+        self.metrics.requests.labels(outcome).inc()
+
+    # ------------------------------------------------------------------ the model's thread
+    def _run(self) -> None:
+        try:
+            while (newcomers := self._newcomers()) is not None:
+                for job, reason in self._scheduler.turn(newcomers):
+                    self._finish(job, reason)
+                self._count()
+        finally:  # after an error nobody must wait for ever
+            with self._change:
+                self._closing, left = True, list(self._accepted)
+            for job in left:
+                self._refuse(job, _failed())
+
+    def _newcomers(self) -> list[Job] | None:
+        """Waits until there is something to do.
+
+        Who joins the batch now; None once all is done and the engine is closing.
+        """
+        with self._change:
+            while not self._waiting and not self._scheduler.running:
+                if self._closing and not self._accepted:
+                    return None
+                self._change.wait()
+            return self._fitting()
+
+    def _fitting(self) -> list[Job]:
+        """From the head of those who wait, in order: as many as there are rows and room for."""
+        limits, running, chosen = self.settings.queue, self._scheduler.running, []
+        prompt, row = 0, max((job.length for job in running), default=0)
+        while self._waiting and len(running) + len(chosen) < self._rows:
+            job = self._waiting[0]
+            if job.cancelled or job.is_late:
+                self._waiting.popleft()
+                self._give_up(job)
+                continue
+            prompt, row = max(prompt, len(job.prepared.ids)), max(row, job.length)
+            rows = len(running) + len(chosen) + 1
+            if (chosen and prompt * (len(chosen) + 1) > limits.prefill_tokens) or (
+                rows > 1 and row * rows > limits.batch_tokens
+            ):
+                break
+            chosen.append(self._waiting.popleft())
+        return chosen
+
+    def _give_up(self, job: Job) -> None:
+        """On one who waited too long, or left."""
+        if job.cancelled:
+            self._leave(job, "cancelled")
+            job.finish("cancelled")
+            return
+        seconds = self.settings.limits.seconds
+        self._refuse(
+            job,
+            Busy(
+                f"the request waited {seconds:g} s for its turn; try again later",
+                self.settings.queue.retry_after_seconds,
+            ),
+        )
+
+    def _finish(self, job: Job, reason: End) -> None:
+        if reason == "memory":
+            text = "the device ran out of memory with this request and those beside it; try again later, or at a smaller scale"
+            self._refuse(job, Busy(text, self.settings.queue.retry_after_seconds, status=503))
+            return
+        self._leave(job, reason)
+        self.metrics.count(job.finish(reason), job.prepared.scales)
+
+    def _count(self) -> None:
+        with self._change:
+            accepted, running = len(self._accepted), len(self._scheduler.running)
+        self.metrics.running.set(running)
+        self.metrics.waiting.set(accepted - running)
+
+
+def _failed() -> Refused:
+    return Refused(
+        "the server failed on its own account; its log says why", status=500, code="internal_error"
+    )
+
+
+def _put(
+    loop: asyncio.AbstractEventLoop,
+    events: "asyncio.Queue[Event | Refused]",
+    event: Event | Refused,
+) -> None:
+    try:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+    except RuntimeError:  # the loop has ended, and with it the client
+        logger.debug("an event for a client whose event loop has ended")
+
+
+def _tell(preparation: "Future[None]") -> None:
+    """What went wrong beyond a client's mistakes."""
+    error = preparation.exception()
+    if error is not None:
+        logger.error("preparing a request failed", exc_info=error)

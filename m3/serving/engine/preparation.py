@@ -1,0 +1,193 @@
+"""A request to what the model takes, on a thread beside the model's: all checks are done here, so
+that nothing fails later.
+
+In: `Request`. Out: `Prepared`: ids with every placeholder in place, a scale per picture, and each
+visual either as features that were kept or as pixels to be seen.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jinja2.exceptions import TemplateError
+
+from m3.inference.control_tokens import control_tokens, plain
+from m3.inference.generation import answer_room
+from m3.inference.image_features import Seen, prepare
+from m3.model import M3ForConditionalGeneration
+from m3.nesting import Tiles
+from m3.processing import M3Processor, TiledImages, expand_image_tokens
+from m3.processing.frame_scales import frame_scales
+from m3.processing.images import TooLargeError
+from m3.processing.video import load_video
+from m3.serving.engine.feature_cache import Features
+from m3.serving.engine.requests import Refused, Request, Visual
+from m3.serving.settings import Limits
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A visual: `seen`, or `prepared` for the tower."""
+
+    digest: str
+    tiles: tuple[Tiles, ...]
+    seen: Seen | None
+    prepared: tuple[TiledImages, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt.
+
+    `scales`, `counts`: scale and visual tokens of each still or frame, in reading order.
+    """
+
+    ids: list[int]
+    sights: tuple[Sight, ...]
+    scales: list[int]
+    counts: list[int]
+    new_tokens: int
+
+
+class Preparation:
+    """Holds what is needed of model and processor; knows no request."""
+
+    def __init__(
+        self,
+        model: M3ForConditionalGeneration,
+        processor: M3Processor,
+        features: Features,
+        limits: Limits,
+    ) -> None:
+        self._processor, self._features, self._limits = processor, features, limits
+        self._control_tokens = control_tokens(processor)
+        self._image_token_id = model.config.image_token_id
+        self._positions = model.config.text_config.max_position_embeddings
+
+    def prepare(self, request: Request) -> Prepared:
+        """Errors are `Refused`, or a `ValueError` of the processor's; all are the client's
+        mistakes.
+        """
+        self._check(request)
+        visuals = [
+            part for turn in request.turns for part in turn.parts if isinstance(part, Visual)
+        ]
+        sights = tuple(self._sight(visual) for visual in visuals)
+        scales = self._scales(request, visuals, sights)
+        counts = self._processor.counts(
+            scales, [tiles for sight in sights for tiles in sight.tiles]
+        )
+        ids, new_tokens = self._ids(request, sights, counts)
+        return Prepared(ids, sights, scales, counts, new_tokens)
+
+    def _check(self, request: Request) -> None:
+        limits = self._limits
+        visuals = [
+            part for turn in request.turns for part in turn.parts if isinstance(part, Visual)
+        ]
+        text = sum(
+            len(part) for turn in request.turns for part in turn.parts if isinstance(part, str)
+        )
+        counted = (
+            ("messages", len(request.turns), limits.turns),
+            ("images", sum(visual.kind == "image" for visual in visuals), limits.images),
+            ("videos", sum(visual.kind == "video" for visual in visuals), limits.videos),
+            ("characters of text", text, limits.characters),
+            ("new tokens", request.generation.max_new_tokens, limits.new_tokens),
+            ("bytes in an image", _largest(visuals, "image"), limits.image_bytes),
+            ("bytes in a video", _largest(visuals, "video"), limits.video_bytes),
+        )
+        for what, number, limit in counted:
+            if number > limit:
+                raise Refused(
+                    f"the request has {number:,} {what}, more than this server's limit of {limit:,}"
+                )
+
+    def _sight(self, visual: Visual) -> Sight:
+        digest = visual.digest
+        seen = self._features.find(digest)
+        if seen is not None:
+            return Sight(digest, seen.tiles, seen)
+        limits = self._limits
+        if visual.kind == "image":
+            prepared = self._still(visual.content)
+        else:
+            video = load_video(
+                visual.content,
+                visual.sampling,
+                limits.pixels,
+                limits.video_seconds,
+                limits.frames,
+                limits.video_pixels,
+                limits.decode_seconds,
+            )
+            prepared = tuple(prepare(self._processor, video.frames, limits.video_pixels))
+        return Sight(
+            digest, tuple(tiles for batch in prepared for tiles in batch.images), None, prepared
+        )
+
+    def _still(self, content: bytes) -> tuple[TiledImages, ...]:
+        """The sender can make the picture smaller, only the operator can raise the limit."""
+        try:
+            return tuple(prepare(self._processor, [content], self._limits.pixels))
+        except TooLargeError as error:
+            logger.info("refused, for limits.pixels: %s", error.finding)
+            raise Refused(f"{error.finding}: send a smaller copy of the picture") from error
+
+    def _scales(
+        self, request: Request, visuals: Iterable[Visual], sights: Iterable[Sight]
+    ) -> list[int]:
+        scales: list[int] = []
+        for visual, sight in zip(visuals, sights, strict=True):
+            wanted = visual.scale if visual.scale is not None else request.scale
+            number = len(sight.tiles)
+            chosen = None if wanted is None else frame_scales(wanted, number)
+            scales += self._processor.resolve_scales(chosen, number, sight.tiles)
+        return scales
+
+    def _ids(
+        self, request: Request, sights: Iterable[Sight], counts: list[int]
+    ) -> tuple[list[int], int]:
+        """The prompt, and how many tokens its answer may have.
+
+        Visuals stand on lines of their own, as in `m3 chat`; text is plain text whatever it says.
+        """
+        image, queue = self._processor.image_token, iter(sights)
+        messages = []
+        for turn in request.turns:
+            lines = [
+                image * len(next(queue).tiles)
+                if isinstance(part, Visual)
+                else plain(part, self._control_tokens)
+                for part in turn.parts
+            ]
+            messages.append({"role": turn.role, "content": "\n".join(lines)})
+        try:
+            text = self._processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise Refused(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+        tokenizer = self._processor.tokenizer
+        ids = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
+        length, limit = len(ids) + sum(counts) - len(counts), self._limits.prompt_tokens
+        try:
+            asked = request.generation.max_new_tokens
+            new_tokens = answer_room(length, sum(counts), len(counts), self._positions, asked)
+            if length > limit:
+                visual = f", {sum(counts):,} of them visual" if counts else ""
+                raise ValueError(
+                    f"the prompt has {length:,} tokens{visual}, more than this server's limit of "
+                    f"{limit:,}"
+                )
+        except ValueError as error:
+            raise Refused(str(error), code="context_length_exceeded", param="messages") from error
+        return expand_image_tokens(ids, self._image_token_id, counts), new_tokens
+
+
+def _largest(visuals: Iterable[Visual], kind: str) -> int:
+    return max((len(visual.content) for visual in visuals if visual.kind == kind), default=0)

@@ -1,0 +1,120 @@
+"""What the engine is asked and what it says, in its own words; m3/serving/http/messages.py makes
+them of OpenAI's.
+
+In: `Request`. Out: any number of `Piece`s, then one `Finished`; or `Refused` is raised.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from m3.inference import Generation
+from m3.processing.frame_scales import Schedule
+from m3.processing.video import Sampling
+
+Role = Literal["system", "user", "assistant"]
+Reason = Literal["stop", "length", "time", "cancelled"]
+End = Reason | Literal["memory"]
+"""`memory`: there is no answer, as the device had no room for it."""
+
+
+class Refused(ValueError):
+    """A request that will not be answered.
+
+    `status`: HTTP's; `code`: one word for programs; the text is for people.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        code: str = "invalid_request",
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+
+class Busy(Refused):
+    """The house is full (429), or closing (503)."""
+
+    def __init__(self, message: str, retry_after_seconds: int, status: int = 429) -> None:
+        super().__init__(message, status, code="overloaded")
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(frozen=True)
+class Visual:
+    """A still or a video, as the bytes of its file."""
+
+    kind: Literal["image", "video"]
+    content: bytes = field(repr=False)
+    scale: Schedule | None = None
+    """None: the request's."""
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides what is seen; the scale does not."""
+        how = "" if self.kind == "image" else repr(self.sampling)
+        return hashlib.sha256(f"{self.kind} {how} ".encode() + self.content).hexdigest()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Text and visuals in reading order."""
+
+    role: Role
+    parts: tuple[str | Visual, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer asked for."""
+
+    turns: tuple[Turn, ...]
+    scale: Schedule | None = None
+    """Visual tokens per picture, or a schedule over frames; None: the largest trained."""
+    generation: Generation = field(default_factory=Generation)
+    seed: int | None = None
+    """Of the random numbers, where the answer is sampled."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these texts."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens.
+
+    `visual_tokens_of`: of each still or frame, in reading order; their sum is part of
+    `prompt_tokens`.
+    """
+
+    prompt_tokens: int
+    visual_tokens_of: tuple[int, ...]
+    new_tokens: int
+
+    @property
+    def visual_tokens(self) -> int:
+        return sum(self.visual_tokens_of)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The whole answer. `first_token_seconds`, `seconds`: since the request was accepted."""
+
+    text: str
+    reason: Reason
+    usage: Usage
+    first_token_seconds: float
+    seconds: float
+
+
+Event = Piece | Finished

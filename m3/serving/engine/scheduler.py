@@ -1,0 +1,130 @@
+"""What the model's thread does in one turn: a token for every answer under way, then the newcomers'
+prompts and first tokens.
+
+In: jobs that join. Out: jobs that ended, each with the reason. Nobody else touches the model.
+"""
+
+import logging
+from collections.abc import Callable, Sequence, Set
+
+import torch
+
+from m3.inference.generation import end_token_ids
+from m3.inference.image_features import image_inputs
+from m3.model import M3ForConditionalGeneration
+from m3.processing import M3Processor
+from m3.serving.engine.active_request import Job
+from m3.serving.engine.batch import Batch, Read
+from m3.serving.engine.feature_cache import Features
+from m3.serving.engine.metrics import Metrics
+from m3.serving.engine.requests import End
+from m3.serving.engine.sampling import choose
+
+logger = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """`running`: the jobs of the batch, row by row."""
+
+    def __init__(
+        self,
+        model: M3ForConditionalGeneration,
+        processor: M3Processor,
+        features: Features,
+        metrics: Metrics,
+    ) -> None:
+        self._model, self._processor, self._features, self._metrics = (
+            model,
+            processor,
+            features,
+            metrics,
+        )
+        self._batch = Batch(model, processor.tokenizer.pad_token_id or 0)
+        self._stops = end_token_ids(model, processor.tokenizer)
+        self._tokens: list[int] = []  # the newest of each row
+        self.running: list[Job] = []
+
+    def turn(self, newcomers: Sequence[Job]) -> list[tuple[Job, End]]:
+        """Old rows first: what a prompt costs in time does not come before their next token.
+
+        Who finds no room on the device
+        ends with `memory`: newcomers alone, where the batch was not touched yet, else all."""
+        ended: list[tuple[Job, End]] = []
+        if self.running and not _fits(lambda: ended.extend(self._step())):
+            ended = self._drop(self.running)
+        if newcomers:
+            read: list[Read] = []
+            if not _fits(lambda: read.append(self._read(newcomers))):
+                ended += _without_room(newcomers)
+            elif not _fits(lambda: ended.extend(self._join(newcomers, read.pop()))):
+                gone = {job for job, _ in ended}
+                ended += self._drop([job for job in (*self.running, *newcomers) if job not in gone])
+        self._keep({job for job, _ in ended})
+        return ended
+
+    def _step(self) -> list[tuple[Job, End]]:
+        logits = self._batch.step(torch.tensor(self._tokens, device=self._model.device))
+        self._metrics.steps.inc()
+        self._tokens = choose(logits, [job.choice for job in self.running]).tolist()
+        return self._take(self.running, self._tokens)
+
+    def _read(self, jobs: Sequence[Job]) -> Read:
+        prompts = [job.prepared for job in jobs]
+        shown = [
+            sight.seen or self._features.see(sight.digest, sight.prepared)
+            for prompt in prompts
+            for sight in prompt.sights
+        ]
+        scales = [scale for prompt in prompts for scale in prompt.scales]
+        images = image_inputs(self._model, self._processor, shown, scales)
+        return self._batch.read([prompt.ids for prompt in prompts], images)
+
+    def _join(self, jobs: Sequence[Job], read: Read) -> list[tuple[Job, End]]:
+        self._batch.join(read)
+        tokens = choose(read.logits, [job.choice for job in jobs]).tolist()
+        self.running, self._tokens = [*self.running, *jobs], [*self._tokens, *tokens]
+        return self._take(jobs, tokens)
+
+    def _drop(self, jobs: Sequence[Job]) -> list[tuple[Job, End]]:
+        """Some layers may have a column more than others now, so nobody of the batch can go on."""
+        self._batch.clear()
+        self.running, self._tokens = [], []
+        return _without_room(jobs)
+
+    def _keep(self, gone: Set[Job]) -> None:
+        kept = [row for row, job in enumerate(self.running) if job not in gone]
+        self._batch.keep(kept)
+        self.running, self._tokens = (
+            [self.running[row] for row in kept],
+            [self._tokens[row] for row in kept],
+        )
+
+    def _take(self, jobs: Sequence[Job], tokens: Sequence[int]) -> list[tuple[Job, End]]:
+        ended: list[tuple[Job, End]] = []
+        for job, token in zip(jobs, tokens, strict=True):
+            reason = job.take(token, self._stops)
+            if reason is not None:
+                ended.append((job, reason))
+        return ended
+
+
+def _fits(work: Callable[[], None]) -> bool:
+    """Does it; False where the device's memory ran out. What it had got is given back by then."""
+    try:
+        work()
+    except torch.OutOfMemoryError as error:
+        logger.error(
+            "the device's memory ran out: lower queue.batch_tokens, queue.prefill_tokens or "
+            "queue.running: %s",
+            error,
+        )
+    else:
+        return True
+    if torch.accelerator.is_available():
+        # here the error, and with it all that its frames held, is gone
+        torch.accelerator.empty_cache()
+    return False
+
+
+def _without_room(jobs: Sequence[Job]) -> list[tuple[Job, End]]:
+    return [(job, "memory") for job in jobs]

@@ -1,0 +1,140 @@
+"""OpenAI's API over HTTP, in front of an engine.
+
+In: an `Engine` and its `Settings`. Out: a FastAPI app: `/v1/chat/completions`, `/v1/models`,
+`/health`, `/metrics`, and `/generate` for clients of mllm-npu. All of it is described at
+/openapi.json; there is no /docs, as FastAPI's pages load their scripts from a public address.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from m3.serving.engine.engine import Engine
+from m3.serving.engine.requests import Refused, Request
+from m3.serving.http.fetch import Fetcher
+from m3.serving.http.json_route import JsonRoute
+from m3.serving.http.messages import Fetch, chat_request, generate_request
+from m3.serving.http.responses import CLIENT_LEFT, chat_stream, completion, npu_answer, whole
+from m3.serving.http.schema import (
+    ChatCompletion,
+    ChatRequest,
+    ErrorReport,
+    GenerateRequest,
+    Health,
+    ModelCard,
+    ModelList,
+)
+from m3.serving.settings import Settings
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReport, "description": text}
+    for status, text in {
+        400: "the request is wrong, or asks for what this server does not do; the message says what",
+        401: "no API key, or a wrong one",
+        404: "no such model",
+        408: "the body did not arrive in time",
+        413: "the body is too large",
+        415: "the body is not JSON",
+        429: "too many requests; Retry-After says when to try again",
+        500: "the server failed",
+        503: "the server is shutting down",
+    }.items()
+}
+
+
+def answers(engine: Engine, settings: Settings) -> APIRouter:
+    """The routes that ask the model."""
+    router = APIRouter(responses=ERRORS, route_class=JsonRoute)
+    card, fetch = model_card(engine, settings), Fetcher(settings.allowed_hosts)
+
+    @router.post("/v1/chat/completions", response_model=ChatCompletion)
+    async def chat_completions(body: ChatRequest, http: HttpRequest) -> ChatCompletion | Response:
+        _check_model(body.model, card)
+        request = await read_chat(body, settings, fetch)
+        if body.stream:
+            with_usage = (
+                body.stream_options is not None and body.stream_options.include_usage is True
+            )
+            return await chat_stream(http, engine, request, card.id, with_usage)
+        return completion(await whole(http, engine, request), card.id)
+
+    @router.post("/generate", response_class=Response)
+    async def generate(body: GenerateRequest, http: HttpRequest) -> Response:
+        """mllm-npu's payload; the answer is `{"text", "error_code"}`, ended by a NUL."""
+        if body.model is not None:
+            _check_model(body.model, card)
+        request = await asyncio.to_thread(generate_request, body, settings.limits)
+        return npu_answer((await whole(http, engine, request)).text)
+
+    return router
+
+
+async def read_chat(body: ChatRequest, settings: Settings, fetch: Fetch) -> Request:
+    """What the messages name is fetched here, within the time that there is for it."""
+    try:
+        async with asyncio.timeout(settings.fetch_seconds):
+            return await chat_request(body, settings.limits, fetch)
+    except TimeoutError:
+        raise Refused(
+            f"what the messages name could not be fetched within {settings.fetch_seconds:g} s: "
+            "send it as data: addresses",
+            code="fetch_timeout",
+            param="messages",
+        ) from None
+
+
+def facts(engine: Engine, settings: Settings) -> APIRouter:
+    """The routes that tell of the server."""
+    router = APIRouter(responses={status: ERRORS[status] for status in (401, 404)})
+    card = model_card(engine, settings)
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        return ModelList(data=[card])
+
+    @router.get("/v1/models/{model:path}")
+    async def model(model: str) -> ModelCard:
+        _check_model(model, card)
+        return card
+
+    @router.get("/health", responses={503: ERRORS[503]})
+    async def health() -> Health:
+        if not engine.is_alive:
+            raise Refused("the engine has ended", status=503, code="shutting_down")
+        return Health(model=card.id)
+
+    @router.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def model_card(engine: Engine, settings: Settings) -> ModelCard:
+    """What /v1/models says."""
+    return ModelCard(
+        id=settings.name or "m3",
+        created=int(time.time()),
+        matryoshka_vis_token_scales=list(engine.processor.reachable_scales),
+        trained_scales=engine.processor.trained_scales,
+        max_model_len=engine.model.config.text_config.max_position_embeddings,
+    )
+
+
+def _check_model(asked: str, card: ModelCard) -> None:
+    if asked != card.id:
+        raise Refused(
+            f"there is no model {asked[:100]!r} here; this server has {card.id!r}",
+            status=404,
+            code="model_not_found",
+            param="model",
+        )
+
+
+async def on_left(_: HttpRequest, __: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)

@@ -1,0 +1,148 @@
+"""What the engine says, as OpenAI's objects and event streams, and as mllm-npu's.
+
+In: an engine and a request of its own kind. Out: the response, whole or piece by piece. Where the
+client leaves, the request is cancelled.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing
+from typing import Literal, TypeVar
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+
+from m3.serving.engine.engine import Engine
+from m3.serving.engine.requests import Event, Finished, Piece, Reason, Refused, Request, Usage
+from m3.serving.http.errors import error_body
+from m3.serving.http.schema import (
+    AnswerMessage,
+    ChatChunk,
+    ChatCompletion,
+    Choice,
+    ChunkChoice,
+    Delta,
+    UsageReport,
+)
+
+T = TypeVar("T")
+REASONS: dict[Reason, Literal["stop", "length"]] = {
+    "stop": "stop",
+    "length": "length",
+    "time": "length",
+    "cancelled": "stop",
+}
+"""The engine's word for the end of an answer -> OpenAI's."""
+CLIENT_LEFT = 499
+"""nginx's status for it; nobody reads it but the log."""
+
+
+class ClientLeft(Exception):
+    """There is nobody to answer."""
+
+
+async def whole(http: HttpRequest, engine: Engine, request: Request) -> Finished:
+    """The answer in one piece. Raises `Refused`, or `ClientLeft`."""
+
+    async def run() -> Finished:
+        async with aclosing(engine.stream(request)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    return event
+        raise AssertionError("a stream of the engine ends with Finished")
+
+    return await _unless_left(http, run())
+
+
+async def chat_stream(
+    http: HttpRequest, engine: Engine, request: Request, model: str, with_usage: bool
+) -> Response:
+    """OpenAI's event stream.
+
+    A request that is refused before its first piece gets a status of its own.
+    """
+    events = engine.stream(request)
+    first = await _unless_left(http, anext(events))
+    return StreamingResponse(
+        _chunks(events, first, model, with_usage), media_type="text/event-stream"
+    )
+
+
+async def _unless_left(http: HttpRequest, asked: Awaitable[T]) -> T:
+    """What is asked, unless the client leaves before it is there."""
+    wanted, left = asyncio.ensure_future(asked), asyncio.ensure_future(_left(http))
+    try:
+        await asyncio.wait({wanted, left}, return_when=asyncio.FIRST_COMPLETED)
+        if wanted.done():
+            return wanted.result()
+        raise ClientLeft
+    finally:
+        wanted.cancel()
+        left.cancel()
+
+
+async def _left(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _chunks(
+    events: AsyncGenerator[Event], first: Event, model: str, with_usage: bool
+) -> AsyncIterator[str]:
+    name, created = completion_id(), int(time.time())
+
+    def chunk(choices: list[ChunkChoice], usage: UsageReport | None = None) -> str:
+        content = ChatChunk(id=name, created=created, model=model, choices=choices, usage=usage)
+        return f"data: {content.model_dump_json()}\n\n"
+
+    async with aclosing(events):
+        yield chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
+        event: Event = first
+        try:
+            while isinstance(event, Piece):
+                yield chunk([ChunkChoice(delta=Delta(content=event.text))])
+                event = await anext(events)
+        except Refused as refused:  # too late for a status
+            yield f"data: {json.dumps(error_body(refused.status, str(refused), refused.code))}\n\n"
+            return
+        yield chunk([ChunkChoice(delta=Delta(), finish_reason=REASONS[event.reason])])
+        if with_usage:
+            yield chunk([], usage_report(event.usage))
+        yield "data: [DONE]\n\n"
+
+
+def completion(finished: Finished, model: str) -> ChatCompletion:
+    return ChatCompletion(
+        id=completion_id(),
+        created=int(time.time()),
+        model=model,
+        choices=[
+            Choice(
+                message=AnswerMessage(content=finished.text), finish_reason=REASONS[finished.reason]
+            )
+        ],
+        usage=usage_report(finished.usage),
+    )
+
+
+def usage_report(usage: Usage) -> UsageReport:
+    return UsageReport(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.new_tokens,
+        total_tokens=usage.prompt_tokens + usage.new_tokens,
+        visual_tokens=usage.visual_tokens,
+        visual_tokens_per_image=list(usage.visual_tokens_of),
+    )
+
+
+def completion_id() -> str:
+    return f"chatcmpl-{uuid.uuid4().hex}"
+
+
+def npu_answer(text: str) -> Response:
+    """mllm-npu's: JSON ended by a NUL."""
+    content = json.dumps({"text": text, "error_code": 0}).encode() + b"\0"
+    return Response(content, media_type="application/json")

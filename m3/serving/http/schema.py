@@ -1,0 +1,267 @@
+"""OpenAI's chat API as typed models: what a client may send, and what it gets.
+
+Unknown fields are refused. Fields that the official client may send and that change nothing here
+are listed as ignored; those that ask for what this server cannot do take their neutral value alone.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def _one_scale(given: object) -> object:
+    if type(given) not in (int, str):
+        raise PydanticCustomError(
+            "scale", "expected one whole number, or words such as 144+1; images with scales of "
+                     "their own take each its own, "
+            "beside image_url"
+        )  # fmt: skip
+    return given
+
+
+Scale = Annotated[
+    Annotated[int, Field(ge=1, le=1_000_000)]
+    | Annotated[str, Field(max_length=200, pattern=r"^[0-9x+ ]+$")],
+    BeforeValidator(_one_scale),
+]
+"""Visual tokens per picture, or a schedule over the frames of videos such as `144+1`."""
+ZERO = Annotated[float, Field(ge=0, le=0)]
+Text = Annotated[str, Field(max_length=10_000_000)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: Text
+
+
+class Address(Strict):
+    url: str = Field(
+        description="`data:<type>;base64,<content>`, or an address whose host this "
+        "server may fetch from"
+    )
+    detail: Literal["auto", "low", "high"] | None = Field(
+        None, description="ignored; use matryoshka_vis_token_scale"
+    )
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: Address
+    matryoshka_vis_token_scale: Scale | None = Field(
+        None, description="of this image; default: the request's"
+    )
+
+
+class VideoPart(Strict):
+    type: Literal["video_url"]
+    video_url: Address
+    matryoshka_vis_token_scale: Scale | None = Field(
+        None, description="of its frames; default: the request's"
+    )
+    num_frames: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="so many frames, spread evenly; default: 8"
+    )
+    fps: Annotated[float, Field(gt=0)] | None = Field(None, description="so many frames per second")
+    collage: bool = Field(False, description="six frames, as one picture of 3 x 2")
+
+
+class SystemMessage(Strict):
+    role: Literal["system", "developer"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = Field(None, description="ignored")
+
+
+class UserMessage(Strict):
+    role: Literal["user"]
+    content: (
+        Text
+        | Annotated[
+            list[Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]],
+            Field(min_length=1),
+        ]
+    )
+    name: str | None = Field(None, description="ignored")
+
+
+class AssistantMessage(Strict):
+    role: Literal["assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = Field(None, description="ignored")
+    refusal: None = None
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = Field(None, description="ignored")
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class ChatRequest(Strict):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[
+        list[
+            Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+        ],
+        Field(min_length=1),
+    ]
+    model: str
+    matryoshka_vis_token_scale: Scale | None = Field(
+        None,
+        description="visual tokens per picture, or a schedule over frames; default: the "
+        "largest trained",
+    )
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="the older name")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="default 0: greedy"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=200)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
+        | None
+    ) = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # what asks for more than this server does: the neutral value alone
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    logprobs: Literal[False] | None = None
+    frequency_penalty: ZERO | None = None
+    presence_penalty: ZERO | None = None
+    response_format: TextFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    tools: None = None
+    tool_choice: None = None
+    parallel_tool_calls: None = None
+    functions: None = None
+    function_call: None = None
+    logit_bias: None = None
+    top_logprobs: None = None
+    audio: None = None
+    prediction: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
+    # what changes nothing here
+    user: str | None = Field(None, description="ignored")
+    metadata: dict[str, str] | None = Field(None, description="ignored")
+    store: bool | None = Field(None, description="ignored")
+    service_tier: str | None = Field(None, description="ignored")
+    safety_identifier: str | None = Field(None, description="ignored")
+    prompt_cache_key: str | None = Field(None, description="ignored")
+
+
+class GenerateRequest(Strict):
+    """`POST /generate`: mllm-npu's payload."""
+
+    input_text: Text
+    image: str | None = Field(None, description="base64 of an image file")
+    image_gen: Literal[False] = Field(False, description="this server writes text alone")
+    matryoshka_vis_token_scale: Scale | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = None
+
+
+class PromptDetails(BaseModel):
+    cached_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class UsageReport(BaseModel):
+    """OpenAI's, and how many of the prompt's tokens were visual: in all, and of each still or
+    frame.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    visual_tokens: int
+    visual_tokens_per_image: list[int]
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: int = 0
+    message: AnswerMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: UsageReport
+
+
+class Delta(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    index: int = 0
+    delta: Delta
+    finish_reason: Literal["stop", "length"] | None = None
+    logprobs: None = None
+
+
+class ChatChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: UsageReport | None = None
+
+
+class ModelCard(BaseModel):
+    """OpenAI's, and the scales that may be asked for."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "m3"
+    matryoshka_vis_token_scales: list[int]
+    trained_scales: list[int]
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+    model: str
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReport(BaseModel):
+    """OpenAI's error format."""
+
+    error: ErrorBody

@@ -1,0 +1,270 @@
+"""What a run will be, told before it starts: parameters and which train, the global batch, tokens,
+memory, time.
+
+in: a recipe and a number of devices; out: lines of text. No weight is read: the model is laid out
+on the meta device from the configuration of its checkpoint or, where that is not on this machine,
+from the recipe's `architecture`.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+
+from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
+from m3.config import load
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.cost import CostModel
+from m3.processing import M3Processor
+from m3.training.build import build_processor, new_config
+from m3.training.context_length import check_context, extended
+from m3.training.distributed import zero_options
+from m3.training.evaluations import check_folders
+from m3.training.lora import lora_config
+from m3.training.new_tokens import NewRows, describe, endless, new_rows, unsayable_tokens, warning
+from m3.training.parameter_groups import PARTS, apply_parts, part_of, router_names
+from m3.training.recipe import Recipe
+from m3.training.row_attention import choose_row_attention
+from m3.training.sections import Evaluation
+from m3.training.throughput import peak_flops
+
+TEXT_TOKENS = 120
+"""Assumed of a sample, in the estimates of tokens and time."""
+UTILISATION = 0.4
+"""Of the peak, assumed in the estimate of time: what well-tuned dense training reaches."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of one part's parameters."""
+
+    total: int
+    trained: int
+
+
+def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
+    """The lines that a run prints before it starts.
+
+    `before`: of the stage whose result this one will start from.
+
+    Raises:
+        ValueError: the global batch cannot be made up on so many devices, or nothing says what the
+            model is.
+    """
+    config = extended(before or planned_config(recipe), recipe.context)
+    unsayable, processor = _unsayable(recipe)
+    rows = new_rows(recipe, config, unsayable)
+    check_sharding(recipe, rows)
+    check_context(recipe, config)
+    parameters = count_parameters(recipe, config, rows)
+    lines = [f"{'part':<14}{'parameters':>14}{'trained':>14}"]
+    for part, number in parameters.items():
+        lines.append(f"{part:<14}{number.total / 1e6:>13.3f}M{number.trained / 1e6:>13.3f}M")
+    lines += [*_batch_lines(recipe, devices), *_size_lines(recipe, config, parameters, devices)]
+    if recipe.evaluation is not None:
+        lines.append(_evaluation_line(recipe, recipe.evaluation, config))
+    if rows is not None:
+        lines.append(describe(rows, processor))
+    warned = (
+        []
+        if processor is None
+        else [warning(unsayable, processor, rows), endless(recipe, config, processor)]
+    )
+    return "\n".join(
+        [*lines, *(f"WARNING: {sentence}" for sentence in warned if sentence is not None)]
+    )
+
+
+def _unsayable(recipe: Recipe) -> tuple[dict[int, str], M3Processor | None]:
+    """Tokens of the chat template that the model cannot say, and its processor; nothing where it
+    is not on this machine.
+    """
+    if recipe.model is None or not (Path(recipe.model) / "processor_config.json").is_file():
+        return {}, None
+    processor = build_processor(recipe)
+    return unsayable_tokens(recipe, processor), processor
+
+
+def check_sharding(recipe: Recipe, rows: NewRows | None = None) -> None:
+    """A `ValueError` where ZeRO-3, which leaves each process a part of every weight, meets what
+    needs whole ones.
+    """
+    if zero_stage(recipe) != 3:
+        return
+    if rows is not None and recipe.adapter is not None:
+        raise ValueError(
+            f"ZeRO-3 shards the tables of which {len(rows.ids)} rows (new tokens) train beside the "
+            "adapter, and PEFT does not "
+            "gather them; take scripts/deepspeed/zero2.json (ZERO=zero2), train the decoder "
+            "without an adapter first, or set "
+            "parts.new_tokens: frozen"
+        )
+    if recipe.hardware.compile:
+        raise ValueError(
+            "hardware.compile: ZeRO-3 fetches the weights of a layer while the layer runs, which "
+            "its compiled form would not "
+            "know; take scripts/deepspeed/zero2.json (ZERO=zero2), or set it to false"
+        )
+
+
+def planned_config(recipe: Recipe) -> M3Config:
+    """The model's configuration, at the recipe's scales; a `ValueError` says what is missing."""
+    if recipe.new_model is not None:
+        return new_config(recipe.new_model)
+    assert recipe.model is not None  # Recipe makes sure of one of them
+    if (Path(recipe.model) / "config.json").is_file():
+        return M3Config.from_pretrained(recipe.model)
+    if recipe.architecture is None:
+        raise ValueError(
+            f"model: {recipe.model} has no config.json, and the recipe names no "
+            "architecture to plan with"
+        )
+    shipped = (
+        Path(__file__).resolve().parents[1]
+        / "recipes"
+        / "architectures"
+        / f"{recipe.architecture}.yaml"
+    )
+    if not shipped.is_file():
+        known = ", ".join(sorted(path.stem for path in shipped.parent.glob("*.yaml")))
+        raise ValueError(f"architecture: no {recipe.architecture!r}; there are {known}")
+    return M3Config(**load(shipped, dict))
+
+
+def count_parameters(
+    recipe: Recipe, config: M3Config, rows: NewRows | None = None
+) -> dict[str, Parameters]:
+    """By part, adapters included; nothing is allocated."""
+    with torch.device("meta"):
+        model = M3ForConditionalGeneration(config)
+        rates = apply_parts(model, recipe.parts)
+        routers = router_names(model)
+        whole = model
+        if recipe.adapter is not None:
+            whole = get_peft_model(model, lora_config(config, recipe.adapter, recipe.parts, rows))  # pyright: ignore
+            rates = {
+                name: 0.0 for name, parameter in whole.named_parameters() if parameter.requires_grad
+            }
+    total, trained = Counter[str](), Counter[str]()
+    for name, parameter in whole.named_parameters():
+        part = "adapters" if "lora_" in name else part_of(name, routers)
+        if ".modules_to_save." in name:
+            trained[part] += parameter.numel()
+            continue  # a second copy of what is counted already
+        total[part] += parameter.numel()
+        trained[part] += parameter.numel() if name in rates else 0
+    if rows is not None and recipe.adapter is None:
+        tables = sum(name in (EMBEDDING, OUTPUT) for name, _ in whole.named_parameters())
+        trained["decoder"] += tables * len(rows.ids) * config.text_config.hidden_size
+    return {
+        part: Parameters(total[part], trained[part]) for part in (*PARTS, "adapters") if total[part]
+    }
+
+
+def _batch_lines(recipe: Recipe, devices: int) -> list[str]:
+    schedule = recipe.schedule
+    accumulation, samples = schedule.accumulate(devices), schedule.step_samples(devices)
+    length = (
+        f"{schedule.steps} steps" if schedule.steps is not None else f"{schedule.epochs:g} epochs"
+    )
+    return [
+        f"global batch    {samples} samples = {devices} devices x {schedule.batch_size} x "
+        f"{accumulation} micro-steps; {length}"
+    ]
+
+
+def _evaluation_line(recipe: Recipe, wanted: Evaluation, config: M3Config) -> str:
+    """A `ValueError` if a scale is out of reach, or a folder that is named not there."""
+    check_folders(wanted)
+    scales = recipe.matryoshka_vis_token_scale if wanted.scales is None else wanted.scales
+    for scale in scales:
+        config.reader.count(scale, config.tiling.largest())
+    documents = "all documents" if wanted.limit is None else f"{wanted.limit} documents each"
+    return f"evaluation      {', '.join(wanted.tasks)} at {', '.join(map(str, scales))}, every {wanted.every} steps, {documents}"
+
+
+def _size_lines(
+    recipe: Recipe, config: M3Config, parameters: dict[str, Parameters], devices: int
+) -> list[str]:
+    """Tokens, memory and time, all estimates for samples of one image."""
+    scales, data, schedule = recipe.matryoshka_vis_token_scale, recipe.data, recipe.schedule
+    with_image = [config.reader.count(scale, config.tiling.largest()) for scale in scales]
+    drawn = {"all": len(scales), "sandwich": min(4, len(scales)), "random": 1}[recipe.scales]
+    tokens = (sum(with_image) / len(scales) + TEXT_TOKENS) * drawn
+    samples = schedule.step_samples(devices)
+    costs = CostModel.from_config(config)
+    seen = costs.cost(scales[0], TEXT_TOKENS)
+    read = (
+        sum(costs.cost(scale, TEXT_TOKENS).prefill_flops for scale in scales) * drawn / len(scales)
+    )
+    passes = (
+        4 if recipe.hardware.activation_checkpointing else 3
+    )  # forward, backward twice that, and what is recomputed
+    flops = samples * passes * (seen.vision_flops + seen.connector_flops + read)
+    lines = [
+        f"per sample      {drawn} sequences, about {tokens:.0f} tokens ({TEXT_TOKENS} of text "
+        "assumed, one image at most tiles)",
+        f"per step        {samples * drawn} sequences, about {samples * tokens:.2e} tokens, "
+        f"{flops:.2e} FLOP",
+        "rows            "
+        f"{'one sequence each, padded' if data.pack_length is None else f'packed, {data.pack_length} tokens'}",
+        f"attention       {choose_row_attention(recipe, config).reason}",
+        f"memory          about {_memory(recipe, config, parameters, tokens, devices) / 2**30:.2f} "
+        "GiB a device (estimate)",
+    ]
+    peak = peak_flops()
+    if peak is None:
+        return [
+            *lines,
+            "time            unknown: the peak of this machine's processor is not in "
+            "m3/training/throughput.py",
+        ]
+    seconds = flops / (peak * UTILISATION * devices)
+    total = "" if schedule.steps is None else f", {seconds * schedule.steps / 3600:.1f} h in all"
+    return [
+        *lines,
+        f"time            about {seconds:.2f} s a step{total} (at {UTILISATION:.0%} of "
+        "the peak; estimate)",
+    ]
+
+
+def zero_stage(recipe: Recipe) -> int:
+    """Of the recipe's DeepSpeed configuration; 0 without."""
+    if recipe.hardware.deepspeed is None:
+        return 0
+    return int(zero_options(recipe.hardware.deepspeed)["stage"])
+
+
+def _memory(
+    recipe: Recipe, config: M3Config, parameters: dict[str, Parameters], tokens: float, devices: int
+) -> float:
+    """Bytes of a device: weights, gradients, AdamW's state, activations.
+
+    Without what kernels and allocators add.
+
+    Plain: float32 weights and gradients 4 + 4 bytes, moments 8. DeepSpeed in bfloat16: 2 + 2,
+    float32 copy and moments 12. A checkpointed layer keeps its input; else about 34 values a token
+    and unit of width (https://arxiv.org/abs/2205.05198).
+    """
+    total, trained = (
+        sum(p.total for p in parameters.values()),
+        sum(p.trained for p in parameters.values()),
+    )
+    stage, is_half = zero_stage(recipe), recipe.hardware.precision == "bfloat16"
+    mixed = is_half and stage > 0
+    weights, gradients, state = (2, 2, 12) if mixed else (4, 4, 8)
+    if recipe.adapter is not None and is_half:
+        weights = 2
+    if recipe.adapter is not None and recipe.adapter.quantise is not None:
+        weights = 0.6 if recipe.adapter.quantise == "bnb-4bit" else 1.1
+    held = total * weights / (devices if stage == 3 else 1)
+    held += trained * (gradients + state) / (devices if stage >= 2 else 1)
+    row = recipe.schedule.batch_size * tokens
+    text = config.text_config
+    kept = 2 if recipe.hardware.activation_checkpointing else 34
+    width = 2 if is_half else 4
+    layers = text.num_hidden_layers * text.hidden_size * row * kept / 2 * width
+    labels = recipe.schedule.batch_size * TEXT_TOKENS * text.vocab_size * 4 * 3
+    return held + layers + labels

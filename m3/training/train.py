@@ -1,0 +1,277 @@
+"""`m3 train` of a `Recipe`: one set of weights over the recipe's scales; `checkpoints/final` is a
+ready checkpoint.
+
+in: a recipe; way: build -> mixture -> collator (multiscale, packing) -> RunTrainer; out: the run
+    folder.
+"""
+
+import logging
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
+
+from m3.data.collate import Collator
+from m3.data.formats import open_source
+from m3.data.mixture import Mixture
+from m3.data.read import lengths_names, read_mixture
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.processing import M3Processor
+from m3.training.build import build, build_processor
+from m3.training.compiling import check_compile
+from m3.training.context_length import check_context, extended
+from m3.training.distributed import gather_experts_at_once, world
+from m3.training.dry_run import check_sharding, plan, planned_config
+from m3.training.evaluations import Benchmarks, Evaluation, OpenBenchmarks
+from m3.training.fingerprints import check_fingerprints
+from m3.training.hf_arguments import training_arguments
+from m3.training.liger import check_liger
+from m3.training.lora import add_lora, lora_config, merge
+from m3.training.new_tokens import NewRows, new_rows, train_rows, unsayable_tokens, warning
+from m3.training.parameter_groups import apply_parts, chosen_rates
+from m3.training.recipe import Recipe
+from m3.training.resume import check_data, check_resume
+from m3.training.router_load import RouterLoad
+from m3.training.row_attention import choose_row_attention
+from m3.training.run_folder import RunFolder
+from m3.training.sections import HeldOut
+from m3.training.step_metrics import measure
+from m3.training.throughput import meter
+from m3.training.trainer import RunTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -> RunFolder:
+    """Trains, or resumes what was interrupted, or returns at once when the run is finished.
+
+    `open_benchmarks` makes ready what the recipe's `evaluation` names.
+    """
+    run = RunFolder(recipe.run)
+    run.check(recipe)
+    if run.is_finished:
+        return run
+    check_resume(run, recipe.schedule, world().size)
+    run.start(recipe)
+    _check_machine(recipe)
+    config = extended(planned_config(recipe), recipe.context)
+    check_context(recipe, config)
+    attention = choose_row_attention(recipe, config)
+    if world().is_first:
+        logger.info("\n%s", plan(recipe, world().size))
+    if recipe.hardware.threads is not None:
+        torch.set_num_threads(recipe.hardware.threads)
+    schedule, devices = recipe.schedule, world().size
+    mixture = _mixture(recipe, devices)
+    read = [source for source in recipe.data.listed if source.weight > 0]
+    check_data(run, lengths_names(read), [len(source) for source in mixture.sources])
+    rows = _new_rows(recipe, mixture)
+    check_sharding(recipe, rows)
+    torch.manual_seed(schedule.seed)
+    lora = None
+    if recipe.adapter is not None:
+        assert recipe.model is not None  # Recipe makes sure of it
+        lora = lora_config(
+            M3Config.from_pretrained(recipe.model), recipe.adapter, recipe.parts, rows
+        )
+    new = (
+        build(recipe, attention) if recipe.model is None else None
+    )  # drawn whole: DeepSpeed shards it when it is wrapped
+    benchmarks = _benchmarks(recipe, run, open_benchmarks)
+    # from here on, models are sharded when they are made, if ZeRO-3 is asked for
+    arguments = training_arguments(
+        run,
+        schedule,
+        recipe.optimiser,
+        recipe.hardware,
+        max(float(rate) for rate in chosen_rates(recipe.parts).values() if rate != "frozen"),
+        recipe.data.workers,
+        len(mixture) // schedule.step_samples(devices),
+        recipe.report_to,
+    )
+    device = arguments.device  # with it the processes meet
+    check_fingerprints(run, recipe, mixture.sources)
+    model, processor = new or build(recipe, attention)
+    rates, adapted = apply_parts(model, recipe.parts), None
+    if is_deepspeed_zero3_enabled():
+        gather_experts_at_once(model, model.model.routers)
+    router = _router_load(model, device)
+    tables = {}
+    if lora is not None:
+        adapted, rates = add_lora(model, lora, rates, schedule.seed, rows)
+    elif rows is not None:
+        tables = train_rows(model, rows)
+    if recipe.trains_tables:
+        # they will not be new to those who begin with what this run leaves
+        model.config.new_token_ids = None
+    collator = _collator(recipe, processor, schedule.step_samples(devices))
+    trainer = RunTrainer(
+        run=run,
+        measure=measure,
+        rates=rates | tables,
+        undecayed=frozenset(tables),
+        router=router,
+        model=adapted or model,
+        args=arguments,
+        train_dataset=mixture,
+        data_collator=collator,
+        distil=recipe.distil,
+        low_memory=model if recipe.memory == "low" else None,
+        meter=meter(model.config),
+        held_out=None
+        if recipe.held_out is None
+        else (recipe.held_out.every, _held_out(recipe.held_out, recipe, collator)),
+        benchmarks=None
+        if benchmarks is None
+        else Evaluation(benchmarks[0], partial(benchmarks[1], model, processor)),
+        processing_class=processor,
+    )
+    trainer.run_to_end(
+        None if adapted is None else lambda folder: _save_adapted(trainer, recipe, folder)
+    )
+    return run
+
+
+def _new_rows(recipe: Recipe, mixture: Mixture) -> NewRows | None:
+    """Which rows of frozen tables train; a warning where answers hold tokens that the model then
+    cannot learn to say.
+    """
+    processor = build_processor(recipe)
+    unsayable = unsayable_tokens(recipe, processor, mixture.sources)
+    rows = new_rows(recipe, planned_config(recipe), unsayable)
+    if (
+        rows is not None
+        and recipe.adapter is None
+        and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    ):
+        raise ValueError(
+            "FSDP shards the tables of which single rows (new tokens) would train; take DeepSpeed "
+            "or plain data parallelism, or "
+            "set parts.new_tokens: frozen"
+        )
+    if world().is_first and (warned := warning(unsayable, processor, rows)):
+        logger.warning("%s", warned)
+    return rows
+
+
+def _check_machine(recipe: Recipe) -> None:
+    """What a recipe alone cannot know; a `ValueError` says what to do."""
+    if recipe.model is not None and not (Path(recipe.model) / "config.json").is_file():
+        raise ValueError(
+            f"model: {recipe.model} is no checkpoint folder (it has no config.json); run the stage "
+            "that makes it, or "
+            "make one with `m3 convert` or `m3 assemble`, and give model=FOLDER"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available():
+        # accelerate's state knows FSDP on accelerators alone, and would copy the whole model to
+        # every process without a word
+        raise ValueError(
+            "accelerate shards by FSDP on accelerators alone, and torch sees none; on a CPU take "
+            "LAUNCHER=torchrun (whole "
+            "copies) or DeepSpeed"
+        )
+    is_packed = recipe.adapter is not None and recipe.adapter.quantise == "bnb-4bit"
+    if recipe.hardware.liger:
+        check_liger(planned_config(recipe))
+    if recipe.hardware.compile:
+        check_compile()
+    evaluates = recipe.held_out is not None or recipe.evaluation is not None
+    if is_packed and evaluates and not torch.accelerator.is_available():
+        # bitsandbytes lays 4-bit weights out anew at the first evaluation on a CPU with
+        # AVX512-BF16; from then on their product has no backward, and what lies below gets wrong
+        # gradients without a word
+        raise ValueError(
+            "held_out and evaluation do not go with adapter.quantise: bnb-4bit on a CPU, where "
+            "evaluating changes how "
+            "bitsandbytes stores the weights; leave them out, or take quantise: bnb-8bit"
+        )
+
+
+def _save_adapted(trainer: RunTrainer, recipe: Recipe, folder: str) -> None:
+    """The adapter beside `final`, and the model with the adapter merged into `folder`.
+
+    Every process comes here.
+    """
+    assert recipe.model is not None  # Recipe makes sure of it
+    trainer.save_model(str(trainer.run.adapter))
+    unset_hf_deepspeed_config()  # else the first process would load a shard of the base
+    if trainer.is_world_process_zero():
+        merge(recipe.model, recipe.matryoshka_vis_token_scale, trainer.run.adapter, Path(folder))
+
+
+def _router_load(model: M3ForConditionalGeneration, device: torch.device) -> RouterLoad | None:
+    """Of a mixture of experts; None for a dense decoder."""
+    routers = model.model.routers
+    return (
+        RouterLoad(len(routers), int(cast(int, routers[0].num_experts)), device)
+        if routers
+        else None
+    )
+
+
+def _mixture(recipe: Recipe, devices: int) -> Mixture:
+    schedule = recipe.schedule
+    return read_mixture(
+        recipe.data,
+        seed=schedule.seed,
+        step_samples=schedule.step_samples(devices),
+        steps=schedule.steps,
+        epochs=schedule.epochs,
+        devices=devices,
+        batch_size=schedule.batch_size,
+    )
+
+
+def _benchmarks(
+    recipe: Recipe, run: RunFolder, opened: OpenBenchmarks | None
+) -> tuple[int, Benchmarks] | None:
+    """How often the recipe's benchmarks are run, and what runs them."""
+    if recipe.evaluation is None:
+        return None
+    if opened is None:
+        raise ValueError(
+            "evaluation needs the sweep, which `m3 train` brings: call m3.train.main, or give "
+            "open_benchmarks"
+        )
+    return recipe.evaluation.every, opened(recipe, run.path / "evaluation")
+
+
+def _held_out(spec: HeldOut, recipe: Recipe, collator: Collator) -> list[dict[str, Tensor]]:
+    """Batches of the held-out samples at all scales."""
+    samples = open_source(spec.source)
+    number, size = min(spec.samples, len(samples)), recipe.schedule.batch_size
+    every_scale = replace(
+        collator, scales=tuple(recipe.matryoshka_vis_token_scale), teacher_index=False
+    )
+    batches = [
+        every_scale([samples[n] for n in range(at, min(at + size, number))])
+        for at in range(0, number, size)
+    ]
+    return [
+        {name: value for name, value in batch.items() if name != "left_out"} for batch in batches
+    ]
+
+
+def _collator(recipe: Recipe, processor: M3Processor, step_samples: int) -> Collator:
+    data = recipe.data
+    return Collator(
+        processor,
+        scales=recipe.scales,
+        pack_length=data.pack_length,
+        max_images=data.max_images_per_row,
+        max_length=data.max_length,
+        overlong="error" if data.too_long == "refuse" else "drop",
+        broken=data.broken,
+        seed=recipe.schedule.seed,
+        step_samples=step_samples,
+        scale_weights=recipe.scale_weights,
+        teacher_index=recipe.distil is not None,
+    )
