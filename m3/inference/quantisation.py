@@ -141,7 +141,7 @@ def kept_modules(config: M3Config) -> list[str]:
         if recorder is None
         else [n for n, m in model.named_modules() if isinstance(m, recorder.target_class)]
     )
-    return ["model.vision_tower", "model.connector", "lm_head", *routers]
+    return ["model.vision_tower", "model.connector", "model.reducer", "lm_head", *routers]
 
 
 def fused_experts(model: M3ForConditionalGeneration) -> list[tuple[nn.Module, str]]:

@@ -9,7 +9,8 @@ out: `inputs_embeds [b, l, d]`, for `language_model`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, cast
@@ -27,8 +28,10 @@ from m3.model.connectors import Resampler, build_connector
 from m3.model.image_inputs import ImageInputs, Span
 from m3.model.packed_attention import takes_sequences
 from m3.model.packed_sequences import PackedSequences
+from m3.model.reducers import REDUCERS, TokenReducer
 from m3.model.splice import splice
 from m3.model.vision import TileGroup, patch_mask, vision_inputs
+from m3.nesting import get_nesting
 
 
 class M3PreTrainedModel(PreTrainedModel):
@@ -75,6 +78,8 @@ class M3PreTrainedModel(PreTrainedModel):
         if isinstance(module, AriaCrossAttention):
             nn.init.normal_(module.in_proj_weight, std=self.config.initializer_range)
             nn.init.zeros_(module.in_proj_bias)
+        if isinstance(module, TokenReducer):
+            module.init_weights(self.config.initializer_range)
         if isinstance(module, M3Model) and module.image_newline is not None:
             # as in LLaVA-NeXT
             nn.init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)
@@ -99,6 +104,7 @@ class M3Model(M3PreTrainedModel):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.connector = build_connector(config)
+        self.reducer = build_reducer(config)
         width = config.text_config.hidden_size
         self.image_newline = (
             nn.Parameter(torch.empty(width)) if config.reader.layout.has_newline else None
@@ -232,6 +238,7 @@ class M3Model(M3PreTrainedModel):
             token,
             self.config.reader,
             newline,
+            self.reducer,
         )
 
     def packed_sequences(
@@ -294,6 +301,15 @@ class M3Model(M3PreTrainedModel):
             )
         return decoded
 
+    @contextmanager
+    def reducing_by(self, reducer: TokenReducer) -> Iterator[None]:
+        """Another reducer in place of the model's own, as long as the context lasts."""
+        own, self.reducer = self.reducer, reducer
+        try:
+            yield
+        finally:
+            self.reducer = own
+
     def _known_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
         """A placeholder beyond the vocabulary is looked up as id 0: visual tokens take its place
         anyway.
@@ -317,6 +333,8 @@ class M3Model(M3PreTrainedModel):
                 torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device), None
             ).sum()
         )
+        for parameter in self.reducer.parameters():
+            zero = zero + 0.0 * parameter.sum()
         return zero if self.image_newline is None else zero + 0.0 * self.image_newline.sum()
 
     def _tokens(
@@ -325,6 +343,13 @@ class M3Model(M3PreTrainedModel):
         tokens = self.get_image_features(pixel_values, pixel_mask).pooler_output
         assert tokens is not None  # get_image_features always gives it
         return tokens
+
+
+def build_reducer(config: M3Config) -> TokenReducer:
+    """The reducer that the configuration names."""
+    nesting, width = config.nesting, config.text_config.hidden_size
+    reducer = REDUCERS[nesting.kind]
+    return reducer(nesting.options, get_nesting(nesting.kind), config.grid, width)
 
 
 def _together(

@@ -3,17 +3,18 @@ configuration.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from m3.model.reducers import REDUCERS, decode_options
 from m3.model.vision import vision_grid, vision_inputs
 from m3.nesting import Grid, ImageReader, TilingConfig, get_nesting
 
-T = TypeVar("T", "ConnectorConfig", "NestingConfig", TilingConfig)
+T = TypeVar("T", "ConnectorConfig", TilingConfig)
 CONNECTOR_KINDS = ("mlp2x_gelu", "linear", "resampler", "aria_projector")
 QUERY_CONNECTORS = ("resampler", "aria_projector")
 
@@ -62,20 +63,29 @@ class ConnectorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NestingConfig:
-    """`kind`: a row of `m3.nesting.NESTINGS`; `trained_scales`: the visual-token counts the
-    weights were trained at.
+    """`kind`: a row of `REDUCERS` and of `m3.nesting.NESTINGS`; `trained_scales`: the visual-token
+    counts the weights were trained at; `options`: the reducer's own, which stand beside these two
+    in config.json.
     """
 
     kind: str = "grid_pool"
     trained_scales: tuple[int, ...] | list[int] = ()
+    options: Any = None
 
     def __post_init__(self) -> None:
         get_nesting(self.kind)
+        options = decode_options(self.kind, REDUCERS[self.kind], self.options)
+        object.__setattr__(self, "options", options)
         if any(type(scale) is not int for scale in self.trained_scales):
             raise ValueError(
                 f"nesting.trained_scales must be whole numbers, got {list(self.trained_scales)}"
             )
         object.__setattr__(self, "trained_scales", tuple(sorted(set(self.trained_scales))))
+
+    def to_dict(self) -> dict:
+        """As it stands in config.json."""
+        scales = list(self.trained_scales)
+        return {"kind": self.kind, "trained_scales": scales} | asdict(self.options)
 
 
 # who reads a part finds what `__post_init__` made of it, whatever was given: no dict and no None
@@ -147,10 +157,10 @@ class M3Config(PreTrainedConfig):
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
         self.connector = _decode(ConnectorConfig, self.connector)
-        nesting = _decode(NestingConfig, self.nesting)
+        nesting = decode_nesting(self.nesting)
         if not nesting.trained_scales:
             largest = get_nesting(nesting.kind).reachable(self.grid)[-1]
-            nesting = NestingConfig(kind=nesting.kind, trained_scales=(largest,))
+            nesting = replace(nesting, trained_scales=(largest,))
         for scale in nesting.trained_scales:
             get_nesting(nesting.kind).count(self.grid, scale)
         self.nesting = nesting
@@ -181,10 +191,7 @@ class M3Config(PreTrainedConfig):
     def to_dict(self) -> dict:
         output = super().to_dict()
         output["connector"] = asdict(self.connector)
-        output["nesting"] = {
-            "kind": self.nesting.kind,
-            "trained_scales": list(self.nesting.trained_scales),
-        }
+        output["nesting"] = self.nesting.to_dict()
         output["tiling"] = self.tiling.to_dict()
         return output
 
@@ -198,3 +205,12 @@ def _decode(cls: type[T], value: T | dict | None) -> T:
     if unknown:
         raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
     return cls(**value)
+
+
+def decode_nesting(value: NestingConfig | dict | None) -> NestingConfig:
+    """A nesting from its entry in config.json: keys of its own, and the reducer's options."""
+    if isinstance(value, NestingConfig):
+        return value
+    entries = dict(value or {})
+    given = {name: entries.pop(name) for name in ("kind", "trained_scales") if name in entries}
+    return NestingConfig(**given, options=entries)

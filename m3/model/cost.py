@@ -12,9 +12,11 @@ square, as kernels without a causal shortcut compute it, and as torch's FlopCoun
 With T tokens, weights W (number of elements), and a = heads x head dimension of a layer:
 
     vision    2 patches W_patch + sum over layers (2 T W_linear + 4 T^2 a)       pooling heads are left out
-    connector mlp2x_gelu, linear: 2 patches W resampler, q queries of width d: 2 (q (W_q + W_o +
-              W_mlp) + patches (W_k + W_v)) + 4 q patches d aria_projector: the same with a third of
-              W_in for the queries and two thirds for the patches
+    connector mlp2x_gelu, linear: 2 patches W
+              resampler, q queries of width d: 2 (q (W_q + W_o + W_mlp) + patches (W_k + W_v))
+              + 4 q patches d
+              aria_projector: the same with a third of W_in for the queries and two thirds for the
+              patches; and the reducer at the scale, where it has parameters
     prefill   sum over layers (2 P W_active + 4 P^2 a) + 2 W_head                P prompt tokens, head for the last one
     token     sum over layers (2 W_active + 4 C a) + 2 W_head                    C tokens in the cache, its own included
     W_active  attention, dense or shared expert, router: all; routed experts: top_k / experts of them
@@ -100,7 +102,7 @@ class CostModel:
         self.vision_layers = len(layer_stack(model.model.vision_tower))
         self.decoder = stack_weights(layer_stack(model.model.language_model))
         self.decoder_layers = len(layer_stack(model.model.language_model))
-        self.connector = model.model.connector
+        self.connector, self.reducer = model.model.connector, model.model.reducer
         self.top_k = model.model.router_top_k or 1
         self.head = model.lm_head.weight.numel()
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -146,7 +148,8 @@ class CostModel:
         kv_width = self.decoder_layers * 2 * text.num_key_value_heads * head_dim(text)
         active = self.decoder.active(self.top_k)
         tower = self.vision.dense + self.patch_weights() if seen_tiles else 0
-        connector = sum(p.numel() for p in self.connector.parameters()) if seen_tiles else 0
+        between = [*self.connector.parameters(), *self.reducer.parameters()]
+        connector = sum(p.numel() for p in between) if seen_tiles else 0
         return Cost(
             scale=scale,
             batch_size=batch,
@@ -154,7 +157,9 @@ class CostModel:
             visual_tokens=visual_tokens,
             text_tokens=text_tokens,
             vision_flops=batch * seen_tiles * self.vision_flops(),
-            connector_flops=batch * seen_tiles * self.connector_flops(),
+            connector_flops=batch
+            * seen_tiles
+            * (self.connector_flops() + self.reducer_flops(scale)),
             prefill_flops=batch * (2 * prompt * active + 4 * prompt**2 * width + 2 * self.head),
             token_flops=batch * (2 * active + 4 * (prompt + 1) * width + 2 * self.head),
             kv_cache_bytes=batch * prompt * kv_width * self.bytes,
@@ -205,6 +210,10 @@ class CostModel:
             return 2 * patches * linear_weights(connector)
         queries, width = connector.query.shape
         return 2 * (queries * from_queries + patches * from_patches) + 4 * queries * patches * width
+
+    def reducer_flops(self, scale: int) -> int:
+        """The reducer on one tile; 0 for a label that is no scale of the grid."""
+        return self.reducer.flops(scale)
 
 
 def layer_stack(network: nn.Module) -> nn.ModuleList:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from m3.model.image_inputs import Span
 from m3.nesting import ImageReader, Tiles
+from m3.nesting.layout import Reduce
 
 
 def splice(
@@ -29,6 +30,7 @@ def splice(
     image_token_id: int,
     reader: ImageReader,
     newline: Float[Tensor, " d"] | None,
+    reduce: Reduce,
 ) -> Float[Tensor, "b l d"]:
     """Replaces the embeddings of all placeholders; gradients flow into `features` and `newline`.
 
@@ -42,7 +44,7 @@ def splice(
     for scale in sorted({span.scale for span in spans}):
         shown = sorted({span.image for span in spans if span.scale == scale})
         read = reader.read(
-            _tiles(features, images, shown), scale, [images[i] for i in shown], newline
+            _tiles(features, images, shown), scale, [images[i] for i in shown], newline, reduce
         )
         sequences |= {(image, scale): tokens for image, tokens in zip(shown, read, strict=True)}
     if not spans:

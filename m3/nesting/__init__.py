@@ -4,11 +4,16 @@ Imports torch and nothing of ours; lift it into any project.
 """
 
 from m3.nesting.base import Grid, Nesting, UnreachableScaleError
-from m3.nesting.grid_pool import GridPool
+from m3.nesting.grid_pool import GridPool, as_rectangle, pool_grid
 from m3.nesting.layout import LAYOUTS, ImageReader, Tiles, TilingConfig
-from m3.nesting.query_prefix import QueryPrefix
+from m3.nesting.query_prefix import QueryPrefix, take_prefix
 
-NESTINGS: dict[str, Nesting] = {"grid_pool": GridPool(), "query_prefix": QueryPrefix()}
+NESTINGS: dict[str, Nesting] = {
+    "grid_pool": GridPool(),
+    "query_prefix": QueryPrefix(),
+    "attention_pool": GridPool(),
+}
+"""Kind of token reducer -> the arithmetic of its scales."""
 
 
 def get_nesting(kind: str) -> Nesting:
@@ -29,5 +34,8 @@ __all__ = [
     "Tiles",
     "TilingConfig",
     "UnreachableScaleError",
+    "as_rectangle",
     "get_nesting",
+    "pool_grid",
+    "take_prefix",
 ]

@@ -1,11 +1,6 @@
-"""The one interface of every nesting: which scales a grid of tokens reaches, and the tokens at a
-scale.
-"""
+"""Arithmetic of scales: which ones a grid of tokens reaches, and how the tokens then stand."""
 
 from abc import ABC, abstractmethod
-
-from jaxtyping import Float
-from torch import Tensor
 
 Grid = int | tuple[int, int]
 """Where the tokens of an image stand: their number (a square grid, or an ordered list), or
@@ -18,8 +13,10 @@ class UnreachableScaleError(ValueError):
 
 
 class Nesting(ABC):
-    """Turns the `n` tokens of an image into `m` coarser ones; `m` is the *scale*, the count of
-    visual tokens.
+    """Scales of a kind of token reducer: how many coarser tokens `n` tokens can become.
+
+    No parameters and no tensors: the processor counts placeholders by it, and the reducer
+    (m3/model/reducers) makes as many tokens.
     """
 
     @abstractmethod
@@ -27,26 +24,15 @@ class Nesting(ABC):
         """Every scale that `grid` reaches, ascending."""
 
     @abstractmethod
-    def nest(
-        self, tokens: Float[Tensor, "*batch n d"], scale: int, grid: Grid | None = None
-    ) -> Float[Tensor, "*batch {scale} d"]:
-        """The tokens of each image at `scale`.
-
-        `grid` defaults to the number of tokens. Differentiable.
-        """
-
-    @abstractmethod
     def shape(self, grid: Grid, scale: int) -> Grid:
-        """How the tokens of `nest` stand at `scale`: (rows, columns), or their number where they
-        are an ordered list.
+        """How the tokens stand at `scale`: (rows, columns), or their number where they are an
+        ordered list.
 
         Raises `UnreachableScaleError` as `count` does.
         """
 
     def count(self, grid: Grid, scale: int) -> int:
-        """How many tokens `nest` returns at `scale`: `scale` itself, or an
-        `UnreachableScaleError` with the choices.
-        """
+        """Tokens at `scale`: `scale` itself, or an `UnreachableScaleError` with the choices."""
         scales = self.reachable(grid)
         if scale not in scales:
             shape = (

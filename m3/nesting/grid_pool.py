@@ -37,21 +37,28 @@ class GridPool(Nesting):
         k = math.isqrt(rows * columns // scale)
         return rows // k, columns // k
 
-    def nest(
-        self, tokens: Float[Tensor, "*batch n d"], scale: int, grid: Grid | None = None
-    ) -> Float[Tensor, "*batch {scale} d"]:
-        rows, columns = as_rectangle(tokens.shape[-2] if grid is None else grid)
-        if rows * columns != tokens.shape[-2]:
-            raise ValueError(
-                f"a {rows}x{columns} grid has {rows * columns} tokens, but "
-                f"{tokens.shape[-2]} were given"
-            )
-        h, w = self.shape((rows, columns), scale)
-        if scale == 1:
-            return tokens.mean(dim=-2, keepdim=True)
-        cells = tokens.reshape(-1, rows, columns, tokens.shape[-1])
-        pooled = reduce(cells, "b (h kh) (w kw) d -> b (h w) d", "mean", h=h, w=w)
-        return pooled.reshape(*tokens.shape[:-2], scale, tokens.shape[-1])
+
+def pool_grid(
+    tokens: Float[Tensor, "*batch n d"], scale: int, grid: Grid | None = None
+) -> Float[Tensor, "*batch {scale} d"]:
+    """Means of the cells of `grid`, by default a square of as many tokens. Differentiable.
+
+    Raises:
+        UnreachableScaleError: no square cells tile the grid into `scale` tokens.
+        ValueError: a grid of another number of tokens.
+    """
+    rows, columns = as_rectangle(tokens.shape[-2] if grid is None else grid)
+    if rows * columns != tokens.shape[-2]:
+        raise ValueError(
+            f"a {rows}x{columns} grid has {rows * columns} tokens, but {tokens.shape[-2]} were "
+            "given"
+        )
+    h, w = GridPool().shape((rows, columns), scale)
+    if scale == 1:
+        return tokens.mean(dim=-2, keepdim=True)
+    cells = tokens.reshape(-1, rows, columns, tokens.shape[-1])
+    pooled = reduce(cells, "b (h kh) (w kw) d -> b (h w) d", "mean", h=h, w=w)
+    return pooled.reshape(*tokens.shape[:-2], scale, tokens.shape[-1])
 
 
 def as_rectangle(grid: Grid) -> tuple[int, int]:

@@ -18,7 +18,7 @@ A 2 x 2 grid of a square image with the whole image in front has 2928, 744, 192,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -29,6 +29,8 @@ from torch import Tensor
 from m3.nesting.base import Grid, Nesting
 
 Size = tuple[int, int]
+Reduce = Callable[[Tensor, int, Grid], Tensor]
+"""A token reducer: (tokens `[t, n, d]`, scale, grid) -> `[t, scale, d]`."""
 UNPAD_ROUNDINGS = ("truncate", "seven_digits")
 
 
@@ -317,7 +319,8 @@ class ImageReader:
         features: Float[Tensor, "t n d"],
         scale: int,
         images: Sequence[Tiles],
-        newline: Float[Tensor, " d"] | None = None,
+        newline: Float[Tensor, " d"] | None,
+        reduce: Reduce,
     ) -> list[Float[Tensor, "_ d"]]:
         """The token sequence of each image at `scale`, of the tokens of all their tiles, image
         after image.
@@ -330,7 +333,7 @@ class ImageReader:
         for tokens, group in _runs(images):
             end = start + sum(tiles.number for tiles in group)
             grid = self.grid if tokens is None else tokens
-            nested = self.nesting.nest(features[start:end, :tokens], scale, grid)
+            nested = reduce(features[start:end, :tokens], scale, grid)
             shape = self.shape(scale, tokens)
             parts = nested.split([tiles.number for tiles in group])
             sequences += [

@@ -22,8 +22,10 @@ class QueryPrefix(Nesting):
     def shape(self, grid: Grid, scale: int) -> int:
         return self.count(grid, scale)
 
-    def nest(
-        self, tokens: Float[Tensor, "*batch n d"], scale: int, grid: Grid | None = None
-    ) -> Float[Tensor, "*batch {scale} d"]:
-        self.count(tokens.shape[-2], scale)
-        return tokens[..., :scale, :]
+
+def take_prefix(
+    tokens: Float[Tensor, "*batch n d"], scale: int
+) -> Float[Tensor, "*batch {scale} d"]:
+    """The first `scale` tokens, or an `UnreachableScaleError` where there are fewer."""
+    QueryPrefix().count(tokens.shape[-2], scale)
+    return tokens[..., :scale, :]

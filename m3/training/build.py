@@ -3,6 +3,7 @@ tower and a tokenizer.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -16,7 +17,7 @@ from transformers import (
 
 from m3.checkpoints.processors import IMAGE_TOKEN, make_processor
 from m3.inference.quantisation import get_quantisation, kept_modules
-from m3.model import M3Config, M3ForConditionalGeneration, NestingConfig
+from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.connectors import build_connector
 from m3.model.packed_attention import PACKED_ATTENTION
 from m3.processing import M3Processor
@@ -123,12 +124,12 @@ def train_at(
     model: M3ForConditionalGeneration, processor: M3Processor, scales: Sequence[int]
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """Writes `scales` into the configurations as the trained ones."""
-    kind = model.config.nesting.kind
     processor.check_scales(scales)
-    model.config.nesting = NestingConfig(kind=kind, trained_scales=tuple(scales))
+    nesting = replace(model.config.nesting, trained_scales=tuple(scales))
+    model.config.nesting = nesting
     # what rows are filled with
     model.config.text_config.pad_token_id = processor.tokenizer.pad_token_id
-    processor.nesting = {"kind": kind, "trained_scales": sorted(scales)}
+    processor.nesting = {"kind": nesting.kind, "trained_scales": sorted(scales)}
     return model, processor
 
 

@@ -12,9 +12,10 @@ from m3.training.sections import Parts, Rate
 PART_PREFIXES: dict[str, tuple[str, ...]] = {
     "vision_tower": ("model.vision_tower.",),
     "connector": ("model.connector.", "model.image_newline"),
+    "reducer": ("model.reducer.",),
     "decoder": ("model.language_model.", "lm_head."),
 }
-PARTS = ("vision_tower", "connector", "decoder", "router")
+PARTS = ("vision_tower", "connector", "reducer", "decoder", "router")
 PEFT_PREFIX = "base_model.model."
 
 
@@ -45,6 +46,7 @@ def chosen_rates(parts: Parts) -> dict[str, Rate]:
     return {
         "vision_tower": parts.vision_tower,
         "connector": parts.connector,
+        "reducer": parts.connector if parts.reducer is None else parts.reducer,
         "decoder": parts.decoder,
         "router": router,
     }
@@ -58,6 +60,9 @@ def apply_parts(model: M3ForConditionalGeneration, parts: Parts) -> dict[str, fl
         ValueError: a part has fewer layers than are to train, or the decoder has no router.
     """
     rates, routers = chosen_rates(parts), router_names(model)
+    if parts.reducer is not None and not any(model.model.reducer.parameters()):
+        kind = model.config.nesting.kind
+        raise ValueError(f"parts.reducer: the reducer {kind} has no parameters; leave it out")
     if parts.router is not None and not routers:
         raise ValueError("parts.router: the decoder is dense and has none; leave it out")
     left_out = {

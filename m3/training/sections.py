@@ -30,6 +30,7 @@ class Parts:
     connector: Rate
     decoder: Rate
     router: Rate | None = None
+    reducer: Rate | None = None
     new_tokens: Rate | None = None
     vision_last_layers: int | None = None
     decoder_last_layers: int | None = None
@@ -40,7 +41,8 @@ class Parts:
             "connector": self.connector,
             "decoder": self.decoder,
         }
-        for part, rate in (rates | {"router": self.router, "new_tokens": self.new_tokens}).items():
+        others = {"router": self.router, "reducer": self.reducer, "new_tokens": self.new_tokens}
+        for part, rate in (rates | others).items():
             if isinstance(rate, int | float) and not 0 < rate < math.inf:
                 raise ValueError(
                     f"parts.{part}: a learning rate must be a number above 0 (1e-4), or frozen, "

@@ -10,9 +10,10 @@ from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.questions import Picture
 from m3.evaluation.token_reduction.fastv import decoder_layers, mean_visual_tokens, pruning
 from m3.evaluation.token_reduction.method_cost import method_cost
-from m3.evaluation.token_reduction.table import METHODS, OWN, get_method, is_own, spread
+from m3.evaluation.token_reduction.table import METHODS, OWN, ChosenTokenReducer, get_method, is_own
 from m3.model.cost import CostModel
-from m3.nesting import NESTINGS, Tiles, get_nesting
+from m3.model.reducers import NoOptions
+from m3.nesting import Tiles, get_nesting
 from tests.evaluation.conftest import make_image, save_model
 
 GRID = (6, 6)
@@ -40,13 +41,14 @@ def test_a_choice_gives_as_many_tokens_as_asked_and_always_the_same(name: str, s
         torch.testing.assert_close(chosen, tokens(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("scale", [1, 4, 9, 36])
-@pytest.mark.parametrize("kind", NESTINGS)
-def test_the_models_nesting_gives_back_what_was_spread(kind: str, scale: int):
-    chosen = tokens()[:scale]
-    nested = get_nesting(kind).nest(spread(chosen, kind, GRID, 36), scale, GRID)
-    # means of up to 36 copies: 2e-7 seen
-    torch.testing.assert_close(nested, chosen, rtol=3e-7, atol=1e-7)
+def test_chosen_tokens_take_the_place_of_the_models_reducer(engine: Engine):
+    model, chosen = engine.model.model, tokens()[None, :9]
+    reducer = ChosenTokenReducer(NoOptions(), get_nesting("grid_pool"), GRID, 8)
+    own = model.reducer
+    with model.reducing_by(reducer):
+        assert model.reducer is reducer
+        assert torch.equal(model.reducer(chosen, 4, GRID), chosen[:, :4])
+    assert model.reducer is own
 
 
 def test_random_tokens_differ_between_pictures_and_seeds():

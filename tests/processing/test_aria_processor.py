@@ -9,10 +9,15 @@ from PIL import Image
 from tiny_aria import LARGE, LEAST, SMALL, aria_tokenizer
 from transformers import SiglipImageProcessorPil
 
-from m3.nesting import Tiles, UnreachableScaleError
+from m3.nesting import Tiles, UnreachableScaleError, take_prefix
 from m3.processing import M3Processor
 from m3.processing.aria_template import aria_template
 from m3.processing.aria_tiles import AriaTileProcessor, TileOptions
+
+
+def reduce_by_prefix(tokens: torch.Tensor, scale: int, grid: object) -> torch.Tensor:
+    return take_prefix(tokens, scale)
+
 
 NESTING = {"kind": "query_prefix", "trained_scales": [1, 8, 128, 256]}
 
@@ -55,7 +60,7 @@ def test_placeholders_equal_features(
         assert len(seen["pixel_values"]) == len(seen["pixel_mask"]) == tiles.number
         assert (tiles.number > 1) == split
         features = torch.zeros(tiles.number, 256, 2) if features is None else features
-        (read,) = processor.reader.read(features, scale, [tiles])
+        (read,) = processor.reader.read(features, scale, [tiles], None, reduce_by_prefix)
         placeholders = int((seen["input_ids"] == processor.image_token_id).sum())
         assert len(read) == placeholders == scale * tiles.number
         assert processor.count_tokens([shape[::-1]], scale, size, split) == [placeholders]

@@ -31,10 +31,11 @@ from m3.evaluation.answering.feature_cache import PictureCache
 from m3.evaluation.answering.questions import Picture, Question, Reply
 from m3.evaluation.answering.seeded_sampling import SeededSampling, question_seeds
 from m3.evaluation.token_reduction.fastv import Pruned, mean_visual_tokens, pruning
-from m3.evaluation.token_reduction.table import FASTV
+from m3.evaluation.token_reduction.table import FASTV, ChosenTokenReducer
 from m3.inference.control_tokens import FENCED, control_tokens, plain
 from m3.inference.generation import answer_room, end_token_ids, token_ids_alone, warn_of_settings
 from m3.model import M3ForConditionalGeneration
+from m3.model.reducers import NoOptions
 from m3.processing.processor import M3Processor, expand_image_tokens
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
@@ -212,12 +213,13 @@ class Engine:
         budget = batch_size * (
             reader.count(self.default_scale, reader.tiling.largest()) + ROOM_FOR_TEXT
         )
-        groups: dict[tuple[Decoding, bool, bool, int], list[int]] = {}
+        groups: dict[tuple[Decoding, bool, bool, bool, int], list[int]] = {}
         for index, question in enumerate(questions):
             alike = (
                 question.decoding,
                 question.continuation is None,
                 question.method == FASTV,
+                question.is_chosen,
                 rows[index].new_tokens,
             )
             groups.setdefault(alike, []).append(index)
@@ -247,7 +249,9 @@ class Engine:
             any(question.is_routed for question in questions) and not is_pruned
         )  # it routes tokens it has dropped
         recorder = recording(self.model, len(rows)) if is_routed else nullcontext()
-        with self._pruning(inputs, rows) if is_pruned else nullcontext(), recorder as recorded:
+        reducing = self._reducing_by_choice() if questions[0].is_chosen else nullcontext()
+        pruning = self._pruning(inputs, rows) if is_pruned else nullcontext()
+        with reducing, pruning, recorder as recorded:
             if questions[0].continuation is None:
                 texts, lengths, sure = self._generate(
                     inputs, questions[0].decoding, rows[0].new_tokens, seeds
@@ -273,6 +277,12 @@ class Engine:
                 Reply(text, score, visual, in_words, length, seconds, confidence, routing)
             )
         return replies
+
+    def _reducing_by_choice(self) -> AbstractContextManager[None]:
+        config = self.model.config
+        width = config.text_config.hidden_size
+        reducer = ChosenTokenReducer(NoOptions(), config.reader.nesting, config.grid, width)
+        return self.model.model.reducing_by(reducer)
 
     def _inputs(self, questions: Sequence[Question], rows: Sequence[Row]) -> dict[str, Tensor]:
         """Rows padded on the left, each distinct picture once, and for every span its scale and

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from m3.evaluation.answering.questions import Picture, View
 from m3.evaluation.token_reduction.low_resolution import low_resolution_tokens
-from m3.evaluation.token_reduction.table import RESOLUTION, shown
+from m3.evaluation.token_reduction.table import RESOLUTION, chosen_tokens
 from m3.inference.image_features import look, together
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
@@ -84,8 +84,8 @@ class PictureCache:
                 )
                 made = low_resolution_tokens(self.model, pixels, view.scale)
             else:
-                tiles, kind = self._features[picture.digest], config.nesting.kind
-                made = shown(tiles, view.method, view.scale, kind, config.grid, picture.digest)
+                tiles = self._features[picture.digest]
+                made = chosen_tokens(tiles, view.method, view.scale, config.grid, picture.digest)
             self._features[view.key] = made
         self._features.move_to_end(view.key)
         return self._features[view.key]

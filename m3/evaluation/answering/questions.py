@@ -42,11 +42,16 @@ class Question:
         return replace(self, scale=scale, method=method, is_routed=is_routed)
 
     @property
+    def is_chosen(self) -> bool:
+        """Tell whether the method has chosen the tokens before the model's reducer sees them."""
+        return get_method(self.method).choice is not None or self.method == RESOLUTION
+
+    @property
     def views(self) -> list["View"]:
         """What the decoder is shown of each picture."""
-        is_full = get_method(self.method).choice is None and self.method != RESOLUTION
         return [
-            View(p, OWN, 0) if is_full else View(p, self.method, self.scale) for p in self.pictures
+            View(p, self.method, self.scale) if self.is_chosen else View(p, OWN, 0)
+            for p in self.pictures
         ]
 
 

@@ -1,10 +1,9 @@
 """The control `resolution`: the tower sees so few pixels that it has as many patches as the scale
 asks for tokens.
 
-In: `pixel_values [t, 3, H, W]` at the tower's own size. Out: the connector's m tokens per tile,
-spread to `[t, n, d]`. For towers whose position embeddings transformers can interpolate, and
-connectors that give a token per patch. Cheaper than pooling, in the tower too; what it loses, it
-loses before anything was seen.
+In: `pixel_values [t, 3, H, W]` at the tower's own size. Out: the connector's tokens `[t, m, d]`.
+For towers whose position embeddings transformers can interpolate, and connectors that give a token
+per patch. Cheaper than pooling, in the tower too; what it loses, it loses before anything was seen.
 """
 
 import torch
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from m3.evaluation.token_reduction.table import rectangle, spread
+from m3.evaluation.token_reduction.table import rectangle
 from m3.model import M3ForConditionalGeneration
 from m3.model.vision import vision_inputs
 from m3.nesting import GridPool
@@ -28,9 +27,8 @@ TOWERS: dict[str, dict[str, bool]] = {
 @torch.no_grad()
 def low_resolution_tokens(
     model: M3ForConditionalGeneration, pixel_values: Float[Tensor, "t 3 h w"], scale: int
-) -> Float[Tensor, "t n d"]:
-    """Tokens of images shrunk (bicubic, antialiased) to one patch per token, `spread` for the
-    model's nesting.
+) -> Float[Tensor, "t {scale} d"]:
+    """Tokens of images shrunk (bicubic, antialiased) to one patch per token.
 
     Raises:
         ValueError: a tower or a connector that cannot do it.
@@ -57,7 +55,4 @@ def low_resolution_tokens(
         pixel_values=small, output_hidden_states=layer is not None, **TOWERS[kind]
     )
     features = seen.last_hidden_state if layer is None else seen.hidden_states[layer]
-    tokens = model.model.connector(features[:, 1:] if config.drop_class_token else features)
-    return torch.stack(
-        [spread(tile, config.nesting.kind, config.grid, rows * columns) for tile in tokens]
-    )
+    return model.model.connector(features[:, 1:] if config.drop_class_token else features)

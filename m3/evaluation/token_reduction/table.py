@@ -11,9 +11,9 @@ kinds:
     pixels      the tower sees fewer pixels                                   (low_resolution.py)
     decoder     the decoder reads all tokens and drops some on its way        (fastv.py)
 
-Chosen tokens reach the decoder the way all tokens do: `spread` lays them out so that the model's
-own nesting at that scale gives exactly them. So a method works with every decoder, connector,
-tiling and scale, and touches no model code.
+Chosen tokens reach the decoder the way all tokens do: `ChosenTokenReducer` stands in for the model's own
+reducer while a batch of them is answered. So a method works with every decoder, connector, tiling
+and scale, and touches no model code.
 """
 
 from abc import ABC, abstractmethod
@@ -21,14 +21,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from m3.config import near_match
 from m3.digest import digest
-from m3.nesting import Grid, GridPool
+from m3.model.reducers import TokenReducer
+from m3.nesting import Grid, GridPool, pool_grid
 
 OWN = "nesting"
 """The model's own nesting, whatever its weights were trained for."""
@@ -59,7 +59,7 @@ class Pooling(Choice):
     def choose(
         self, tokens: Float[Tensor, "n d"], scale: int, grid: Grid, image: str
     ) -> Float[Tensor, "m d"]:
-        return GridPool().nest(tokens, scale, rectangle(grid, "pooling"))
+        return pool_grid(tokens, scale, rectangle(grid, "pooling"))
 
 
 class UniformSampling(Choice):
@@ -201,36 +201,22 @@ def is_own(method: str, nesting: str) -> bool:
     return method == OWN or (method == "pooling" and nesting == "grid_pool")
 
 
-def shown(
-    tiles: Float[Tensor, "t n d"], method: str, scale: int, kind: str, grid: Grid, image: str
-) -> Float[Tensor, "t n d"]:
-    """Each tile's tokens after the method's choice, `spread` for the nesting `kind`; for the
-    rows that have a choice.
-    """
+class ChosenTokenReducer(TokenReducer):
+    """The reducer of tokens that a method has chosen already: the first `scale` of each tile."""
+
+    def forward(
+        self, tokens: Float[Tensor, "t n d"], scale: int, grid: Grid
+    ) -> Float[Tensor, "t {scale} d"]:
+        return tokens[:, :scale]
+
+
+def chosen_tokens(
+    tiles: Float[Tensor, "t n d"], method: str, scale: int, grid: Grid, image: str
+) -> Float[Tensor, "t {scale} d"]:
+    """Each tile's tokens after the method's choice; for the rows that have a choice."""
     choice = METHODS[method].choice
     assert choice is not None
-    number = tiles.shape[1]
-    return torch.stack(
-        [spread(choice.choose(tile, scale, grid, image), kind, grid, number) for tile in tiles]
-    )
-
-
-def spread(
-    tokens: Float[Tensor, "m d"], kind: str, grid: Grid, number: int
-) -> Float[Tensor, "{number} d"]:
-    """A full set of tokens of which the nesting `kind` at scale m gives `tokens`.
-
-    Grid pooling averages copies of one token (equal to it but for rounding in the last bit); a
-    query prefix is in front.
-    """
-    if kind == "query_prefix":
-        return pad(tokens, (0, 0, 0, number - len(tokens)))
-    assert kind == "grid_pool", f"no way to spread tokens for the nesting {kind}"
-    rows, columns = rectangle(grid, "grid_pool")
-    down, across = GridPool().shape((rows, columns), len(tokens))
-    return repeat(
-        tokens, "(h w) d -> (h kh w kw) d", h=down, w=across, kh=rows // down, kw=columns // across
-    )
+    return torch.stack([choice.choose(tile, scale, grid, image) for tile in tiles])
 
 
 def rectangle(grid: Grid, method: str) -> tuple[int, int]:
