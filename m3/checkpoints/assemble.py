@@ -46,6 +46,7 @@ from m3.checkpoints.processors import (
 from m3.checkpoints.vision_tower import empty_tower, tower_keymap
 from m3.files import refuse_existing
 from m3.model import M3Config
+from m3.model.backbone import build_reducer
 from m3.model.connectors import build_connector
 from m3.model.packing_check import choose_packed_attention
 from m3.model.vision import vision_grid, vision_inputs
@@ -209,14 +210,16 @@ def has_class_token(config: PreTrainedConfig) -> bool:
 
 
 def new_connector(config: M3Config, seed: int) -> dict[str, Tensor]:
-    """The connector's weights as a new model would draw them."""
+    """Weights of the connector and of the reducer as a new model would draw them."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        connector = build_connector(config)
-        connector.apply(empty_model(config)._init_weights)
+        parts = {"connector": build_connector(config), "reducer": build_reducer(config)}
+        for part in parts.values():
+            part.apply(empty_model(config)._init_weights)
     return {
-        f"model.connector.{name}": tensor.to(config.dtype)
-        for name, tensor in connector.state_dict().items()
+        f"model.{name}.{key}": tensor.to(config.dtype)
+        for name, part in parts.items()
+        for key, tensor in part.state_dict().items()
     }
 
 

@@ -2,9 +2,10 @@
 tower and a tokenizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -18,6 +19,7 @@ from transformers import (
 from m3.checkpoints.processors import IMAGE_TOKEN, make_processor
 from m3.inference.quantisation import get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.configuration import decode_nesting
 from m3.model.connectors import build_connector
 from m3.model.packed_attention import PACKED_ATTENTION
 from m3.processing import M3Processor
@@ -47,7 +49,13 @@ def build(
         is_half = recipe.adapter is not None and hardware.precision == "bfloat16"
         dtype = torch.bfloat16 if is_half else torch.float32
         model, processor = load_checkpoint(
-            recipe.model, scales, hardware.experts_implementation, quantise, dtype, recipe.context
+            recipe.model,
+            scales,
+            hardware.experts_implementation,
+            quantise,
+            dtype,
+            recipe.context,
+            recipe.reducer,
         )
     else:
         assert recipe.new_model is not None  # Recipe makes sure of one of them
@@ -76,6 +84,8 @@ def build_processor(recipe: Recipe) -> M3Processor:
     else:
         assert recipe.new_model is not None  # Recipe makes sure of one of them
         processor = _new_processor(recipe.new_model, new_config(recipe.new_model))
+    if recipe.reducer is not None:
+        processor.nesting = processor.nesting | {"kind": recipe.reducer.get("kind", "grid_pool")}
     processor.check_scales(recipe.matryoshka_vis_token_scale)
     processor.nesting = processor.nesting | {
         "trained_scales": sorted(recipe.matryoshka_vis_token_scale)
@@ -90,6 +100,7 @@ def load_checkpoint(
     quantise: str | None = None,
     dtype: torch.dtype = torch.float32,
     context: Context | None = None,
+    reducer: Mapping[str, Any] | None = None,
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """A checkpoint folder, its weights in `dtype` (the decoder's packed if `quantise` says so), to
     be trained at `scales`.
@@ -99,7 +110,7 @@ def load_checkpoint(
             or drop them.
     """
     row = None if quantise is None else get_quantisation(quantise)
-    config = extended(M3Config.from_pretrained(path), context)
+    config = exchange_reducer(extended(M3Config.from_pretrained(path), context), reducer)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     packing = None if row is None else row.config(kept_modules(config), dtype, device)
     loaded = M3ForConditionalGeneration.from_pretrained(
@@ -108,9 +119,9 @@ def load_checkpoint(
     # since the information is asked for
     model, found = cast(tuple[M3ForConditionalGeneration, dict], loaded)
     wrong = {
-        kind: sorted(found[kind])
+        kind: sorted(names)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if found[kind]
+        if (names := [n for n in found[kind] if reducer is None or not _is_of_reducer(n)])
     }
     if wrong:
         raise ValueError(f"{path} does not hold the weights of its configuration: {wrong}")
@@ -120,10 +131,35 @@ def load_checkpoint(
     return train_at(model, M3Processor.from_pretrained(path), scales)
 
 
+def exchange_reducer(config: M3Config, reducer: Mapping[str, Any] | None) -> M3Config:
+    """The configuration with another token reducer, where one is given.
+
+    Raises:
+        ValueError: an unknown kind or setting.
+    """
+    if reducer is None:
+        return config
+    if "trained_scales" in reducer:
+        raise ValueError(
+            "recipe: reducer takes no trained_scales; they are matryoshka_vis_token_scale"
+        )
+    changed = deepcopy(config)
+    changed.nesting = decode_nesting(
+        {**reducer, "trained_scales": list(config.nesting.trained_scales)}
+    )
+    return changed
+
+
+def _is_of_reducer(name: str | tuple[str, ...]) -> bool:
+    """Tell by the name of a weight whether it belongs to the token reducer."""
+    return (name if isinstance(name, str) else name[0]).startswith("model.reducer.")
+
+
 def train_at(
     model: M3ForConditionalGeneration, processor: M3Processor, scales: Sequence[int]
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """Writes `scales` into the configurations as the trained ones."""
+    processor.nesting = processor.nesting | {"kind": model.config.nesting.kind}
     processor.check_scales(scales)
     nesting = replace(model.config.nesting, trained_scales=tuple(scales))
     model.config.nesting = nesting

@@ -18,7 +18,7 @@ from m3.config import load
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import CostModel
 from m3.processing import M3Processor
-from m3.training.build import build_processor, new_config
+from m3.training.build import build_processor, exchange_reducer, new_config
 from m3.training.context_length import check_context, extended
 from m3.training.distributed import zero_options
 from m3.training.evaluations import check_folders
@@ -110,7 +110,11 @@ def check_sharding(recipe: Recipe, rows: NewRows | None = None) -> None:
 
 
 def planned_config(recipe: Recipe) -> M3Config:
-    """The model's configuration, at the recipe's scales; a `ValueError` says what is missing."""
+    """The model's configuration with the recipe's reducer; a `ValueError` says what is missing."""
+    return exchange_reducer(_stated_config(recipe), recipe.reducer)
+
+
+def _stated_config(recipe: Recipe) -> M3Config:
     if recipe.new_model is not None:
         return new_config(recipe.new_model)
     assert recipe.model is not None  # Recipe makes sure of one of them

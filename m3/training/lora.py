@@ -22,7 +22,7 @@ from m3.inference.quantisation import fused_experts
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.training.build import load_checkpoint
 from m3.training.new_tokens import NewRows
-from m3.training.parameter_groups import part_of, router_names
+from m3.training.parameter_groups import chosen_rates, part_of, router_names
 from m3.training.sections import Adapter, Parts
 
 TOKEN_ROWS = ".trainable_tokens_delta."
@@ -84,8 +84,9 @@ def lora_config(
         )
     whole = [
         part
-        for part, rate in (("vision_tower", parts.vision_tower), ("connector", parts.connector))
-        if rate != "frozen"
+        for part, rate in chosen_rates(parts).items()
+        if part in ("vision_tower", "connector", "reducer") and rate != "frozen"
+        if list(model.get_submodule(f"model.{part}").parameters())
     ]
     routers = router_names(model) if parts.router not in (None, "frozen") else ()
     return LoraConfig(

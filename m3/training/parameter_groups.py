@@ -60,7 +60,7 @@ def apply_parts(model: M3ForConditionalGeneration, parts: Parts) -> dict[str, fl
         ValueError: a part has fewer layers than are to train, or the decoder has no router.
     """
     rates, routers = chosen_rates(parts), router_names(model)
-    if parts.reducer is not None and not any(model.model.reducer.parameters()):
+    if parts.reducer is not None and not list(model.model.reducer.parameters()):
         kind = model.config.nesting.kind
         raise ValueError(f"parts.reducer: the reducer {kind} has no parameters; leave it out")
     if parts.router is not None and not routers:

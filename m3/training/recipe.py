@@ -34,7 +34,8 @@ class Recipe:
         learn from the largest too.
     `memory`: `low` reads rows one at a time (m3/training/row_by_row.py). `context`: more positions
     for the decoder of `model`. `reset_connector`: of `model`, drawn anew; a chain does so in its
-    first stage. `report_to`: beside the run's own metrics. `architecture`: what `--dry-run` lays
+    first stage. `reducer`: another token reducer for `model`, such as `{kind: attention_pool}`; its
+    parameters are drawn. `report_to`: beside the run's own metrics. `architecture`: what `--dry-run` lays
     out where `model` is not on the machine (m3/recipes/architectures).
     """
 
@@ -48,6 +49,7 @@ class Recipe:
     new_model: NewModel | None = None
     architecture: str | None = None
     reset_connector: bool = False
+    reducer: dict | None = None
     context: Context | None = None
     memory: Literal["packed", "low"] = "packed"
     scale_weights: dict[int, float] | None = None
@@ -69,6 +71,12 @@ class Recipe:
                 "recipe: reset_connector draws the connector anew and parts.connector is frozen, "
                 "so it would stay random; give "
                 "parts.connector a learning rate, or leave reset_connector out"
+            )
+        if self.reducer is not None and (self.model is None or self.adapter is not None):
+            raise ValueError(
+                "recipe: reducer exchanges that of a `model` whose own weights train; for a "
+                "new_model say new_model.config.nesting, and give an adapter to a run of its own "
+                "afterwards"
             )
         if self.context is not None and (self.model is None or self.adapter is not None):
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from m3.evaluation.results.run_folder import Example, ModelRow
 from m3.evaluation.token_reduction.table import OWN
-from m3.nesting import ImageReader, TilingConfig, get_nesting
+from m3.nesting import GridPool, ImageReader, TilingConfig, get_nesting
 from m3.processing.token_grid import views
 
 POOLING = "pooling"
@@ -18,8 +18,9 @@ SQUARE = (1, 1)
 
 
 def is_on_grid(model: ModelRow) -> bool:
-    """Whether each token of the model is the mean over one cell of a grid."""
-    return model.method == POOLING or (model.method == OWN and model.nesting == "grid_pool")
+    """Tell whether each token of the model stands for one cell of a grid."""
+    has_cells = isinstance(get_nesting(model.nesting), GridPool)
+    return model.method == POOLING or (model.method == OWN and has_cells)
 
 
 def reader_of(model: ModelRow) -> ImageReader:

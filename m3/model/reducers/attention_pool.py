@@ -82,7 +82,9 @@ class AttentionPool(TokenReducer):
         queries = self.queries[self.scales.index(scale)]
         keys = rearrange(self.key(cells), "t m k (h c) -> t m k h c", h=self.options.heads)
         scores = torch.einsum("hc,tmkhc->tmkh", queries, keys) / math.sqrt(self.options.key_width)
-        weights = scores.softmax(2, torch.promote_types(scores.dtype, torch.float32)).to(tokens.dtype)
+        weights = scores.softmax(2, torch.promote_types(scores.dtype, torch.float32)).to(
+            tokens.dtype
+        )
         values = rearrange(cells, "t m k (h c) -> t m k h c", h=self.options.heads)
         return rearrange(torch.einsum("tmkh,tmkhc->tmhc", weights, values), "t m h c -> t m (h c)")
 
