@@ -98,7 +98,7 @@ setup(
         "m3": [
             "recipes/*.yaml",
             "recipes/architectures/*.yaml",
-            "data/templates/*",
+            "data/checking/templates/*",
             "evaluation/templates/*",
             "evaluation/suites/*.yaml",
             "evaluation/published/*.yaml",

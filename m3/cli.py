@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 
 from m3.config import near_match
@@ -17,11 +17,34 @@ from m3.config import near_match
 
 @dataclass(frozen=True)
 class Verb:
-    """`module` has `main(argv: list[str]) -> int`; `help` is its line in the table of verbs."""
+    """`module` has `main(argv: list[str]) -> int`; `help` is its line in the table of verbs.
 
-    module: str
+    A verb with `verbs` of its own has no module.
+    """
+
+    module: str | None
     help: str
+    verbs: Mapping[str, "Verb"] = field(default_factory=dict)
 
+
+DATA_VERBS: Mapping[str, Verb] = {
+    "check": Verb(
+        "m3.training.data_check", "read everything a recipe names, and say what is wrong: RECIPE"
+    ),
+    "show": Verb(
+        "m3.training.data_show",
+        "samples with their masks, as they are trained, on a page: RECIPE --out page.html",
+    ),
+    "tiny": Verb(
+        "m3.data.synthetic.command",
+        "draw the embedded suite: training parquet and the test set of m3_tiny",
+    ),
+    "fetch-eval": Verb(
+        "m3.evaluation.harness.download",
+        "copy a suite's data sets from the hub: SUITE --data-root DIR",
+    ),
+}
+"""`m3 data VERB`. Their modules lie in several layers, which the data may not know."""
 
 VERBS: Mapping[str, Verb] = {
     "train": Verb(
@@ -56,9 +79,10 @@ VERBS: Mapping[str, Verb] = {
         "a new model of any vision encoder and any decoder: DEST --vision V --decoder D",
     ),
     "data": Verb(
-        "m3.data.command",
+        None,
         "look at data before training: check RECIPE, show RECIPE; draw the embedded suite: tiny; "
         "copy benchmarks: fetch-eval",
+        DATA_VERBS,
     ),
     "bench": Verb(
         "m3.bench.command",
@@ -86,15 +110,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return dispatch("m3", VERBS, list(sys.argv[1:] if argv is None else argv))
 
 
-def dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str]) -> int:
+def dispatch(
+    program: str, verbs: Mapping[str, Verb], arguments: list[str], full_traceback: bool = False
+) -> int:
     """Find the verb that `arguments` open with and run its `main` on the rest.
 
     The traceback of a user's mistake is shown with `--traceback` before the verb, or M3_TRACEBACK=1
     in the environment.
     """
-    full = os.environ.get("M3_TRACEBACK") == "1"
+    full_traceback |= os.environ.get("M3_TRACEBACK") == "1"
     if arguments[:1] == ["--traceback"]:
-        full, arguments = True, arguments[1:]
+        full_traceback, arguments = True, arguments[1:]
     if arguments[:1] == ["--version"]:
         print(f"m3 {metadata.version('m3')}")
         return 0
@@ -108,12 +134,15 @@ def dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str]) -> i
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # ours alone: other libraries tell of every font they embed
     logging.getLogger("m3").setLevel(logging.INFO)
-    return _run(f"{program} {name}", verbs[name], rest, full)
+    program, verb = f"{program} {name}", verbs[name]
+    if verb.module is None:
+        return dispatch(program, verb.verbs, rest, full_traceback)
+    return _run(program, verb.module, rest, full_traceback)
 
 
-def _run(program: str, verb: Verb, arguments: list[str], full_traceback: bool) -> int:
+def _run(program: str, module: str, arguments: list[str], full_traceback: bool) -> int:
     try:
-        run: Callable[[list[str]], int] = importlib.import_module(verb.module).main
+        run: Callable[[list[str]], int] = importlib.import_module(module).main
         return run(arguments)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)

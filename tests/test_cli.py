@@ -16,6 +16,14 @@ import pytest
 
 from m3.cli import VERBS, Verb, dispatch, main
 
+MODULES = {
+    name: verb.module
+    for above, table in [("", VERBS), *((f"{name} ", verb.verbs) for name, verb in VERBS.items())]
+    for name, verb in ((f"{above}{name}", verb) for name, verb in table.items())
+    if verb.module is not None
+}
+"""Every verb, and those of a verb behind its name."""
+
 MODULE = """
 import sys
 
@@ -142,27 +150,43 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"m3 {metadata.version('m3')}\n"
 
 
-@pytest.mark.parametrize("name", VERBS)
+def test_data_has_verbs_of_its_own() -> None:
+    assert [name for name in MODULES if name.startswith("data")] == [
+        "data check",
+        "data show",
+        "data tiny",
+        "data fetch-eval",
+    ]
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_every_verb_has_a_module_with_a_main(name: str) -> None:
-    assert importlib.util.find_spec(VERBS[name].module) is not None, (
-        f"{VERBS[name].module} does not exist"
-    )
-    assert callable(importlib.import_module(VERBS[name].module).main)
+    module = MODULES[name]
+    assert importlib.util.find_spec(module) is not None, f"{module} does not exist"
+    assert callable(importlib.import_module(module).main)
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", MODULES)
 def test_every_verb_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert left.value.code == 0
     assert f"usage: m3 {name}" in capsys.readouterr().out
 
 
-def test_data_tiny_reaches_its_own_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["data", "tiny", "--help"])
-    assert left.value.code == 0
-    assert "usage: m3 data tiny" in capsys.readouterr().out
+def test_verbs_of_a_verb_are_a_table_too(
+    verbs: Mapping[str, Verb], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = {"above": Verb(None, "has verbs", verbs)}
+    assert dispatch("m3", table, ["above", "one", "a"]) == 7
+    assert dispatch("m3", table, ["above", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("ran ['a']\nusage: m3 above ")
+    assert "one    the first verb" in shown
+    assert dispatch("m3", table, ["above", "thre"]) == 2
+    assert capsys.readouterr().err == "m3 above: unknown verb 'thre'. Did you mean 'three'?\n"
+    assert dispatch("m3", table, ["--traceback", "above", "one", "value"]) == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 def test_help_imports_no_verb() -> None:

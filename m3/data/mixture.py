@@ -10,13 +10,17 @@ steps x samples per step.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from m3.data.balance import Window, deal
+from m3.data.formats import open_source
+from m3.data.length_balancing import Window, deal, read_lengths
+from m3.data.recipe import Data
 from m3.data.sample import AnySample, SampleSource
 
 
@@ -126,6 +130,42 @@ class Mixture:
             return positions
         costs = self._window.costs(self._source_of[positions], self._record_of[positions])
         return positions[deal(costs, self._window.batches)]
+
+
+def read_mixture(
+    data: Data,
+    *,
+    seed: int,
+    step_samples: int,
+    steps: int | None = None,
+    epochs: float | None = None,
+    devices: int = 1,
+    batch_size: int = 1,
+) -> Mixture:
+    """Open every source of a recipe.
+
+    Args:
+        data: of the recipe.
+        seed: of every shuffle.
+        step_samples: samples of one optimiser step over all devices.
+        steps, epochs: how long; of `epochs` passes the last step is filled up.
+        devices, batch_size: of a micro-step, over which samples are dealt by length (with
+            `data.lengths`).
+
+    Raises:
+        ValueError: a source cannot be opened, or the lengths are those of other data.
+    """
+    used_sources = data.used_sources
+    sources = [open_source(source) for source in used_sources]
+    weights = [source.weight for source in used_sources]
+    if steps is None:
+        samples_per_pass = pass_length([len(source) for source in sources], weights)
+        steps = math.ceil(samples_per_pass * (1.0 if epochs is None else epochs) / step_samples)
+    window = None
+    if data.lengths is not None:
+        names = [source.name for source in used_sources]
+        window = Window(read_lengths(Path(data.lengths), names), batch_size, devices)
+    return Mixture(sources, weights, seed, steps * step_samples, data.broken, window)
 
 
 def pass_length(sizes: Sequence[int], weights: Sequence[float]) -> int:

@@ -101,6 +101,11 @@ class Source:
             num_frames=self.num_frames,
         )
 
+    @property
+    def name(self) -> str:
+        """The source in messages, tables and files of lengths."""
+        return f"{self.format}:{self.path}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -167,6 +172,11 @@ class Data:
     def longest(self) -> int | None:
         """Tokens that a sequence may have; None without a limit."""
         return self.pack_length if self.max_length is None else self.max_length
+
+    @property
+    def used_sources(self) -> tuple[Source, ...]:
+        """The sources that are read at all."""
+        return tuple(source for source in self.listed if source.weight > 0)
 
     @property
     def may_show_images(self) -> bool:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from m3.config import load
-from m3.data.balance import write_lengths
-from m3.data.check import check
-from m3.data.check_table import table
-from m3.data.fact import KINDS
+from m3.data.checking.check import check_data
+from m3.data.checking.findings_table import findings_table
+from m3.data.checking.sample_check import KINDS
 from m3.data.formats import open_source
-from m3.data.read import lengths_names
+from m3.data.length_balancing import write_lengths
 from m3.data.recipe import Source
 from m3.data.sample import Sample
 from m3.processing import M3Processor
@@ -64,13 +63,13 @@ def main(argv: list[str]) -> int:
     recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
     held_out = () if recipe.held_out is None else (recipe.held_out.source,)
     processor = build_processor(recipe)
-    findings = check(
+    findings = check_data(
         replace(recipe.data, sources=(*recipe.data.listed, *held_out)),
         processor,
         recipe.matryoshka_vis_token_scale,
         workers=recipe.data.workers or None if arguments.workers is None else arguments.workers,
         decode=not arguments.headers,
-        most=arguments.messages,
+        max_messages=arguments.messages,
         allowed=frozenset(arguments.allow),
     )
     # the held-out ones come last
@@ -80,18 +79,20 @@ def main(argv: list[str]) -> int:
             and not found.counts["source"]
             and (warned := _warning(recipe, source, processor))
         ):
-            found.add("unsayable", warned, arguments.messages)
+            found.add_problem("unsayable", warned, arguments.messages)
         if found.samples and (sentence := _endless(recipe, source, processor)):
-            found.add("endless", sentence, arguments.messages)
-    print(table(findings))
+            found.add_problem("endless", sentence, arguments.messages)
+    print(findings_table(findings))
     if arguments.lengths is not None:
-        read = [number for number, source in enumerate(recipe.data.listed) if source.weight > 0]
-        names = lengths_names([recipe.data.listed[number] for number in read])
-        write_lengths(
-            Path(arguments.lengths), [findings.sources[number].costs for number in read], names
-        )
+        pairs = [
+            (source.name, found.costs)
+            for source, found in zip(recipe.data.listed, findings.sources, strict=False)
+            if source.weight > 0
+        ]
+        names, costs = zip(*pairs, strict=True)
+        write_lengths(Path(arguments.lengths), costs, names)
         print(f"lengths: {arguments.lengths}")
-    return 1 if findings.wrong else 0
+    return 1 if findings.failures else 0
 
 
 def _warning(recipe: Recipe, source: Source, processor: M3Processor) -> str | None:

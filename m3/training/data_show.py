@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from m3.config import load
-from m3.data.fact import Limits
-from m3.data.read import lengths_names, read_mixture
-from m3.data.show import page
+from m3.data.checking.sample_check import SampleLimits
+from m3.data.checking.sample_page import sample_page
+from m3.data.mixture import read_mixture
 from m3.training.build import build_processor
 from m3.training.command import find_recipe
 from m3.training.recipe import Recipe
@@ -46,18 +46,18 @@ def main(argv: list[str]) -> int:
         steps=schedule.steps,
         epochs=schedule.epochs,
     )
-    limits = Limits(
+    limits = SampleLimits(
         scales=recipe.matryoshka_vis_token_scale,
         max_length=data.longest,
         max_images=None if data.pack_length is None else data.max_images_per_row,
         scale_weights=recipe.scale_weights,
     )
-    names = lengths_names([source for source in data.listed if source.weight > 0])
+    names = [source.name for source in data.used_sources]
     positions = range(arguments.first, min(arguments.first + arguments.n, len(mixture)))
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
-        page(mixture, names, positions, build_processor(recipe), limits), encoding="utf-8"
+        sample_page(mixture, names, positions, build_processor(recipe), limits), encoding="utf-8"
     )
     print(f"{len(positions)} samples: {out}")
     return 0

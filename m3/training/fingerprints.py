@@ -13,7 +13,6 @@ from pathlib import Path
 
 from m3.data.fingerprint import digest_files, fingerprint
 from m3.data.formats import open_source
-from m3.data.read import lengths_names
 from m3.data.sample import SampleSource
 from m3.training.distributed import say_to_everyone, world
 from m3.training.recipe import Recipe, TowerRecipe
@@ -130,15 +129,15 @@ def _named(key: str, old: str | None, new: str | None) -> str:
 
 
 def _data(recipe: Recipe, sources: Sequence[SampleSource]) -> Prints:
-    read = [source for source in recipe.data.listed if source.weight > 0]
-    opened = list(zip(read, sources, strict=True))
+    used_sources = recipe.data.used_sources
+    opened = list(zip(used_sources, sources, strict=True))
     names = [
-        f"data.sources.{recipe.data.listed.index(source)} ({name})"
-        for source, name in zip(read, lengths_names(read), strict=True)
+        f"data.sources.{recipe.data.listed.index(source)} ({source.name})"
+        for source in used_sources
     ]
     if recipe.held_out is not None:
         opened.append((recipe.held_out.source, open_source(recipe.held_out.source)))
-        names.append(f"held_out.source ({lengths_names([recipe.held_out.source])[0]})")
+        names.append(f"held_out.source ({recipe.held_out.source.name})")
     found = {
         name: fingerprint(source, samples)
         for name, (source, samples) in zip(names, opened, strict=True)

@@ -21,8 +21,7 @@ from transformers.integrations.deepspeed import (
 
 from m3.data.collate import Collator
 from m3.data.formats import open_source
-from m3.data.mixture import Mixture
-from m3.data.read import lengths_names, read_mixture
+from m3.data.mixture import Mixture, read_mixture
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.build import build, build_processor
@@ -71,8 +70,8 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
         torch.set_num_threads(recipe.hardware.threads)
     schedule, devices = recipe.schedule, world().size
     mixture = _mixture(recipe, devices)
-    read = [source for source in recipe.data.listed if source.weight > 0]
-    check_data(run, lengths_names(read), [len(source) for source in mixture.sources])
+    names = [source.name for source in recipe.data.used_sources]
+    check_data(run, names, [len(source) for source in mixture.sources])
     rows = _new_rows(recipe, mixture)
     check_sharding(recipe, rows)
     torch.manual_seed(schedule.seed)

@@ -11,7 +11,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from m3.data.balance import Window, read_lengths, write_lengths
+from m3.data.length_balancing import Window, read_lengths, write_lengths
 from m3.data.mixture import Broken, Mixture, Positioned, pass_length
 from m3.data.sample import Sample, Turn
 

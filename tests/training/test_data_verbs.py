@@ -19,8 +19,8 @@ from small_checkpoint import save_small
 
 from m3.cli import main
 from m3.config import load
-from m3.data.balance import read_lengths
-from m3.data.read import read_mixture
+from m3.data.length_balancing import read_lengths
+from m3.data.mixture import read_mixture
 from m3.training.recipe import Recipe
 from m3.training.run_folder import RunFolder
 

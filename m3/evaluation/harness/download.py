@@ -2,8 +2,7 @@
 (`m3 sweep --data-root`).
 
 In: names of suites or tasks. Out: `DIR/NAME/`, the hub's repository of each data set, and its
-videos unpacked where the harness's tasks look for them (mirrors.py). `m3 data` only names this
-verb: what a suite needs is known to the layers above the data.
+videos unpacked where the harness's tasks look for them (local_data.py).
 """
 
 import argparse

@@ -9,8 +9,8 @@ from format_files import write_tar
 from PIL import Image
 
 from m3.config import decode
-from m3.data.check import check
-from m3.data.check_table import table
+from m3.data.checking.check import check_data
+from m3.data.checking.findings_table import findings_table
 from m3.data.formats import open_source
 from m3.data.formats.caption_tar import CaptionTar
 from m3.data.recipe import Data, Filters, Source
@@ -132,10 +132,10 @@ def test_the_check_counts_them(tar: str, processor) -> None:
     source = Source(
         path=tar, format="caption_tar", filters=Filters(min_similarity=0.2, max_aspect_ratio=3.5)
     )
-    findings = check(Data(sources=(source,), pack_length=None), processor, (1,))
+    findings = check_data(Data(sources=(source,), pack_length=None), processor, (1,))
     assert findings.sources[0].left_out == {"min_similarity": 1, "max_aspect_ratio": 1}
-    assert not findings.wrong
-    shown = table(findings).splitlines()
+    assert not findings.failures
+    shown = findings_table(findings).splitlines()
     assert shown[1].split()[1:] == ["2", "2", "2", "0"]
     assert (
         shown[2]

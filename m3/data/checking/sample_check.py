@@ -1,7 +1,7 @@
-"""One sample looked at as training would: what it costs at every scale, or what is wrong with it.
+"""Check of one sample as training would read it: its cost at every scale, or its problem.
 
-in: a source and a record number; out: `Fact`. Nothing is kept, so any number of processes may look
-    at once.
+In: a source and a record number. Out: a `SampleCheck`. Nothing is kept between samples, so any
+number of processes may check at once.
 """
 
 import hashlib
@@ -28,20 +28,18 @@ KINDS: dict[str, str] = {
     "duplicate_id": "an id stands twice in its source",
     "duplicate": "the same sample stands twice",
 }
-"""What can be wrong with data."""
+"""Problems of data."""
 
 NOTICES = ("duplicate",)
-"""Kinds that are shown, but do not make a check fail."""
+"""Kinds that are listed, but do not make a check fail."""
 
 BROKEN = frozenset({"record", "marks", "missing", "image"})
 """Kinds that a recipe with `broken: skip` leaves out."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a recipe allows: tokens of a sequence, images of a row, and the scales it trains
-    over.
-    """
+class SampleLimits:
+    """Limits of a recipe: tokens of a sequence, images of a row, and the scales it trains over."""
 
     scales: tuple[int, ...]
     max_length: int | None
@@ -53,10 +51,10 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Fact:
-    """What is known of one record.
+class SampleCheck:
+    """Result for one record.
 
-    `lengths`: tokens at each scale (the same at all without images); none if broken.
+    `lengths`: tokens at each scale (text alone is as long at every scale), empty if it is broken.
     """
 
     record: int
@@ -73,59 +71,60 @@ class Fact:
     message: str = ""
 
 
-def look_at(source: SampleSource, record: int, processor: M3Processor, limits: Limits) -> Fact:
-    """Reads, decodes and tokenises record number `record`."""
+def check_sample(
+    source: SampleSource, record: int, processor: M3Processor, limits: SampleLimits
+) -> SampleCheck:
+    """Read, decode and tokenise record number `record`."""
     try:
         sample = source[record]
     except ImageMarksError as error:
-        return Fact(record, kind="marks", message=str(error))
+        return SampleCheck(record, kind="marks", message=str(error))
     except ValueError as error:
-        return Fact(record, kind="record", message=str(error))
-    fact = Fact(
+        return SampleCheck(record, kind="record", message=str(error))
+    result = SampleCheck(
         record,
         images=len(sample.images),
-        id_hash=_hash(sample.id),
+        id_hash=_hash_all(sample.id),
         content_hash=_content_hash(sample),
         unused=sample.unused,
     )
     for image in sample.images:
-        if (
-            isinstance(image, str | Path)
-            and not str(image).startswith("data:")
-            and not Path(image).is_file()
-        ):
+        if isinstance(image, bytes) or str(image).startswith("data:"):
+            continue
+        if not Path(image).is_file():
             return replace(
-                fact, kind="missing", message=f"sample {sample.id!r}: {image}: no such image file"
+                result, kind="missing", message=f"sample {sample.id!r}: {image}: no such image file"
             )
     try:
         outlines = [processor.outline(image) for image in sample.images]
         for image in sample.images if limits.decode else ():
             load_image(image, MAX_PIXELS)
     except ValueError as error:
-        return replace(fact, kind="image", message=f"sample {sample.id!r}: {error}")
+        return replace(result, kind="image", message=f"sample {sample.id!r}: {error}")
     try:
         tokenized = tokenize_sample(sample, processor)
     except TemplateRefusalError as error:
-        return replace(fact, kind="record", message=str(error))
+        return replace(result, kind="record", message=str(error))
     sequences = expand(tokenized, limits.scales, processor, outlines)
-    cost = sum(len(sequence.input_ids) for sequence in sequences)
-    fact = replace(fact, lengths=_lengths(sequences, limits.scales), cost=cost)
+    total_cost = sum(len(sequence.input_ids) for sequence in sequences)
+    result = replace(result, lengths=_scale_lengths(sequences, len(limits.scales)), cost=total_cost)
     too_much = excess(sample, sequences, limits.max_length, limits.max_images)
-    return fact if too_much is None else replace(fact, kind="too_long", message=too_much)
+    return result if too_much is None else replace(result, kind="too_long", message=too_much)
 
 
-def _lengths(sequences: Sequence[ScaledSequence], scales: Sequence[int]) -> tuple[int, ...]:
-    found = tuple(len(sequence.input_ids) for sequence in sequences)
+def _scale_lengths(sequences: Sequence[ScaledSequence], num_scales: int) -> tuple[int, ...]:
+    lengths = tuple(len(sequence.input_ids) for sequence in sequences)
     # text alone makes one sequence
-    return found if len(found) == len(scales) else found * len(scales)
+    return lengths if len(lengths) == num_scales else lengths * num_scales
 
 
-def _hash(*parts: str | bytes) -> int:
+def _hash_all(*contents: str | bytes) -> int:
     """64 bits: two of a hundred million differ by one chance in 3,700."""
     digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        content = part.encode() if isinstance(part, str) else part
-        digest.update(len(content).to_bytes(8, "little") + content)
+    for content in contents:
+        encoded = content.encode() if isinstance(content, str) else content
+        # each behind its length: ("ab", "c") and ("a", "bc") are not the same
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
@@ -135,6 +134,6 @@ def _content_hash(sample: AnySample) -> int:
         if isinstance(sample, Document)
         else [text for turn in sample.turns for text in (turn.role, *turn.texts)]
     )
-    return _hash(
+    return _hash_all(
         *texts, *(image if isinstance(image, bytes) else str(image) for image in sample.images)
     )

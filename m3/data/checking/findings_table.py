@@ -1,21 +1,28 @@
-"""The findings of a check as text: what there is, how long it is, what is wrong."""
+"""Findings of a check as text: numbers of samples, their lengths, and what is wrong."""
 
 from collections import Counter
 
-from m3.data.check import Findings
-from m3.data.fact import KINDS, NOTICES
+from m3.data.checking.check import Findings
+from m3.data.checking.sample_check import KINDS, NOTICES
 
 PERCENTILES = (50, 90, 99)
 
 
-def table(findings: Findings) -> str:
+def findings_table(findings: Findings) -> str:
     """Lines for a terminal."""
     return "\n".join(
-        [*_sources(findings), "", *_lengths(findings), "", *_problems(findings), *_unused(findings)]
+        [
+            *_source_lines(findings),
+            "",
+            *_length_lines(findings),
+            "",
+            *_problem_lines(findings),
+            *_unused_lines(findings),
+        ]
     )
 
 
-def _sources(findings: Findings) -> list[str]:
+def _source_lines(findings: Findings) -> list[str]:
     rows: list[tuple[str, ...]] = [("source", "samples", "images", "per pass", "problems")]
     for source in findings.sources:
         problems = sum(count for kind, count in source.counts.items() if kind not in NOTICES)
@@ -33,16 +40,16 @@ def _sources(findings: Findings) -> list[str]:
             *([int(cell.replace(",", "")) for cell in row[1:]] for row in rows[1:]), strict=True
         )
         rows.append(("all", *(f"{sum(column):,}" for column in columns)))
-    left_out = [
+    filter_lines = [
         f"left out of {source.name} by its filters: "
         + ", ".join(f"{n:,} {name}" for name, n in source.left_out.items())
         for source in findings.sources
         if source.left_out
     ]
-    return [*_aligned(rows), *left_out]
+    return [*_align(rows), *filter_lines]
 
 
-def _lengths(findings: Findings) -> list[str]:
+def _length_lines(findings: Findings) -> list[str]:
     """Percentiles of the tokens of a sequence, images and all."""
     head = (
         "tokens of a sample",
@@ -62,21 +69,21 @@ def _lengths(findings: Findings) -> list[str]:
                 mean = sum(length * count for length, count in counter.items()) / counter.total()
                 marks = [f"{percentile(counter, mark):,}" for mark in PERCENTILES]
                 rows.append((source.name, scale, f"{mean:,.1f}", *marks, f"{max(counter):,}"))
-    return _aligned(rows)
+    return _align(rows)
 
 
 def percentile(lengths: Counter[int], mark: int) -> int:
     """The smallest length that at least `mark` per cent of the samples do not exceed."""
-    needed = lengths.total() * mark / 100
-    seen = 0
+    needed_samples = lengths.total() * mark / 100
+    samples_so_far = 0
     for length in sorted(lengths):
-        seen += lengths[length]
-        if seen >= needed:
+        samples_so_far += lengths[length]
+        if samples_so_far >= needed_samples:
             return length
     raise AssertionError("an empty counter has no percentiles")
 
 
-def _problems(findings: Findings) -> list[str]:
+def _problem_lines(findings: Findings) -> list[str]:
     lines: list[str] = []
     for kind, meaning in KINDS.items():
         count = findings.count(kind)
@@ -92,17 +99,17 @@ def _problems(findings: Findings) -> list[str]:
         lines += [f"    {message}" for message in messages]
         if count > len(messages):
             lines.append(f"    ... and {count - len(messages):,} more")
-    if not findings.wrong:
+    if not findings.failures:
         return [*lines, "all is well"]
-    total = sum(findings.wrong.values())
+    total = sum(findings.failures.values())
     return [
         *lines,
         f"{total:,} problem{'s' * (total > 1)}: "
-        f"{', '.join(f'{n:,} {kind}' for kind, n in findings.wrong.items())}",
+        f"{', '.join(f'{n:,} {kind}' for kind, n in findings.failures.items())}",
     ]
 
 
-def _unused(findings: Findings) -> list[str]:
+def _unused_lines(findings: Findings) -> list[str]:
     """The keys and members that nothing reads, the most frequent first."""
     return [
         f"not used of {source.name}: "
@@ -114,7 +121,7 @@ def _unused(findings: Findings) -> list[str]:
     ]
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def _align(rows: list[tuple[str, ...]]) -> list[str]:
     """The first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

@@ -1,0 +1,1 @@
+"""Checks of all data that a recipe names, and samples on a page, before a run."""
