@@ -46,8 +46,8 @@ from m3.checkpoints.processors import (
 from m3.checkpoints.vision_tower import empty_tower, tower_keymap
 from m3.files import refuse_existing
 from m3.model import M3Config
-from m3.model.backbone import build_reducer
-from m3.model.connectors import build_connector
+from m3.model.backbone import build_connector, build_reducer
+from m3.model.connectors import CONNECTORS, required_settings
 from m3.model.packing_check import choose_packed_attention
 from m3.model.vision import vision_grid, vision_inputs
 from m3.nesting import NESTINGS
@@ -55,10 +55,8 @@ from m3.processing.chat_template import CONTROL_TOKENS
 
 logger = logging.getLogger(__name__)
 
-CONNECTORS = ("mlp2x_gelu", "linear", "resampler")
-"""Those that need no more than the widths of the two; the others belong to one family of
-checkpoints.
-"""
+GENERAL_CONNECTORS = tuple(kind for kind in CONNECTORS if not required_settings(kind))
+"""Connectors between any two models; the others need settings of one family of checkpoints."""
 
 FEATURE_LAYERS = {"clip_vision_model": -2}
 """Hidden states that LLaVA reads, by encoder; of others the last, normalised output is read."""
@@ -84,12 +82,13 @@ behind `lm_head`; M3 does not.
 class Choices:
     """What joins the two, and the seed of the new weights.
 
-    `scales`: to be trained; none for the largest.
+    `queries`: of a connector that has learned queries; None for its default. `scales`: to be
+    trained; none for the largest.
     """
 
     connector: str = "mlp2x_gelu"
     nesting: str = "grid_pool"
-    queries: int = 64
+    queries: int | None = None
     scales: Sequence[int] = ()
     chat_template: str | None = None
     seed: int = 0
@@ -103,9 +102,9 @@ def main(argv: list[str]) -> int:
         "--vision", required=True, help="folder or id of a vision encoder, or of a CLIP-like pair"
     )
     parser.add_argument("--decoder", required=True, help="folder or id of a causal language model")
-    parser.add_argument("--connector", default="mlp2x_gelu", choices=CONNECTORS)
+    parser.add_argument("--connector", default="mlp2x_gelu", choices=GENERAL_CONNECTORS)
     parser.add_argument("--nesting", default="grid_pool", choices=list(NESTINGS))
-    parser.add_argument("--queries", type=int, default=64, help="of the resampler")
+    parser.add_argument("--queries", type=int, help="of the resampler")
     parser.add_argument(
         "--matryoshka_vis_token_scale", help="scales to be trained, such as 1,9,36,144,576"
     )
@@ -158,7 +157,8 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
         vision_config=tower_config,
         text_config=text_config.to_dict()
         | {"vocab_size": max(text_config.vocab_size, len(tokenizer))},
-        connector={"kind": choices.connector, "num_queries": choices.queries},
+        connector={"kind": choices.connector}
+        | ({} if choices.queries is None else {"num_queries": choices.queries}),
         nesting={"kind": choices.nesting, "trained_scales": list(choices.scales)},
         image_token_id=image_token_id,
         new_token_ids=[token for token in new_ids if token != image_token_id],

@@ -3,7 +3,8 @@ them.
 """
 
 from m3.model.backbone import M3Model
-from m3.model.configuration import ConnectorConfig, M3Config, NestingConfig
+from m3.model.configuration import M3Config, NestingConfig
+from m3.model.connectors import ConnectorConfig
 from m3.model.image_inputs import IMAGE_INPUTS, ImageInputs
 from m3.model.modeling import M3ForConditionalGeneration, M3Output
 

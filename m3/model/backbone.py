@@ -22,15 +22,14 @@ from torch.nn.functional import pad
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from m3.model.aria_projector import AriaCrossAttention, AriaProjector
 from m3.model.configuration import M3Config
-from m3.model.connectors import Resampler, build_connector
+from m3.model.connectors import CONNECTORS, Connector, ConnectorSizes, OwnParameters
 from m3.model.image_inputs import ImageInputs, Span
 from m3.model.packed_attention import takes_sequences
 from m3.model.packed_sequences import PackedSequences
 from m3.model.reducers import REDUCERS, TokenReducer
 from m3.model.splice import splice
-from m3.model.vision import TileGroup, patch_mask, vision_inputs
+from m3.model.vision import TileGroup, patch_mask, vision_grid, vision_inputs
 from m3.nesting import get_nesting
 
 
@@ -70,15 +69,7 @@ class M3PreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Resampler):
-            nn.init.normal_(module.query, std=self.config.initializer_range)
-            nn.init.normal_(module.position, std=self.config.initializer_range)
-        if isinstance(module, AriaProjector):
-            nn.init.normal_(module.query, std=self.config.initializer_range)
-        if isinstance(module, AriaCrossAttention):
-            nn.init.normal_(module.in_proj_weight, std=self.config.initializer_range)
-            nn.init.zeros_(module.in_proj_bias)
-        if isinstance(module, TokenReducer):
+        if isinstance(module, OwnParameters | TokenReducer):
             module.init_weights(self.config.initializer_range)
         if isinstance(module, M3Model) and module.image_newline is not None:
             # as in LLaVA-NeXT
@@ -175,7 +166,7 @@ class M3Model(M3PreTrainedModel):
         )  # a tower may be kept in fewer bits than the rest
         if group.pixel_mask is None:
             return features, self.connector(features)
-        if not isinstance(self.connector, AriaProjector):
+        if not config.connector.uses_mask:
             raise ValueError(
                 f"the connector {config.connector.kind} cannot leave padding out; "
                 "give no pixel_mask"
@@ -325,8 +316,9 @@ class M3Model(M3PreTrainedModel):
         """
         vision = self.config.vision_config
         size = vision_inputs(vision).image_size(vision)
-        if isinstance(self.connector, AriaProjector):  # its smallest tile does
-            size = (math.isqrt(min(self.connector.patch_queries)) * vision.patch_size,) * 2
+        smallest = self.config.connector.smallest_tile()
+        if smallest is not None:
+            size = (math.isqrt(smallest) * vision.patch_size,) * 2
         zero = (
             0.0
             * self._tokens(
@@ -343,6 +335,13 @@ class M3Model(M3PreTrainedModel):
         tokens = self.get_image_features(pixel_values, pixel_mask).pooler_output
         assert tokens is not None  # get_image_features always gives it
         return tokens
+
+
+def build_connector(config: M3Config) -> Connector:
+    """The connector that `config.connector` describes, between its encoder and its decoder."""
+    vision = config.vision_config
+    sizes = ConnectorSizes(vision_grid(vision), vision.hidden_size, config.text_config.hidden_size)
+    return CONNECTORS[config.connector.kind](config.connector, sizes)
 
 
 def build_reducer(config: M3Config) -> TokenReducer:

@@ -2,63 +2,17 @@
 configuration.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from m3.model.connectors import ConnectorConfig, connector_config
 from m3.model.reducers import REDUCERS, decode_options
 from m3.model.vision import vision_grid, vision_inputs
 from m3.nesting import Grid, ImageReader, TilingConfig, get_nesting
-
-T = TypeVar("T", "ConnectorConfig", TilingConfig)
-CONNECTOR_KINDS = ("mlp2x_gelu", "linear", "resampler", "aria_projector")
-QUERY_CONNECTORS = ("resampler", "aria_projector")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConnectorConfig:
-    """How patch features become decoder embeddings.
-
-    `kind`: `mlp2x_gelu` (LLaVA-1.5), `linear` (LLaVA), `resampler` (learned queries, one
-        cross-attention),
-    `aria_projector` (Aria's: the number of patches says how many of the queries read them).
-    `num_queries` and `num_heads` are those of learned queries; `patch_queries` is Aria's: pairs
-    (patches of a tile, queries).
-    """
-
-    kind: str = "mlp2x_gelu"
-    num_queries: int = 64
-    num_heads: int = 8
-    patch_queries: Sequence[Sequence[int]] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "patch_queries", tuple((int(p), int(q)) for p, q in self.patch_queries)
-        )
-        if self.kind not in CONNECTOR_KINDS:
-            raise ValueError(
-                f"unknown connector kind {self.kind!r}; known: {', '.join(CONNECTOR_KINDS)}"
-            )
-        if self.num_queries < 1 or self.num_heads < 1:
-            raise ValueError(
-                "connector.num_queries and connector.num_heads must be at least 1, got "
-                f"{self.num_queries} and {self.num_heads}"
-            )
-        most = max((queries for _, queries in self.patch_queries), default=None)
-        if (most is None) != (self.kind != "aria_projector") or most not in (
-            None,
-            self.num_queries,
-        ):
-            raise ValueError(
-                "connector.patch_queries goes with kind aria_projector, and its largest number of "
-                "queries is num_queries; "
-                f"got kind {self.kind}, num_queries {self.num_queries}, patch_queries "
-                f"{list(self.patch_queries)}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +65,7 @@ class M3Config(PreTrainedConfig):
             SigLIP2, DINOv2, ...
         text_config: configuration (or dict) of the decoder: Aria text, Qwen3-MoE, Mixtral, Llama,
             Qwen3, ...
-        connector: `ConnectorConfig` or its dict.
+        connector: `ConnectorConfig` of a row of `m3.model.connectors.CONNECTORS`, or its dict.
         nesting: `NestingConfig` or its dict. Empty `trained_scales` means the largest scale alone.
         tiling: `TilingConfig` (m3/nesting/layout.py) or its dict: how an image becomes tiles and
             their tokens one sequence. Without it an image is one tile.
@@ -156,7 +110,8 @@ class M3Config(PreTrainedConfig):
     # the base class takes unknown keys of old checkpoints here
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
-        self.connector = _decode(ConnectorConfig, self.connector)
+        if not isinstance(self.connector, ConnectorConfig):
+            self.connector = connector_config(self.connector or {})
         nesting = decode_nesting(self.nesting)
         if not nesting.trained_scales:
             largest = get_nesting(nesting.kind).reachable(self.grid)[-1]
@@ -164,7 +119,7 @@ class M3Config(PreTrainedConfig):
         for scale in nesting.trained_scales:
             get_nesting(nesting.kind).count(self.grid, scale)
         self.nesting = nesting
-        self.tiling = _decode(TilingConfig, self.tiling)
+        self.tiling = decode_tiling(self.tiling)
         side = self.tiling.tile_size
         if side is not None and (
             size := vision_inputs(self.vision_config).image_size(self.vision_config)
@@ -181,12 +136,8 @@ class M3Config(PreTrainedConfig):
 
     @property
     def grid(self) -> Grid:
-        """The connector's output: (rows, columns) of patches, or the number of learned queries."""
-        return (
-            self.connector.num_queries
-            if self.connector.kind in QUERY_CONNECTORS
-            else vision_grid(self.vision_config)
-        )
+        """Where the connector's tokens stand: (rows, columns), or their number."""
+        return self.connector.grid(vision_grid(self.vision_config))
 
     def to_dict(self) -> dict:
         output = super().to_dict()
@@ -196,15 +147,16 @@ class M3Config(PreTrainedConfig):
         return output
 
 
-def _decode(cls: type[T], value: T | dict | None) -> T:
-    if isinstance(value, cls):
+def decode_tiling(value: TilingConfig | dict | None) -> TilingConfig:
+    """A tiling from its entry in config.json."""
+    if isinstance(value, TilingConfig):
         return value
     value = value or {}
-    known = [f.name for f in fields(cls)]
+    known = [f.name for f in fields(TilingConfig)]
     unknown = sorted(set(value) - set(known))
     if unknown:
-        raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
-    return cls(**value)
+        raise ValueError(f"TilingConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
+    return TilingConfig(**value)
 
 
 def decode_nesting(value: NestingConfig | dict | None) -> NestingConfig:

@@ -12,11 +12,7 @@ square, as kernels without a causal shortcut compute it, and as torch's FlopCoun
 With T tokens, weights W (number of elements), and a = heads x head dimension of a layer:
 
     vision    2 patches W_patch + sum over layers (2 T W_linear + 4 T^2 a)       pooling heads are left out
-    connector mlp2x_gelu, linear: 2 patches W
-              resampler, q queries of width d: 2 (q (W_q + W_o + W_mlp) + patches (W_k + W_v))
-              + 4 q patches d
-              aria_projector: the same with a third of W_in for the queries and two thirds for the
-              patches; and the reducer at the scale, where it has parameters
+    connector `flops` of each (m3/model/connectors), and of the reducer at the scale
     prefill   sum over layers (2 P W_active + 4 P^2 a) + 2 W_head                P prompt tokens, head for the last one
     token     sum over layers (2 W_active + 4 C a) + 2 W_head                    C tokens in the cache, its own included
     W_active  attention, dense or shared expert, router: all; routed experts: top_k / experts of them
@@ -35,8 +31,6 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from m3.model import M3Config, M3ForConditionalGeneration
-from m3.model.aria_projector import AriaProjector
-from m3.model.connectors import Resampler
 from m3.model.vision import vision_grid
 
 
@@ -196,20 +190,7 @@ class CostModel:
         """The connector on one tile; it comes before the nesting, so it costs the same at every
         scale.
         """
-        connector, patches = self.connector, self.patches()
-        if isinstance(connector, Resampler):
-            from_patches = linear_weights(connector.k_proj) + linear_weights(connector.v_proj)
-            from_queries = linear_weights(connector) - from_patches
-        elif isinstance(connector, AriaProjector):
-            attention = connector.cross_attention
-            share = attention.in_proj_weight.numel() // 3
-            from_patches = linear_weights(attention.k_proj) + linear_weights(attention.v_proj)
-            from_queries = linear_weights(connector) - from_patches + share
-            from_patches += 2 * share
-        else:
-            return 2 * patches * linear_weights(connector)
-        queries, width = connector.query.shape
-        return 2 * (queries * from_queries + patches * from_patches) + 4 * queries * patches * width
+        return self.connector.flops(self.patches())
 
     def reducer_flops(self, scale: int) -> int:
         """The reducer on one tile; 0 for a label that is no scale of the grid."""
@@ -241,10 +222,6 @@ def stack_weights(layers: nn.ModuleList) -> StackWeights:
             elif parameter.ndim == 2 and name == "weight":
                 dense += parameter.numel()
     return StackWeights(dense, experts, num_experts)
-
-
-def linear_weights(module: nn.Module) -> int:
-    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def head_dim(config: PreTrainedConfig) -> int:

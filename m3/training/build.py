@@ -19,8 +19,8 @@ from transformers import (
 from m3.checkpoints.processors import IMAGE_TOKEN, make_processor
 from m3.inference.quantisation import get_quantisation, kept_modules
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.backbone import build_connector
 from m3.model.configuration import decode_nesting
-from m3.model.connectors import build_connector
 from m3.model.packed_attention import PACKED_ATTENTION
 from m3.processing import M3Processor
 from m3.training.compiling import compile_layers

@@ -117,8 +117,8 @@ def test_every_part_is_where_it_came_from(
     connector: str, decoder: str, vision: Path, tmp_path: Path
 ) -> None:
     made = make_decoder(tmp_path / "decoder", decoder, tied=decoder == "qwen3")
-    nesting = "query_prefix" if connector == "resampler" else "grid_pool"
-    assemble(vision, made, tmp_path / "model", Choices(connector, nesting, queries=16))
+    nesting, queries = ("query_prefix", 16) if connector == "resampler" else ("grid_pool", None)
+    assemble(vision, made, tmp_path / "model", Choices(connector, nesting, queries))
     model, info = M3ForConditionalGeneration.from_pretrained(
         tmp_path / "model", output_loading_info=True
     )

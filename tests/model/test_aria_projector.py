@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from tiny_models import make_config
+from tiny_models import make_config, make_model
 from torch import Tensor
 from transformers import AriaConfig
 from transformers.models.aria.modeling_aria import AriaProjector as TheirProjector
 
-from m3.model.aria_projector import AriaProjector
-from m3.model.configuration import ConnectorConfig
+from m3.model.backbone import build_connector
+from m3.model.connectors import connector_config
+from m3.model.connectors.aria import AriaProjector
 
 PATCH_QUERIES = ((4, 3), (16, 6))
 SAME = 1e-5  # measured: 1.5e-6, of values up to 5.3
@@ -45,7 +46,8 @@ def ours() -> AriaProjector:
         "num_heads": 4,
         "patch_queries": PATCH_QUERIES,
     }
-    projector = AriaProjector(make_config(connector=connector, nesting={"kind": "query_prefix"}))
+    projector = build_connector(make_config(connector=connector, nesting={"kind": "query_prefix"}))
+    assert isinstance(projector, AriaProjector)
     for parameter in projector.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return projector
@@ -121,28 +123,23 @@ def test_other_tiles_are_refused(ours: AriaProjector) -> None:
 
 
 def test_configuration_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"connector resampler has no patch_queries; its settings"):
+        connector_config({"kind": "resampler", "num_queries": 6, "patch_queries": [[4, 6]]})
     with pytest.raises(
-        ValueError,
-        match=r"patch_queries goes with kind aria_projector.*got kind "
-        r"resampler",
+        ValueError, match=r"connector aria_projector needs num_heads, patch_queries"
     ):
-        ConnectorConfig(kind="resampler", num_queries=6, patch_queries=((4, 6),))
-    with pytest.raises(
-        ValueError,
-        match=r"largest number of queries is num_queries; .*num_queries "
-        r"64",
-    ):
-        ConnectorConfig(kind="aria_projector", patch_queries=((4, 6),))
-    with pytest.raises(ValueError, match=r"patch_queries \[\]"):
-        ConnectorConfig(kind="aria_projector")
+        connector_config({"kind": "aria_projector", "num_queries": 6})
+    numbers = {"kind": "aria_projector", "num_queries": 64, "num_heads": 4}
+    for pairs in ([[4, 6]], []):
+        with pytest.raises(ValueError, match="largest number of queries is num_queries; .* 64"):
+            connector_config(numbers | {"patch_queries": pairs})
     connector = {
         "kind": "aria_projector",
         "num_queries": 6,
         "num_heads": 7,
         "patch_queries": PATCH_QUERIES,
     }
-    config = make_config(connector=connector, nesting={"kind": "query_prefix"})
     with pytest.raises(
         ValueError, match="num_heads 7 does not divide the vision encoder's width 24"
     ):
-        AriaProjector(config)
+        make_model(connector=connector, nesting={"kind": "query_prefix"})

@@ -4,38 +4,26 @@ and against print.
 
 import pytest
 import torch
-from tiny_models import DECODERS, IMAGE, VISION, make_model
+from tiny_models import DECODERS, IMAGE, VISION, make_connector, make_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from m3.model import M3Config, M3ForConditionalGeneration
-from m3.model.configuration import CONNECTOR_KINDS, QUERY_CONNECTORS
+from m3.model.connectors import CONNECTORS
 from m3.model.cost import Cost, CostModel, StackWeights
 from m3.model.vision import vision_inputs
 
 # Every decoder with every tower, then every connector once.
 CASES = [(vision, decoder, "mlp2x_gelu") for vision in VISION for decoder in DECODERS]
-CASES += [("clip_vision_model", "qwen3", kind) for kind in CONNECTOR_KINDS if kind != "mlp2x_gelu"]
+CASES += [("clip_vision_model", "qwen3", kind) for kind in CONNECTORS if kind != "mlp2x_gelu"]
 
 
 def countable(vision: str, decoder: str, connector: str) -> M3ForConditionalGeneration:
     """In the way of computing that the counter has rules for: it has none for fused attention or
     grouped products on a CPU.
     """
-    nesting = "query_prefix" if connector in QUERY_CONNECTORS else "grid_pool"
-    patch_queries = [(144, 36)] if connector == "aria_projector" else []
-    model = make_model(
-        vision=vision,
-        decoder=decoder,
-        connector={
-            "kind": connector,
-            "num_queries": 36,
-            "num_heads": 4,
-            "patch_queries": patch_queries,
-        },
-        nesting={"kind": nesting, "trained_scales": [1, 9]},
-    )
+    model = make_model(vision=vision, decoder=decoder, **make_connector(connector))
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")
     # the counter fails on a slice of a parameter that has gradients

@@ -3,6 +3,7 @@
 import torch
 
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.connectors import connector_config
 
 VOCAB, IMAGE, PAD = 96, 3, 0
 
@@ -54,6 +55,13 @@ VISION: dict[str, dict] = {
     "dinov2": {"image_size": 48, "patch_size": 4, "mlp_ratio": 2},
     "idefics3_vision": {"image_size": 48, "patch_size": 4},
 }
+CONNECTORS: dict[str, dict] = {
+    "mlp2x_gelu": {},
+    "linear": {},
+    "resampler": {"num_queries": 36, "num_heads": 4},
+    "aria_projector": {"num_queries": 36, "num_heads": 4, "patch_queries": [[144, 36]]},
+}
+"""Settings of each connector for 144 patches and width 32."""
 WITH_CLASS_TOKEN = ("clip_vision_model", "dinov2")
 
 
@@ -82,6 +90,13 @@ def make_config(
         "router_z_coef": 0.01,
     }
     return M3Config(**(options | changes))
+
+
+def make_connector(kind: str) -> dict[str, dict]:
+    """Options of `make_config`: the connector, and a nesting that takes its tokens."""
+    on_grid = isinstance(connector_config({"kind": kind} | CONNECTORS[kind]).grid((12, 12)), tuple)
+    nesting = {"kind": "grid_pool" if on_grid else "query_prefix", "trained_scales": [1, 9]}
+    return {"connector": {"kind": kind} | CONNECTORS[kind], "nesting": nesting}
 
 
 def make_model(seed: int = 0, **options) -> M3ForConditionalGeneration:

@@ -12,16 +12,56 @@ Source: https://arxiv.org/abs/2410.05993 and `aria/model/projector.py` of
     https://github.com/rhymes-ai/Aria.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from m3.model.configuration import ConnectorConfig, M3Config
+from m3.model.connectors.base import (
+    Connector,
+    ConnectorConfig,
+    ConnectorSizes,
+    OwnParameters,
+    linear_weights,
+)
+from m3.model.connectors.resampler import check_queries
 
 
-class AriaCrossAttention(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class AriaProjectorConfig(ConnectorConfig):
+    """`patch_queries`: pairs (patches of a tile, queries that read it); the largest number of
+    queries is `num_queries`. `num_heads`: heads of the cross-attention.
+    """
+
+    uses_mask: ClassVar[bool] = True
+    num_queries: int
+    num_heads: int
+    patch_queries: Sequence[Sequence[int]]
+
+    def __post_init__(self) -> None:
+        check_queries(self.num_queries, self.num_heads)
+        pairs = tuple((int(patches), int(queries)) for patches, queries in self.patch_queries)
+        object.__setattr__(self, "patch_queries", pairs)
+        if max((queries for _, queries in pairs), default=None) != self.num_queries:
+            raise ValueError(
+                "connector.patch_queries lists (patches of a tile, queries), and its largest number "
+                f"of queries is num_queries; got num_queries {self.num_queries}, patch_queries "
+                f"{list(pairs)}"
+            )
+
+    def grid(self, vision_grid: tuple[int, int]) -> int:
+        return self.num_queries
+
+    def smallest_tile(self) -> int:
+        return min(patches for patches, _ in self.patch_queries)
+
+
+class AriaCrossAttention(OwnParameters):
     """Queries read patches.
 
     Every input passes two linear layers, as in the published weights: a bias-free one, then its
@@ -41,6 +81,10 @@ class AriaCrossAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
         self.linear = nn.Linear(width, width)
+
+    def init_weights(self, std: float) -> None:
+        nn.init.normal_(self.in_proj_weight, std=std)
+        nn.init.zeros_(self.in_proj_bias)
 
     def forward(
         self,
@@ -66,23 +110,26 @@ class AriaCrossAttention(nn.Module):
         return self.linear(self.out_proj(rearrange(read, "t h q d -> t q (h d)")))
 
 
-class AriaProjector(nn.Module):
+class AriaProjector(Connector):
     """One cross-attention and a bias-free feed-forward layer; `connector.patch_queries` says how
     many queries read.
     """
 
-    def __init__(self, config: M3Config) -> None:
+    config_class = AriaProjectorConfig
+
+    def __init__(self, config: AriaProjectorConfig, sizes: ConnectorSizes) -> None:
         super().__init__()
-        d_vision, d_text = config.vision_config.hidden_size, config.text_config.hidden_size
-        spec: ConnectorConfig = config.connector
-        if d_vision % spec.num_heads:
+        d_vision, d_text = sizes.vision_width, sizes.text_width
+        if d_vision % config.num_heads:
             raise ValueError(
-                f"connector.num_heads {spec.num_heads} does not divide the vision encoder's width "
-                f"{d_vision}"
+                f"connector.num_heads {config.num_heads} does not divide the vision encoder's "
+                f"width {d_vision}"
             )
-        self.patch_queries = {int(patches): int(queries) for patches, queries in spec.patch_queries}
-        self.query = nn.Parameter(torch.empty(spec.num_queries, d_vision))
-        self.cross_attention = AriaCrossAttention(d_vision, spec.num_heads)
+        self.patch_queries = {
+            int(patches): int(queries) for patches, queries in config.patch_queries
+        }
+        self.query = nn.Parameter(torch.empty(config.num_queries, d_vision))
+        self.cross_attention = AriaCrossAttention(d_vision, config.num_heads)
         self.norm_out = nn.LayerNorm(d_vision)
         self.linear_in = nn.Linear(d_vision, d_text, bias=False)
         self.linear_out = nn.Linear(d_text, d_text, bias=False)
@@ -108,3 +155,18 @@ class AriaProjector(nn.Module):
         query = self.query[: self.patch_queries[patches]]
         read = self.cross_attention(query, features, is_image)
         return self.linear_out(self.activation(self.linear_in(self.norm_out(read))))
+
+    def init_weights(self, std: float) -> None:
+        nn.init.normal_(self.query, std=std)
+
+    def flops(self, patches: int) -> int:
+        """As the resampler's, with a third of W_in for the queries and two thirds for the
+        patches.
+        """
+        queries, width = self.query.shape
+        attention = self.cross_attention
+        share = attention.in_proj_weight.numel() // 3
+        projections = linear_weights(attention.k_proj) + linear_weights(attention.v_proj)
+        from_queries = linear_weights(self) - projections + share
+        from_patches = projections + 2 * share
+        return 2 * (queries * from_queries + patches * from_patches) + 4 * queries * patches * width
