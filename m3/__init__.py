@@ -1,6 +1,11 @@
 """M3: elastic visual tokens. One set of weights serves every number of visual tokens per image."""
 
 import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas
 
 try:
     from m3.auto import M3Config, M3ForConditionalGeneration, M3Processor
@@ -16,5 +21,14 @@ except (ImportError, RuntimeError) as error:
         stacklevel=2,
     )
 
-__all__ = ["M3Config", "M3ForConditionalGeneration", "M3Processor", "ask", "load"]
+
+def load_run(run: str | Path) -> "pandas.DataFrame":
+    """The table of a sweep's run folder: a row per model, method, task and budget."""
+    # pandas and the evaluation are imported by those who ask for a run alone
+    from m3.evaluation.analysis import run_table
+
+    return run_table.load_run(run)
+
+
+__all__ = ["M3Config", "M3ForConditionalGeneration", "M3Processor", "ask", "load", "load_run"]
 __version__ = "0.1.0"

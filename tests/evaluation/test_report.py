@@ -276,7 +276,10 @@ def test_a_task_is_drawn_against_the_cost_of_its_own_prompts(tmp_path: Path):
     summary = Summary.read(run)
     data = page_data(summary)
     assert data["costs"] == before["costs"]
-    assert [data["taskCosts"]["m3-tiny"][task][36]["tokens"] for task in summary.tasks] == [36, 72]
+    assert [data["taskCosts"]["m3-tiny"][task][36]["visual_tokens"] for task in summary.tasks] == [
+        36,
+        72,
+    ]
     places = {}
     for panel in panels(summary)[1]:
         axes = Figure().subplots()

@@ -261,8 +261,3 @@ class Scores:
     def published(self, task: str) -> list[PublishedScore]:
         """What papers report for the task at a stated number of tokens."""
         return [score for score in beside(task) if score.tokens is not None]
-
-
-def gflops(cost: CostRow) -> float:
-    """Billions of operations up to the first answer token: tower, connector and prefill."""
-    return cost.first_token_flops / 1e9

@@ -3,7 +3,7 @@ papers report for it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from m3.evaluation.analysis.metric_kind import ARROW, LESS
-from m3.evaluation.analysis.scores import gflops
 from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.cost.axes import BY_TOKENS, COST_AXES
 from m3.evaluation.published import PublishedScore
 from m3.evaluation.results.run_folder import CostRow, LatencyRow
 from m3.evaluation.statistics import Mean
@@ -29,13 +29,20 @@ INK, FAINT = "#222222", "#8a8a8a"
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: the mean (`task` None) or one task against a cost."""
+    """One pair of axes: the mean (`task` None) or one task against an axis of cost."""
 
     title: str
     x_label: str
     task: str | None
-    x: Callable[[CostRow, LatencyRow | None], float | None]
-    is_by_tokens: bool = False
+    axis: str = BY_TOKENS
+
+    def x(self, cost: CostRow, latency: LatencyRow | None) -> float | None:
+        """Where a budget stands on the horizontal axis."""
+        return COST_AXES[self.axis].value(cost, latency)
+
+    @property
+    def is_by_tokens(self) -> bool:
+        return self.axis == BY_TOKENS
 
 
 def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
@@ -44,35 +51,18 @@ def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
     """
     name = "Mean" if summary.kind(None).higher_is_better else f"Mean{ARROW}"
     means = [
-        Panel(
-            f"{name}, by visual tokens",
-            "visual tokens in the prompt (mean)",
-            None,
-            lambda cost, _: float(cost.visual_tokens),
-            True,
-        ),
-        Panel(
-            f"{name}, by computation",
-            "GFLOPs to the first token",
-            None,
-            lambda cost, _: gflops(cost),
-        ),
+        Panel(f"{name}, by {axis.title}", axis.label, None, key)
+        for key, axis in COST_AXES.items()
+        if axis.title and (summary.latencies or not axis.is_measured)
     ]
-    if summary.latencies:
-        means.append(
-            Panel(f"{name}, by measured latency", "ms to the first token", None, _milliseconds)
-        )
-    tokens = means[0]
     if len(summary.tasks) == 1:
         return means, []
-    label = "visual tokens in a prompt of the task" if summary.task_costs else tokens.x_label
-    return means, [
-        Panel(summary.label(task), label, task, tokens.x, True) for task in summary.tasks
-    ]
-
-
-def _milliseconds(_: CostRow, latency: LatencyRow | None) -> float | None:
-    return None if latency is None else latency.first_token_s * 1e3
+    label = (
+        "visual tokens in a prompt of the task"
+        if summary.task_costs
+        else COST_AXES[BY_TOKENS].label
+    )
+    return means, [Panel(summary.label(task), label, task) for task in summary.tasks]
 
 
 def accuracy_figure(summary: Summary) -> Figure:

@@ -15,8 +15,8 @@ import jinja2
 from markupsafe import Markup
 
 from m3.evaluation.analysis.metric_kind import ACCURACY, LESS
-from m3.evaluation.analysis.scores import gflops
 from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.cost.axes import COST_AXES
 from m3.evaluation.report.expert_load import routing_data
 from m3.evaluation.report.table_formats import Table
 from m3.evaluation.report.token_grids import drawn, grid_note, is_on_grid
@@ -58,6 +58,10 @@ def page_data(summary: Summary) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "scales": list(summary.scales),
+        "axes": [
+            {"key": key, "label": axis.label, "isMeasured": axis.is_measured}
+            for key, axis in COST_AXES.items()
+        ],
         "averaged": str(ACCURACY),
         "tasks": [
             {"id": task, "name": summary.label(task), "kind": str(summary.kinds[task])}
@@ -110,11 +114,8 @@ def _costs(
         if cost is not None:
             found[scale] = {
                 "prompts": cost.prompts,
-                "tokens": cost.visual_tokens,
-                "gflops": gflops(cost),
-                "kv": cost.kv_cache_bytes / 1e3,
-                "ms": None if seen is None else seen.first_token_s * 1e3,
                 "spread": None if seen is None else seen.first_token_spread_s * 1e3,
+                **{key: axis.value(cost, seen) for key, axis in COST_AXES.items()},
             }
     return found
 

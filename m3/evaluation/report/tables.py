@@ -2,17 +2,17 @@
 published, cost, latency.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+
+import pandas
 
 from m3.evaluation.analysis.compare import Change, Side, comparable, difference, over, shown_p
 from m3.evaluation.analysis.frontier import knee, pareto_front, sufficient
 from m3.evaluation.analysis.metric_kind import ARROW, LESS
 from m3.evaluation.analysis.oracle import Oracle
-from m3.evaluation.analysis.scores import gflops
+from m3.evaluation.analysis.run_table import cost_columns
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.report.calibration_table import calibration_table
 from m3.evaluation.report.cost_tables import cost_table, latency_table
@@ -351,71 +351,32 @@ def described(model: ModelRow) -> str:
 
 
 def write_csv(summary: Summary) -> Path:
-    """summary.csv: a row per model and scale, with every task, the mean, and how far it is behind
-    the first model (above zero:
-    the first is better)."""
-    names = [
-        name
-        for task in summary.tasks
-        for name in (summary.family(task), f"{summary.family(task)}_stderr")
-    ]
-    header = [
-        "model",
-        "scale",
-        "trained_at_scale",
-        "visual_tokens",
-        "first_token_gflops",
-        "first_token_ms",
-        *names,
-    ]
-    header += [
-        "mean",
-        "mean_stderr",
-        "behind_first",
-        "behind_first_low",
-        "behind_first_high",
-        "behind_first_tasks",
-    ]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for model in summary.models:
-        for scale in summary.scales:
-            writer.writerow(_csv_row(summary, model, scale))
+    """summary.csv: a row per model and scale, with every axis of cost, every task, the mean, and
+    how far it is behind the first model (above zero: the first is better).
+    """
+    rows = [_csv_row(summary, model, scale) for model in summary.models for scale in summary.scales]
     path = summary.run / "summary.csv"
-    write_text(path, text.getvalue())
+    write_text(path, pandas.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
     return path
 
 
-def _behind(found: Difference | None, higher_is_better: bool) -> Sequence[float | None]:
-    if found is None:
-        return (None, None, None)
-    return (
-        (found.value, found.low, found.high)
-        if higher_is_better
-        else (-found.value, -found.high, -found.low)
-    )
-
-
-def _csv_row(summary: Summary, model: ModelRow, scale: int) -> list[str]:
-    cost, mean = summary.cost(model.name, scale), summary.mean(model.name, scale)
-    latency = summary.latency(model.name, scale)
-    sides = Side(summary, summary.models[0].name, scale), Side(summary, model.name, scale)
-    behind = None if model == summary.models[0] else difference(*sides)
-    scores: list[float | None] = []
+def _csv_row(summary: Summary, model: ModelRow, scale: int) -> dict[str, object]:
+    row: dict[str, object] = {"model": model.name, "scale": scale}
+    row["trained_at_scale"] = model.is_trained(scale)
+    row |= cost_columns(summary, model.name, scale)
     for task in summary.tasks:
         score = summary.score(model.name, task, scale)
-        scores += [None, None] if score is None else [score.value, score.stderr]
-    numbers: Sequence[int | float | None] = [
-        None if cost is None else cost.visual_tokens,
-        None if cost is None else gflops(cost),
-        None if latency is None else latency.first_token_s * 1e3,
-        *scores,
-        *((None, None) if mean is None else (mean.value, mean.stderr)),
-        *_behind(behind, summary.kind(None).higher_is_better),
-        None if behind is None else len(comparable(*sides, summary.averaged)),
-    ]
-    shown_numbers = [
-        "" if number is None or math.isnan(number) else f"{number:.6g}" for number in numbers
-    ]
-    return [model.name, str(scale), str(model.is_trained(scale)), *shown_numbers]
+        row[summary.family(task)] = None if score is None else score.value
+        row[f"{summary.family(task)}_stderr"] = None if score is None else score.stderr
+    mean = summary.mean(model.name, scale)
+    row["mean"], row["mean_stderr"] = (None, None) if mean is None else (mean.value, mean.stderr)
+    sides = Side(summary, summary.models[0].name, scale), Side(summary, model.name, scale)
+    behind = None if model == summary.models[0] else difference(*sides)
+    low, value, high = (
+        (None, None, None) if behind is None else (behind.low, behind.value, behind.high)
+    )
+    if behind is not None and not summary.kind(None).higher_is_better:
+        low, value, high = -behind.high, -behind.value, -behind.low
+    row |= {"behind_first": value, "behind_first_low": low, "behind_first_high": high}
+    tasks = None if behind is None else len(comparable(*sides, summary.averaged))
+    return row | {"behind_first_tasks": tasks}

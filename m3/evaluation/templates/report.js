@@ -2,17 +2,13 @@
 // The page's charts, filters and sample browser. All it reads is the JSON in #data; it asks no network for anything.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const AXES = {
-  tokens: "visual tokens in the prompt (mean)",
-  gflops: "GFLOP to the first token (computed)",
-  kv: "KV cache in kB (computed)",
-  ms: "ms to the first token (measured)",
-};
+const AXES = Object.fromEntries(data.axes.map((axis) => [axis.key, axis.label]));
+const TOKENS = data.axes[0].key;
 const shown = {
   tasks: new Set(data.tasks.map((task) => task.id)),
   models: new Set(data.models.map((model) => model.name)),
   published: new Set(data.publishedModels.slice(0, 4)),
-  axis: "tokens",
+  axis: TOKENS,
   sample: 0,
   scale: data.scales[data.scales.length - 1],
 };
@@ -66,7 +62,8 @@ function costAt(model, tasks, scale) {
   if (parts.includes(undefined)) return null;
   const prompts = parts.reduce((sum, part) => sum + part.prompts, 0);
   const mean = (name) => parts.reduce((sum, part) => sum + part[name] * part.prompts, 0) / prompts;
-  return { ...whole, tokens: mean("tokens"), gflops: mean("gflops"), kv: mean("kv") };
+  const computed = data.axes.filter((axis) => !axis.isMeasured);
+  return { ...whole, ...Object.fromEntries(computed.map((axis) => [axis.key, mean(axis.key)])) };
 }
 
 function ourCurves(tasks) {
@@ -81,8 +78,10 @@ function ourCurves(tasks) {
       const trained = model.trained.includes(scale);
       const lines = [model.name + (trained ? "" : " (not trained at this scale)"), found.value.toFixed(1) + (found.error === null ? "" : ` ± ${found.error.toFixed(1)}`)];
       if (cost) {
-        lines.push(`${digits(cost.tokens)} visual token${cost.tokens === 1 ? "" : "s"}, ${digits(cost.gflops)} GFLOP to the first token`);
-        if (cost.ms !== null) lines.push(`${digits(cost.ms)} ± ${digits(cost.spread)} ms to the first token (measured)`);
+        for (const axis of data.axes.filter((axis) => cost[axis.key] !== null)) {
+          const spread = axis.key === "first_token_ms" ? ` ± ${digits(cost.spread)}` : "";
+          lines.push(`${digits(cost[axis.key])}${spread} ${axis.label}`);
+        }
       }
       return [{ x, y: found.value, error: found.error, trained, lines, scale }];
     }),
@@ -94,12 +93,12 @@ function ourCurves(tasks) {
 function placeOf(row, tasks) {
   const own = data.scales.map((scale) => [scale, costAt(data.models[0].name, tasks, scale)]).filter(([, cost]) => cost);
   const same = own.find(([scale]) => scale === row.tokens);
-  if (row.per !== "video" && same) return same[1].tokens;
-  return row.per === "video" || own.every(([scale, cost]) => cost.tokens === scale) ? row.tokens : null;
+  if (row.per !== "video" && same) return same[1][TOKENS];
+  return row.per === "video" || own.every(([scale, cost]) => cost[TOKENS] === scale) ? row.tokens : null;
 }
 
 function publishedCurves(tasks) {
-  if (shown.axis !== "tokens") return [];
+  if (shown.axis !== TOKENS) return [];
   return data.publishedModels.filter((name) => shown.published.has(name)).map((name) => {
     const rows = data.published.filter((row) => row.model === name && tasks.includes(row.task));
     const points = [...new Set(rows.map((row) => row.tokens))].sort((a, b) => a - b).flatMap((tokens) => {
@@ -248,7 +247,7 @@ choices("models", data.models.map((model) => model.name), shown.models, data.mod
 choices("published", data.publishedModels, shown.published, data.publishedModels);
 const known = Object.values(data.costs).flatMap((costs) => Object.values(costs));
 for (const [name, label] of Object.entries(AXES)) {
-  if (name === "tokens" || known.some((cost) => cost[name] !== null)) byId("axis").append(make("option", { value: name }, label));
+  if (name === TOKENS || known.some((cost) => cost[name] !== null)) byId("axis").append(make("option", { value: name }, label));
 }
 byId("axis").addEventListener("change", (event) => { shown.axis = event.target.value; draw(); });
 byId("theme").addEventListener("click", () => {

@@ -35,7 +35,7 @@ function answer(reply) {
 
 function costOf(model, task, scale) {
   const cost = model && costAt(model.name, [task], scale);
-  return cost ? digits(cost.gflops) : "";
+  return cost ? digits(cost.first_token_gflops) : "";
 }
 
 function turn(step) { shown.sample += step; drawSample(); }
