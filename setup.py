@@ -63,7 +63,6 @@ EXTRAS = {
     "quantise": ["accelerate>=1.10", "bitsandbytes>=0.49", "torchao>=0.14"],
     "serve": [
         "fastapi>=0.115",
-        "gradio>=6.0",
         "httpcore2>=2.0",
         "httpx2>=2.0",
         "prometheus-client>=0.21",
@@ -114,8 +113,8 @@ setup(
             "evaluation/templates/*",
             "evaluation/suites/*.yaml",
             "evaluation/published/*.yaml",
-            "serving/templates/*.*",
-            "serving/templates/examples/*.png",
+            "serving/ui/*.*",
+            "serving/ui/examples/*.png",
         ]
     },
     install_requires=CORE,

@@ -27,7 +27,6 @@ EXTRAS: Mapping[str, tuple[str, str]] = {  # package -> extra of setup.py, what 
     "av": ("video", "video files"),
     "fastapi": ("serve", "the HTTP server"),
     "ray": ("serve", "the HTTP server on several machines"),
-    "gradio": ("serve", "the web page"),
 }
 
 

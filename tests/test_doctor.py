@@ -154,7 +154,7 @@ BRANCHES: list[tuple[Facts, str, State, str]] = [
     (without(CPU, "peft"), "peft", "warning", "for LoRA: pip install -e '.[train]'"),
     (CPU, "deepspeed", "OK", "pip install -e '.[deepspeed]'"),
     (GPU, "deepspeed", "warning", "pip install -e '.[deepspeed]'"),
-    (CPU, "gradio", "OK", "pip install -e '.[serve]'"),
+    (CPU, "ray", "OK", "pip install -e '.[serve]'"),
     (CPU, "flash-attn", "OK", ""),
     (GPU, "flash-attn", "OK", "pip install flash-attn"),
     (having(GPU, flash_attn="2.8"), "flash-attn", "OK", ""),

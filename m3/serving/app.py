@@ -5,19 +5,18 @@ There is no /docs, as FastAPI's pages load their scripts from a public address.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from m3.optional import require
 from m3.serving.engine.engine import Engine
 from m3.serving.http.api import answers, facts, on_left
 from m3.serving.http.errors import add_error_handlers
 from m3.serving.http.middleware import Guard
 from m3.serving.http.responses import ClientLeft
 from m3.serving.settings import Settings
-from m3.serving.ui.access import is_ui
+from m3.serving.ui.page import FILES, page_routes
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -41,25 +40,16 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.add_exception_handler(ClientLeft, on_left)
     app.include_router(answers(engine, settings))
     app.include_router(facts(engine, settings))
-    app.state.on_end = []  # called when the server is told to end (m3/serving/http/server.py)
     if settings.ui:
-        require("gradio")
-        from m3.serving.ui.app import add_ui
-
-        app.state.on_end.append(add_ui(app, engine, settings))
+        app.include_router(page_routes(engine, settings))
     app.add_middleware(
         Guard,
         settings=settings,
         responses=engine.metrics.responses,
-        has_own_login=_has_own_login(settings),
+        open_paths=tuple(FILES) if settings.ui else (),
     )
     # FastAPI's own word for an invalid body; ours is 400
     for operations in app.openapi()["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
     return app
-
-
-def _has_own_login(settings: Settings) -> Callable[[str], bool]:
-    """Tell by its path whether a request goes to the page, which checks the key by itself."""
-    return is_ui if settings.ui else lambda path: False

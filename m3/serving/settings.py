@@ -111,8 +111,6 @@ class Settings:
     """
     ui: bool = False
     """The web page, at /ui."""
-    ui_bytes: int = 1024 * MIB
-    """Of files that were uploaded to the page, together; they are kept for an hour."""
     cache_bytes: int = 256 * MIB
     """Features of images that are kept for the next request."""
     shutdown_seconds: int = 150

@@ -122,7 +122,6 @@ def create_router(
         await close()
 
     app = FastAPI(title="M3", lifespan=lifespan, openapi_url=None)
-    app.state.on_end = []  # as in m3/serving/http/api.py
     add_error_handlers(app)
     choose, first = Choose(models), next(iter(models.values())).app
     app.router.routes.extend(

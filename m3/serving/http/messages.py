@@ -94,6 +94,13 @@ async def _part(
         return part
     if isinstance(part, TextPart):
         return part.text
+    return await read_visual(part, limits, fetch, place)
+
+
+async def read_visual(
+    part: ImagePart | VideoPart, limits: Limits, fetch: Fetch, place: str
+) -> Visual:
+    """`place`: of the part in the body, for errors."""
     if isinstance(part, ImagePart):
         content = await _content(part.image_url.url, limits.image_bytes, fetch, place)
         return Visual("image", content, part.matryoshka_vis_token_scale)

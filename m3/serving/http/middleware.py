@@ -7,7 +7,7 @@ In: HTTP requests as they come. Out: those that may pass, with their whole body 
 
 import asyncio
 import hmac
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from prometheus_client import Counter
@@ -21,7 +21,7 @@ from m3.serving.settings import Settings
 
 OPEN = ("/health",)
 """Paths that need no key."""
-JSON_ALONE = ("/v1/chat/completions", "/generate")
+JSON_ALONE = ("/v1/chat/completions", "/generate", "/ui/token_grid")
 MOST_VALUES = 10_000
 """In the JSON of a body: a hundred thousand wrong ones keep a server busy for seconds with
 nothing but telling of them.
@@ -83,18 +83,14 @@ def _is_escaped(body: bytes, start: int, quote: int) -> bool:
 class Guard:
     """An ASGI middleware.
 
-    `responses` counts by path and status; paths with a login of their own need no key here.
+    `responses` counts by path and status; `open_paths` need no key, as /health needs none.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        settings: Settings,
-        responses: Counter,
-        has_own_login: Callable[[str], bool] = lambda path: False,
+        self, app: ASGIApp, settings: Settings, responses: Counter, open_paths: Collection[str] = ()
     ) -> None:
         self._app, self._settings, self._responses = app, settings, responses
-        self._has_own_login = has_own_login
+        self._open_paths = frozenset((*OPEN, *open_paths))
         self._key = None if settings.api_key is None else settings.api_key.encode()
         self._in_all = _Held()
 
@@ -118,7 +114,7 @@ class Guard:
             self._in_all.bytes -= own.bytes
 
     def _check_key(self, path: str, headers: Headers) -> None:
-        if self._key is None or path in OPEN or self._has_own_login(path):
+        if self._key is None or path in self._open_paths:
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):

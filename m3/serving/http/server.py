@@ -6,8 +6,6 @@ its answer.
 """
 
 import asyncio
-import socket
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
@@ -24,24 +22,9 @@ headers.
 """
 
 
-class Server(uvicorn.Server):
-    """Calls `on_end` before it waits for the connections that are open: the page's would stay
-    for ever.
-    """
-
-    def __init__(self, config: uvicorn.Config, on_end: Sequence[Callable[[], None]]) -> None:
-        super().__init__(config)
-        self._on_end = on_end
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for end in self._on_end:
-            end()
-        await super().shutdown(sockets)
-
-
 def make_server(app: FastAPI, settings: Settings, log_level: str = "info") -> uvicorn.Server:
     """`run` of it serves until SIGTERM or SIGINT; what was accepted by then is finished."""
-    return Server(
+    return uvicorn.Server(
         uvicorn.Config(
             app,
             host=settings.host,
@@ -52,8 +35,7 @@ def make_server(app: FastAPI, settings: Settings, log_level: str = "info") -> uv
             timeout_graceful_shutdown=settings.shutdown_seconds,
             server_header=False,
             proxy_headers=False,
-        ),
-        app.state.on_end,
+        )
     )
 
 

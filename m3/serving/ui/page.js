@@ -1,0 +1,483 @@
+// The page of `m3 serve --ui`: a client of the server's own OpenAI API, and of /ui/token_grid.
+// What people or the model wrote is only ever set as text, never as HTML.
+import { saveJson, savePng } from "./save.js";
+
+const $ = (id) => document.getElementById(id);
+const MOST_NOTCHES = 16; // a model that reaches more scales offers those that it was trained at
+const VIEW_SIDE = 480; // longest side of a picture with its grid, in pixels of the canvas
+const CUT = { length: "cut at the limit of tokens", time: "cut at the limit of time",
+  stopped: "stopped" };
+let key = sessionStorage.getItem("m3-api-key");
+let model = null; // what /v1/models says of it, as a promise
+let scales = []; // notches of the slider
+let running = null; // the AbortController of what is asked now
+let pictures = []; // { file, kind, src, address, item }: what the next question is about
+let talk = { visuals: [], readings: [] };
+let comparison = { visuals: [], readings: [], views: [] };
+
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+// ---------------------------------------------------------------------- the server
+async function call(path, content, signal) {
+  for (;;) {
+    const headers = { "Content-Type": "application/json" };
+    if (key) headers.Authorization = `Bearer ${key}`;
+    const body = content && JSON.stringify(content), method = body ? "POST" : "GET";
+    const response = await reach(fetch(path, { method, headers, body, signal }), signal);
+    if (response.ok) return response;
+    if (response.status !== 401) {
+      const report = await response.json().catch(() => null);
+      throw new Error(report?.error.message ?? `The server answered with ${response.status}.`);
+    }
+    await askForKey();
+  }
+}
+
+function reach(answer, signal) {
+  return answer.catch((error) => {
+    if (signal?.aborted) throw error;
+    throw new Error("The connection to the server failed. Is it still running?");
+  });
+}
+
+function askForKey() {
+  const dialog = $("login");
+  $("key-note").textContent = `This ${key ? "is not the server's" : "server wants its"} API key.`;
+  $("key").value = dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve, reject) => {
+    dialog.onclose = () => {
+      if (!dialog.returnValue) return reject(new Error("This server wants its API key."));
+      key = $("key").value.trim();
+      sessionStorage.setItem("m3-api-key", key);
+      resolve();
+    };
+  });
+}
+
+async function* events(response, signal) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let rest = "";;) {
+    const { value, done } = await reach(reader.read(), signal);
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) if (line.startsWith("data: {")) yield JSON.parse(line.slice(6));
+  }
+}
+
+function ready() {
+  model ??= call("v1/models").then(async (response) => {
+    const card = (await response.json()).data[0];
+    $("title").textContent = document.title = `M3 · ${card.id}`;
+    const { matryoshka_vis_token_scales: reachable, trained_scales: trained } = card;
+    scales = reachable.length <= MOST_NOTCHES ? reachable : trained;
+    $("marks").replaceChildren(...scales.map((scale) => make("span", trained.includes(scale) ? {}
+      : { className: "untrained", title: "reachable, not trained" }, scale)));
+    Object.assign($("scale"), { max: scales.length - 1, disabled: false });
+    $("scale").value = scales.indexOf(trained.at(-1));
+    showScale();
+    return card;
+  }).catch((error) => { model = null; throw error; });
+  return model;
+}
+
+function showScale() {
+  $("scale-value").textContent = scales[$("scale").value];
+  $("scale").ariaValueText = `${scales[$("scale").value]} visual tokens`;
+}
+
+// ---------------------------------------------------------------------- pictures and videos
+function addFiles(files) {
+  say("");
+  for (const file of files) {
+    if (!file.size) { say(`${file.name} is empty (0 bytes).`); continue; }
+    const kind = file.type.startsWith("video/") ? "video" : "image", { name } = file;
+    const src = URL.createObjectURL(file), remove = make("button", { ariaLabel: `Remove ${name}` });
+    const view = make(kind === "video" ? "video" : "img", { src, alt: name, ariaLabel: name,
+      controls: true, title: name });
+    const frame = kind === "video" ? view : make("a", { href: src, target: "_blank" }, view);
+    view.onerror = () => frame.replaceWith(make("p", { className: "soft" },
+      `${name}: the browser cannot show it; it can be asked about all the same.`));
+    const picture = { file, kind, src, address: read(file), item: make("li", {}, frame, remove) };
+    remove.append("×");
+    remove.onclick = () => { removePicture(picture); $("choose").focus(); };
+    $("pictures").append(picture.item);
+    pictures.push(picture);
+  }
+}
+
+function read(file) { // as a data: address
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${file.name} cannot be read: choose it again.`));
+    reader.readAsDataURL(file);
+  });
+}
+
+function removePicture(picture) {
+  pictures = pictures.filter((one) => one !== picture);
+  picture.item.remove();
+}
+
+async function openCamera() {
+  if (!navigator.mediaDevices) throw new Error(
+    "Browsers lend the camera to pages over https or at localhost alone: choose a file instead.");
+  $("camera-view").srcObject = await navigator.mediaDevices.getUserMedia({ video: true })
+    .catch((error) => { throw new Error(`The camera cannot be used: ${error.message}.`); });
+  $("camera").showModal();
+}
+
+function takePhoto() {
+  const view = $("camera-view"), size = { width: view.videoWidth, height: view.videoHeight };
+  const canvas = make("canvas", size);
+  canvas.getContext("2d").drawImage(view, 0, 0);
+  canvas.toBlob((photo) => addFiles([new File([photo], "photo.png", { type: "image/png" })]));
+  $("camera").close();
+}
+
+function recordVideo() {
+  const recorder = new MediaRecorder($("camera-view").srcObject);
+  recorder.ondataavailable = ({ data }) => {
+    Object.assign($("record"), { textContent: "Record video", onclick: recordVideo });
+    addFiles([new File([data], "recording.webm", { type: "video/webm" })]);
+    $("camera").close();
+  };
+  recorder.start();
+  Object.assign($("record"), { textContent: "End video", onclick: () => recorder.stop() });
+}
+
+// ---------------------------------------------------------------------- requests
+function number(id) {
+  const { value, min, max, labels, validity } = $(id);
+  if (value && validity.valid) return Number(value);
+  throw new Error(`${labels[0].textContent}: expected a number from ${min} to ${max}.`);
+}
+
+// What is asked about; the same pictures, read in as many frames, go on with a conversation.
+function chosenVisuals() {
+  return pictures.map((picture) => (
+    { ...picture, num_frames: picture.kind === "video" ? number("frames") : undefined }));
+}
+
+function isSame(...both) {
+  const [one, other] = both.map((visuals) => visuals.flatMap((v) => [v.src, v.num_frames]).join());
+  return one === other;
+}
+
+async function contentPart({ kind, address, num_frames }) {
+  const url = await address;
+  return kind === "video" ? { type: "video_url", video_url: { url }, num_frames }
+    : { type: "image_url", image_url: { url } };
+}
+
+async function tokenGrid(visual, signal) {
+  const body = { visual: await contentPart(visual) };
+  const { picture, lines } = await (await call("ui/token_grid", body, signal)).json();
+  const image = make("img", { src: picture });
+  await image.decode();
+  return { image, lines };
+}
+
+// A request for the last of `readings`; the pictures stand in front of the first question.
+async function chatRequest(card, visuals, readings, tokens) {
+  const parts = await Promise.all(visuals.map(contentPart));
+  const messages = readings.flatMap(({ question, text }, n) => [
+    { role: "user", content: n ? question : [...parts, { type: "text", text: question }] },
+    { role: "assistant", content: text },
+  ]).slice(0, -1);
+  return { model: card.id, messages, temperature: number("temperature"),
+    max_completion_tokens: tokens,
+    matryoshka_vis_token_scale: readings.at(-1).matryoshka_vis_token_scale };
+}
+
+function newReading(card, scale) { // one answer, as far as it has come
+  const question = $("question").value;
+  if (!question.trim()) throw new Error("Write a question first.");
+  return { matryoshka_vis_token_scale: scale, question, text: "",
+    is_trained: card.trained_scales.includes(scale), visual_tokens: null,
+    first_token_seconds: null, seconds: null, reason: null, error: null };
+}
+
+const since = (begun) => Math.round(performance.now() - begun) / 1000;
+
+// Fills `reading` as its answer comes. Seconds are counted from the sending of the request.
+async function readAnswer(reading, content, signal, update) {
+  const body = { ...content, stream: true, stream_options: { include_usage: true } };
+  const begun = performance.now();
+  for await (const event of events(await call("v1/chat/completions", body, signal), signal)) {
+    if (event.error) throw new Error(event.error.message);
+    const [choice] = event.choices;
+    if (choice?.delta.content) {
+      reading.first_token_seconds ??= since(begun);
+      reading.text += choice.delta.content;
+    }
+    if (choice?.finish_reason) {
+      [reading.reason, reading.seconds] = [choice.finish_reason, since(begun)];
+    }
+    if (event.usage) {
+      reading.visual_tokens = event.usage.visual_tokens;
+      const isFull = event.usage.completion_tokens >= content.max_completion_tokens;
+      if (reading.reason === "length" && !isFull) reading.reason = "time";
+    }
+    update(true);
+  }
+  if (!reading.reason) throw new Error("The server ended before its answer was whole.");
+}
+
+// ---------------------------------------------------------------------- answers
+const duration = (s) => (s < 1 ? `${Math.round(s * 1000)} ms` : `${s.toFixed(1)} s`);
+
+function heading({ matryoshka_vis_token_scale, is_trained }) {
+  return `Scale ${matryoshka_vis_token_scale}${is_trained ? "" : " (not trained)"}`;
+}
+
+function figures({ visual_tokens, first_token_seconds, seconds, reason, error }) {
+  if (error) return [`refused: ${error}`];
+  const plural = visual_tokens === 1 ? "" : "s";
+  return [visual_tokens !== null && `${visual_tokens} visual token${plural}`,
+    first_token_seconds !== null && `first token ${duration(first_token_seconds)}`,
+    seconds !== null && `total ${duration(seconds)}`, CUT[reason]].filter(Boolean);
+}
+
+function caption(reading) { // without a picture there is no scale
+  const scale = reading.visual_tokens === 0 ? [] : [heading(reading)];
+  return [...scale, ...figures(reading)].join(" · ");
+}
+
+// Elements of an answer, and what brings them up to date.
+function answerView(reading, describe) {
+  const answer = make("p", { className: "answer" }), facts = make("p", { className: "caption" });
+  const update = (isWriting) => {
+    answer.textContent = reading.text;
+    answer.classList.toggle("writing", isWriting);
+    facts.textContent = describe(reading);
+  };
+  update(false);
+  return { elements: [answer, facts], update };
+}
+
+async function ask(signal) {
+  const card = await ready(), reading = newReading(card, scales[$("scale").value]);
+  const visuals = chosenVisuals(), goesOn = isSame(talk.visuals, visuals);
+  const log = $("log"), before = talk, items = [...log.children];
+  const now = { visuals, readings: [...(goesOn ? talk.readings : []), reading] };
+  const content = await chatRequest(card, visuals, now.readings, number("tokens"));
+  const { elements, update } = answerView(reading, caption);
+  talk = now;
+  showTab("talk");
+  log.replaceChildren(...(goesOn ? items : []),
+    make("li", { className: "asked" }, make("span", {}, "You: "), reading.question),
+    make("li", { className: "said" }, make("span", {}, "Answer: "), ...elements));
+  const follow = (isWriting) => {
+    update(isWriting);
+    log.scrollTop = log.scrollHeight;
+    if (reading.text && $("question").value === reading.question) $("question").value = "";
+  };
+  follow(true);
+  try {
+    await readAnswer(reading, content, signal, follow);
+  } catch (error) {
+    if (signal.aborted && reading.text) {
+      reading.reason = "stopped";
+    } else if (talk === now) { // as if it had not been asked
+      talk = before;
+      log.replaceChildren(...items);
+      reading.text = "";
+      $("question").value ||= reading.question;
+    }
+    throw error;
+  } finally {
+    follow(false);
+  }
+}
+
+// One scale after the other, so that their times can be compared; the picture is seen before.
+async function compare(signal) {
+  const visuals = chosenVisuals();
+  if (!visuals.length) {
+    throw new Error("Choose a picture or a video first: there is nothing to compare scales on.");
+  }
+  const card = await ready(), tokens = number("tokens");
+  const readings = card.trained_scales.map((scale) => newReading(card, scale));
+  const look = await chatRequest(card, visuals, [readings[0]], 1), begun = performance.now();
+  await (await call("v1/chat/completions", look, signal)).json();
+  const look_seconds = since(begun);
+  const grids = await Promise.all(visuals.map((visual) => tokenGrid(visual, signal)));
+  const views = readings.map(({ matryoshka_vis_token_scale: scale }) => (
+    grids.map(({ image, lines }) => gridView(image, lines[scale]))));
+  comparison = { visuals, readings, views, look_seconds };
+  const updates = showCards(comparison);
+  for (const [n, reading] of readings.entries()) {
+    updates[n](true);
+    try {
+      const content = await chatRequest(card, visuals, [reading], tokens);
+      await readAnswer(reading, content, signal, updates[n]);
+    } catch (error) {
+      reading.reason = signal.aborted ? "stopped" : "refused";
+      if (signal.aborted) throw error;
+      reading.error = error.message;
+    } finally {
+      updates[n](false);
+    }
+  }
+}
+
+function showCards({ readings, views, look_seconds }) {
+  const answers = readings.map((one) => answerView(one, () => figures(one).join("\n")));
+  $("note").replaceChildren(readings[0].question, make("span", { className: "caption" },
+    ` Looked at once (${duration(look_seconds)} with the first word); every scale reads the same`
+    + " features."));
+  $("cards").replaceChildren(...readings.map((reading, n) => make("li", {},
+    make("h3", {}, heading(reading)), ...views[n], ...answers[n].elements)));
+  showTab("comparison");
+  return answers.map(({ update }) => update);
+}
+
+// The picture under the lines between its tokens: dark under light ones, to be seen on anything.
+function gridView(image, lines) {
+  const scale = VIEW_SIDE / Math.max(image.width, image.height);
+  const [width, height] = [image.width * scale, image.height * scale];
+  const ariaLabel = `The picture ${lines.length ? "with lines between its tokens" : "by itself"}`;
+  const canvas = make("canvas", { width, height, role: "img", ariaLabel });
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0, width, height);
+  for (const [colour, thickness] of [["#000a", 5], ["#fff", 2.4]]) {
+    context.strokeStyle = colour;
+    context.lineWidth = lines.length > 16 ? thickness / 2 : thickness;
+    context.beginPath();
+    for (const [x1, y1, x2, y2] of lines) {
+      context.moveTo(x1 * width, y1 * height);
+      context.lineTo(x2 * width, y2 * height);
+    }
+    context.stroke();
+  }
+  return canvas;
+}
+
+// ---------------------------------------------------------------------- downloads
+async function save(name, record, drawing) {
+  if (!record.readings.length) throw new Error("There is nothing to save yet.");
+  const { id } = await ready(), created = new Date().toISOString();
+  if (drawing) return savePng(`${id}-${name}`, `${id} · ${created}`, await drawing(record));
+  const files = await Promise.all(record.visuals.map(async ({ file, kind, num_frames }) => (
+    { kind, file: file.name, sha256: await digest(file), num_frames })));
+  const { look_seconds, readings: answers } = record;
+  saveJson(`${id}-${name}`, { model: id, created, pictures: files, look_seconds, answers });
+}
+
+async function digest(file) { // browsers have it over https and at localhost alone
+  if (!crypto.subtle) return null;
+  const bytes = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function talkDrawing({ visuals, readings }) { // without pictures that cannot be seen any more
+  const grids = await Promise.all(visuals.map((visual) => tokenGrid(visual).catch(() => [])));
+  const views = grids.flat().map(({ image }) => gridView(image, []));
+  const items = [{ heading: "", text: "", caption: "", views }, ...readings.map((one) => (
+    { heading: one.question, text: one.text, caption: caption(one), views: [] }))];
+  return { title: "Conversation", items, columns: 1, width: 720 };
+}
+
+function comparisonDrawing({ readings, views }) {
+  const items = readings.map((one, n) => ({ heading: heading(one), text: one.text,
+    caption: figures(one).join("\n"), views: views[n] }));
+  return { title: readings[0].question, items, columns: Math.min(items.length, 5), width: 1200 };
+}
+
+// ---------------------------------------------------------------------- controls
+function say(text) {
+  $("message").textContent = text;
+}
+
+function showTab(name) {
+  $("answers").scrollIntoView({ block: "nearest" });
+  for (const one of ["talk", "comparison"]) {
+    $(one).hidden = one !== name;
+    $(`${one}-tab`).ariaSelected = one === name;
+  }
+}
+
+async function attempt(job, signal) { // says in words what goes wrong
+  say("");
+  try {
+    await job(signal);
+  } catch (error) {
+    if (!signal?.aborted) say(error.message);
+  }
+}
+
+async function run(job, busy) { // one at a time; `stop` aborts it
+  if (running) return;
+  running = new AbortController();
+  const toggle = (isBusy) => {
+    $("ask").ariaDisabled = $("compare").ariaDisabled = $(busy).ariaBusy = isBusy;
+    $("stop").ariaDisabled = !isBusy;
+  };
+  toggle(true);
+  await attempt(job, running.signal);
+  running = null;
+  toggle(false);
+}
+
+function beginTalk() {
+  if ($("log").ariaBusy === "true") running.abort();
+  talk = { visuals: [], readings: [] };
+  $("log").replaceChildren();
+  say("");
+}
+
+async function useExample({ dataset, textContent }) {
+  const file = await (await call(`ui/${dataset.picture}`)).blob();
+  pictures.forEach(removePicture);
+  addFiles([new File([file], dataset.picture, { type: file.type })]);
+  $("question").value = textContent;
+}
+
+const CLICKS = {
+  "choose": () => $("files").click(),
+  "open-camera": () => attempt(openCamera),
+  "photo": takePhoto,
+  "record": recordVideo,
+  "close-camera": () => $("camera").close(),
+  "ask": () => run(ask, "log"),
+  "compare": () => run(compare, "cards"),
+  "stop": () => running?.abort(),
+  "new-talk": beginTalk,
+  "talk-tab": () => showTab("talk"),
+  "comparison-tab": () => showTab("comparison"),
+  "talk-png": () => attempt(() => save("conversation", talk, talkDrawing)),
+  "talk-json": () => attempt(() => save("conversation", talk)),
+  "comparison-png": () => attempt(() => save("comparison", comparison, comparisonDrawing)),
+  "comparison-json": () => attempt(() => save("comparison", comparison)),
+};
+for (const [id, click] of Object.entries(CLICKS)) $(id).onclick = click;
+for (const one of $("examples").children) one.onclick = () => attempt(() => useExample(one));
+$("camera").onclose = () => $("camera-view").srcObject.getTracks().forEach((track) => track.stop());
+$("scale").oninput = showScale;
+$("files").onchange = () => { addFiles($("files").files); $("files").value = ""; };
+$("question").onkeydown = (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  run(ask, "log");
+};
+document.onpaste = (event) => {
+  if (!event.clipboardData.files.length) return;
+  event.preventDefault();
+  addFiles(event.clipboardData.files);
+};
+document.ondragover = (event) => {
+  if (event.dataTransfer.types.includes("Files")) event.preventDefault();
+};
+document.ondrop = (event) => {
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault();
+  addFiles(event.dataTransfer.files);
+};
+attempt(ready);

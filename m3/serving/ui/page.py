@@ -1,0 +1,133 @@
+"""Routes of the web page: its files, and the token grids that it draws on pictures.
+
+In: an engine and its settings. Out: an APIRouter, for `m3 serve --ui`. All else that the page
+needs it asks of OpenAI's API beside it (m3/serving/http/api.py), as any client does.
+"""
+
+import asyncio
+import base64
+import io
+from importlib.resources import files
+from string import Template
+from typing import Annotated
+
+from fastapi import APIRouter
+from PIL import Image
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+from starlette.routing import Route
+
+from m3.processing import M3Processor, load_image
+from m3.processing.token_grid import Line, canvas, token_lines
+from m3.processing.video import load_video
+from m3.serving.engine.engine import Engine
+from m3.serving.engine.requests import Refused, Visual
+from m3.serving.http.fetch import Fetcher
+from m3.serving.http.json_route import JsonRoute
+from m3.serving.http.messages import read_visual
+from m3.serving.http.schema import ImagePart, Strict, VideoPart
+from m3.serving.settings import Limits, Settings
+
+FILES = {
+    "/ui": ("page.html", "text/html"),
+    "/ui/page.css": ("page.css", "text/css"),
+    "/ui/page.js": ("page.js", "text/javascript"),
+    "/ui/save.js": ("save.js", "text/javascript"),
+    "/favicon.ico": ("icon.svg", "image/svg+xml"),
+    "/ui/chart.png": ("examples/chart.png", "image/png"),
+    "/ui/count.png": ("examples/count.png", "image/png"),
+    "/ui/document.png": ("examples/document.png", "image/png"),
+    "/ui/scene.png": ("examples/scene.png", "image/png"),
+}
+"""Path -> file, media type. They hold nothing of the model or its users, and need no API key."""
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src 'self' data: blob:; media-src blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""The browser loads nothing from other hosts and runs no script but the page's."""
+NEW_TOKENS, FRAMES = 256, 8
+"""Defaults of the page, where the server's limits allow them."""
+SIDE = 480
+"""Longest side of the picture that a grid is drawn on, in pixels."""
+
+
+class TokenGridRequest(Strict):
+    """`POST /ui/token_grid`: a picture or video as it stands in a message."""
+
+    visual: Annotated[ImagePart | VideoPart, Field(discriminator="type")]
+
+
+class TokenGrid(BaseModel):
+    """A small copy of the picture as the encoder sees it (of a video, its first frame), as a
+    `data:` address, and the lines between tokens at every trained scale, on a picture of 1 x 1.
+    """
+
+    picture: str
+    lines: dict[int, list[Line]]
+
+
+def page_routes(engine: Engine, settings: Settings) -> APIRouter:
+    """`FILES` and `/ui/token_grid`."""
+    router = APIRouter(route_class=JsonRoute)
+    fetch, places = Fetcher(()), asyncio.Semaphore(settings.queue.preparers)
+    for path, (name, media_type) in FILES.items():
+        response = _file_response(name, media_type, settings.limits)
+        router.routes.append(Route(path, response, methods=["GET"], include_in_schema=False))
+
+    @router.post("/ui/token_grid", include_in_schema=False)
+    async def token_grid(body: TokenGridRequest) -> TokenGrid:
+        visual = await read_visual(body.visual, settings.limits, fetch, "visual")
+        async with places:
+            try:
+                return await asyncio.to_thread(
+                    _token_grid, visual, engine.processor, settings.limits
+                )
+            except ValueError as error:
+                raise Refused(str(error), param="visual") from error
+
+    return router
+
+
+def _file_response(name: str, media_type: str, limits: Limits) -> Response:
+    content = files("m3.serving.ui").joinpath(name).read_bytes()
+    if name == "page.html":
+        numbers = {
+            "most_frames": limits.frames,
+            "frames": min(FRAMES, limits.frames),
+            "most_tokens": limits.new_tokens,
+            "tokens": min(NEW_TOKENS, limits.new_tokens),
+        }
+        content = Template(content.decode()).substitute(numbers).encode()
+    return Response(content, headers=HEADERS, media_type=media_type)
+
+
+def _token_grid(visual: Visual, processor: M3Processor, limits: Limits) -> TokenGrid:
+    seen = canvas(_first_picture(visual, limits), processor)
+    small = seen.picture.copy()
+    small.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=90)
+    return TokenGrid(
+        picture=f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}",
+        lines={scale: token_lines(seen, processor, scale) for scale in processor.trained_scales},
+    )
+
+
+def _first_picture(visual: Visual, limits: Limits) -> Image.Image:
+    """The still, or the first of the frames that are read of the video."""
+    if visual.kind == "image":
+        return load_image(visual.content, limits.pixels)
+    video = load_video(
+        visual.content,
+        visual.sampling,
+        limits.pixels,
+        limits.video_seconds,
+        limits.frames,
+        limits.video_pixels,
+        limits.decode_seconds,
+    )
+    return video.frames[0]
