@@ -59,7 +59,7 @@ def test_the_pins_are_whole() -> None:
         for one in metadata.requires("m3") or []
         if "extra ==" not in one or any(e in one for e in wanted)
     ]
-    names = {re.split(r"[;>=<\[ ]", one)[0].lower() for one in required}
+    names = {re.split(r"[;>=<\[ ]", one)[0].lower().replace("_", "-") for one in required}
     assert len(names) > 20
     assert names <= set(found)
 
