@@ -115,6 +115,13 @@ def dump(config: Any) -> str:
     return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
+def check_positive(section: str, **numbers: int | None) -> None:
+    """A `ValueError` that names the key of `section` which is given and below 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{section}: {name} must be at least 1, got {number}")
+
+
 def near_match(name: str, known: Iterable[str]) -> str:
     """The sentence that ends an error about an unknown name."""
     names = [str(one) for one in known]

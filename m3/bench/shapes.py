@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from m3.data.formats.record import sample_from_record
+from m3.data.formats.parsers.conversation import parse_conversation
+from m3.data.formats.record import Record
+from m3.data.formats.settings import SourceSettings
 from m3.data.sample import Sample, Turn
 from m3.data.synthetic.suite import FAMILIES, train_row
 from m3.data.synthetic.tokenizer import build_tokenizer
@@ -97,7 +99,11 @@ def suite_samples(images: int, rounds: int) -> list[Sample]:
         row["conversations"] = (
             row["conversations"][: 2 * rounds] if rounds else row["conversations"]
         )
-    return [sample_from_record(row, f"picture {n}", str(n)) for n, row in enumerate(rows)]
+    settings = SourceSettings(path="m3_tiny")
+    return [
+        parse_conversation(Record(row, f"picture {n}", str(n)), settings)
+        for n, row in enumerate(rows)
+    ]
 
 
 def draw_real(checkpoint: str | None, scales: Sequence[int]) -> Loaded:

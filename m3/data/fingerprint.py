@@ -37,11 +37,11 @@ THREADS = 16
 
 def fingerprint(source: Source, samples: SampleSource) -> dict[str, str]:
     """Digests of a source by what they are of: `samples` (their number), `records`, `content`."""
-    row = FORMATS[source.format]
-    files = row.files(source.path)
+    reader = FORMATS[source.format].reader
+    files = reader.find_files(source.path)
     root = Path(source.path)
     records = digest_files(
-        files, root if root.is_dir() else root.parent, None if row.is_text else WHOLE
+        files, root if root.is_dir() else root.parent, None if reader.is_text else WHOLE
     )
     return {"samples": str(len(samples)), "records": records, "content": _digest_samples(samples)}
 

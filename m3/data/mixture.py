@@ -18,9 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from m3.data.formats import open_source
 from m3.data.length_balancing import Window, deal, read_lengths
-from m3.data.recipe import Data
+from m3.data.recipe import Data, open_source
 from m3.data.sample import AnySample, SampleSource
 
 

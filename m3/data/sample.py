@@ -5,7 +5,6 @@ a data set of any size costs only its text. `<image>` in a user's turn marks whe
 stands, as in LLaVA's data.
 """
 
-from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -148,25 +147,6 @@ class Document:
 
 
 AnySample = Sample | Document
-
-
-@runtime_checkable
-class FilteredSource(Protocol):
-    """A source that a recipe's `filters` have left samples out of: how many, by filter.
-
-    They have no numbers.
-    """
-
-    @property
-    def left_out(self) -> Mapping[str, int]: ...
-
-
-@runtime_checkable
-class PartlyReadSource(Protocol):
-    """A source that leaves files or members alone: how many, by how their names end."""
-
-    @property
-    def unread(self) -> Mapping[str, int]: ...
 
 
 @runtime_checkable

@@ -10,9 +10,8 @@ from m3.config import load
 from m3.data.checking.check import check_data
 from m3.data.checking.findings_table import findings_table
 from m3.data.checking.sample_check import KINDS
-from m3.data.formats import open_source
 from m3.data.length_balancing import write_lengths
-from m3.data.recipe import Source
+from m3.data.recipe import Source, open_source
 from m3.data.sample import Sample
 from m3.processing import M3Processor
 from m3.training.build import build_processor

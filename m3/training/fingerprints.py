@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from m3.data.fingerprint import digest_files, fingerprint
-from m3.data.formats import open_source
+from m3.data.recipe import open_source
 from m3.data.sample import SampleSource
 from m3.training.distributed import say_to_everyone, world
 from m3.training.recipe import Recipe, TowerRecipe

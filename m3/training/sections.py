@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from m3.data.recipe import Source, check_positive
+from m3.config import check_positive
+from m3.data.recipe import Source
 
 Rate = float | Literal["frozen"]
 Scales = Literal["all", "sandwich", "random"]

@@ -20,8 +20,8 @@ from transformers.integrations.deepspeed import (
 )
 
 from m3.data.collate import Collator
-from m3.data.formats import open_source
 from m3.data.mixture import Mixture, read_mixture
+from m3.data.recipe import open_source
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.build import build, build_processor

@@ -9,8 +9,8 @@ import pytest
 
 from m3.data import fingerprint as module
 from m3.data.fingerprint import digest_files, fingerprint
-from m3.data.formats import FORMATS, open_source
-from m3.data.recipe import Source
+from m3.data.formats import FORMATS
+from m3.data.recipe import Source, open_source
 
 
 def prints(source: Source) -> dict[str, str]:
@@ -69,7 +69,7 @@ def test_a_folder_of_texts(tmp_path: Path) -> None:
 
 def test_every_format_says_its_files() -> None:
     for name, row in FORMATS.items():
-        assert callable(row.files), name
+        assert callable(row.reader.find_files), name
 
 
 def test_large_files_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

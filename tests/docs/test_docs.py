@@ -1,12 +1,17 @@
 """What the docs say is there is there, and their code runs."""
 
 import ast
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from m3.cli import VERBS
+from m3.data.formats import FormatSamples
+from m3.data.formats.settings import SourceSettings
+from m3.data.sample import Sample, Turn
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,6 +80,24 @@ def test_adding_a_decoder_works_as_written() -> None:
     blocks = BLOCK.findall((ROOT / "docs" / "add_a_decoder.md").read_text())
     assert len(blocks) == 2
     exec(compile("\n".join(blocks), "docs/add_a_decoder.md", "exec"), {"__name__": "add_a_decoder"})
+
+
+def test_adding_a_data_format_works_as_written(tmp_path: Path) -> None:
+    (block,) = [
+        text for text in BLOCK.findall((ROOT / "docs" / "data.md").read_text()) if "ALPACA" in text
+    ]
+    names: dict[str, Any] = {"__name__": "add_a_data_format"}
+    exec(compile(block, "docs/data.md", "exec"), names)
+    record = {"instruction": "Translate.", "input": "chat", "output": "cat"}
+    (tmp_path / "a.json").write_text(
+        json.dumps([record, record | {"image": "b.png"}, record | {"text": "x"}])
+    )
+    samples = FormatSamples(names["ALPACA"], SourceSettings(path=str(tmp_path / "a.json")))
+    turns = (Turn("user", "Translate.\nchat"), Turn("assistant", "cat"))
+    assert samples[0] == Sample("0", (), turns)
+    assert samples[1].images == (str(tmp_path / "b.png"),)
+    with pytest.raises(ValueError, match="key 'text' is not read here"):
+        samples[2]
 
 
 def test_the_readmes_code_runs(

@@ -10,8 +10,7 @@ import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from m3.data.collate import Collator
-from m3.data.formats import open_source
-from m3.data.recipe import Source
+from m3.data.recipe import Source, open_source
 from m3.training.build import load_checkpoint
 from m3.training.distributed import gather_experts_at_once
 from m3.training.hf_arguments import training_arguments

@@ -25,10 +25,9 @@ from m3.data.checking.sample_check import (
     SampleLimits,
     check_sample,
 )
-from m3.data.formats import open_source
 from m3.data.mixture import pass_length
-from m3.data.recipe import Data, Source
-from m3.data.sample import FilteredSource, PartlyReadSource, SampleSource
+from m3.data.recipe import Data, Source, open_source
+from m3.data.sample import SampleSource
 from m3.processing.processor import M3Processor
 
 _CHUNK_SIZE = 32
@@ -145,10 +144,8 @@ def _check_source(
     except ValueError as error:
         findings.add_problem("source", str(error), max_messages)
         return findings
-    if isinstance(samples, FilteredSource):
-        findings.left_out = dict(samples.left_out)
-    if isinstance(samples, PartlyReadSource):
-        findings.unused.update(samples.unread)
+    findings.left_out = dict(samples.records.left_out)
+    findings.unused.update(samples.records.unread)
     findings.samples = len(samples)
     findings.per_pass = pass_length([len(samples)], [source.weight])
     findings.lengths = [Counter() for _ in limits.scales]

@@ -1,113 +1,92 @@
-"""File formats that become samples: one row per format. docs/data.md shows an example of each."""
+"""Formats of data, one row each: a reader that finds records, and a parser that reads one.
+
+In: a source of a recipe. Out: its samples by number. docs/data.md shows an example of each format.
+
+A new format is a row of `FORMATS` and its name above it. Where no reader of `readers/` or no parser
+of `parsers/` fits, it brings its own, in one file there.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from typing import Any, Generic, Literal
 
-from m3.data.formats.aria_jsonl import AriaJsonl
-from m3.data.formats.caption_tar import CaptionTar
-from m3.data.formats.files import find_files, json_lines_files
-from m3.data.formats.hf_dataset import HfDataset, table_files
-from m3.data.formats.interleaved_jsonl import InterleavedJsonl
-from m3.data.formats.interleaved_tar import InterleavedTar
-from m3.data.formats.llava_json import LlavaJson
-from m3.data.formats.llava_parquet import LlavaParquet
-from m3.data.formats.llava_tar import LlavaTar
-from m3.data.formats.ocr_jsonl import OcrJsonl
-from m3.data.formats.text_files import TextFiles, text_files
-from m3.data.formats.text_jsonl import TextJsonl
-from m3.data.recipe import Source
-from m3.data.sample import SampleSource
+from m3.data.formats.parsers.columns import parse_columns
+from m3.data.formats.parsers.conversation import parse_conversation, parse_messages
+from m3.data.formats.parsers.documents import parse_caption, parse_text
+from m3.data.formats.parsers.interleaved import parse_slots, parse_text_list
+from m3.data.formats.parsers.questions import parse_ocr
+from m3.data.formats.readers.json_records import InterleavedLines, JsonFile, JsonLines, TrainLines
+from m3.data.formats.readers.tables import HubTable, LlavaParquet
+from m3.data.formats.readers.tars import ConversationTar, FilteredTar, JsonTar
+from m3.data.formats.readers.text_files import TextFiles
+from m3.data.formats.record import AnyRecord, RecordReader
+from m3.data.formats.settings import SourceSettings
+from m3.data.sample import AnySample
 
-OPTIONS = ("image_folder", "chunk_bytes", "split", "take", "filters", "num_frames", "ignore")
-"""What only some formats read of a recipe's source."""
+FormatName = Literal[
+    "llava_json",
+    "llava_parquet",
+    "llava_tar",
+    "aria_jsonl",
+    "caption_tar",
+    "interleaved_jsonl",
+    "interleaved_tar",
+    "ocr_jsonl",
+    "text_jsonl",
+    "text_files",
+    "hf_dataset",
+]
+"""Names of the rows of `FORMATS`."""
 
 
 @dataclass(frozen=True)
-class Format:
-    """`open` makes the samples of a recipe's source, `reads` are the options it looks at.
+class DataFormat(Generic[AnyRecord]):
+    """A format: how records are found, how one becomes a sample, and what a source may say.
 
-    `files`: those that a path means. `is_text`: they hold no pictures, so that they are small.
+    `options`: those of `SourceSettings` that reader or parser look at. `shows_images`: whether a
+    sample may hold images.
     """
 
-    open: Callable[[Source], SampleSource]
-    reads: tuple[str, ...] = ()
-    files: Callable[[str], list[Path]] = json_lines_files
-    is_text: bool = True
+    reader: type[RecordReader[AnyRecord]]
+    parse: Callable[[AnyRecord, SourceSettings], AnySample]
+    options: tuple[str, ...]
+    shows_images: bool = True
 
 
-_TAR = partial(find_files, suffixes=(".tar",))
-_PARQUET = partial(find_files, suffixes=(".parquet",))
 _MEDIA = ("image_folder", "num_frames", "ignore")
-FORMATS: dict[str, Format] = {
-    "llava_json": Format(
-        lambda s: LlavaJson(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA
-    ),
-    "llava_parquet": Format(
-        lambda s: LlavaParquet(s.path, s.image_folder, s.num_frames, s.ignore or ()),
-        _MEDIA,
-        _PARQUET,
-        False,
-    ),
-    "llava_tar": Format(
-        lambda s: LlavaTar(s.path, s.num_frames, s.ignore or ()),
-        ("num_frames", "ignore"),
-        _TAR,
-        False,
-    ),
-    "aria_jsonl": Format(
-        lambda s: AriaJsonl(s.path, s.image_folder, s.num_frames, s.ignore or ()), _MEDIA
-    ),
-    "caption_tar": Format(
-        lambda s: CaptionTar(s.path, s.filters, s.ignore or ()), ("filters", "ignore"), _TAR, False
-    ),
-    "interleaved_jsonl": Format(
-        lambda s: InterleavedJsonl(s.path, s.image_folder, s.ignore or ()),
-        ("image_folder", "ignore"),
-    ),
-    "interleaved_tar": Format(
-        lambda s: InterleavedTar(s.path, s.ignore or ()), ("ignore",), _TAR, False
-    ),
-    "ocr_jsonl": Format(
-        lambda s: OcrJsonl(s.path, s.image_folder, s.ignore or ()), ("image_folder", "ignore")
-    ),
-    "text_jsonl": Format(lambda s: TextJsonl(s.path, s.ignore or ()), ("ignore",)),
-    "text_files": Format(lambda s: TextFiles(s.path, s.chunk_bytes), ("chunk_bytes",), text_files),
-    "hf_dataset": Format(
-        lambda s: HfDataset(s.path, s.image_folder, s.split, s.take, s.num_frames, s.ignore or ()),
-        (*_MEDIA, "split", "take"),
-        table_files,
-        False,
-    ),
+FORMATS: dict[FormatName, DataFormat[Any]] = {
+    "llava_json": DataFormat(JsonFile, parse_conversation, _MEDIA),
+    "llava_parquet": DataFormat(LlavaParquet, parse_conversation, _MEDIA),
+    "llava_tar": DataFormat(ConversationTar, parse_conversation, ("num_frames", "ignore")),
+    "aria_jsonl": DataFormat(TrainLines, parse_messages, _MEDIA),
+    "caption_tar": DataFormat(FilteredTar, parse_caption, ("filters", "ignore")),
+    "interleaved_jsonl": DataFormat(InterleavedLines, parse_text_list, ("image_folder", "ignore")),
+    "interleaved_tar": DataFormat(JsonTar, parse_slots, ("ignore",)),
+    "ocr_jsonl": DataFormat(JsonLines, parse_ocr, ("image_folder", "ignore")),
+    "text_jsonl": DataFormat(JsonLines, parse_text, ("ignore",), shows_images=False),
+    "text_files": DataFormat(TextFiles, parse_text, ("chunk_bytes",), shows_images=False),
+    "hf_dataset": DataFormat(HubTable, parse_columns, (*_MEDIA, "split", "take")),
 }
 """Name in a recipe -> how it is read."""
 
 
-def open_source(source: Source) -> SampleSource:
-    """The samples that a recipe's source names.
+class FormatSamples:
+    """Samples of one source by number: records of its format's reader, parsed one at a time."""
 
-    Raises:
-        ValueError: the file is missing or of another format, or the source has an option that its
-            format does not read.
-    """
-    row = FORMATS[source.format]
-    given = {
-        "image_folder": source.image_folder,
-        "chunk_bytes": source.chunk_bytes,
-        "split": source.split,
-        "take": source.take,
-        "filters": source.filters,
-        "num_frames": source.num_frames,
-        "ignore": source.ignore,
-    }
-    for option in OPTIONS:
-        if given[option] is not None and option not in row.reads:
-            readers = ", ".join(name for name, other in FORMATS.items() if option in other.reads)
-            raise ValueError(
-                f"{source.path}: format {source.format} does not read {option} (read by {readers})"
+    def __init__(self, data_format: DataFormat[Any], settings: SourceSettings) -> None:
+        """
+        Raises:
+            ValueError: a file is missing or of another format.
+        """
+        self._format, self._settings = data_format, settings
+        self.records = data_format.reader(settings)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> AnySample:
+        if not 0 <= index < len(self.records):
+            raise IndexError(
+                f"record {index} of {self._settings.path}, which has {len(self.records)}"
             )
-    return row.open(source)
-
-
-__all__ = ["FORMATS", "Format", "LlavaJson", "LlavaParquet", "open_source"]
+        return self._format.parse(self.records[index], self._settings)

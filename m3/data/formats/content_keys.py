@@ -13,8 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from m3.data.formats.tar_index import IMAGE_SUFFIXES
-
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 VIDEO_SUFFIXES = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "flv", "ogv", "wmv")
 AUDIO_SUFFIXES = ("wav", "mp3", "flac", "ogg", "m4a", "opus", "aac")
 TEXT_SUFFIXES = ("txt", "json", "jsonl", "caption", "md")
@@ -124,13 +123,13 @@ FACTS = frozenset(
         ),
     }
 )
-_WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
-_STARTS = (
+_WORD_PATTERN = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
+_FIRST_BYTES = (
     *(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"P6"),
     *(b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"\xff\xfb", b"FLV", b"\0\0\0\x0cjP"),
 )
 """First bytes of files of images, videos and sounds."""
-_KNOWN = CONTENT | REFERENCES | FACTS
+_KNOWN_WORDS = CONTENT | REFERENCES | FACTS
 
 
 def holds_content(key: str, value: Any, has_media: bool) -> bool:
@@ -141,7 +140,7 @@ def holds_content(key: str, value: Any, has_media: bool) -> bool:
         value: what it says; not empty.
         has_media: whether the record shows an image or a video.
     """
-    words = _words(key)
+    words = _key_words(key)
     if _holds_media(value) or (not has_media and _names_media_file(value)):
         return True
     if not words.isdisjoint(FACTS):
@@ -150,7 +149,7 @@ def holds_content(key: str, value: Any, has_media: bool) -> bool:
         return any(
             holds_content(name, entry, has_media)
             for name, entry in _entries(value)
-            if is_given(entry)
+            if is_present(entry)
         )
     tells_origin = (
         has_media and words.isdisjoint(CONTENT - IMAGES) and not words.isdisjoint(REFERENCES)
@@ -167,18 +166,19 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _entries(entry)
 
 
-def is_given(value: Any) -> bool:
-    """Tell whether a value says anything: null, NaN, empty, and lists or objects of nothing else
-    do not.
+def is_present(value: Any) -> bool:
+    """Tell whether a value says anything.
+
+    Null, NaN, empty ones, and lists or objects of nothing else do not.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     if isinstance(value, str | bytes):
         return bool(value)
     if isinstance(value, Mapping):
-        return any(is_given(entry) for entry in value.values())
+        return any(is_present(entry) for entry in value.values())
     if isinstance(value, list | tuple):
-        return any(is_given(entry) for entry in value)
+        return any(is_present(entry) for entry in value)
     return True
 
 
@@ -193,26 +193,27 @@ def is_content_file(suffix: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _words(key: str) -> frozenset[str]:
-    """In lower case and the singular; digits behind a word belong to it only where that is a
-    word of its own (mp3).
+def _key_words(key: str) -> frozenset[str]:
+    """Words of a key in lower case and the singular.
+
+    Digits behind a word belong to it only where that is a word of its own (mp3).
     """
-    words = {word.lower() for word in _WORD.findall(key)}
-    plain = {word if word in _KNOWN else word.rstrip("0123456789") for word in words}
-    return frozenset(part for word in plain for part in _split(_singular(word)))
+    words = {word.lower() for word in _WORD_PATTERN.findall(key)}
+    plain_words = {word if word in _KNOWN_WORDS else word.rstrip("0123456789") for word in words}
+    return frozenset(piece for word in plain_words for piece in _split_word(_singular(word)))
 
 
-def _split(word: str) -> tuple[str, ...]:
-    """`imagepath` as image and path; any other word as it is."""
-    if word not in _KNOWN:
+def _split_word(word: str) -> tuple[str, ...]:
+    """`imagepath` as image and path; any other word unchanged."""
+    if word not in _KNOWN_WORDS:
         for start in CONTENT:
-            if word.startswith(start) and (rest := _singular(word[len(start) :])) in _KNOWN:
-                return start, rest
+            if word.startswith(start) and (ending := _singular(word[len(start) :])) in _KNOWN_WORDS:
+                return start, ending
     return (word,)
 
 
 def _singular(word: str) -> str:
-    if word in _KNOWN or word.endswith("ss"):
+    if word in _KNOWN_WORDS or word.endswith("ss"):
         return word
     if word.endswith("ies"):
         return f"{word[:-3]}y"
@@ -220,8 +221,9 @@ def _singular(word: str) -> str:
 
 
 def _holds_media(value: Any) -> bool:
-    """A file in bytes (as `datasets` writes media, or by how it begins) or a `data:` address, at
-    any depth.
+    """Tell whether a value is a file in bytes or a `data:` address, at any depth.
+
+    Bytes are a file as `datasets` writes media, or by how they begin.
     """
     if isinstance(value, str):
         return value.startswith("data:")
@@ -229,12 +231,13 @@ def _holds_media(value: Any) -> bool:
         return bool(value.get("bytes")) or any(map(_holds_media, value.values()))
     if isinstance(value, list | tuple):
         return any(map(_holds_media, value))
-    return isinstance(value, bytes) and (value.startswith(_STARTS) or value[4:8] == b"ftyp")
+    return isinstance(value, bytes) and (value.startswith(_FIRST_BYTES) or value[4:8] == b"ftyp")
 
 
 def _names_media_file(value: Any) -> bool:
-    """A path of an image, a video or a sound; addresses on the network are where a text came
-    from.
+    """Tell whether a value is the path of an image, a video or a sound.
+
+    Addresses on the network are where a text came from.
     """
     if isinstance(value, list | tuple):
         return any(map(_names_media_file, value))

@@ -1,145 +1,157 @@
-"""One record with a conversation becomes a `Sample`; its mistakes become sentences.
+"""Records between readers and parsers: a reader reaches them by number, a parser reads one.
 
-{"id": "...", "image" | "images": ..., or "video" | "videos": ..., "system": "...", "conversations"
-| "messages": [...]}
+In: files. Out: a `Sample` or a `Document` for each record; its mistakes become sentences that begin
+with file and record.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
-from m3.data.formats.content_keys import is_given
-from m3.data.formats.fields import Fields, Unused
-from m3.data.formats.media import ImageFile, MediaReader, in_folder
-from m3.data.formats.turns import LAYOUTS, TurnReader, Visual, system_turn
-from m3.data.sample import IMAGE_MARK, Document, Sample, Turn
+from m3.data.formats.fields import RecordFields, UnusedKeys, shorten
+from m3.data.formats.media import ImageFile, MediaReader
+from m3.data.formats.settings import SourceSettings
+from m3.data.sample import Document, Sample, Turn
+
+Visual = tuple[ImageFile, ...]
+"""Content of one place in a text: an image, or the frames of a video."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """Settings of a recipe's source for its records.
+class Record:
+    """A decoded JSON object or a row of a table, and where it stands.
 
-    `image_folder`: what paths are relative to. `num_frames`: of videos whose record does not say
-    it. `ignore`: keys that are left out whatever they hold.
+    `location`: file and record number, for messages. `default_id`: for records without an id.
+    `folder`: of relative paths, where the source has no `image_folder`.
     """
 
-    image_folder: Path | None = None
-    num_frames: int | None = None
-    ignore: frozenset[str] = frozenset()
+    content: Any
+    location: str
+    default_id: str
+    folder: Path | None = None
 
-    @staticmethod
-    def of(
-        image_folder: str | Path | None, num_frames: int | None, ignore: Iterable[str]
-    ) -> "Options":
-        return Options(
-            None if image_folder is None else Path(image_folder), num_frames, frozenset(ignore)
-        )
+    def resolve(self, path: str, image_folder: str | None) -> ImageFile:
+        """The file that the record calls `path`."""
+        folder = self.folder if image_folder is None else Path(image_folder)
+        return path if folder is None else str(folder / path)
+
+    def close(self, unused: UnusedKeys) -> None:
+        """Refuse content beside the record that nothing in it names."""
 
 
-class RecordReader:
-    """Reads one record: its id, its images or videos, and then what a format makes of them."""
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+class RecordReader(ABC, Generic[AnyRecord]):
+    """Records of a source by number; a `ValueError` at the start where its files cannot be read."""
+
+    is_text: ClassVar[bool] = True
+    """Whether its files hold no pictures, so that they are small."""
+    unread: Mapping[str, int] = {}
+    """Files and members that belong to no record: how many, by how their names end."""
+    left_out: Mapping[str, int] = {}
+    """Records without a number, which the source's filters leave out: how many, by filter."""
+
+    @classmethod
+    @abstractmethod
+    def find_files(cls, path: str) -> list[Path]:
+        """The data files that a source's `path` means."""
+
+    @abstractmethod
+    def __init__(self, settings: SourceSettings) -> None: ...
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> AnyRecord: ...
+
+
+class RecordParser:
+    """Steps that all parsers share: the id, the images or videos, and the sample in the end."""
 
     def __init__(
         self,
-        record: Any,
-        where: str,
-        default_id: str,
-        options: Options,
-        resolve: Callable[[str], ImageFile] | None = None,
+        record: Record,
+        settings: SourceSettings,
         expected: str = "an object with id, image and conversations",
     ) -> None:
         """
         Args:
-            record: a decoded JSON object or a row of a table.
-            where: file and record number, for messages.
-            default_id: for records without an id.
-            options: of the source.
-            resolve: what a path in the record stands for; None for a file in
-                `options.image_folder`.
+            record: as its reader gives it.
+            settings: of the source.
             expected: in words, for a record that is no object.
         """
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: expected {expected}, got {type(record).__name__}")
-        self.where = where
-        self.unused = Unused(options.ignore)
-        self._has_videos = False
-        self.fields = Fields(record, where, self.unused)
+        if not isinstance(record.content, dict):
+            raise ValueError(
+                f"{record.location}: expected {expected}, got {type(record.content).__name__}"
+            )
+        self.record, self.location = record, record.location
+        self.unused = UnusedKeys(frozenset(settings.ignore or ()))
+        self.fields = RecordFields(record.content, self.location, self.unused)
         self.media = MediaReader(
-            where, self.unused, resolve or in_folder(options.image_folder), options.num_frames
+            self.location,
+            self.unused,
+            lambda path: record.resolve(path, settings.image_folder),
+            settings.num_frames,
         )
-        id = self.fields.take("id")
-        self.id = default_id if id is None else str(id)
+        record_id = self.fields.read_one("id")
+        self.id = record.default_id if record_id is None else str(record_id)
+        self._has_videos = False
 
-    def visuals(self) -> tuple[list[Visual], str]:
+    def read_visuals(self) -> tuple[list[Visual], str]:
         """The images, or the frames of the videos; and which of the two they are."""
-        images = [(image,) for image in self.media.images(self.fields.take("image", "images"))]
-        videos = self.fields.take("video", "videos")
+        images = self.media.read_images(self.fields.read_one("image", "images"))
+        videos = self.fields.read_one("video", "videos")
         self._has_videos = videos is not None
         if images and videos is not None:
             raise ValueError(
-                f"{self.where}: names images and a video ('image' or 'images', 'video' or "
-                "'videos'); a record may show one or "
-                "the other"
+                f"{self.location}: names images and a video ('image' or 'images', 'video' or "
+                "'videos'); a record may show one or the other"
             )
-        return (
-            ([*self.media.videos(videos)], "video") if videos is not None else ([*images], "image")
-        )
+        if videos is not None:
+            return self.media.read_videos(videos), "video"
+        return [(image,) for image in images], "image"
 
-    def conversation(self) -> Sample:
-        """The turns under `conversations` or `messages`, behind the system prompt."""
-        visuals, kind = self.visuals()
-        reader = TurnReader(self.id, self.media, visuals, kind)
-        self.fields.take(*(layout.column for layout in LAYOUTS))  # refuses a record with both
-        columns = [layout for layout in LAYOUTS if is_given(self.fields.raw(layout.column))]
-        columns += [layout for layout in LAYOUTS if layout.column in self.fields.values]
-        layout = [*columns, LAYOUTS[0]][0]
-        turns = reader.read(self.fields.raw(layout.column), layout)
-        return self.sample(reader.images, turns)
+    def read_images(self) -> list[ImageFile]:
+        """All images, frames of videos among them."""
+        visuals, _ = self.read_visuals()
+        return [image for visual in visuals for image in visual]
 
-    def sample(self, images: Sequence[ImageFile], turns: Sequence[Turn]) -> Sample:
-        """The sample, once all of the record is read."""
-        turns = system_turn(self.fields.take("system"), turns, self.where)
-        self.fields.close(has_media=bool(images) and not self._has_videos)
+    def make_sample(self, images: Sequence[ImageFile], turns: Sequence[Turn]) -> Sample:
+        """The conversation, once all of the record is read but the system prompt beside it."""
+        turns = self._with_system_prompt(turns)
+        self._close(has_media=bool(images) and not self._has_videos)
         try:
             return Sample(self.id, tuple(images), tuple(turns), tuple(self.unused.keys))
         except ValueError as error:
-            raise type(error)(f"{self.where}: {error}") from None
+            raise type(error)(f"{self.location}: {error}") from None
 
-    def rounds(self, rounds: Sequence[tuple[str, str]]) -> Sample:
-        """Questions and answers; images stand before the first question, unless a question says
-        `<image>`.
-        """
-        visuals, _ = self.visuals()
-        images = [image for visual in visuals for image in visual]
-        texts = [text for pair in rounds for text in pair]
-        if not any(IMAGE_MARK in question for question, _ in rounds):
-            texts = [f"{IMAGE_MARK}\n" * len(images) + texts[0], *texts[1:]] if texts else []
-        turns = [
-            Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)
-        ]
-        return self.sample(images, turns)
-
-    def document(self, texts: Sequence[str], images: Sequence[ImageFile]) -> Document:
+    def make_document(self, texts: Sequence[str], images: Sequence[ImageFile]) -> Document:
         """The document, once all of the record is read."""
-        self.fields.close(has_media=bool(images))
+        self._close(has_media=bool(images))
         try:
             return Document(self.id, tuple(images), tuple(texts), tuple(self.unused.keys))
         except ValueError as error:
-            raise type(error)(f"{self.where}: {error}") from None
+            raise type(error)(f"{self.location}: {error}") from None
 
+    def _with_system_prompt(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        system_prompt = self.fields.read_one("system")
+        if system_prompt is None:
+            return turns
+        if not isinstance(system_prompt, str):
+            raise ValueError(
+                f"{self.location}: 'system' must be text, got {shorten(system_prompt)}"
+            )
+        if turns and turns[0].role == "system":
+            raise ValueError(
+                f"{self.location}: has a system prompt under 'system' and another as its first "
+                "turn; keep one of them"
+            )
+        return [Turn("system", system_prompt), *turns]
 
-def sample_from_record(
-    record: Any,
-    where: str,
-    default_id: str,
-    options: Options = Options(),
-    resolve: Callable[[str], ImageFile] | None = None,
-) -> Sample:
-    """A conversation; see `RecordReader`.
-
-    Raises:
-        ValueError: anything missing or of the wrong kind, or content that is not read; the text
-            begins with `where`.
-    """
-    return RecordReader(record, where, default_id, options, resolve).conversation()
+    def _close(self, has_media: bool) -> None:
+        self.fields.close(has_media)
+        self.record.close(self.unused)

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from format_files import picture, talk, write_lines, write_tar
 
-from m3.data.formats import open_source
-from m3.data.formats.files import JsonLines, find_files
-from m3.data.formats.text_files import TextFiles
-from m3.data.recipe import FormatName, Source
+from m3.data.formats import FormatName, FormatSamples
+from m3.data.formats.readers.files import find_files
+from m3.data.formats.readers.json_records import JsonLines
+from m3.data.recipe import Source, open_source
 from m3.processing.images import load_image
 
 Make = Callable[[Path], Any]
@@ -500,11 +500,11 @@ def test_a_bad_line_spoils_one_record(tmp_path: Path) -> None:
 
 
 def test_lines_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m3.data.formats.files._BLOCK", 7)
+    monkeypatch.setattr("m3.data.formats.readers.json_records._BLOCK_SIZE", 7)
     lines = [json.dumps({"n": n, "pad": "x" * (n * 37 % 100)}) for n in range(20)]
     (tmp_path / "a.jsonl").write_text("\r\n".join(lines))
-    found = JsonLines(tmp_path / "a.jsonl")
-    assert [found[n]["n"] for n in range(len(found))] == list(range(20))
+    found = JsonLines(Source(path=str(tmp_path / "a.jsonl")))
+    assert [found[n].content["n"] for n in range(len(found))] == list(range(20))
 
 
 def test_paths_that_mean_no_file(tmp_path: Path) -> None:
@@ -513,18 +513,22 @@ def test_paths_that_mean_no_file(tmp_path: Path) -> None:
         ("*.tar", "matches no file"),
     ):
         with pytest.raises(ValueError, match=text):
-            find_files(tmp_path / path, (".tar",))
+            find_files(tmp_path / path, ".tar")
+
+
+def read_text(path: Path, chunk_bytes: int | None = None) -> FormatSamples:
+    return open_source(Source(path=str(path), format="text_files", chunk_bytes=chunk_bytes))
 
 
 def test_text_is_split_at_lines_and_between_characters(tmp_path: Path) -> None:
     text = "short\n" + "日本語" * 20 + "\n\n\nend"
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    source = TextFiles(tmp_path / "a.txt", chunk_bytes=16)
+    source = read_text(tmp_path / "a.txt", chunk_bytes=16)
     pieces = [source[n].texts[0] for n in range(len(source))]
     assert pieces[0] == "short\n"
     assert "".join(pieces).replace("\n", "") == text.replace("\n", "")
     assert max(len(piece.encode()) for piece in pieces) <= 16
-    assert len(TextFiles(tmp_path / "a.txt", chunk_bytes=1)) == 5 + 60 + 3, (
+    assert len(read_text(tmp_path / "a.txt", chunk_bytes=1)) == 5 + 60 + 3, (
         "a character is never cut"
     )
 
@@ -564,7 +568,7 @@ def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfwords")
-    assert TextFiles(tmp_path / "a.txt")[0].texts == ("words",)
+    assert read_text(tmp_path / "a.txt")[0].texts == ("words",)
     path = write_tar(tmp_path / "d.tar", {"k.png": picture(0), "k.txt": b"\xef\xbb\xbfwords"})
     assert open_source(Source(path=str(path), format="caption_tar"))[0].texts == ("", "words")
 

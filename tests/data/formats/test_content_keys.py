@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from format_files import picture, talk, write_lines, write_tar
 
-from m3.data.formats import FORMATS, open_source
+from m3.data.formats import FORMATS, FormatName
 from m3.data.formats.content_keys import holds_content
-from m3.data.recipe import FormatName, Source
+from m3.data.recipe import Source, open_source
 from m3.data.sample import AnySample, Sample
 from m3.data.synthetic.suite import TRAIN_FEATURES, train_row
 

@@ -11,8 +11,9 @@ from format_files import COUNT, WRITERS, picture, write_lines
 from small_checkpoint import save_small
 
 from m3.config import load
-from m3.data.formats import FORMATS, OPTIONS, open_source
-from m3.data.recipe import FormatName, Source
+from m3.data.formats import FORMATS, FormatName
+from m3.data.formats.settings import OPTIONS
+from m3.data.recipe import Source, open_source
 from m3.data.sample import Sample
 from m3.processing import load_image
 from m3.training.recipe import Recipe
@@ -33,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_tables_agree() -> None:
     assert set(WRITERS) == set(FORMATS) == set(get_args(FormatName))
-    assert {option for row in FORMATS.values() for option in row.reads} == set(OPTIONS)
+    assert {option for row in FORMATS.values() for option in row.options} == set(OPTIONS)
 
 
 @pytest.mark.parametrize("name", FORMATS)

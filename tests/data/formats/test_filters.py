@@ -11,9 +11,9 @@ from PIL import Image
 from m3.config import decode
 from m3.data.checking.check import check_data
 from m3.data.checking.findings_table import findings_table
-from m3.data.formats import open_source
-from m3.data.formats.caption_tar import CaptionTar
-from m3.data.recipe import Data, Filters, Source
+from m3.data.formats import FormatSamples
+from m3.data.formats.settings import Filters
+from m3.data.recipe import Data, Source, open_source
 
 SIZES = {"square": (300, 300), "wide": (900, 290), "small": (200, 250), "narrow": (250, 1000)}
 
@@ -35,6 +35,10 @@ def tar(tmp_path: Path) -> str:
     return str(write_tar(tmp_path / "a.tar", members))
 
 
+def captions(tar: str | Path, filters: Filters) -> FormatSamples:
+    return open_source(Source(path=str(tar), format="caption_tar", filters=filters))
+
+
 @pytest.mark.parametrize(
     ("filters", "kept", "left_out"),
     [
@@ -54,9 +58,8 @@ def test_what_fails_has_no_number(
     tar: str, filters: Filters, kept: list[str], left_out: dict[str, int]
 ) -> None:
     source = open_source(Source(path=tar, format="caption_tar", filters=filters))
-    assert isinstance(source, CaptionTar)
     assert [source[n].id for n in range(len(source))] == kept
-    assert dict(source.left_out) == left_out
+    assert dict(source.records.left_out) == left_out
     with pytest.raises(IndexError, match=f"record {len(kept)} of "):
         source[len(kept)]
 
@@ -67,7 +70,7 @@ def test_a_header_behind_a_long_profile_is_found(tmp_path: Path) -> None:
         tmp_path / "a.tar",
         {"a.jpg": picture, "a.txt": b"a", "b.png": encoded((40, 40)), "b.txt": b"b"},
     )
-    source = CaptionTar(tar, Filters(max_aspect_ratio=2.0))
+    source = captions(tar, Filters(max_aspect_ratio=2.0))
     assert (len(source), source[0].id) == (1, "b")
 
 
@@ -76,7 +79,7 @@ def test_what_cannot_be_judged_stays_and_is_refused_when_read(tmp_path: Path) ->
         tmp_path / "a.tar",
         {"a.png": encoded((9, 9)), "a.txt": b"a", "b.png": b"no picture", "b.txt": b"b"},
     )
-    source = CaptionTar(tar, Filters(min_similarity=0.1))
+    source = captions(tar, Filters(min_similarity=0.1))
     assert len(source) == 2
     with pytest.raises(
         ValueError,
@@ -84,7 +87,7 @@ def test_what_cannot_be_judged_stays_and_is_refused_when_read(tmp_path: Path) ->
         r"or score",
     ):
         source[0]
-    source = CaptionTar(tar, Filters(min_resolution=9))
+    source = captions(tar, Filters(min_resolution=9))
     assert source[0].id == "a"
     with pytest.raises(ValueError, match=r"a.tar, sample 'b': .*image"):
         source[1]
@@ -96,7 +99,7 @@ def test_filters_that_leave_nothing_are_refused(tar: str) -> None:
         match=r"filters leave none of 4 samples \(4 min_similarity\); "
         r"lower them",
     ):
-        CaptionTar(tar, Filters(min_similarity=0.9))
+        captions(tar, Filters(min_similarity=0.9))
 
 
 @pytest.mark.parametrize(

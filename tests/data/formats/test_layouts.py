@@ -17,8 +17,8 @@ from small_checkpoint import save_small
 from videos import write_video
 
 from m3.config import load
-from m3.data.formats import open_source
-from m3.data.recipe import FormatName, Source
+from m3.data.formats import FormatName
+from m3.data.recipe import Source, open_source
 from m3.data.sample import AnySample, Document, Sample, Turn
 from m3.training.recipe import Recipe
 from m3.training.run_folder import RunFolder

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from m3.data.formats import LlavaJson, LlavaParquet
+from m3.data.formats import FormatSamples
+from m3.data.recipe import Source, open_source
 from m3.data.sample import Sample, Turn
 from m3.processing import load_image
 
@@ -23,6 +24,14 @@ PAIR = [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "valu
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def llava_json(path: Path, **options: Any) -> FormatSamples:
+    return open_source(Source(path=str(path), **options))
+
+
+def llava_parquet(path: Path, **options: Any) -> FormatSamples:
+    return open_source(Source(path=str(path), format="llava_parquet", **options))
 
 
 def write_json(path: Path, records: Any) -> Path:
@@ -48,7 +57,9 @@ def test_json(tmp_path: Path) -> None:
         {"image": ["x/one.png", "two.png"], "conversations": PAIR},
         {"id": "null", "image": None, "conversations": TEXT},
     ]
-    source = LlavaJson(write_json(tmp_path / "d.json", records), image_folder=tmp_path / "images")
+    source = llava_json(
+        write_json(tmp_path / "d.json", records), image_folder=str(tmp_path / "images")
+    )
     assert len(source) == 4
     assert source[0] == Sample(
         "a",
@@ -58,7 +69,7 @@ def test_json(tmp_path: Path) -> None:
     assert (source[1].id, source[1].images) == ("7", ())
     assert (source[2].id, len(source[2].images)) == ("2", 2)
     assert source[3].images == ()
-    assert LlavaJson(tmp_path / "d.json")[0].images == (str(tmp_path / "one.png"),)
+    assert llava_json(tmp_path / "d.json")[0].images == (str(tmp_path / "one.png"),)
 
 
 def test_json_lines_with_a_line_separator_inside_a_text(tmp_path: Path) -> None:
@@ -69,30 +80,30 @@ def test_json_lines_with_a_line_separator_inside_a_text(tmp_path: Path) -> None:
         + "\n\n",
         "utf-8",
     )
-    source = LlavaJson(path)
+    source = llava_json(path)
     assert [source[n].id for n in range(len(source))] == ["a", "b"]
     assert source[1].turns == (Turn("user", "a\u2028b"), Turn("assistant", "日本"))
 
 
 def test_files_that_are_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.json: no such data file"):
-        LlavaJson(tmp_path / "nowhere.json")
+        llava_json(tmp_path / "nowhere.json")
     (tmp_path / "a.json").write_text("[{]")
     with pytest.raises(ValueError, match=r"a\.json: not valid JSON: .*line 1 column 3"):
-        LlavaJson(tmp_path / "a.json")
+        llava_json(tmp_path / "a.json")
     (tmp_path / "b.jsonl").write_text('{}\n{"a":\n')
     with pytest.raises(ValueError, match=r"b\.jsonl, line 2: not valid JSON"):
-        LlavaJson(tmp_path / "b.jsonl")[1]
+        llava_json(tmp_path / "b.jsonl")[1]
     (tmp_path / "c.json").write_text('{"id": 1}')
     with pytest.raises(
         ValueError,
         match=r"c\.json: expected a JSON list of records, got dict\. "
         r"One object per line\?",
     ):
-        LlavaJson(tmp_path / "c.json")
+        llava_json(tmp_path / "c.json")
     (tmp_path / "d.json").write_bytes(b"[\xff]")
     with pytest.raises(ValueError, match=r"d\.json: not UTF-8 text"):
-        LlavaJson(tmp_path / "d.json")
+        llava_json(tmp_path / "d.json")
 
 
 BAD_RECORDS = [
@@ -131,7 +142,7 @@ def test_bad_records_say_which_file_which_record_and_what(
     record: Any, message: str, tmp_path: Path
 ) -> None:
     good = {"id": "ok", "conversations": TEXT}
-    source = LlavaJson(write_json(tmp_path / "d.json", [good, record, good]))
+    source = llava_json(write_json(tmp_path / "d.json", [good, record, good]))
     assert [source[0].id, source[2].id] == ["ok", "ok"]
     with pytest.raises(ValueError, match=rf"^.*d\.json, record 1[,:] .*{message}"):
         source[1]
@@ -146,7 +157,7 @@ def test_parquet_with_one_image_per_row(tmp_path: Path, png: Callable[[int], byt
         "image": [{"bytes": png(9), "path": None}, None],
         "conversations": [TALK, TEXT],
     }
-    source = LlavaParquet(write_parquet(tmp_path / "d.parquet", rows))
+    source = llava_parquet(write_parquet(tmp_path / "d.parquet", rows))
     assert len(source) == 2
     assert source[0] == Sample(
         "a", (png(9),), (Turn("user", "<image>\nWhat?"), Turn("assistant", "A cat."))
@@ -158,7 +169,7 @@ def test_parquet_with_one_image_per_row(tmp_path: Path, png: Callable[[int], byt
 def test_parquet_with_several_images_per_row(tmp_path: Path, png: Callable[[int], bytes]) -> None:
     images = [[{"bytes": png(1), "path": None}, {"bytes": png(2), "path": None}], []]
     rows = {"id": ["a", "b"], "image": images, "conversations": [PAIR, TEXT]}
-    source = LlavaParquet(
+    source = llava_parquet(
         write_parquet(tmp_path / "d.parquet", rows, datasets.List(datasets.Image()))
     )
     assert source[0].images == (png(1), png(2))
@@ -172,7 +183,7 @@ def test_parquet_written_without_datasets(tmp_path: Path, png: Callable[[int], b
         folder.mkdir()
         table = pa.table({"conversations": [TALK], "image": [image], "labels": [[1, 2, 3]]})
         pq.write_table(table, folder / "d.parquet")
-        sample = LlavaParquet(folder)[0]
+        sample = llava_parquet(folder)[0]
         assert (sample.id, sample.images) == ("0", (png(3),))
 
 
@@ -182,48 +193,44 @@ def test_parquet_with_paths(tmp_path: Path) -> None:
         pa.table({"id": ["a"], "conversations": [TALK], "image": ["one.png"]}),
         tmp_path / "d.parquet",
     )
-    sample = LlavaParquet(tmp_path / "d.parquet", image_folder=tmp_path)[0]
+    sample = llava_parquet(tmp_path / "d.parquet", image_folder=str(tmp_path))[0]
     assert load_image(sample.images[0]).getpixel((0, 0)) == (5, 0, 0)
 
 
-def test_a_folder_and_a_list_of_files(tmp_path: Path) -> None:
+def test_a_folder_and_a_pattern(tmp_path: Path) -> None:
     for name in "ba":
         write_parquet(
             tmp_path / f"{name}.parquet", {"id": [name], "image": [None], "conversations": [TEXT]}
         )
-    assert [LlavaParquet(tmp_path)[n].id for n in range(2)] == ["a", "b"]
-    assert [
-        LlavaParquet([tmp_path / "b.parquet", tmp_path / "a.parquet"])[n].id for n in range(2)
-    ] == ["b", "a"]
+    assert [llava_parquet(tmp_path)[n].id for n in range(2)] == ["a", "b"]
+    assert [llava_parquet(tmp_path / "*.parquet")[n].id for n in range(2)] == ["a", "b"]
 
 
 def test_changed_files_are_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "d.parquet"
     for name in ("first", "second one"):
         write_parquet(path, {"id": [name], "image": [None], "conversations": [TEXT]})
-        assert LlavaParquet(path)[0].id == name
+        assert llava_parquet(path)[0].id == name
 
 
 def test_bad_parquet(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.parquet: no such data file"):
-        LlavaParquet(tmp_path / "nowhere.parquet")
+        llava_parquet(tmp_path / "nowhere.parquet")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: holds no \*\.parquet"):
-        LlavaParquet(tmp_path / "empty")
-    with pytest.raises(ValueError, match="no parquet files were named"):
-        LlavaParquet([])
+        llava_parquet(tmp_path / "empty")
     (tmp_path / "a.parquet").write_text("not parquet")
     with pytest.raises(ValueError, match=r"a\.parquet: cannot be read as parquet"):
-        LlavaParquet(tmp_path / "a.parquet")
+        llava_parquet(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "b.parquet")
     with pytest.raises(
         ValueError,
         match=r"b\.parquet: no column 'conversations' \(columns: text\)\. LLaVA's "
         r"columns are id, ",
     ):
-        LlavaParquet(tmp_path / "b.parquet")
+        llava_parquet(tmp_path / "b.parquet")
     write_parquet(tmp_path / "c.parquet", {"id": ["a"], "image": [None], "conversations": [TALK]})
-    source = LlavaParquet(tmp_path / "c.parquet")
+    source = llava_parquet(tmp_path / "c.parquet")
     with pytest.raises(
         ValueError,
         match=r"c\.parquet, record 0: sample 'a': 1 <image> marks in the user's turns "

@@ -1,0 +1,1 @@
+"""Readers: records of JSON files, tables, tars and text files, by number."""
