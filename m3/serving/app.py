@@ -16,7 +16,7 @@ from m3.serving.http.errors import add_error_handlers
 from m3.serving.http.middleware import Guard
 from m3.serving.http.responses import ClientLeft
 from m3.serving.settings import Settings
-from m3.serving.ui.page import FILES, page_routes
+from m3.serving.ui.page import OPEN_PATHS, page_routes
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -46,7 +46,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         Guard,
         settings=settings,
         responses=engine.metrics.responses,
-        open_paths=tuple(FILES) if settings.ui else (),
+        open_paths=OPEN_PATHS if settings.ui else (),
     )
     # FastAPI's own word for an invalid body; ours is 400
     for operations in app.openapi()["paths"].values():

@@ -1,74 +1,20 @@
 // The page of `m3 serve --ui`: a client of the server's own OpenAI API, and of /ui/token_grid.
 // What people or the model wrote is only ever set as text, never as HTML.
+import { $, make, number, say } from "./dom.js";
+import { addFiles, chosenVisuals, clearPictures, contentPart, isSame, openCamera, recordVideo,
+  takePhoto } from "./pictures.js";
 import { saveJson, savePng } from "./save.js";
+import { call, events } from "./server.js";
+import { gridView, tokenGrid } from "./token_grid.js";
 
-const $ = (id) => document.getElementById(id);
 const MOST_NOTCHES = 16; // a model that reaches more scales offers those that it was trained at
-const VIEW_SIDE = 480; // longest side of a picture with its grid, in pixels of the canvas
 const CUT = { length: "cut at the limit of tokens", time: "cut at the limit of time",
   stopped: "stopped" };
-let key = sessionStorage.getItem("m3-api-key");
 let model = null; // what /v1/models says of it, as a promise
 let scales = []; // notches of the slider
 let running = null; // the AbortController of what is asked now
-let pictures = []; // { file, kind, src, address, item }: what the next question is about
 let talk = { visuals: [], readings: [] };
 let comparison = { visuals: [], readings: [], views: [] };
-
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
-
-// ---------------------------------------------------------------------- the server
-async function call(path, content, signal) {
-  for (;;) {
-    const headers = { "Content-Type": "application/json" };
-    if (key) headers.Authorization = `Bearer ${key}`;
-    const body = content && JSON.stringify(content), method = body ? "POST" : "GET";
-    const response = await reach(fetch(path, { method, headers, body, signal }), signal);
-    if (response.ok) return response;
-    if (response.status !== 401) {
-      const report = await response.json().catch(() => null);
-      throw new Error(report?.error.message ?? `The server answered with ${response.status}.`);
-    }
-    await askForKey();
-  }
-}
-
-function reach(answer, signal) {
-  return answer.catch((error) => {
-    if (signal?.aborted) throw error;
-    throw new Error("The connection to the server failed. Is it still running?");
-  });
-}
-
-function askForKey() {
-  const dialog = $("login");
-  $("key-note").textContent = `This ${key ? "is not the server's" : "server wants its"} API key.`;
-  $("key").value = dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve, reject) => {
-    dialog.onclose = () => {
-      if (!dialog.returnValue) return reject(new Error("This server wants its API key."));
-      key = $("key").value.trim();
-      sessionStorage.setItem("m3-api-key", key);
-      resolve();
-    };
-  });
-}
-
-async function* events(response, signal) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let rest = "";;) {
-    const { value, done } = await reach(reader.read(), signal);
-    if (done) return;
-    const lines = (rest + value).split("\n");
-    rest = lines.pop();
-    for (const line of lines) if (line.startsWith("data: {")) yield JSON.parse(line.slice(6));
-  }
-}
 
 function ready() {
   model ??= call("v1/models").then(async (response) => {
@@ -91,99 +37,7 @@ function showScale() {
   $("scale").ariaValueText = `${scales[$("scale").value]} visual tokens`;
 }
 
-// ---------------------------------------------------------------------- pictures and videos
-function addFiles(files) {
-  say("");
-  for (const file of files) {
-    if (!file.size) { say(`${file.name} is empty (0 bytes).`); continue; }
-    const kind = file.type.startsWith("video/") ? "video" : "image", { name } = file;
-    const src = URL.createObjectURL(file), remove = make("button", { ariaLabel: `Remove ${name}` });
-    const view = make(kind === "video" ? "video" : "img", { src, alt: name, ariaLabel: name,
-      controls: true, title: name });
-    const frame = kind === "video" ? view : make("a", { href: src, target: "_blank" }, view);
-    view.onerror = () => frame.replaceWith(make("p", { className: "soft" },
-      `${name}: the browser cannot show it; it can be asked about all the same.`));
-    const picture = { file, kind, src, address: read(file), item: make("li", {}, frame, remove) };
-    remove.append("×");
-    remove.onclick = () => { removePicture(picture); $("choose").focus(); };
-    $("pictures").append(picture.item);
-    pictures.push(picture);
-  }
-}
-
-function read(file) { // as a data: address
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(`${file.name} cannot be read: choose it again.`));
-    reader.readAsDataURL(file);
-  });
-}
-
-function removePicture(picture) {
-  pictures = pictures.filter((one) => one !== picture);
-  picture.item.remove();
-}
-
-async function openCamera() {
-  if (!navigator.mediaDevices) throw new Error(
-    "Browsers lend the camera to pages over https or at localhost alone: choose a file instead.");
-  $("camera-view").srcObject = await navigator.mediaDevices.getUserMedia({ video: true })
-    .catch((error) => { throw new Error(`The camera cannot be used: ${error.message}.`); });
-  $("camera").showModal();
-}
-
-function takePhoto() {
-  const view = $("camera-view"), size = { width: view.videoWidth, height: view.videoHeight };
-  const canvas = make("canvas", size);
-  canvas.getContext("2d").drawImage(view, 0, 0);
-  canvas.toBlob((photo) => addFiles([new File([photo], "photo.png", { type: "image/png" })]));
-  $("camera").close();
-}
-
-function recordVideo() {
-  const recorder = new MediaRecorder($("camera-view").srcObject);
-  recorder.ondataavailable = ({ data }) => {
-    Object.assign($("record"), { textContent: "Record video", onclick: recordVideo });
-    addFiles([new File([data], "recording.webm", { type: "video/webm" })]);
-    $("camera").close();
-  };
-  recorder.start();
-  Object.assign($("record"), { textContent: "End video", onclick: () => recorder.stop() });
-}
-
 // ---------------------------------------------------------------------- requests
-function number(id) {
-  const { value, min, max, labels, validity } = $(id);
-  if (value && validity.valid) return Number(value);
-  throw new Error(`${labels[0].textContent}: expected a number from ${min} to ${max}.`);
-}
-
-// What is asked about; the same pictures, read in as many frames, go on with a conversation.
-function chosenVisuals() {
-  return pictures.map((picture) => (
-    { ...picture, num_frames: picture.kind === "video" ? number("frames") : undefined }));
-}
-
-function isSame(...both) {
-  const [one, other] = both.map((visuals) => visuals.flatMap((v) => [v.src, v.num_frames]).join());
-  return one === other;
-}
-
-async function contentPart({ kind, address, num_frames }) {
-  const url = await address;
-  return kind === "video" ? { type: "video_url", video_url: { url }, num_frames }
-    : { type: "image_url", image_url: { url } };
-}
-
-async function tokenGrid(visual, signal) {
-  const body = { visual: await contentPart(visual) };
-  const { picture, lines } = await (await call("ui/token_grid", body, signal)).json();
-  const image = make("img", { src: picture });
-  await image.decode();
-  return { image, lines };
-}
-
 // A request for the last of `readings`; the pictures stand in front of the first question.
 async function chatRequest(card, visuals, readings, tokens) {
   const parts = await Promise.all(visuals.map(contentPart));
@@ -339,27 +193,6 @@ function showCards({ readings, views, look_seconds }) {
   return answers.map(({ update }) => update);
 }
 
-// The picture under the lines between its tokens: dark under light ones, to be seen on anything.
-function gridView(image, lines) {
-  const scale = VIEW_SIDE / Math.max(image.width, image.height);
-  const [width, height] = [image.width * scale, image.height * scale];
-  const ariaLabel = `The picture ${lines.length ? "with lines between its tokens" : "by itself"}`;
-  const canvas = make("canvas", { width, height, role: "img", ariaLabel });
-  const context = canvas.getContext("2d");
-  context.drawImage(image, 0, 0, width, height);
-  for (const [colour, thickness] of [["#000a", 5], ["#fff", 2.4]]) {
-    context.strokeStyle = colour;
-    context.lineWidth = lines.length > 16 ? thickness / 2 : thickness;
-    context.beginPath();
-    for (const [x1, y1, x2, y2] of lines) {
-      context.moveTo(x1 * width, y1 * height);
-      context.lineTo(x2 * width, y2 * height);
-    }
-    context.stroke();
-  }
-  return canvas;
-}
-
 // ---------------------------------------------------------------------- downloads
 async function save(name, record, drawing) {
   if (!record.readings.length) throw new Error("There is nothing to save yet.");
@@ -392,10 +225,6 @@ function comparisonDrawing({ readings, views }) {
 }
 
 // ---------------------------------------------------------------------- controls
-function say(text) {
-  $("message").textContent = text;
-}
-
 function showTab(name) {
   $("answers").scrollIntoView({ block: "nearest" });
   for (const one of ["talk", "comparison"]) {
@@ -435,7 +264,7 @@ function beginTalk() {
 
 async function useExample({ dataset, textContent }) {
   const file = await (await call(`ui/${dataset.picture}`)).blob();
-  pictures.forEach(removePicture);
+  clearPictures();
   addFiles([new File([file], dataset.picture, { type: file.type })]);
   $("question").value = textContent;
 }
@@ -459,25 +288,10 @@ const CLICKS = {
 };
 for (const [id, click] of Object.entries(CLICKS)) $(id).onclick = click;
 for (const one of $("examples").children) one.onclick = () => attempt(() => useExample(one));
-$("camera").onclose = () => $("camera-view").srcObject.getTracks().forEach((track) => track.stop());
 $("scale").oninput = showScale;
-$("files").onchange = () => { addFiles($("files").files); $("files").value = ""; };
 $("question").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   run(ask, "log");
-};
-document.onpaste = (event) => {
-  if (!event.clipboardData.files.length) return;
-  event.preventDefault();
-  addFiles(event.clipboardData.files);
-};
-document.ondragover = (event) => {
-  if (event.dataTransfer.types.includes("Files")) event.preventDefault();
-};
-document.ondrop = (event) => {
-  if (!event.dataTransfer.files.length) return;
-  event.preventDefault();
-  addFiles(event.dataTransfer.files);
 };
 attempt(ready);

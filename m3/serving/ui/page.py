@@ -31,15 +31,21 @@ from m3.serving.settings import Limits, Settings
 FILES = {
     "/ui": ("page.html", "text/html"),
     "/ui/page.css": ("page.css", "text/css"),
+    "/ui/dom.js": ("dom.js", "text/javascript"),
     "/ui/page.js": ("page.js", "text/javascript"),
+    "/ui/pictures.js": ("pictures.js", "text/javascript"),
     "/ui/save.js": ("save.js", "text/javascript"),
+    "/ui/server.js": ("server.js", "text/javascript"),
+    "/ui/token_grid.js": ("token_grid.js", "text/javascript"),
     "/favicon.ico": ("icon.svg", "image/svg+xml"),
     "/ui/chart.png": ("examples/chart.png", "image/png"),
     "/ui/count.png": ("examples/count.png", "image/png"),
     "/ui/document.png": ("examples/document.png", "image/png"),
     "/ui/scene.png": ("examples/scene.png", "image/png"),
 }
-"""Path -> file, media type. They hold nothing of the model or its users, and need no API key."""
+"""Path -> file, media type."""
+OPEN_PATHS = (*FILES, "/ui/")
+"""Need no API key, as they hold nothing of the model or its users; the last is sent to `/ui`."""
 HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
