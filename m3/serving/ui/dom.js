@@ -9,6 +9,7 @@ export function make(tag, properties = {}, ...children) {
 
 export function say(text) {
   $("message").textContent = text;
+  if (text) $("message").scrollIntoView({ block: "nearest" });
 }
 
 export function number(id) {
