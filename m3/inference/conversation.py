@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from m3.inference.control_tokens import control_tokens, plain
 from m3.inference.generation import answer_room, end_token_ids, token_ids_alone
 from m3.inference.image_features import Seen, image_inputs, reading_order, see
 from m3.model import M3ForConditionalGeneration
 from m3.processing import ImageSource, M3Processor, expand_image_tokens, load_image
+from m3.processing.control_tokens import control_tokens, encode_fenced, fence
 from m3.processing.frame_scales import Schedule, frame_scales
 from m3.processing.video import Sampling, VideoSource, load_video
 
@@ -166,7 +166,7 @@ class Conversation:
         if keep:
             self._turns = [
                 *turns,
-                {"role": "assistant", "content": plain(answer.text, self._control_tokens)},
+                {"role": "assistant", "content": fence(answer.text, self._control_tokens)},
             ]
             self.shown, self._waiting = shown, []
         return answer
@@ -197,7 +197,7 @@ class Conversation:
         scales = processor.resolve_scales(given, len(pictures), pictures)
         counts = processor.counts(scales, pictures)
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
+        ids = encode_fenced(tokenizer, text)
         ids = expand_image_tokens(ids, self.model.config.image_token_id, counts)
         positions = self.model.config.text_config.max_position_embeddings
         room = answer_room(
@@ -234,7 +234,7 @@ class Conversation:
         shown = [next(queues[mark]) for mark in marks]
         frames = iter(shown)
         content = "".join(
-            image * len(next(frames).tiles) if part in queues else plain(part, self._control_tokens)
+            image * len(next(frames).tiles) if part in queues else fence(part, self._control_tokens)
             for part in parts
         )
         return [*self._turns, {"role": "user", "content": content}], [*self.shown, *shown]

@@ -15,6 +15,7 @@ from m3.cli import main
 from m3.data.sample import Sample, Turn
 from m3.data.tokenized import tokenize_sample
 from m3.processing import M3Processor
+from m3.processing.control_tokens import control_tokens, encode_fenced, fence
 
 spm = pytest.importorskip("sentencepiece")
 from sentencepiece import sentencepiece_model_pb2 as proto  # noqa: E402  (after the check that it is there)
@@ -185,6 +186,23 @@ def test_training_learns_the_answer_and_its_end(both: tuple[Path, Path, bool]) -
     ]
     tokens = processor.tokenizer.convert_ids_to_tokens(learned)
     assert (tokens[0][0], "".join(tokens)) == ("▁", "▁It▁is▁red</s>")
+
+
+def test_a_control_token_in_a_question_is_trained_as_it_is_asked(
+    both: tuple[Path, Path, bool],
+) -> None:
+    """sentencepiece puts a space before a text; none comes behind a token that is spelled out."""
+    processor = AutoProcessor.from_pretrained(both[1])
+    question = "What</s>is <image>it"
+    sample = Sample("a", (), (Turn("user", (question,)), Turn("assistant", "It is red")))
+    tokenized = tokenize_sample(sample, processor)
+    content = fence(question, control_tokens(processor))
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    ids = encode_fenced(processor.tokenizer, prompt)
+    assert question in processor.tokenizer.decode(ids)
+    assert tokenized.input_ids[: len(ids)] == ids
 
 
 def test_what_it_says_again_after_saving(both: tuple[Path, Path, bool], tmp_path: Path) -> None:

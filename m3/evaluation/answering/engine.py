@@ -32,10 +32,10 @@ from m3.evaluation.answering.questions import Picture, Question, Reply
 from m3.evaluation.answering.seeded_sampling import SeededSampling, question_seeds
 from m3.evaluation.token_reduction.fastv import Pruned, mean_visual_tokens, pruning
 from m3.evaluation.token_reduction.table import FASTV, ChosenTokenReducer
-from m3.inference.control_tokens import FENCED, control_tokens, plain
 from m3.inference.generation import answer_room, end_token_ids, token_ids_alone, warn_of_settings
 from m3.model import M3ForConditionalGeneration
 from m3.model.reducers import NoOptions
+from m3.processing.control_tokens import FENCED, control_tokens, encode_fenced, fence
 from m3.processing.processor import M3Processor, expand_image_tokens
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
@@ -111,7 +111,7 @@ class Engine:
         are: they can neither end a turn nor claim an image. Training data are read the same way
             (m3/data/tokenized.py).
         """
-        return plain(text, self._control_tokens)
+        return fence(text, self._control_tokens)
 
     def question(
         self,
@@ -181,9 +181,7 @@ class Engine:
 
     def _row(self, question: Question) -> Row:
         tokenizer, config = self.processor.tokenizer, self.model.config
-        ids = tokenizer(question.text, add_special_tokens=False, sanitize_control_tokens=True)[
-            "input_ids"
-        ]
+        ids = encode_fenced(tokenizer, question.text)
         tiles = [self.pictures.tiles(picture) for picture in question.pictures]
         counts = self.processor.counts([self._read_scale(question)] * len(tiles), tiles)
         kept = sum(self.processor.counts([question.scale] * len(tiles), tiles))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from jinja2.exceptions import TemplateError
 
-from m3.inference.control_tokens import control_tokens, plain
 from m3.inference.generation import answer_room
 from m3.inference.image_features import Seen, prepare
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
 from m3.processing import M3Processor, TiledImages, expand_image_tokens
+from m3.processing.control_tokens import control_tokens, encode_fenced, fence
 from m3.processing.frame_scales import frame_scales
 from m3.processing.images import TooLargeError
 from m3.processing.video import load_video
@@ -160,7 +160,7 @@ class Preparation:
             lines = [
                 image * len(next(queue).tiles)
                 if isinstance(part, Visual)
-                else plain(part, self._control_tokens)
+                else fence(part, self._control_tokens)
                 for part in turn.parts
             ]
             messages.append({"role": turn.role, "content": "\n".join(lines)})
@@ -173,7 +173,7 @@ class Preparation:
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
         tokenizer = self._processor.tokenizer
-        ids = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
+        ids = encode_fenced(tokenizer, text)
         length, limit = len(ids) + sum(counts) - len(counts), self._limits.prompt_tokens
         try:
             asked = request.generation.max_new_tokens
