@@ -1,6 +1,4 @@
-"""Using a checkpoint: loading it, talking with it about images and videos, seeing what a scale
-costs.
-"""
+"""Inference from a checkpoint: loading, conversations about images and videos, cost of a scale."""
 
 from m3.hardware import choose_device
 from m3.inference.ask import ask

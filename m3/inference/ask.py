@@ -1,4 +1,4 @@
-"""One call from a question about pictures to an answer.
+"""An answer to a question about images or a video, in one call.
 
 m3.ask("playground/m3-tiny", "What colour is the background?", images=["photo.png"],
 matryoshka_vis_token_scale=9)
@@ -27,21 +27,21 @@ def ask(
     generation: Generation | None = None,
     device: str | None = None,
 ) -> str:
-    """The answer's text.
+    """Answer a question about images or a video.
 
     Args:
-        model: a checkpoint, which is loaded for this call; or what `m3.load` gave, to ask more than
-            once.
-        question: images stand in front of it, then the video, or where `<image>` and `<video>` in
-            it say.
+        model: a checkpoint, which is loaded for this call; or the result of `m3.load`, to ask more
+            than once.
+        question: images precede it, then the video, unless `<image>` and `<video>` in it mark
+            their positions.
         images: paths, bytes, addresses, PIL images; one or several.
         matryoshka_vis_token_scale: visual tokens per picture, a schedule over frames, or None for
             the largest trained.
-        sampling: which frames of the video; 8 where nothing is said.
-        device: where to load a checkpoint onto; None for the accelerator there is.
+        sampling: frames of the video to read; 8 by default.
+        device: device to load a checkpoint onto; None for the available accelerator.
 
     Raises:
-        ValueError: as `load`, `load_image`, `load_video` and `Conversation.ask` say.
+        ValueError: as in `load`, `load_image`, `load_video` and `Conversation.ask`.
     """
     if isinstance(model, tuple) and device is not None:
         raise ValueError(

@@ -11,30 +11,30 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from m3.inference.conversation import Conversation, Generation
-from m3.inference.cost_table import explain
+from m3.inference.cost_table import explain_costs
 from m3.inference.loading import DTYPES, load
 from m3.inference.quantisation import QUANTISATIONS
-from m3.inference.repl import Visual, answer, run, show
+from m3.inference.repl import Visual, run_commands, show_visual, stream_answer
 from m3.processing.frame_scales import Schedule, split_alternatives
 from m3.processing.video import Sampling
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="m3 chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--model-path", required=True, help="folder (or hub id) of an M3 checkpoint"
     )
-    for kind in ("image", "video"):
+    for visual_kind in ("image", "video"):
         parser.add_argument(
-            f"--{kind}-file",
+            f"--{visual_kind}-file",
             action="append",
             dest="visuals",
-            type=partial(Visual, kind),
+            type=partial(Visual, visual_kind),
             default=[],
             metavar="FILE",
-            help=f"{kind} to show; may be repeated, in the order of the conversation",
+            help=f"{visual_kind} to show; may be repeated, in the order of the conversation",
         )
     parser.add_argument(
         "--query",
@@ -53,56 +53,68 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="tiles, tokens and FLOPs of the prompt at each trained scale",
     )
-    frames = parser.add_argument_group("frames of videos (default: 8, spread evenly)")
-    frames.add_argument("--num-frames", type=int, help="so many, spread evenly")
-    frames.add_argument("--fps", type=float, help="so many per second")
-    frames.add_argument("--collage", action="store_true", help="six, as one picture of 3 x 2")
-    weights = parser.add_argument_group("weights")
-    weights.add_argument(
+    frame_options = parser.add_argument_group("frames of videos (default: 8, spread evenly)")
+    frame_options.add_argument("--num-frames", type=int, help="so many, spread evenly")
+    frame_options.add_argument("--fps", type=float, help="so many per second")
+    frame_options.add_argument(
+        "--collage", action="store_true", help="six, as one picture of 3 x 2"
+    )
+    weight_options = parser.add_argument_group("weights")
+    weight_options.add_argument(
         "--device", help="cpu, cuda, cuda:1, mps, npu, xpu; default: the accelerator there is"
     )
-    weights.add_argument("--device-map", help="instead: `auto` spreads the layers over all devices")
-    weights.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
-    few = weights.add_mutually_exclusive_group()
-    few.add_argument(
+    weight_options.add_argument(
+        "--device-map", help="instead: `auto` spreads the layers over all devices"
+    )
+    weight_options.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
+    exclusive_options = weight_options.add_mutually_exclusive_group()
+    exclusive_options.add_argument(
         "--quantise",
         choices=tuple(QUANTISATIONS),
         help="; ".join(f"{n}: {q.help}" for n, q in QUANTISATIONS.items()),
     )
-    few.add_argument(
+    exclusive_options.add_argument(
         "--load-4bit",
         dest="quantise",
         action="store_const",
         const="bnb-4bit",
         help="--quantise bnb-4bit",
     )
-    few.add_argument(
+    exclusive_options.add_argument(
         "--load-8bit",
         dest="quantise",
         action="store_const",
         const="bnb-8bit",
         help="--quantise bnb-8bit",
     )
-    weights.add_argument("--lora", metavar="DIR", help="a LoRA adapter")
-    weights.add_argument("--merge", action="store_true", help="add the adapter into the weights")
-    weights.add_argument("--attention", help="as transformers names it, such as flash_attention_2")
-    text = parser.add_argument_group("answer")
-    text.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
-    text.add_argument("--top-p", type=float, default=1.0)
-    text.add_argument("--max-new-tokens", type=int, default=512)
+    weight_options.add_argument("--lora", metavar="DIR", help="a LoRA adapter")
+    weight_options.add_argument(
+        "--merge", action="store_true", help="add the adapter into the weights"
+    )
+    weight_options.add_argument(
+        "--attention", help="as transformers names it, such as flash_attention_2"
+    )
+    answer_options = parser.add_argument_group("answer")
+    answer_options.add_argument(
+        "--temperature", type=float, default=0.0, help="0 (default): greedy"
+    )
+    answer_options.add_argument("--top-p", type=float, default=1.0)
+    answer_options.add_argument("--max-new-tokens", type=int, default=512)
     return parser.parse_args(list(argv))
 
 
 def main(argv: list[str]) -> int:
-    """Loads, shows, answers. 0, or a `ValueError` for a user's mistake."""
-    arguments = parse(argv)
+    """Load a model, show it the files and answer the query, or the lines of standard input."""
+    arguments = parse_arguments(argv)
     generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     sampling = Sampling(
         num_frames=arguments.num_frames, fps=arguments.fps, collage=arguments.collage
     )
-    given = arguments.matryoshka_vis_token_scale
-    scales: list[Schedule | None] = [None] if given is None else [*split_alternatives(given)]
-    _quieten()
+    scale_argument = arguments.matryoshka_vis_token_scale
+    scales: list[Schedule | None] = (
+        [None] if scale_argument is None else [*split_alternatives(scale_argument)]
+    )
+    _silence_libraries()
     model, processor = load(
         arguments.model_path,
         device=arguments.device,
@@ -115,44 +127,44 @@ def main(argv: list[str]) -> int:
     )
     conversation = Conversation(model, processor, generation)
     for visual in arguments.visuals:
-        show(conversation, visual, sampling)
+        show_visual(conversation, visual, sampling)
     if arguments.explain:
-        chosen = (
+        explained_scales = (
             processor.trained_scales
-            if given is None
+            if scale_argument is None
             else [scale for scale in scales if scale is not None]
         )
-        _write(explain(conversation, arguments.query or "", chosen) + "\n")
+        _write(explain_costs(conversation, arguments.query or "", explained_scales) + "\n")
     if arguments.query is None and arguments.explain:
         return 0
     if arguments.query is not None:
-        answer(conversation, arguments.query, scales, _write)
+        stream_answer(conversation, arguments.query, scales, _write)
     else:
-        run(conversation, scales, sampling, _lines(), _write)
+        run_commands(conversation, scales, sampling, _input_lines(), _write)
     return 0
 
 
 def _write(text: str) -> None:
-    """At once: an answer is to be read while it is made."""
+    """Print and flush, so that an answer can be read while it is generated."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def _lines() -> Iterator[str]:
-    """What is typed, after a prompt, or what comes through a pipe."""
+def _input_lines() -> Iterator[str]:
+    """Lines of standard input; a terminal gets a prompt before each."""
     if sys.stdin.isatty():
         _write("Ask away; /help lists the commands.\n")
     while True:
         if sys.stdin.isatty():
             _write("> ")
-        line = sys.stdin.readline()
-        if not line:
+        typed_line = sys.stdin.readline()
+        if not typed_line:
             return
-        yield line
+        yield typed_line
 
 
-def _quieten() -> None:
-    """No progress bars and library chatter between question and answer; warnings stay."""
+def _silence_libraries() -> None:
+    """Turn off progress bars and informative messages of libraries; warnings stay."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -1,10 +1,8 @@
-"""A conversation about images and videos: several turns, each at a scale of its own, every picture
-seen once.
+"""Conversation about images and videos: several turns, each at its own scale.
 
 In: a loaded model and its processor; images, videos and questions, in any order. Out: an `Answer`
-per question, its text also piece by piece while it is made. The features of a picture are made when
-it is shown and are read again in every turn, at whatever scale that turn asks for; nothing is seen
-twice.
+per question, its text also streamed in pieces. Each picture is encoded once, when it is added;
+every turn reads its features at the scale of that turn.
 """
 
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from m3.inference.generation import answer_room, end_token_ids, token_ids_alone
-from m3.inference.image_features import Seen, image_inputs, reading_order, see
+from m3.inference.image_features import VisualFeatures, encode_visual, image_inputs, split_at_marks
 from m3.model import M3ForConditionalGeneration
 from m3.processing import ImageSource, M3Processor, expand_image_tokens, load_image
 from m3.processing.control_tokens import control_tokens, encode_fenced, fence
@@ -27,14 +25,12 @@ from m3.processing.frame_scales import Schedule, frame_scales
 from m3.processing.video import Sampling, VideoSource, load_video
 
 VIDEO_MARK = "<video>"
-"""Where a video stands in a question, as the processor's image token is where an image stands."""
+"""Placeholder of a video in a question, as the processor's image token is that of an image."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How an answer is decoded: greedily, or where `temperature` is above 0 by sampling from the
-    `top_p` likeliest.
-    """
+    """Decoding of an answer: greedy, or nucleus sampling where `temperature` is above 0."""
 
     max_new_tokens: int = 512
     temperature: float = 0.0
@@ -52,8 +48,7 @@ class Generation:
         ):
             raise ValueError(
                 "expected max_new_tokens as a whole number from 1, temperature from 0, top_p above "
-                "0 and up to 1; "
-                f"got {self}"
+                f"0 and up to 1; got {self}"
             )
 
     def arguments(self) -> dict[str, Any]:
@@ -70,7 +65,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, and what the prompt held."""
+    """Text of an answer, and token counts of its prompt."""
 
     text: str
     visual_tokens: int
@@ -79,12 +74,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The conversation up to a question, as ids with every placeholder in place."""
+    """Token ids of the conversation up to a question, image placeholders included."""
 
     ids: list[int]
     scales: list[int]  # of each picture
     visual_tokens: int
-    new_tokens: int  # that the answer may have
+    new_tokens: int  # limit of the answer
 
     @property
     def text_tokens(self) -> int:
@@ -92,7 +87,7 @@ class Prompt:
 
 
 class Conversation:
-    """Shown pictures and turns. Holds no scale: each question brings its own."""
+    """Turns and encoded pictures. It holds no scale: each question has its own."""
 
     def __init__(
         self,
@@ -103,37 +98,31 @@ class Conversation:
         self.model = model
         self.processor = processor
         self.generation = generation or Generation()
-        self.shown: list[Seen] = []
+        self.visuals: list[VisualFeatures] = []
         self._control_tokens = control_tokens(processor)
         self._turns: list[dict[str, str]] = []
-        # marks and what they stand for, until a question takes them
-        self._waiting: list[tuple[str, Seen]] = []
+        # (mark, features) of what was added since the last question
+        self._pending_visuals: list[tuple[str, VisualFeatures]] = []
 
-    def show_image(self, source: ImageSource, name: str | None = None) -> Seen:
-        """Sees an image; the next question is about it too. Errors as in `load_image`."""
+    def show_image(self, source: ImageSource, name: str | None = None) -> VisualFeatures:
+        """Add an image to the next question. Errors as in `load_image`."""
         picture = load_image(source)
-        named = name or (str(source) if isinstance(source, str | Path) else "image")
-        return self._show(
-            self.processor.image_token,
-            see(
-                self.model,
-                self.processor,
-                named,
-                f"{picture.width} x {picture.height} pixels",
-                [picture],
-            ),
-        )
+        title = name or (str(source) if isinstance(source, str | Path) else "image")
+        description = f"{picture.width} x {picture.height} pixels"
+        features = encode_visual(self.model, self.processor, title, description, [picture])
+        return self._add_visual(self.processor.image_token, features)
 
     def show_video(
         self, source: VideoSource, sampling: Sampling | None = None, name: str | None = None
-    ) -> Seen:
-        """Sees a video's frames; the next question is about it too. Errors as in `load_video`."""
+    ) -> VisualFeatures:
+        """Add the frames of a video to the next question. Errors as in `load_video`."""
         video = load_video(source, sampling or Sampling())
-        named = name or (str(source) if isinstance(source, str | Path) else "video")
+        title = name or (str(source) if isinstance(source, str | Path) else "video")
         width, height = video.frames[0].size
-        frames = f"{len(video.frames)} frame{'s' * (len(video.frames) != 1)}"
-        about = f"{frames} of {width} x {height} pixels, {video.seconds:.1f} s"
-        return self._show(VIDEO_MARK, see(self.model, self.processor, named, about, video.frames))
+        frame_count = f"{len(video.frames)} frame{'s' * (len(video.frames) != 1)}"
+        description = f"{frame_count} of {width} x {height} pixels, {video.seconds:.1f} s"
+        features = encode_visual(self.model, self.processor, title, description, video.frames)
+        return self._add_visual(VIDEO_MARK, features)
 
     def ask(
         self,
@@ -142,15 +131,15 @@ class Conversation:
         on_text: Callable[[str], None] | None = None,
         keep: bool = True,
     ) -> Answer:
-        """Answers; with `keep` the question and its answer become part of the conversation.
+        """Answer a question; with `keep` both are added to the conversation.
 
         Args:
-            question: what has been shown since the last one stands in front of it, or where the
-                marks `<image>` and `<video>` in it say.
+            question: pictures added since the last one precede it, unless the marks `<image>` and
+                `<video>` in it give their positions.
             scale: visual tokens per picture (per tile, where images are cut): a number, a schedule
                 over the frames of videos (m3/processing/frame_scales.py), or None for the largest
                 trained.
-            on_text: is called with each piece of the answer as soon as it is sure.
+            on_text: is called with each piece of the answer as soon as it is final.
 
         Raises:
             ValueError: marks that do not match what was shown; a scale that cannot be reached; a
@@ -158,112 +147,124 @@ class Conversation:
         """
         if not isinstance(question, str):
             raise ValueError(f"the question must be a text, got {type(question).__name__}")
-        turns, shown = self._with(question)
-        prompt = self.prompt(turns, shown, scale)
+        turns, turn_visuals = self._add_question(question)
+        prompt = self.prompt(turns, turn_visuals, scale)
         answer = Answer(
-            self._generate(prompt, shown, on_text), prompt.visual_tokens, prompt.text_tokens
+            self._generate(prompt, turn_visuals, on_text), prompt.visual_tokens, prompt.text_tokens
         )
         if keep:
             self._turns = [
                 *turns,
                 {"role": "assistant", "content": fence(answer.text, self._control_tokens)},
             ]
-            self.shown, self._waiting = shown, []
+            self.visuals, self._pending_visuals = turn_visuals, []
         return answer
 
     def outline(self, question: str, scale: Schedule | None) -> Prompt:
         """The prompt that `ask` would run, without running it."""
-        turns, shown = self._with(question)
-        return self.prompt(turns, shown, scale)
+        turns, turn_visuals = self._add_question(question)
+        return self.prompt(turns, turn_visuals, scale)
 
-    def pictures(self) -> list[Seen]:
-        """All that was shown, also since the last question."""
-        return [*self.shown, *(seen for _, seen in self._waiting)]
+    def pictures(self) -> list[VisualFeatures]:
+        """Features of all images and videos, those added since the last question included."""
+        return [*self.visuals, *(visual for _, visual in self._pending_visuals)]
 
     def clear(self) -> None:
-        """Forgets turns and pictures."""
-        self.shown, self._turns, self._waiting = [], [], []
+        """Remove all turns and pictures."""
+        self.visuals, self._turns, self._pending_visuals = [], [], []
 
     def prompt(
-        self, turns: list[dict[str, str]], shown: list[Seen], scale: Schedule | None
+        self,
+        turns: list[dict[str, str]],
+        turn_visuals: list[VisualFeatures],
+        scale: Schedule | None,
     ) -> Prompt:
         tokenizer, processor = self.processor.tokenizer, self.processor
-        pictures = [tiles for seen in shown for tiles in seen.tiles]
-        given = (
+        picture_tiles = [tiles for visual in turn_visuals for tiles in visual.tiles]
+        picture_scales = (
             None
             if scale is None
-            else [s for seen in shown for s in frame_scales(scale, len(seen.tiles))]
+            else [s for visual in turn_visuals for s in frame_scales(scale, len(visual.tiles))]
         )
-        scales = processor.resolve_scales(given, len(pictures), pictures)
-        counts = processor.counts(scales, pictures)
+        scales = processor.resolve_scales(picture_scales, len(picture_tiles), picture_tiles)
+        token_counts = processor.counts(scales, picture_tiles)
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids = encode_fenced(tokenizer, text)
-        ids = expand_image_tokens(ids, self.model.config.image_token_id, counts)
-        positions = self.model.config.text_config.max_position_embeddings
-        room = answer_room(
-            len(ids), sum(counts), len(counts), positions, self.generation.max_new_tokens
+        prompt_ids = expand_image_tokens(ids, self.model.config.image_token_id, token_counts)
+        max_positions = self.model.config.text_config.max_position_embeddings
+        visual_tokens, new_tokens = sum(token_counts), self.generation.max_new_tokens
+        answer_tokens = answer_room(
+            len(prompt_ids), visual_tokens, len(token_counts), max_positions, new_tokens
         )
-        return Prompt(ids, scales, sum(counts), room)
+        return Prompt(prompt_ids, scales, visual_tokens, answer_tokens)
 
-    def _show(self, mark: str, seen: Seen) -> Seen:
-        self._waiting.append((mark, seen))
-        return seen
+    def _add_visual(self, mark: str, features: VisualFeatures) -> VisualFeatures:
+        self._pending_visuals.append((mark, features))
+        return features
 
-    def _with(self, question: str) -> tuple[list[dict[str, str]], list[Seen]]:
-        """Turns and pictures with the question and what waits for it; every mark has become its
-        image tokens.
-        """
+    def _add_question(self, question: str) -> tuple[list[dict[str, str]], list[VisualFeatures]]:
+        """Turns and visuals including the question, with image tokens in place of marks."""
         image = self.processor.image_token
-        parts = list(reading_order(question, (image, VIDEO_MARK)))
-        marks = parts[1::2]
+        pieces = list(split_at_marks(question, (image, VIDEO_MARK)))
+        marks = pieces[1::2]
+        pending_marks = [mark for mark, _ in self._pending_visuals]
         if not marks:
-            marks = [mark for mark, _ in self._waiting]
-            parts = [part for mark in marks for part in ("", mark, "\n")] + [question]
-        waiting = [mark for mark, _ in self._waiting]
-        if sorted(marks) != sorted(waiting):
+            marks = pending_marks
+            pieces = [piece for mark in marks for piece in ("", mark, "\n")] + [question]
+        if sorted(marks) != sorted(pending_marks):
             raise ValueError(
                 f"the question has the marks {', '.join(marks) or 'none'}, but what was shown "
-                "since the last one is "
-                f"{', '.join(waiting) or 'nothing'}: write each mark once where its picture "
-                "stands, or none at all"
+                f"since the last one is {', '.join(pending_marks) or 'nothing'}: write each mark "
+                "once where its picture stands, or none at all"
             )
         queues = {
-            mark: iter([seen for m, seen in self._waiting if m == mark])
+            mark: iter([visual for m, visual in self._pending_visuals if m == mark])
             for mark in (image, VIDEO_MARK)
         }
-        shown = [next(queues[mark]) for mark in marks]
-        frames = iter(shown)
+        question_visuals = [next(queues[mark]) for mark in marks]
+        visual_iterator = iter(question_visuals)
         content = "".join(
-            image * len(next(frames).tiles) if part in queues else fence(part, self._control_tokens)
-            for part in parts
+            image * len(next(visual_iterator).tiles)
+            if piece in queues
+            else fence(piece, self._control_tokens)
+            for piece in pieces
         )
-        return [*self._turns, {"role": "user", "content": content}], [*self.shown, *shown]
+        turns = [*self._turns, {"role": "user", "content": content}]
+        return turns, [*self.visuals, *question_visuals]
 
     @torch.no_grad()
     def _generate(
-        self, prompt: Prompt, shown: list[Seen], on_text: Callable[[str], None] | None
+        self,
+        prompt: Prompt,
+        turn_visuals: list[VisualFeatures],
+        on_text: Callable[[str], None] | None,
     ) -> str:
         tokenizer, model = self.processor.tokenizer, self.model
         ids = torch.tensor([prompt.ids], device=model.device)
         with token_ids_alone(model):
-            output: Tensor = model.generate(  # pyright: ignore[reportAttributeAccessIssue] (it binds to a protocol)
+            # `generate` binds to a protocol
+            output_ids: Tensor = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                **image_inputs(model, self.processor, shown, prompt.scales),
+                **image_inputs(model, self.processor, turn_visuals, prompt.scales),
                 **self.generation.arguments(),
                 max_new_tokens=prompt.new_tokens,
                 eos_token_id=sorted(end_token_ids(model, tokenizer)),
                 pad_token_id=tokenizer.pad_token_id,
-                streamer=None if on_text is None else Pieces(tokenizer, on_text),
+                streamer=None if on_text is None else TextPieces(tokenizer, on_text),
             )
-        return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        return tokenizer.decode(output_ids[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
-class Pieces(TextStreamer):
-    """Calls back with each finished piece of text; transformers decides when one is finished."""
+class TextPieces(TextStreamer):
+    """Streamer that calls back with each piece of text that transformers takes for final."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+        super().__init__(
+            tokenizer,  # pyright: ignore[reportArgumentType]
+            skip_prompt=True,
+            skip_special_tokens=True,
+        )
         self._on_text = on_text
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -1,6 +1,6 @@
-"""Pictures to features, once: everything that a later prompt, at any scale, needs to know of them.
+"""Image features, encoded once and read by prompts at any scale.
 
-In: the model, the processor, pictures (stills, or the frames of a video). Out: `Seen`.
+In: the model, the processor, pictures (stills, or the frames of a video). Out: `VisualFeatures`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,95 +18,103 @@ from m3.processing import ImageSource, M3Processor, TiledImages
 from m3.processing.images import MAX_PIXELS
 from m3.processing.tiles import tile_entries
 
-BATCH = 16
-"""Pictures that the tower sees at a time."""
+TOWER_BATCH = 16
+"""Pictures per pass of the vision tower."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A still, or a video frame by frame. `name` and `about` describe it to the user."""
+class VisualFeatures:
+    """Features of a still image or of a video's frames; `name` and `description` are for users."""
 
     name: str
-    about: str
+    description: str
     tiles: tuple[Tiles, ...]  # of each picture
-    # of each picture: the connector's tokens, before nesting
-    features: tuple[Float[Tensor, "t n d"], ...]
+    features: tuple[Float[Tensor, "t n d"], ...]  # of each picture: connector's tokens, not reduced
 
     @property
     def number_of_tiles(self) -> int:
         return sum(tiles.number for tiles in self.tiles)
 
 
-def prepare(
+def tile_batches(
     processor: M3Processor, pictures: Sequence[ImageSource], max_pixels: int = MAX_PIXELS
 ) -> Iterator[TiledImages]:
-    """What the tower takes, `BATCH` pictures at a time."""
-    for start in range(0, len(pictures), BATCH):
-        yield processor.prepare_images(pictures[start : start + BATCH], max_pixels)
+    """Inputs of the vision tower, `TOWER_BATCH` pictures at a time."""
+    for start in range(0, len(pictures), TOWER_BATCH):
+        yield processor.prepare_images(pictures[start : start + TOWER_BATCH], max_pixels)
 
 
 @torch.no_grad()
-def look(model: M3ForConditionalGeneration, prepared: TiledImages) -> list[Float[Tensor, "t n d"]]:
-    """Tower and connector, once. The tokens of each picture, before nesting."""
-    mask = None if prepared.pixel_mask is None else prepared.pixel_mask.to(model.device)
-    tokens = model.get_image_features(prepared.pixel_values.to(model.device), mask).pooler_output
-    assert tokens is not None  # get_image_features always gives it
-    parts = tokens.split([one.number for one in prepared.images])
-    return [part[:, : one.tokens] for part, one in zip(parts, prepared.images, strict=True)]
+def encode_tiles(
+    model: M3ForConditionalGeneration, tiled_images: TiledImages
+) -> list[Float[Tensor, "t n d"]]:
+    """Tokens of each picture after tower and connector, before token reduction."""
+    mask = None if tiled_images.pixel_mask is None else tiled_images.pixel_mask.to(model.device)
+    image_tokens = model.get_image_features(
+        tiled_images.pixel_values.to(model.device), mask
+    ).pooler_output
+    assert image_tokens is not None  # get_image_features always gives it
+    picture_tokens = image_tokens.split([tiles.number for tiles in tiled_images.images])
+    return [
+        padded_tokens[:, : tiles.tokens]
+        for padded_tokens, tiles in zip(picture_tokens, tiled_images.images, strict=True)
+    ]
 
 
-def see(
+def encode_visual(
     model: M3ForConditionalGeneration,
     processor: M3Processor,
     name: str,
-    about: str,
+    description: str,
     pictures: Sequence[Image.Image],
-) -> Seen:
-    """Tower and connector, each picture once, `BATCH` at a time."""
+) -> VisualFeatures:
+    """Encode the pictures of a still image or a video, `TOWER_BATCH` at a time."""
     tiles: list[Tiles] = []
     features: list[Tensor] = []
-    for prepared in prepare(processor, pictures):
-        tiles += prepared.images
-        features += look(model, prepared)
-    return Seen(name, about, tuple(tiles), tuple(features))
+    for tiled_images in tile_batches(processor, pictures):
+        tiles += tiled_images.images
+        features += encode_tiles(model, tiled_images)
+    return VisualFeatures(name, description, tuple(tiles), tuple(features))
 
 
-def together(parts: Sequence[Float[Tensor, "_ n d"]]) -> Float[Tensor, "t m d"]:
-    """The tiles of several pictures as the model takes them: padded at the end to the most
-    tokens.
-    """
-    longest = max(part.shape[1] for part in parts)
-    return torch.cat([pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
+def pad_features(pictures: Sequence[Float[Tensor, "_ n d"]]) -> Float[Tensor, "t m d"]:
+    """Concatenate the tiles of several pictures, padded at the end to equal token counts."""
+    most_tokens = max(features.shape[1] for features in pictures)
+    return torch.cat(
+        [pad(features, (0, 0, 0, most_tokens - features.shape[1])) for features in pictures]
+    )
 
 
 def image_inputs(
     model: M3ForConditionalGeneration,
     processor: M3Processor,
-    shown: Sequence[Seen],
+    visuals: Sequence[VisualFeatures],
     scales: Sequence[int],
 ) -> dict[str, Tensor]:
-    """What `forward` and `generate` take instead of pixels; `scales`: one per picture, in
-    reading order.
-    """
-    if not shown:
+    """Inputs of `forward` and `generate` in place of pixels; `scales` has one per picture."""
+    if not visuals:
         return {}
-    features = [part for one in shown for part in one.features]
-    known = tile_entries([tiles for one in shown for tiles in one.tiles], processor.reader.tiling)
-    inputs = known | {"image_scales": torch.tensor(list(scales), dtype=torch.int64)}
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()} | {
-        "image_features": together(features)
+    picture_features = [tile_features for visual in visuals for tile_features in visual.features]
+    known_entries = tile_entries(
+        [image_tiles for visual in visuals for image_tiles in visual.tiles], processor.reader.tiling
+    )
+    inputs = known_entries | {"image_scales": torch.tensor(list(scales), dtype=torch.int64)}
+    return {name: values.to(model.device) for name, values in inputs.items()} | {
+        "image_features": pad_features(picture_features)
     }
 
 
-def reading_order(text: str, marks: Sequence[str]) -> Iterator[str]:
-    """`text` cut at the marks, the marks kept: text, mark, text, mark, text."""
+def split_at_marks(text: str, marks: Sequence[str]) -> Iterator[str]:
+    """Split `text` at the marks and include them: text, mark, text, mark, text."""
     start = 0
     while start <= len(text):
-        found = [(at, mark) for mark in marks if (at := text.find(mark, start)) >= 0]
-        if not found:
+        mark_positions = [
+            (mark_start, mark) for mark in marks if (mark_start := text.find(mark, start)) >= 0
+        ]
+        if not mark_positions:
             yield text[start:]
             return
-        at, mark = min(found)
-        yield text[start:at]
+        mark_start, mark = min(mark_positions)
+        yield text[start:mark_start]
         yield mark
-        start = at + len(mark)
+        start = mark_start + len(mark)

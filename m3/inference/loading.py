@@ -1,6 +1,4 @@
-"""A checkpoint folder to a model that answers: device, number format, quantisation, adapter.
-
-One function.
+"""Loading a checkpoint for inference: device, number format, quantisation, adapter.
 
 In: a folder (or hub id) of a native M3 checkpoint and how to load it. Out: the model in evaluation
     mode and its processor.
@@ -17,9 +15,9 @@ from transformers import PreTrainedConfig
 
 from m3.config import near_match
 from m3.hardware import choose_device
-from m3.inference.adapters import CONFIG, add_adapter
+from m3.inference.adapters import ADAPTER_CONFIG, add_adapter
 from m3.inference.generation import warn_of_settings
-from m3.inference.quantisation import Quantisation, get_quantisation, kept_modules
+from m3.inference.quantisation import Quantisation, get_quantisation, unquantised_modules
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.optional import require
 from m3.processing import M3Processor
@@ -38,20 +36,19 @@ def load(
     merge: bool = False,
     attention: str | None = None,
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
-    """The model and its processor.
+    """Load a model and its processor.
 
-    Settings of its generation_config.json other than token ids are named: none is followed.
+    A warning names the settings of generation_config.json other than token ids: none is used.
 
     Args:
-        device: such as "cpu" or "cuda:1"; None for what `choose_device` finds.
-        dtype: float32, bfloat16, float16, or "auto": as saved, and for a quantised model what its
-            kernels like best.
-        device_map: instead of a device, accelerate's word for several: "auto" spreads the layers
-            over all there are.
+        device: such as "cpu" or "cuda:1"; None for the choice of `choose_device`.
+        dtype: float32, bfloat16, float16, or "auto": as saved, and for a quantised model the type
+            that suits its kernels.
+        device_map: instead of a device, accelerate's placement on several: "auto" spreads the
+            layers over all of them.
         quantise: a row of `m3.inference.quantisation.QUANTISATIONS`.
-        lora: the folder of an adapter; with `merge` it is added into the weights, else it runs
-            beside them.
-        attention: as transformers names it; None for its choice.
+        lora: the folder of an adapter; with `merge` it is added to the weights.
+        attention: name of an attention implementation of transformers; None for its choice.
 
     Raises:
         ValueError: options that exclude each other; no native M3 checkpoint at `path`, or weights
@@ -60,35 +57,37 @@ def load(
             install.
     """
     _check_options(device, dtype, device_map, quantise, lora, merge)
-    config, where = read_config(path), choose_device(device)
-    row = None if quantise is None else get_quantisation(quantise)
-    number_format = _number_format(config, dtype, row)
-    onto = device_map if row is None or device_map is not None else {"": where}
-    if onto is not None:
+    config, target_device = read_config(path), choose_device(device)
+    quantisation = None if quantise is None else get_quantisation(quantise)
+    number_format = _number_format(config, dtype, quantisation)
+    placement_map = (
+        device_map if quantisation is None or device_map is not None else {"": target_device}
+    )
+    if placement_map is not None:
         require("accelerate")
-    # with output_loading_info, from_pretrained gives two things, which its annotation does not say
+    # the annotation of from_pretrained lacks the pair that output_loading_info makes it return
     try:
-        model, report = M3ForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        model, load_report = M3ForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             path,
             dtype=number_format,
-            device_map=onto,
+            device_map=placement_map,
             quantization_config=None
-            if row is None
-            else row.config(kept_modules(config), number_format, where),
+            if quantisation is None
+            else quantisation.config(unquantised_modules(config), number_format, target_device),
             attn_implementation=attention,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # looked at below, in our words
+            ignore_mismatched_sizes=True,  # `_check_weights` refuses them with a clearer message
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path}: the weights are missing, damaged or cut short ({error}). Copy or download "
             "them again"
         ) from error
-    _check_weights(path, report)
-    if onto is None:
-        model.to(where)
-    if row is not None and row.after is not None:
-        row.after(model)
+    _check_weights(path, load_report)
+    if placement_map is None:
+        model.to(target_device)
+    if quantisation is not None and quantisation.after_loading is not None:
+        quantisation.after_loading(model)
     warn_of_settings(model, path)
     if lora is not None:
         model = add_adapter(model, lora, merge)
@@ -96,23 +95,23 @@ def load(
 
 
 def _check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Whether the checkpoint held each of the model's weights, and nothing else."""
-    for kind, what in (
+    """Refuse missing, unexpected and mismatched weights."""
+    for key_kind, complaint in (
         ("missing_keys", "are missing from"),
         ("unexpected_keys", "have no place in the model of"),
     ):
-        names = sorted(report[kind])
-        if names:
+        weight_names = sorted(report[key_kind])
+        if weight_names:
             raise ValueError(
-                f"{path}: {len(names)} weights {what} the checkpoint, such as {names[0]}"
+                f"{path}: {len(weight_names)} weights {complaint} the checkpoint, such as "
+                f"{weight_names[0]}"
             )
-    wrong = sorted(report["mismatched_keys"])
-    if wrong:
-        name, found, expected = wrong[0]
+    mismatched_keys = sorted(report["mismatched_keys"])
+    if mismatched_keys:
+        weight_name, saved_shape, expected_shape = mismatched_keys[0]
         raise ValueError(
-            f"{path}: {len(wrong)} weights are of another shape than config.json asks for, such as "
-            f"{name}: {list(found)}, "
-            f"expected {list(expected)}"
+            f"{path}: {len(mismatched_keys)} weights are of another shape than config.json asks "
+            f"for, such as {weight_name}: {list(saved_shape)}, expected {list(expected_shape)}"
         )
 
 
@@ -146,27 +145,27 @@ def _check_options(
         )
 
 
-def _number_format(config: M3Config, dtype: str, row: Quantisation | None) -> torch.dtype:
+def _number_format(config: M3Config, dtype: str, quantisation: Quantisation | None) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
-    if row is not None and row.dtype is not None:
-        return row.dtype
+    if quantisation is not None and quantisation.dtype is not None:
+        return quantisation.dtype
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
 def read_config(path: str | Path) -> M3Config:
-    """The configuration of a native M3 checkpoint; a `ValueError` says what else lies at `path`."""
+    """Read the configuration of a native M3 checkpoint; a `ValueError` if `path` holds none."""
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        adapter = (folder / CONFIG).is_file()
-        held = (
+        is_adapter = (folder / ADAPTER_CONFIG).is_file()
+        folder_contents = (
             "a LoRA adapter: load the model it was trained on, with lora=this folder"
-            if adapter
+            if is_adapter
             else "no config.json"
         )
-        raise ValueError(f"{path}: not an M3 checkpoint, it holds {held}")
+        raise ValueError(f"{path}: not an M3 checkpoint, it holds {folder_contents}")
     try:
-        raw, _ = PreTrainedConfig.get_config_dict(path)
+        config_dict, _ = PreTrainedConfig.get_config_dict(path)
     except OSError as error:
         if folder.exists():
             raise ValueError(f"{path}: config.json cannot be read: {error}") from error
@@ -174,11 +173,10 @@ def read_config(path: str | Path) -> M3Config:
             f"{path}: no such folder (looked from {Path.cwd()}), and no model on the hub either: "
             f"{error}"
         ) from error
-    if raw.get("model_type") != M3Config.model_type:
+    if config_dict.get("model_type") != M3Config.model_type:
         raise ValueError(
-            f"{path}: a model of type {raw.get('model_type')!r}, expected {M3Config.model_type!r}. "
-            "`m3 convert` turns the "
-            "formats it knows into M3's"
+            f"{path}: a model of type {config_dict.get('model_type')!r}, expected "
+            f"{M3Config.model_type!r}. `m3 convert` turns the formats it knows into M3's"
         )
     try:
         return M3Config.from_pretrained(path)

@@ -1,16 +1,14 @@
-"""Fewer bits for the decoder's weights: one table of ways, all through the quantisers that
-transformers knows.
+"""Quantisation of the decoder's weights: a table of the quantisers that transformers supports.
 
 In: a checkpoint's configuration, a row of the table, the number format and device to load onto.
-Out: the configuration that `from_pretrained` takes, and what is done after it.
+Out: the configuration for `from_pretrained`, and a function to run after it.
 
-Quantised are the decoder's linear layers: attention, dense and shared-expert layers. The vision
-tower, the connector, the routers and `lm_head` keep their precision: they are a small part of the
-weights, and an error there is an error in every token. Routed experts are no linear layers but one
-parameter `[experts, ...]` per projection, which no quantiser of transformers touches. bitsandbytes
-can keep such a parameter in 4 bits and unpack it when it is read, so `bnb-4bit` quantises the
-experts too (after loading, so the whole of them must fit on the device once); the other ways leave
-them.
+The decoder's linear layers are quantised: attention, dense and shared-expert layers. The vision
+tower, the connector, the routers and `lm_head` keep their precision: they are few of the weights,
+and an error there affects every token. Routed experts are no linear layers but one parameter
+`[experts, ...]` per projection, which no quantiser of transformers handles. bitsandbytes can store
+such a parameter in 4 bits and unpack it when it is read, so `bnb-4bit` quantises the experts too
+(after loading, so that all must fit on the device unquantised); the other rows do not.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,36 +31,40 @@ QuantiserConfig = BitsAndBytesConfig | TorchAoConfig
 class Quantisation:
     """A row of the table.
 
-    `config(skipped modules, number format, device)` is for `from_pretrained`; `after` runs on the
-    loaded model; `dtype` is the number format of all that is not quantised where the user names
-    none (None: as saved).
+    `config(skipped modules, number format, device)` is for `from_pretrained`; `after_loading` runs
+    on the loaded model; `dtype` is the default number format of unquantised weights (None: as
+    saved).
     """
 
     package: str
     help: str
     config: Callable[[Sequence[str], torch.dtype, torch.device], QuantiserConfig]
-    after: Callable[[M3ForConditionalGeneration], None] | None = None
+    after_loading: Callable[[M3ForConditionalGeneration], None] | None = None
     dtype: torch.dtype | None = None
 
 
-def _bnb_4bit(skipped: Sequence[str], dtype: torch.dtype, device: torch.device) -> QuantiserConfig:
+def _bnb_4bit(
+    skipped: Sequence[str], compute_dtype: torch.dtype, device: torch.device
+) -> QuantiserConfig:
     """NF4 with double quantisation (QLoRA, https://arxiv.org/abs/2305.14314)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=list(skipped),
     )
 
 
-def _bnb_8bit(skipped: Sequence[str], dtype: torch.dtype, device: torch.device) -> QuantiserConfig:
+def _bnb_8bit(
+    skipped: Sequence[str], compute_dtype: torch.dtype, device: torch.device
+) -> QuantiserConfig:
     """LLM.int8() (https://arxiv.org/abs/2208.07339)."""
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(skipped))
 
 
 def _torchao_int8(
-    skipped: Sequence[str], dtype: torch.dtype, device: torch.device
+    skipped: Sequence[str], compute_dtype: torch.dtype, device: torch.device
 ) -> QuantiserConfig:
     from torchao.quantization import Int8WeightOnlyConfig
 
@@ -70,12 +72,9 @@ def _torchao_int8(
 
 
 def _torchao_int4(
-    skipped: Sequence[str], dtype: torch.dtype, device: torch.device
+    skipped: Sequence[str], compute_dtype: torch.dtype, device: torch.device
 ) -> QuantiserConfig:
-    """Groups of 32 weights.
-
-    How four-bit numbers are packed differs between devices, as their kernels do.
-    """
+    """Groups of 32 weights; the packing of four-bit numbers follows the device's kernels."""
     if device.type == "cpu":
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
@@ -84,15 +83,16 @@ def _torchao_int4(
         )
     from torchao.quantization import Int4WeightOnlyConfig
 
-    packing = "tile_packed_to_4d" if device.type == "cuda" else "plain_int32"
-    quantiser = Int4WeightOnlyConfig(group_size=32, int4_packing_format=packing)  # pyright: ignore[reportArgumentType]
+    packing_format = "tile_packed_to_4d" if device.type == "cuda" else "plain_int32"
+    quantiser = Int4WeightOnlyConfig(
+        group_size=32,
+        int4_packing_format=packing_format,  # pyright: ignore[reportArgumentType]
+    )
     return TorchAoConfig(quantiser, modules_to_not_convert=list(skipped))
 
 
 def quantise_experts(model: M3ForConditionalGeneration) -> None:
-    """Packs every parameter `[experts, ...]` of the decoder to NF4; it is unpacked whenever it
-    is read.
-    """
+    """Pack every parameter `[experts, ...]` of the decoder to NF4; reading one unpacks it."""
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
     for module, name in fused_experts(model):
@@ -101,13 +101,13 @@ def quantise_experts(model: M3ForConditionalGeneration) -> None:
 
 QUANTISATIONS: Mapping[str, Quantisation] = {
     "bnb-4bit": Quantisation(
-        "bitsandbytes", "NF4, routed experts too", _bnb_4bit, after=quantise_experts
+        "bitsandbytes", "NF4, routed experts too", _bnb_4bit, after_loading=quantise_experts
     ),
     "bnb-8bit": Quantisation(
         "bitsandbytes",
         "LLM.int8()",
         _bnb_8bit,
-        dtype=torch.float16,  # it computes in this, whatever it is given
+        dtype=torch.float16,  # it always computes in this
     ),
     "torchao-int8": Quantisation("torchao", "int8 weights", _torchao_int8),
     "torchao-int4": Quantisation("torchao", "int4 weights", _torchao_int4, dtype=torch.bfloat16),
@@ -115,37 +115,33 @@ QUANTISATIONS: Mapping[str, Quantisation] = {
 
 
 def get_quantisation(name: str) -> Quantisation:
-    """The row called `name`, its packages being there.
-
-    Raises:
-        ValueError: no such row.
-        ModuleNotFoundError: a package is missing; the text says what to install.
-    """
+    """Row `name` of the table; a `ModuleNotFoundError` if its packages are not installed."""
     if name not in QUANTISATIONS:
         raise ValueError(f"unknown quantisation {name!r}. {near_match(name, QUANTISATIONS)}")
-    for package in ("accelerate", QUANTISATIONS[name].package):
-        require(package)
+    for package_name in ("accelerate", QUANTISATIONS[name].package):
+        require(package_name)
     return QUANTISATIONS[name]
 
 
-def kept_modules(config: M3Config) -> list[str]:
-    """Names of the modules that keep their precision.
-
-    Computed on the meta device: no weight is allocated.
-    """
+def unquantised_modules(config: M3Config) -> list[str]:
+    """Names of the modules that keep their precision, computed on the meta device."""
     with torch.device("meta"):
         model = M3ForConditionalGeneration(config)
     recorder = (model.model.language_model._can_record_outputs or {}).get("router_logits")
-    routers = (
+    router_names = (
         []
         if recorder is None
-        else [n for n, m in model.named_modules() if isinstance(m, recorder.target_class)]
+        else [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, recorder.target_class)
+        ]
     )
-    return ["model.vision_tower", "model.connector", "model.reducer", "lm_head", *routers]
+    return ["model.vision_tower", "model.connector", "model.reducer", "lm_head", *router_names]
 
 
 def fused_experts(model: M3ForConditionalGeneration) -> list[tuple[nn.Module, str]]:
-    """Every parameter that holds all experts of a layer, as its module and its name there."""
+    """(module, parameter name) of every parameter that holds all experts of a layer."""
     return [
         (module, name)
         for module in model.model.language_model.modules()
@@ -155,14 +151,12 @@ def fused_experts(model: M3ForConditionalGeneration) -> list[tuple[nn.Module, st
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """What the parameters and buffers take, packed as they are (`get_memory_footprint` takes
-    torchao's for unpacked).
-    """
-    return sum(_stored(tensor) for tensor in [*model.parameters(), *model.buffers()])
+    """Bytes of packed parameters and buffers (`get_memory_footprint` counts torchao's unpacked)."""
+    return sum(_tensor_bytes(tensor) for tensor in [*model.parameters(), *model.buffers()])
 
 
-def _stored(tensor: Any) -> int:
+def _tensor_bytes(tensor: Any) -> int:
     if not is_traceable_wrapper_subclass(tensor):
         return tensor.untyped_storage().nbytes()
-    names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]  # what makes it one
-    return sum(_stored(getattr(tensor, name)) for name in names)
+    names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
+    return sum(_tensor_bytes(getattr(tensor, name)) for name in names)

@@ -1,7 +1,7 @@
-"""Question and answer on a terminal or through a pipe.
+"""Chat on a terminal or through a pipe.
 
-In: a conversation, lines. Out: answers, piece by piece. A line that begins with a slash is a
-command; a mistake is told and the conversation goes on.
+In: a conversation, lines. Out: streamed answers. A line that begins with a slash is a command; an
+error is printed and the conversation goes on.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from typing import Literal
 
 from m3.config import near_match
 from m3.inference.conversation import Conversation
-from m3.inference.cost_table import explain
+from m3.inference.cost_table import explain_costs
 from m3.processing.frame_scales import Schedule, split_alternatives
 from m3.processing.video import Sampling
 
@@ -30,72 +30,74 @@ COMMANDS = tuple(line.split()[0] for line in HELP)
 
 @dataclass(frozen=True)
 class Visual:
-    """A file to show."""
+    """An image or video file to add to the conversation."""
 
     kind: Literal["image", "video"]
     path: str
 
 
-def show(conversation: Conversation, visual: Visual, sampling: Sampling) -> None:
+def show_visual(conversation: Conversation, visual: Visual, sampling: Sampling) -> None:
     if visual.kind == "image":
         conversation.show_image(visual.path)
     else:
         conversation.show_video(visual.path, sampling)
 
 
-def run(
+def run_commands(
     conversation: Conversation,
     scales: Sequence[Schedule | None],
     sampling: Sampling,
     lines: Iterable[str],
     write: Write,
 ) -> None:
-    """Takes each of `lines` until they end or one says /exit."""
+    """Run each of `lines` until they end or one is /exit."""
     for line in lines:
         if line.strip() == "/exit":
             return
         try:
-            scales = step(conversation, line.strip(), scales, sampling, write)
+            scales = run_line(conversation, line.strip(), scales, sampling, write)
         except ValueError as error:
             write(f"{error}\n")
 
 
-def step(
+def run_line(
     conversation: Conversation,
     line: str,
     scales: Sequence[Schedule | None],
     sampling: Sampling,
     write: Write,
 ) -> Sequence[Schedule | None]:
-    """One line; returns the scales from now on."""
-    command, _, rest = line.partition(" ")
-    rest = rest.strip()
+    """Run one line and return the scales for the next ones."""
+    command, _, argument = line.partition(" ")
+    argument = argument.strip()
     if not line.startswith("/"):
         if line:
-            answer(conversation, line, scales, write)
+            stream_answer(conversation, line, scales, write)
     elif command in ("/image", "/video"):
-        show(conversation, Visual("image" if command == "/image" else "video", rest), sampling)
+        show_visual(
+            conversation, Visual("image" if command == "/image" else "video", argument), sampling
+        )
     elif command == "/scale":
-        chosen = split_alternatives(rest)
-        conversation.processor.check_scales([scale for scale in chosen if isinstance(scale, int)])
-        return chosen
+        new_scales = split_alternatives(argument)
+        conversation.processor.check_scales(
+            [scale for scale in new_scales if isinstance(scale, int)]
+        )
+        return new_scales
     elif command == "/explain":
-        write(explain(conversation, "", conversation.processor.trained_scales) + "\n")
+        write(explain_costs(conversation, "", conversation.processor.trained_scales) + "\n")
     elif command == "/clear":
         conversation.clear()
     elif command == "/help":
-        write("".join(f"{name:<14}{text}\n" for name, text in HELP.items()))
+        write("".join(f"{usage:<14}{text}\n" for usage, text in HELP.items()))
     else:
         raise ValueError(f"unknown command {command}. {near_match(command, COMMANDS)}")
     return scales
 
 
-def answer(
+def stream_answer(
     conversation: Conversation, question: str, scales: Sequence[Schedule | None], write: Write
 ) -> None:
-    """Streams the answer; at several scales one after the other, each under its heading, and the
-    last one is kept.
-    """
+    """Stream the answer at each scale; the last one is added to the conversation."""
     for position, scale in enumerate(scales):
         if len(scales) > 1:
             write(f"[{scale}] ")

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from m3.checkpoints.processors import IMAGE_TOKEN, make_processor
-from m3.inference.quantisation import get_quantisation, kept_modules
+from m3.inference.quantisation import get_quantisation, unquantised_modules
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.backbone import build_connector
 from m3.model.configuration import decode_nesting
@@ -112,7 +112,7 @@ def load_checkpoint(
     row = None if quantise is None else get_quantisation(quantise)
     config = exchange_reducer(extended(M3Config.from_pretrained(path), context), reducer)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    packing = None if row is None else row.config(kept_modules(config), dtype, device)
+    packing = None if row is None else row.config(unquantised_modules(config), dtype, device)
     loaded = M3ForConditionalGeneration.from_pretrained(
         path, config=config, dtype=dtype, quantization_config=packing, output_loading_info=True
     )
@@ -125,8 +125,8 @@ def load_checkpoint(
     }
     if wrong:
         raise ValueError(f"{path} does not hold the weights of its configuration: {wrong}")
-    if row is not None and row.after is not None:
-        row.after(model)
+    if row is not None and row.after_loading is not None:
+        row.after_loading(model)
     model.set_experts_implementation(experts_implementation)
     return train_at(model, M3Processor.from_pretrained(path), scales)
 

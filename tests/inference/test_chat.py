@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from m3.cli import main
 from m3.inference import Conversation, Generation
-from m3.inference.cost_table import explain
+from m3.inference.cost_table import explain_costs
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 
@@ -101,7 +101,7 @@ def test_explain_counts_tiles_tokens_and_flops(
     conversation = Conversation(*loaded)
     conversation.show_image(files / "red.png")
     with pytest.raises(ValueError, match="scale 7 cannot be reached"):
-        explain(conversation, "", [7])
+        explain_costs(conversation, "", [7])
 
 
 def test_turns_through_a_pipe(

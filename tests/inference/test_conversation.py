@@ -13,7 +13,7 @@ from videos import write_video
 
 import m3
 from m3.inference import Conversation, Generation
-from m3.inference.image_features import reading_order
+from m3.inference.image_features import split_at_marks
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.processing.video import Sampling, load_video
@@ -188,7 +188,7 @@ def test_one_call(checkpoint: Path, loaded: Loaded, files: Path) -> None:
 
 
 def test_reading_order_keeps_marks_between_texts() -> None:
-    assert list(reading_order("a<i>b<v><i>", ("<i>", "<v>"))) == [
+    assert list(split_at_marks("a<i>b<v><i>", ("<i>", "<v>"))) == [
         "a",
         "<i>",
         "b",
@@ -197,4 +197,4 @@ def test_reading_order_keeps_marks_between_texts() -> None:
         "<i>",
         "",
     ]
-    assert list(reading_order("plain", ("<i>",))) == ["plain"]
+    assert list(split_at_marks("plain", ("<i>",))) == ["plain"]

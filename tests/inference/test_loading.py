@@ -17,7 +17,12 @@ from transformers import AutoModelForImageTextToText
 
 from m3 import optional as packages
 from m3.inference.loading import load
-from m3.inference.quantisation import QUANTISATIONS, fused_experts, kept_modules, weight_bytes
+from m3.inference.quantisation import (
+    QUANTISATIONS,
+    fused_experts,
+    unquantised_modules,
+    weight_bytes,
+)
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 
@@ -49,7 +54,7 @@ def test_a_quantised_model_answers_and_keeps_what_must_be_kept(checkpoint: Path,
     pytest.importorskip(QUANTISATIONS[name].package)
     model, processor = load(checkpoint, device="cpu", quantise=name)
     plain, _ = load(checkpoint, device="cpu", dtype=str(model.dtype).removeprefix("torch."))
-    kept = kept_modules(model.config)
+    kept = unquantised_modules(model.config)
     for part in kept:
         weights = list(model.get_submodule(part).parameters())
         assert weights
@@ -81,7 +86,7 @@ def test_a_quantised_model_answers_and_keeps_what_must_be_kept(checkpoint: Path,
 
 @pytest.mark.parametrize("decoder", [*MOE, "llama"])
 def test_what_is_kept_is_named_for_every_decoder(decoder: str) -> None:
-    names = kept_modules(make_config(decoder=decoder))
+    names = unquantised_modules(make_config(decoder=decoder))
     assert names[:3] == ["model.vision_tower", "model.connector", "lm_head"]
     assert len(names) == 3 + (2 if decoder in MOE else 0)  # a router per layer
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from m3.evaluation.answering.questions import Picture, View
 from m3.evaluation.token_reduction.low_resolution import low_resolution_tokens
 from m3.evaluation.token_reduction.table import RESOLUTION, chosen_tokens
-from m3.inference.image_features import look, together
+from m3.inference.image_features import encode_tiles, pad_features
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
 from m3.processing.processor import M3Processor
@@ -46,7 +46,7 @@ class PictureCache:
         for batch in batches_of_tiles(
             unseen, [self.tiles(picture).number for picture in unseen], batch_size
         ):
-            found = look(
+            found = encode_tiles(
                 self.model, self.processor.prepare_images([picture.image for picture in batch])
             )
             for picture, part in zip(batch, found, strict=True):
@@ -62,7 +62,7 @@ class PictureCache:
         again.
         """
         self.see([view.picture for view in views if view.method != RESOLUTION], len(views))
-        features = together([self._shown(view) for view in views])
+        features = pad_features([self._shown(view) for view in views])
         kept = sum(part.numel() * part.element_size() for part in self._features.values())
         while kept > self.limit and len(self._features) > len(views):
             _, dropped = self._features.popitem(last=False)

@@ -1,7 +1,7 @@
 """What was seen, kept for the next request: features of images by the digest of their content, in
 bounded memory.
 
-In: a digest, and where it is new what the tower takes. Out: `Seen`, which can be read at any scale.
+In: a digest, and where it is new what the tower takes. Out: `VisualFeatures`, which can be read at any scale.
 So the same image at another scale, in another conversation or from another client costs no second
 look.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from m3.inference.image_features import Seen, look
+from m3.inference.image_features import VisualFeatures, encode_tiles
 from m3.model import M3ForConditionalGeneration
 from m3.processing import TiledImages
 from m3.serving.engine.metrics import Metrics
@@ -26,11 +26,11 @@ class Features:
 
     def __init__(self, model: M3ForConditionalGeneration, max_bytes: int, metrics: Metrics) -> None:
         self._model, self._max_bytes, self._metrics = model, max_bytes, metrics
-        self._kept: OrderedDict[str, Seen] = OrderedDict()
+        self._kept: OrderedDict[str, VisualFeatures] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def find(self, digest: str) -> Seen | None:
+    def find(self, digest: str) -> VisualFeatures | None:
         """None where it is not kept (any more)."""
         with self._lock:
             if digest not in self._kept:
@@ -38,7 +38,7 @@ class Features:
             self._kept.move_to_end(digest)
             return self._kept[digest]
 
-    def see(self, digest: str, prepared: Sequence[TiledImages]) -> Seen:
+    def see(self, digest: str, prepared: Sequence[TiledImages]) -> VisualFeatures:
         """Looks, unless another request has looked at the same in the meantime."""
         found = self.find(digest)
         if found is not None:
@@ -46,16 +46,16 @@ class Features:
         features: list[Tensor] = []
         for batch in prepared:
             # a view would keep its whole batch
-            features += [part.clone() for part in look(self._model, batch)]
+            features += [part.clone() for part in encode_tiles(self._model, batch)]
             self._metrics.tower_images.inc(len(batch.images))
         self._metrics.tower_runs.inc(len(prepared))
-        seen = Seen(
+        seen = VisualFeatures(
             digest, "", tuple(one for batch in prepared for one in batch.images), tuple(features)
         )
         self._keep(digest, seen)
         return seen
 
-    def _keep(self, digest: str, seen: Seen) -> None:
+    def _keep(self, digest: str, seen: VisualFeatures) -> None:
         with self._lock:
             self._kept[digest] = seen
             self._bytes += _bytes(seen)
@@ -66,5 +66,5 @@ class Features:
             self._metrics.cache_entries.set(len(self._kept))
 
 
-def _bytes(seen: Seen) -> int:
+def _bytes(seen: VisualFeatures) -> int:
     return sum(part.numel() * part.element_size() for part in seen.features)

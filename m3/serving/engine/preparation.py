@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jinja2.exceptions import TemplateError
 
 from m3.inference.generation import answer_room
-from m3.inference.image_features import Seen, prepare
+from m3.inference.image_features import VisualFeatures, tile_batches
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
 from m3.processing import M3Processor, TiledImages, expand_image_tokens
@@ -33,7 +33,7 @@ class Sight:
 
     digest: str
     tiles: tuple[Tiles, ...]
-    seen: Seen | None
+    seen: VisualFeatures | None
     prepared: tuple[TiledImages, ...] = ()
 
 
@@ -123,7 +123,7 @@ class Preparation:
                 limits.video_pixels,
                 limits.decode_seconds,
             )
-            prepared = tuple(prepare(self._processor, video.frames, limits.video_pixels))
+            prepared = tuple(tile_batches(self._processor, video.frames, limits.video_pixels))
         return Sight(
             digest, tuple(tiles for batch in prepared for tiles in batch.images), None, prepared
         )
@@ -131,7 +131,7 @@ class Preparation:
     def _still(self, content: bytes) -> tuple[TiledImages, ...]:
         """The sender can make the picture smaller, only the operator can raise the limit."""
         try:
-            return tuple(prepare(self._processor, [content], self._limits.pixels))
+            return tuple(tile_batches(self._processor, [content], self._limits.pixels))
         except TooLargeError as error:
             logger.info("refused, for limits.pixels: %s", error.finding)
             raise Refused(f"{error.finding}: send a smaller copy of the picture") from error
