@@ -43,7 +43,7 @@ def splice(
     sequences: dict[tuple[int, int], Tensor] = {}
     for scale in sorted({span.scale for span in spans}):
         shown = sorted({span.image for span in spans if span.scale == scale})
-        read = reader.read(
+        read = reader.read_images(
             _tiles(features, images, shown), scale, [images[i] for i in shown], newline, reduce
         )
         sequences |= {(image, scale): tokens for image, tokens in zip(shown, read, strict=True)}

@@ -13,14 +13,14 @@ NESTINGS: dict[str, Nesting] = {
     "query_prefix": QueryPrefix(),
     "attention_pool": GridPool(),
 }
-"""Kind of token reducer -> the arithmetic of its scales."""
+"""Arithmetic of the scales of each kind of token reducer."""
 
 
-def get_nesting(kind: str) -> Nesting:
-    """The nesting called `kind`; a `ValueError` lists the known ones."""
-    if kind not in NESTINGS:
-        raise ValueError(f"unknown nesting {kind!r}; known: {', '.join(NESTINGS)}")
-    return NESTINGS[kind]
+def get_nesting(reducer_kind: str) -> Nesting:
+    """Nesting of a kind of token reducer; a `ValueError` lists the known ones."""
+    if reducer_kind not in NESTINGS:
+        raise ValueError(f"unknown nesting {reducer_kind!r}; known: {', '.join(NESTINGS)}")
+    return NESTINGS[reducer_kind]
 
 
 __all__ = [

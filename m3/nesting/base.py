@@ -1,21 +1,19 @@
-"""Arithmetic of scales: which ones a grid of tokens reaches, and how the tokens then stand."""
+"""Arithmetic of scales: those that a grid of tokens reaches, and the shape of the result."""
 
 from abc import ABC, abstractmethod
 
 Grid = int | tuple[int, int]
-"""Where the tokens of an image stand: their number (a square grid, or an ordered list), or
-(rows, columns).
-"""
+"""Shape of an image's tokens: (rows, columns), or their number (a square grid, an ordered list)."""
 
 
 class UnreachableScaleError(ValueError):
-    """A scale that the grid cannot give exactly. Nothing is ever rounded to a neighbour."""
+    """A scale that the grid cannot reach exactly. Scales are never rounded."""
 
 
 class Nesting(ABC):
-    """Scales of a kind of token reducer: how many coarser tokens `n` tokens can become.
+    """Scales of a kind of token reducer: the coarser token counts that a grid can become.
 
-    No parameters and no tensors: the processor counts placeholders by it, and the reducer
+    No parameters and no tensors: the processor counts placeholders with it, and the reducer
     (m3/model/reducers) makes as many tokens.
     """
 
@@ -25,26 +23,22 @@ class Nesting(ABC):
 
     @abstractmethod
     def shape(self, grid: Grid, scale: int) -> Grid:
-        """How the tokens stand at `scale`: (rows, columns), or their number where they are an
-        ordered list.
-
-        Raises `UnreachableScaleError` as `count` does.
-        """
+        """Shape of the tokens at `scale`; an `UnreachableScaleError` as in `count`."""
 
     def count(self, grid: Grid, scale: int) -> int:
-        """Tokens at `scale`: `scale` itself, or an `UnreachableScaleError` with the choices."""
+        """Token count at `scale`, or an `UnreachableScaleError` with the reachable scales."""
         scales = self.reachable(grid)
         if scale not in scales:
-            shape = (
+            grid_text = (
                 f"{grid[0]}x{grid[1]} grid" if isinstance(grid, tuple) else f"set of {grid} tokens"
             )
-            shown = (
+            listed_scales = (
                 [str(s) for s in scales]
                 if len(scales) <= 32
                 else [str(scales[0]), "...", str(scales[-1])]
             )
             raise UnreachableScaleError(
-                f"scale {scale} cannot be reached exactly from a {shape}; choose one of "
-                f"{', '.join(shown)}"
+                f"scale {scale} cannot be reached exactly from a {grid_text}; choose one of "
+                f"{', '.join(listed_scales)}"
             )
         return scale

@@ -1,13 +1,12 @@
-"""Grid pooling, the nesting of Matryoshka Multimodal Models (M3, https://arxiv.org/abs/2405.17430,
-section 3).
+"""Grid pooling, the nesting of Matryoshka Multimodal Models (M3).
 
-The image's patch tokens stand on a grid. Averaging each k x k cell of it gives a coarser grid:
+Source: https://arxiv.org/abs/2405.17430, section 3. The image's patch tokens form a grid. Averaging
+each k x k cell of it gives a coarser grid:
 
     24 x 24 = 576 tokens  --k=2-->  144  --k=4-->  36  --k=8-->  9  --k=24-->  1
 
 Means of equal cells compose, so pooling 576 tokens to 144 and those to 36 is pooling 576 to 36:
-coarse sets derive from fine ones, whatever the way. Only cells that tile the grid exactly are
-allowed.
+coarse sets derive from fine ones, by any path. Only cells that tile the grid exactly are allowed.
 """
 
 import math
@@ -20,15 +19,15 @@ from m3.nesting.base import Grid, Nesting
 
 
 class GridPool(Nesting):
-    """Mean of square cells that tile the grid; the whole grid as one cell (scale 1) is always
-    reachable.
-    """
+    """Means of square cells that tile the grid; the whole grid as one cell is always reachable."""
 
     def reachable(self, grid: Grid) -> tuple[int, ...]:
         rows, columns = as_rectangle(grid)
-        side = math.gcd(rows, columns)
-        cells = {rows // k * (columns // k) for k in range(1, side + 1) if side % k == 0}
-        return tuple(sorted(cells | {1}))
+        common_side = math.gcd(rows, columns)
+        cell_counts = {
+            rows // k * (columns // k) for k in range(1, common_side + 1) if common_side % k == 0
+        }
+        return tuple(sorted(cell_counts | {1}))
 
     def shape(self, grid: Grid, scale: int) -> tuple[int, int]:
         rows, columns = as_rectangle(grid)
@@ -41,7 +40,7 @@ class GridPool(Nesting):
 def pool_grid(
     tokens: Float[Tensor, "*batch n d"], scale: int, grid: Grid | None = None
 ) -> Float[Tensor, "*batch {scale} d"]:
-    """Means of the cells of `grid`, by default a square of as many tokens. Differentiable.
+    """Average the cells of `grid`, by default a square of as many tokens. Differentiable.
 
     Raises:
         UnreachableScaleError: no square cells tile the grid into `scale` tokens.
@@ -56,9 +55,9 @@ def pool_grid(
     h, w = GridPool().shape((rows, columns), scale)
     if scale == 1:
         return tokens.mean(dim=-2, keepdim=True)
-    cells = tokens.reshape(-1, rows, columns, tokens.shape[-1])
-    pooled = reduce(cells, "b (h kh) (w kw) d -> b (h w) d", "mean", h=h, w=w)
-    return pooled.reshape(*tokens.shape[:-2], scale, tokens.shape[-1])
+    grid_cells = tokens.reshape(-1, rows, columns, tokens.shape[-1])
+    pooled_tokens = reduce(grid_cells, "b (h kh) (w kw) d -> b (h w) d", "mean", h=h, w=w)
+    return pooled_tokens.reshape(*tokens.shape[:-2], scale, tokens.shape[-1])
 
 
 def as_rectangle(grid: Grid) -> tuple[int, int]:

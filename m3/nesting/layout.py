@@ -1,20 +1,18 @@
-"""Tile layouts: an image may be seen as several tiles; every tile is nested to the scale, then the
-tiles become one sequence.
+"""Tile layouts: the tokens of an image's tiles, each reduced to the scale, become one sequence.
 
-in:  the nested tokens of an image's tiles `[t, m, d]`, the scale being m, and what is known of the
-    image: `Tiles`;
-out: its token sequence `[count, d]`, and `count` before any pixel is seen: placeholders and tokens
-    come of one arithmetic.
+in:  the reduced tokens of an image's tiles `[t, m, d]`, m being the scale, and its `Tiles`;
+out: its token sequence `[count, d]`, and `count` before any pixel is read: placeholders and tokens
+    follow from the same arithmetic.
 
-    single   one tile                                                                  count = m
-    tiles    tiles one after the other                                                 count = t m
-    anyres   the whole image, then rows x columns of tiles put together again, the rows and columns that are padding left
-             out, and one learned vector at the end of each row (LLaVA-NeXT,
-             https://llava-vl.github.io/blog/2024-01-30-llava-next/, "spatial_unpad"; pooled per
-             tile: M3, https://arxiv.org/abs/2405.17430, section 4.1)
+    single   one tile                                                              count = m
+    tiles    tiles one after the other                                             count = t m
+    anyres   the whole image, then the picture of rows x columns of tiles without its padding,
+             each row followed by one learned vector (LLaVA-NeXT, "spatial_unpad",
+             https://llava-vl.github.io/blog/2024-01-30-llava-next/; pooled per tile: M3,
+             https://arxiv.org/abs/2405.17430, section 4.1)
 
-A 2 x 2 grid of a square image with the whole image in front has 2928, 744, 192, 51 or 7 tokens at
-576, 144, 36, 9 or 1. Sizes and grids are (height, width) and (rows, columns) throughout.
+A square image as 2 x 2 tiles after the whole image has 2928, 744, 192, 51 or 7 tokens at 576, 144,
+36, 9 or 1. Sizes and grids are (height, width) and (rows, columns) throughout.
 """
 
 from abc import ABC, abstractmethod
@@ -36,9 +34,7 @@ UNPAD_ROUNDINGS = ("truncate", "seven_digits")
 
 @dataclass(frozen=True)
 class Tiles:
-    """One image before it is seen: its tiles, its size in pixels as it came, and the tokens of a
-    tile where they vary.
-    """
+    """Tile count of an image, its original size in pixels, and tokens per tile if they vary."""
 
     number: int = 1
     size: Size | None = None
@@ -51,13 +47,13 @@ class Tiles:
 
 @dataclass(frozen=True, kw_only=True)
 class TilingConfig:
-    """How images are cut into tiles, and how their tokens are laid out.
+    """Cutting of images into tiles, and the layout of their tokens.
 
     `kind`: a row of `LAYOUTS`. `tile_size`: side of a tile in pixels. `grid_pinpoints`: the
     (height, width) to which images may be enlarged and cut into tiles, in order of preference;
-    empty: images are not cut. `unpad_rounding`: how `anyres` turns the height (or width) of the
-    image in tokens into a whole number: `truncate` (LLaVA-NeXT's code) or `seven_digits`
-    (transformers: rounded to 7 decimals first, so 31.999999999999996 is 32).
+    empty: images are not cut. `unpad_rounding`: rounding of the image's height (or width) in
+    tokens for `anyres`: `truncate` (LLaVA-NeXT's code) or `seven_digits` (transformers: rounded to
+    7 decimals first, so 31.999999999999996 is 32).
     """
 
     kind: str = "single"
@@ -86,58 +82,52 @@ class TilingConfig:
                 "tiling anyres needs grid_pinpoints: the [height, width] that images "
                 "may be enlarged to"
             )
-        side = self.tile_size
+        tile_side = self.tile_size
         if self.grid_pinpoints and (
-            side is None or any(h % side or w % side for h, w in self.grid_pinpoints)
+            tile_side is None or any(h % tile_side or w % tile_side for h, w in self.grid_pinpoints)
         ):
             raise ValueError(
                 f"grid_pinpoints {list(self.grid_pinpoints)} must be multiples of tile_size, which "
-                f"is {side}"
+                f"is {tile_side}"
             )
 
     def to_dict(self) -> dict:
-        """As it stands in a JSON file; `TilingConfig(**...)` of it is equal."""
+        """Plain values for a JSON file; `TilingConfig(**...)` of them is equal."""
         return asdict(self) | {
             "grid_pinpoints": [list(pinpoint) for pinpoint in self.grid_pinpoints]
         }
 
-    def resolution(self, size: Size) -> Size:
-        """The pinpoint that shows most of an image of `size`, and wastes least; the first of
-        equals.
+    def resolution(self, image_size: Size) -> Size:
+        """First of the pinpoints that keep most of an image's pixels and waste least.
 
         (`select_best_resolution` of LLaVA-NeXT, `llava/mm_utils.py`.)
         """
-        height, width = size
+        height, width = image_size
 
         def merit(pinpoint: Sequence[int]) -> tuple[int, int]:
-            scale = min(pinpoint[1] / width, pinpoint[0] / height)
-            shown = min(int(width * scale) * int(height * scale), width * height)
-            return shown, shown - pinpoint[0] * pinpoint[1]
+            ratio = min(pinpoint[1] / width, pinpoint[0] / height)
+            shown_pixels = min(int(width * ratio) * int(height * ratio), width * height)
+            return shown_pixels, shown_pixels - pinpoint[0] * pinpoint[1]
 
-        rows, columns = max(self.grid_pinpoints, key=merit)
-        return rows, columns
+        best_height, best_width = max(self.grid_pinpoints, key=merit)
+        return best_height, best_width
 
-    def tile_grid(self, size: Size) -> Grid:
-        """(rows, columns) of tiles that an image of `size` is cut into, the whole image not
-        counted.
-        """
-        assert self.tile_size is not None  # where there are pinpoints
-        height, width = self.resolution(size)
+    def tile_grid(self, image_size: Size) -> Grid:
+        """(rows, columns) of tiles that an image is cut into, the whole image not counted."""
+        assert self.tile_size is not None  # `__post_init__` requires it with pinpoints
+        height, width = self.resolution(image_size)
         return height // self.tile_size, width // self.tile_size
 
-    def tiles(self, size: Size) -> Tiles:
-        """What becomes of an image of `size`: the whole image, then its tiles.
-
-        Without pinpoints, the whole image alone.
-        """
+    def tiles(self, image_size: Size) -> Tiles:
+        """Tiles of an image: the whole image, and with pinpoints the tiles that it is cut into."""
         if not self.grid_pinpoints:
-            return Tiles(size=size)
-        grid = self.tile_grid(size)
-        assert isinstance(grid, tuple)
-        return Tiles(1 + grid[0] * grid[1], size)
+            return Tiles(size=image_size)
+        cut_grid = self.tile_grid(image_size)
+        assert isinstance(cut_grid, tuple)
+        return Tiles(1 + cut_grid[0] * cut_grid[1], image_size)
 
     def largest(self) -> Tiles:
-        """The image with most tiles: one as large as the largest pinpoint."""
+        """Tiles of an image as large as the largest pinpoint, which has most of them."""
         if not self.grid_pinpoints:
             return Tiles()
         height, width = max(self.grid_pinpoints, key=lambda pinpoint: pinpoint[0] * pinpoint[1])
@@ -145,143 +135,129 @@ class TilingConfig:
 
 
 class TileLayout(ABC):
-    """A row of `LAYOUTS`.
-
-    `shape` is how the tokens of a nested tile stand: (rows, columns), or their number.
-    """
+    """A row of `LAYOUTS`; `token_grid` is the shape of the tokens of a reduced tile."""
 
     needs_size = False
-    """Whether the size of an image in pixels changes its tokens."""
+    """The size of an image in pixels changes its tokens."""
     has_newline = False
-    """Whether a learned vector ends each row."""
+    """A learned vector ends each row."""
 
     def __init__(self, tiling: TilingConfig) -> None:
         self.tiling = tiling
 
     @abstractmethod
-    def count(self, shape: Grid, tiles: Tiles) -> int:
-        """How many tokens `assemble` returns.
-
-        `ValueError` where `tiles` does not say enough or contradicts itself.
-        """
+    def count(self, token_grid: Grid, tiles: Tiles) -> int:
+        """Token count of `assemble`; a `ValueError` if `tiles` is incomplete or contradictory."""
 
     @abstractmethod
     def assemble(
         self,
         tokens: Float[Tensor, "t m d"],
-        shape: Grid,
+        token_grid: Grid,
         tiles: Tiles,
-        newline: Float[Tensor, " d"] | None,
+        row_end: Float[Tensor, " d"] | None,
     ) -> Float[Tensor, "count d"]:
-        """The token sequence of one image. Differentiable."""
+        """Token sequence of one image. Differentiable."""
 
-    def padding(self, shape: Grid, tiles: Tiles) -> Size:
-        """How many (rows, columns) of tokens on each side of the cut picture are left out, since
-        they show padding.
-        """
+    def padding(self, token_grid: Grid, tiles: Tiles) -> Size:
+        """(rows, columns) of tokens omitted on each side of the cut picture, which are padding."""
         return 0, 0
 
 
 class Single(TileLayout):
-    """One tile, as it is."""
+    """One tile, unchanged."""
 
-    def count(self, shape: Grid, tiles: Tiles) -> int:
+    def count(self, token_grid: Grid, tiles: Tiles) -> int:
         if tiles.number != 1:
             raise ValueError(
                 f"tiling single takes one tile per image, but an image has {tiles.number} tiles"
             )
-        return _tokens(shape)
+        return _token_count(token_grid)
 
     def assemble(
         self,
         tokens: Float[Tensor, "t m d"],
-        shape: Grid,
+        token_grid: Grid,
         tiles: Tiles,
-        newline: Float[Tensor, " d"] | None,
+        row_end: Float[Tensor, " d"] | None,
     ) -> Float[Tensor, "count d"]:
-        self.count(shape, tiles)
+        self.count(token_grid, tiles)
         return tokens[0]
 
 
 class Concatenated(TileLayout):
     """Tiles one after the other (Aria; LLaVA-NeXT's patch merge `flat`)."""
 
-    def count(self, shape: Grid, tiles: Tiles) -> int:
-        return tiles.number * _tokens(shape)
+    def count(self, token_grid: Grid, tiles: Tiles) -> int:
+        return tiles.number * _token_count(token_grid)
 
     def assemble(
         self,
         tokens: Float[Tensor, "t m d"],
-        shape: Grid,
+        token_grid: Grid,
         tiles: Tiles,
-        newline: Float[Tensor, " d"] | None,
+        row_end: Float[Tensor, " d"] | None,
     ) -> Float[Tensor, "count d"]:
         return tokens.flatten(0, 1)
 
 
 class AnyRes(TileLayout):
-    """The whole image, then its tiles as one picture without its padding, each row ended by
-    `newline` (LLaVA-NeXT).
-    """
+    """Whole image, then its tiles as one picture without padding, `row_end` after each row."""
 
     needs_size = True
     has_newline = True
 
-    def count(self, shape: Grid, tiles: Tiles) -> int:
-        (rows, columns), (top, left) = self._picture(shape, tiles)
-        return _tokens(shape) + (rows - 2 * top) * (columns - 2 * left + 1)
+    def count(self, token_grid: Grid, tiles: Tiles) -> int:
+        (rows, columns), (pad_rows, pad_columns) = self._picture_grid(token_grid, tiles)
+        return _token_count(token_grid) + (rows - 2 * pad_rows) * (columns - 2 * pad_columns + 1)
 
     def assemble(
         self,
         tokens: Float[Tensor, "t m d"],
-        shape: Grid,
+        token_grid: Grid,
         tiles: Tiles,
-        newline: Float[Tensor, " d"] | None,
+        row_end: Float[Tensor, " d"] | None,
     ) -> Float[Tensor, "count d"]:
-        (rows, columns), (top, left) = self._picture(shape, tiles)
-        # the model has one; `_picture` refuses other shapes
-        assert newline is not None and isinstance(shape, tuple)
-        (r, c), across = shape, columns // shape[1]
-        picture = rearrange(tokens[1:], "(y x) (r c) d -> (y r) (x c) d", x=across, r=r, c=c)
-        picture = picture[top : rows - top, left : columns - left]
-        ends = repeat(newline.to(picture.dtype), "d -> rows 1 d", rows=len(picture))
-        return torch.cat([tokens[0], torch.cat([picture, ends], dim=1).flatten(0, 1)])
+        (rows, columns), (pad_rows, pad_columns) = self._picture_grid(token_grid, tiles)
+        # the model has a row end; `_picture_grid` refuses other shapes
+        assert row_end is not None and isinstance(token_grid, tuple)
+        (r, c), tile_columns = token_grid, columns // token_grid[1]
+        picture = rearrange(tokens[1:], "(y x) (r c) d -> (y r) (x c) d", x=tile_columns, r=r, c=c)
+        picture = picture[pad_rows : rows - pad_rows, pad_columns : columns - pad_columns]
+        row_ends = repeat(row_end.to(picture.dtype), "d -> rows 1 d", rows=len(picture))
+        return torch.cat([tokens[0], torch.cat([picture, row_ends], dim=1).flatten(0, 1)])
 
-    def padding(self, shape: Grid, tiles: Tiles) -> Size:
-        return self._picture(shape, tiles)[1]
+    def padding(self, token_grid: Grid, tiles: Tiles) -> Size:
+        return self._picture_grid(token_grid, tiles)[1]
 
-    def _picture(self, shape: Grid, tiles: Tiles) -> tuple[Size, Size]:
-        """(rows, columns) of tokens of all tiles together, and how many (rows, columns) are
-        padding on each side.
-        """
-        if not isinstance(shape, tuple):
+    def _picture_grid(self, token_grid: Grid, tiles: Tiles) -> tuple[Size, Size]:
+        """(rows, columns) of tokens of the cut picture, and of its padding on each side."""
+        if not isinstance(token_grid, tuple):
             raise ValueError(
                 "tiling anyres puts tiles side by side, so their tokens must stand on a grid: use "
-                "the nesting grid_pool, or "
-                "tiling tiles"
+                "the nesting grid_pool, or tiling tiles"
             )
         if tiles.size is None:
             raise ValueError(
                 "tiling anyres needs the size of each image in pixels: image_sizes, (height, width)"
             )
-        grid = self.tiling.tile_grid(tiles.size)
-        assert isinstance(grid, tuple)
-        if tiles.number != 1 + grid[0] * grid[1]:
+        cut_grid = self.tiling.tile_grid(tiles.size)
+        assert isinstance(cut_grid, tuple)
+        if tiles.number != 1 + cut_grid[0] * cut_grid[1]:
             raise ValueError(
-                f"an image of {tiles.size[0]} x {tiles.size[1]} pixels has 1 + {grid[0]} x "
-                f"{grid[1]} tiles by "
-                f"grid_pinpoints, but image_tiles says {tiles.number}"
+                f"an image of {tiles.size[0]} x {tiles.size[1]} pixels has 1 + {cut_grid[0]} x "
+                f"{cut_grid[1]} tiles by grid_pinpoints, but image_tiles says {tiles.number}"
             )
-        rows, columns = grid[0] * shape[0], grid[1] * shape[1]
+        rows, columns = cut_grid[0] * token_grid[0], cut_grid[1] * token_grid[1]
         height, width = tiles.size
         if width / height > columns / rows:  # the image was wider: padding above and below
-            return (rows, columns), ((rows - self._whole(height * (columns / width))) // 2, 0)
-        return (rows, columns), (0, (columns - self._whole(width * (rows / height))) // 2)
+            picture_rows = self._round_tokens(height * (columns / width))
+            return (rows, columns), ((rows - picture_rows) // 2, 0)
+        picture_columns = self._round_tokens(width * (rows / height))
+        return (rows, columns), (0, (columns - picture_columns) // 2)
 
-    def _whole(self, length: float) -> int:
-        """The published codes differ here by one token, where `length` is a whole number but for
-        the last bit.
-        """
+    def _round_tokens(self, length: float) -> int:
+        """Round as one of the published codes, which differ by one token just below an integer."""
         return int(length if self.tiling.unpad_rounding == "truncate" else round(length, 7))
 
 
@@ -290,9 +266,7 @@ LAYOUTS: dict[str, type[TileLayout]] = {"single": Single, "tiles": Concatenated,
 
 @dataclass(frozen=True)
 class ImageReader:
-    """A nesting and a layout over the tokens of a tile: all that turns a scale into tokens, and
-    into their number.
-    """
+    """Nesting and layout over the tokens of a tile: turns a scale into tokens or their count."""
 
     nesting: Nesting
     tiling: TilingConfig
@@ -302,60 +276,53 @@ class ImageReader:
     def layout(self) -> TileLayout:
         return LAYOUTS[self.tiling.kind](self.tiling)
 
-    def shape(self, scale: int, tokens: int | None) -> Grid:
-        """How the tokens of a tile stand at `scale`; an `UnreachableScaleError` where they do
-        not reach it.
-        """
-        return self.nesting.shape(self.grid if tokens is None else tokens, scale)
+    def shape(self, scale: int, tile_tokens: int | None) -> Grid:
+        """Shape of a tile's tokens at `scale`, or an `UnreachableScaleError`."""
+        return self.nesting.shape(self.grid if tile_tokens is None else tile_tokens, scale)
 
     def count(self, scale: int, tiles: Tiles) -> int:
-        """Tokens of an image at `scale` per tile: placeholders in the text, vectors out of
-        `read`.
-        """
+        """Token count of an image at `scale`: placeholders in text, vectors of `read_images`."""
         return self.layout.count(self.shape(scale, tiles.tokens), tiles)
 
-    def read(
+    def read_images(
         self,
         features: Float[Tensor, "t n d"],
         scale: int,
-        images: Sequence[Tiles],
-        newline: Float[Tensor, " d"] | None,
+        image_tiles: Sequence[Tiles],
+        row_end: Float[Tensor, " d"] | None,
         reduce: Reduce,
     ) -> list[Float[Tensor, "_ d"]]:
-        """The token sequence of each image at `scale`, of the tokens of all their tiles, image
-        after image.
+        """Token sequence of each image at `scale`, from the tokens of all tiles in image order.
 
-        `features` may be padded where the tokens of tiles vary; what is behind `Tiles.tokens` is
+        `features` may be padded where the tokens of tiles vary; tokens after `Tiles.tokens` are
         never read.
         """
         sequences: list[Tensor] = []
-        start = 0
-        for tokens, group in _runs(images):
-            end = start + sum(tiles.number for tiles in group)
-            grid = self.grid if tokens is None else tokens
-            nested = reduce(features[start:end, :tokens], scale, grid)
-            shape = self.shape(scale, tokens)
-            parts = nested.split([tiles.number for tiles in group])
+        first_tile = 0
+        for tile_tokens, tile_group in _group_tiles(image_tiles):
+            next_tile = first_tile + sum(tiles.number for tiles in tile_group)
+            grid = self.grid if tile_tokens is None else tile_tokens
+            reduced_tokens = reduce(features[first_tile:next_tile, :tile_tokens], scale, grid)
+            token_grid = self.shape(scale, tile_tokens)
+            group_tokens = reduced_tokens.split([tiles.number for tiles in tile_group])
             sequences += [
-                self.layout.assemble(part, shape, tiles, newline)
-                for part, tiles in zip(parts, group, strict=True)
+                self.layout.assemble(image_tokens, token_grid, tiles, row_end)
+                for image_tokens, tiles in zip(group_tokens, tile_group, strict=True)
             ]
-            start = end
+            first_tile = next_tile
         return sequences
 
 
-def _runs(images: Sequence[Tiles]) -> list[tuple[int | None, list[Tiles]]]:
-    """Neighbours with the same number of tokens per tile together, so that they are nested in
-    one go.
-    """
-    runs: list[tuple[int | None, list[Tiles]]] = []
-    for tiles in images:
-        if runs and runs[-1][0] == tiles.tokens:
-            runs[-1][1].append(tiles)
+def _group_tiles(image_tiles: Sequence[Tiles]) -> list[tuple[int | None, list[Tiles]]]:
+    """Group neighbours with equal tokens per tile, so that they are reduced together."""
+    tile_runs: list[tuple[int | None, list[Tiles]]] = []
+    for tiles in image_tiles:
+        if tile_runs and tile_runs[-1][0] == tiles.tokens:
+            tile_runs[-1][1].append(tiles)
         else:
-            runs.append((tiles.tokens, [tiles]))
-    return runs
+            tile_runs.append((tiles.tokens, [tiles]))
+    return tile_runs
 
 
-def _tokens(shape: Grid) -> int:
-    return shape[0] * shape[1] if isinstance(shape, tuple) else shape
+def _token_count(token_grid: Grid) -> int:
+    return token_grid[0] * token_grid[1] if isinstance(token_grid, tuple) else token_grid

@@ -95,7 +95,7 @@ def test_count_equals_what_is_read(kind: str, nesting: str, size: tuple[int, int
     tiles = TILINGS[kind].tiles(size)
     features, newline = torch.randn(tiles.number, 576, 2), torch.randn(2)
     for scale in (1, 9, 64, 576):
-        (sequence,) = subject.read(features, scale, [tiles], newline, by(nesting))
+        (sequence,) = subject.read_images(features, scale, [tiles], newline, by(nesting))
         assert sequence.shape == (subject.count(scale, tiles), 2)
 
 
@@ -103,9 +103,11 @@ def test_images_of_different_tiles_are_read_together_as_apart() -> None:
     images = [TILINGS["anyres"].tiles(size) for size in SIZES]
     features, newline = torch.randn(sum(tiles.number for tiles in images), 576, 3), torch.randn(3)
     parts = features.split([tiles.number for tiles in images])
-    together = reader("anyres").read(features, 36, images, newline, pooled)
+    together = reader("anyres").read_images(features, 36, images, newline, pooled)
     for part, tiles, sequence in zip(parts, images, together, strict=True):
-        assert torch.equal(reader("anyres").read(part, 36, [tiles], newline, pooled)[0], sequence)
+        assert torch.equal(
+            reader("anyres").read_images(part, 36, [tiles], newline, pooled)[0], sequence
+        )
 
 
 def test_tokens_behind_a_shorter_tile_are_never_read() -> None:
@@ -114,7 +116,7 @@ def test_tokens_behind_a_shorter_tile_are_never_read() -> None:
     images = [Tiles(2, tokens=128), Tiles(1, tokens=256)]
     features = torch.randn(3, 256, 2)
     features[:2, 128:] = torch.nan
-    read = subject.read(features, 128, images, None, by("query_prefix"))
+    read = subject.read_images(features, 128, images, None, by("query_prefix"))
     assert (
         [len(sequence) for sequence in read]
         == [256, 128]
@@ -124,7 +126,7 @@ def test_tokens_behind_a_shorter_tile_are_never_read() -> None:
     assert torch.equal(read[0], features[:2, :128].flatten(0, 1))
     for ask in (
         lambda: subject.count(200, images[0]),
-        lambda: subject.read(features, 200, images, None, by("query_prefix")),
+        lambda: subject.read_images(features, 200, images, None, by("query_prefix")),
     ):
         with pytest.raises(
             UnreachableScaleError,

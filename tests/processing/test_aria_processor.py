@@ -60,7 +60,7 @@ def test_placeholders_equal_features(
         assert len(seen["pixel_values"]) == len(seen["pixel_mask"]) == tiles.number
         assert (tiles.number > 1) == split
         features = torch.zeros(tiles.number, 256, 2) if features is None else features
-        (read,) = processor.reader.read(features, scale, [tiles], None, reduce_by_prefix)
+        (read,) = processor.reader.read_images(features, scale, [tiles], None, reduce_by_prefix)
         placeholders = int((seen["input_ids"] == processor.image_token_id).sum())
         assert len(read) == placeholders == scale * tiles.number
         assert processor.count_tokens([shape[::-1]], scale, size, split) == [placeholders]
