@@ -10,9 +10,9 @@ import pytest
 from m3.evaluation.analysis.compare import (
     Change,
     Side,
+    change_text,
     comparable,
     compare,
-    described,
     difference,
     not_compared,
 )
@@ -58,7 +58,7 @@ def test_a_drop_is_found_and_a_rise_is_none(runs: dict[str, Path]):
         assert change.p <= change.p_holm < 0.05
         assert change.difference.n == 40 * len(SUITE)
     assert drops(runs["as it was"], runs["worse"]) == []
-    assert "m3-tiny at 1 tokens, mean of the tasks: FELL, -" in described(means[0])
+    assert "m3-tiny at 1 tokens, mean of the tasks: FELL, -" in change_text(means[0])
 
 
 def test_a_sweep_fails_on_what_fell_against_its_baseline(
@@ -173,7 +173,7 @@ def test_a_mean_is_compared_over_the_tasks_that_can_be_and_says_so(tmp_path: Pat
     rows = list(csv.DictReader(report_tables.write_csv(summary).open()))
     assert [row["behind_first_tasks"] for row in rows] == [""] * 4 + ["2"] * 4
     (change, *_) = compare(summary, summary)
-    assert change.left_out == ("a_points",) and "mean of 2 of 3 tasks" in described(change)
+    assert change.left_out == ("a_points",) and "mean of 2 of 3 tasks" in change_text(change)
     none = Summary.read(without_scores(without_scores(tmp_path / "run", "a_scene"), "a_words"))
     table = report_tables.differences_table(none)
     assert {tuple(row[1:]) for row in table.rows} == {("–", "–", "–", "0 of 3")}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3.evaluation.analysis.compare import Change, compare, described
+from m3.evaluation.analysis.compare import Change, change_text, compare
 from m3.evaluation.analysis.metric_kind import Kind, towards_better
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.report import command as report
@@ -52,9 +52,9 @@ def test_more_errors_are_a_drop_and_fewer_are_none(runs: dict[str, Path]):
         change = worse["m3-tiny", None, scale]
         assert change.difference.value == pytest.approx(30, abs=12)
         assert change.is_drop and not change.is_for_better
-        assert "mean of the tasks: ROSE (less is better), +" in described(change)
+        assert "mean of the tasks: ROSE (less is better), +" in change_text(change)
         assert not better["m3-tiny", None, scale].is_drop
-        assert "mean of the tasks: fell (less is better), -" in described(
+        assert "mean of the tasks: fell (less is better), -" in change_text(
             better["m3-tiny", None, scale]
         )
 

@@ -41,14 +41,36 @@ def calibration(
             f"{len(confidences)} confidences for {len(scores)} scores; one of each per answer, at "
             "least one"
         )
-    sure, right = np.asarray(confidences, dtype=np.float64), np.asarray(scores, dtype=np.float64)
-    order = np.lexsort((right, sure))
-    sure, right = sure[order], right[order]
-    _, ties, sizes = np.unique(sure, return_inverse=True, return_counts=True)
-    right = (np.bincount(ties, weights=right) / sizes)[ties]
-    parts = [part for part in np.array_split(np.arange(len(sure)), bins) if len(part)]
-    found = tuple(
-        Bin(float(sure[part].mean()), float(right[part].mean()), len(part)) for part in parts
+    confidence_values, score_values = (
+        np.asarray(confidences, dtype=np.float64),
+        np.asarray(scores, dtype=np.float64),
     )
-    error = sum(one.n * abs(one.confidence - one.accuracy) for one in found) / len(sure)
-    return Calibration(found, float(error), float(sure.mean()), len(sure))
+    sorted_indices = np.lexsort((score_values, confidence_values))
+    confidence_values, score_values = (
+        confidence_values[sorted_indices],
+        score_values[sorted_indices],
+    )
+    _, tie_groups, group_sizes = np.unique(
+        confidence_values, return_inverse=True, return_counts=True
+    )
+    score_values = (np.bincount(tie_groups, weights=score_values) / group_sizes)[tie_groups]
+    bin_indices = [
+        bin_index
+        for bin_index in np.array_split(np.arange(len(confidence_values)), bins)
+        if len(bin_index)
+    ]
+    calibration_bins = tuple(
+        Bin(
+            float(confidence_values[bin_index].mean()),
+            float(score_values[bin_index].mean()),
+            len(bin_index),
+        )
+        for bin_index in bin_indices
+    )
+    mean_error = sum(
+        calibration_bin.n * abs(calibration_bin.confidence - calibration_bin.accuracy)
+        for calibration_bin in calibration_bins
+    ) / len(confidence_values)
+    return Calibration(
+        calibration_bins, float(mean_error), float(confidence_values.mean()), len(confidence_values)
+    )

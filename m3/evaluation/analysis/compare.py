@@ -77,33 +77,46 @@ def _is_known(side: Side, task: str) -> bool:
 
 def _pairs(a: Side, b: Side, tasks: Sequence[str]) -> list[TaskPairs]:
     """`tasks`: at least one, and comparable."""
-    pairs = []
+    score_pairs = []
     for task in tasks:
-        mine, theirs = a.summary.samples[a.model, task], b.summary.samples[b.model, task]
-        rows = {
-            key: row for row, key in enumerate(zip(theirs.doc_ids, theirs.documents, strict=True))
+        own_samples, other_samples = (
+            a.summary.samples[a.model, task],
+            b.summary.samples[b.model, task],
+        )
+        other_rows = {
+            document_key: row_index
+            for row_index, document_key in enumerate(
+                zip(other_samples.doc_ids, other_samples.documents, strict=True)
+            )
         }
-        common = [
-            (row, rows[key])
-            for row, key in enumerate(zip(mine.doc_ids, mine.documents, strict=True))
-            if key in rows
+        common_rows = [
+            (row_index, other_rows[document_key])
+            for row_index, document_key in enumerate(
+                zip(own_samples.doc_ids, own_samples.documents, strict=True)
+            )
+            if document_key in other_rows
         ]
-        if not common:
+        if not common_rows:
             raise ValueError(
                 f"{a.summary.run} and {b.summary.run} have no document of {task} in common: they "
                 "were run on other data"
             )
-        left, right = (
-            side.summary.units[task] * of.at(side.scale) for side, of in ((a, mine), (b, theirs))
+        own_scores, other_scores = (
+            side.summary.units[task] * side_samples.at(side.scale)
+            for side, side_samples in ((a, own_samples), (b, other_samples))
         )
-        own, other = (list(column) for column in zip(*common, strict=True))
-        pairs.append(
-            TaskPairs(left[own].tolist(), right[other].tolist(), [mine.images[row] for row in own])
+        own_indices, other_indices = (list(column) for column in zip(*common_rows, strict=True))
+        score_pairs.append(
+            TaskPairs(
+                own_scores[own_indices].tolist(),
+                other_scores[other_indices].tolist(),
+                [own_samples.images[row_index] for row_index in own_indices],
+            )
         )
-    return pairs
+    return score_pairs
 
 
-def compare(new: Summary, old: Summary) -> list[Change]:
+def compare(new_run: Summary, old_run: Summary) -> list[Change]:
     """Every model of `new` against its namesake of `old` (or, where none has one, the first against
     the first).
 
@@ -114,95 +127,140 @@ def compare(new: Summary, old: Summary) -> list[Change]:
         ValueError: no task, scale or document in common; a task scored by another metric, or
             another way round.
     """
-    tasks = [task for task in new.tasks if task in old.tasks]
-    scales = [scale for scale in new.scales if scale in old.scales]
+    tasks = [task for task in new_run.tasks if task in old_run.tasks]
+    scales = [scale for scale in new_run.scales if scale in old_run.scales]
     if not tasks or not scales:
         raise ValueError(
-            f"{new.run} and {old.run} have nothing to compare: tasks {', '.join(new.tasks)} at "
-            f"{list(new.scales)} against "
-            f"{', '.join(old.tasks)} at {list(old.scales)}"
+            f"{new_run.run} and {old_run.run} have nothing to compare: tasks {', '.join(new_run.tasks)} at "
+            f"{list(new_run.scales)} against "
+            f"{', '.join(old_run.tasks)} at {list(old_run.scales)}"
         )
     for task in tasks:
-        _check_alike(new, old, task)
-    averaged = [task for task in new.averaged if task in tasks]
-    changes: list[Change] = []
-    for kind in ([None], tasks if len(tasks) > 1 or not averaged else []):
-        found = []
-        for mine, theirs in _partners(new, old):
+        _check_alike(new_run, old_run, task)
+    averaged_tasks = [task for task in new_run.averaged if task in tasks]
+    all_changes: list[Change] = []
+    for task_group in ([None], tasks if len(tasks) > 1 or not averaged_tasks else []):
+        group_changes = []
+        for own_model, other_model in _partners(new_run, old_run):
             for scale in scales:
-                sides = Side(new, mine, scale), Side(old, theirs, scale)
-                found += [
+                compared_sides = Side(new_run, own_model, scale), Side(old_run, other_model, scale)
+                group_changes += [
                     change
-                    for task in kind
-                    if (change := _change(*sides, task, averaged)) is not None
+                    for task in task_group
+                    if (change := _change(*compared_sides, task, averaged_tasks)) is not None
                 ]
-        adjusted = holm([change.p for change in found])
-        changes += [replace(change, p_holm=p) for change, p in zip(found, adjusted, strict=True)]
-    if not changes:
-        raise ValueError(f"{new.run} and {old.run}: no model has scores by document in both")
-    return changes
+        adjusted_p = holm([change.p for change in group_changes])
+        all_changes += [
+            replace(change, p_holm=p) for change, p in zip(group_changes, adjusted_p, strict=True)
+        ]
+    if not all_changes:
+        raise ValueError(
+            f"{new_run.run} and {old_run.run}: no model has scores by document in both"
+        )
+    return all_changes
 
 
-def _partners(new: Summary, old: Summary) -> list[tuple[str, str]]:
+def _partners(new_run: Summary, old_run: Summary) -> list[tuple[str, str]]:
     """Models of `new`, each with whom it is compared."""
-    names, known = [model.name for model in new.models], {model.name for model in old.models}
-    namesakes = [(name, name) for name in names if name in known]
-    is_alone = len(new.models) == len(old.models) == 1
-    return [(names[0], old.models[0].name)] if is_alone or not namesakes else namesakes
+    new_names, old_names = (
+        [model.name for model in new_run.models],
+        {model.name for model in old_run.models},
+    )
+    equal_names = [(model_name, model_name) for model_name in new_names if model_name in old_names]
+    is_alone = len(new_run.models) == len(old_run.models) == 1
+    return [(new_names[0], old_run.models[0].name)] if is_alone or not equal_names else equal_names
 
 
-def _change(new: Side, old: Side, task: str | None, averaged: Sequence[str]) -> Change | None:
+def _change(
+    new_side: Side, old_side: Side, task: str | None, averaged_tasks: Sequence[str]
+) -> Change | None:
     """Of a task, or of the mean over what can be compared; None where nothing can."""
-    asked = [task] if task else averaged
-    tasks = comparable(new, old, asked)
+    compared_tasks = [task] if task else averaged_tasks
+    tasks = comparable(new_side, old_side, compared_tasks)
     if not tasks:
         return None
-    pairs, is_higher = _pairs(new, old, tasks), new.summary.kind(task).higher_is_better
-    left_out, found = tuple(one for one in asked if one not in tasks), mean_difference(pairs)
+    score_pairs, is_higher = (
+        _pairs(new_side, old_side, tasks),
+        new_side.summary.kind(task).higher_is_better,
+    )
+    left_out, score_difference = (
+        tuple(left_task for left_task in compared_tasks if left_task not in tasks),
+        mean_difference(score_pairs),
+    )
     return Change(
-        new.model, old.model, task, new.scale, found, found.p, found.p, is_higher, tasks, left_out
+        new_side.model,
+        old_side.model,
+        task,
+        new_side.scale,
+        score_difference,
+        score_difference.p,
+        score_difference.p,
+        is_higher,
+        tasks,
+        left_out,
     )
 
 
-def not_compared(new: Summary, old: Summary) -> list[str]:
+def not_compared(new_run: Summary, old_run: Summary) -> list[str]:
     """What of the new run has nothing to stand against, in words: tasks, scales, models, single
     cells.
     """
-    partners, scales = _partners(new, old), [scale for scale in new.scales if scale in old.scales]
-    left, right = {mine for mine, _ in partners}, {theirs for _, theirs in partners}
-    found = [f"the model {model.name}" for model in new.models if model.name not in left]
-    found += [
-        f"the older run's model {model.name}" for model in old.models if model.name not in right
+    model_pairs, scales = (
+        _partners(new_run, old_run),
+        [scale for scale in new_run.scales if scale in old_run.scales],
+    )
+    own_models, other_models = (
+        {own_model for own_model, _ in model_pairs},
+        {other_model for _, other_model in model_pairs},
+    )
+    left_out = [
+        f"the model {model.name}" for model in new_run.models if model.name not in own_models
     ]
-    found += [f"{scale} tokens" for scale in (*new.scales, *old.scales) if scale not in scales]
-    for task in dict.fromkeys((*new.tasks, *old.tasks)):
-        if task not in new.tasks or task not in old.tasks:
-            found.append(f"{task} (in one of the runs alone)")
+    left_out += [
+        f"the older run's model {model.name}"
+        for model in old_run.models
+        if model.name not in other_models
+    ]
+    left_out += [
+        f"{scale} tokens" for scale in (*new_run.scales, *old_run.scales) if scale not in scales
+    ]
+    for task in dict.fromkeys((*new_run.tasks, *old_run.tasks)):
+        if task not in new_run.tasks or task not in old_run.tasks:
+            left_out.append(f"{task} (in one of the runs alone)")
             continue
-        for mine, theirs in partners:
-            absent = [
+        for own_model, other_model in model_pairs:
+            absent_scales = [
                 s
                 for s in scales
-                if not comparable(Side(new, mine, s), Side(old, theirs, s), [task])
+                if not comparable(
+                    Side(new_run, own_model, s), Side(old_run, other_model, s), [task]
+                )
             ]
-            where = "" if absent == scales else f" at {', '.join(map(str, absent))} tokens"
-            found += (
-                [f"{task} of {mine}{where} (failed, or without scores by document)"]
-                if absent
+            scale_note = (
+                ""
+                if absent_scales == scales
+                else f" at {', '.join(map(str, absent_scales))} tokens"
+            )
+            left_out += (
+                [f"{task} of {own_model}{scale_note} (failed, or without scores by document)"]
+                if absent_scales
                 else []
             )
-    return found
+    return left_out
 
 
-def _check_alike(new: Summary, old: Summary, task: str) -> None:
-    mine, theirs = new.metric(task), old.metric(task)
-    if mine is None or theirs is None:
+def _check_alike(new_run: Summary, old_run: Summary, task: str) -> None:
+    own_metric, other_metric = new_run.metric(task), old_run.metric(task)
+    if own_metric is None or other_metric is None:
         return  # it failed there, and no number of it is compared
-    if mine != theirs or new.kinds[task].higher_is_better != old.kinds[task].higher_is_better:
+    if (
+        own_metric != other_metric
+        or new_run.kinds[task].higher_is_better != old_run.kinds[task].higher_is_better
+    ):
         sides = [
             f"{side.run} has {side.metric(task)} "
             f"({'more' if side.kinds[task].higher_is_better else 'less'} is better)"
-            for side in (new, old)
+            for side in (new_run, old_run)
         ]
         raise ValueError(
             f"{task} cannot be compared: {', '.join(sides)}. Run both sweeps with one "
@@ -210,26 +268,30 @@ def _check_alike(new: Summary, old: Summary, task: str) -> None:
         )
 
 
-def described(change: Change) -> str:
+def change_text(change: Change) -> str:
     """One line; what went for the worse in capitals."""
-    found = change.difference
-    said = "fell" if found.value < 0 else "rose"
-    said = said.upper() if change.is_drop else said
-    said += "" if change.higher_is_better else f" ({LESS})"
-    said = said if change.is_significant else "within the noise"
-    interval = "" if math.isnan(found.low) else f" [{found.low:+.1f}, {found.high:+.1f}]"
+    score_difference = change.difference
+    direction_word = "fell" if score_difference.value < 0 else "rose"
+    direction_word = direction_word.upper() if change.is_drop else direction_word
+    direction_word += "" if change.higher_is_better else f" ({LESS})"
+    direction_word = direction_word if change.is_significant else "within the noise"
+    interval_text = (
+        ""
+        if math.isnan(score_difference.low)
+        else f" [{score_difference.low:+.1f}, {score_difference.high:+.1f}]"
+    )
     return (
-        f"{change.model} at {change.scale} tokens, {change.task or over(change)}: {said}, "
-        f"{found.value:+.1f}{interval}, "
-        f"p {shown_p(change.p_holm)} after Holm, {found.n} documents"
+        f"{change.model} at {change.scale} tokens, {change.task or tasks_text(change)}: {direction_word}, "
+        f"{score_difference.value:+.1f}{interval_text}, "
+        f"p {shown_p(change.p_holm)} after Holm, {score_difference.n} documents"
     )
 
 
-def over(change: Change) -> str:
+def tasks_text(change: Change) -> str:
     """What the mean of a change is over."""
-    number = len(change.tasks)
+    task_count = len(change.tasks)
     return (
-        f"mean of {number} of {number + len(change.left_out)} tasks"
+        f"mean of {task_count} of {task_count + len(change.left_out)} tasks"
         if change.left_out
         else "mean of the tasks"
     )

@@ -7,20 +7,24 @@ import math
 from collections.abc import Mapping, Sequence
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+def pareto_front(cost_scores: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (cost, score) points that no other beats: none cheaper or equal is better,
     none better or equal cheaper.
 
     In the order of the cost. Equal points beat each other as little as themselves: all of them are
     on it.
     """
-    front: list[int] = []
-    best = -math.inf
-    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
-        if points[index][1] > best or (front and points[index] == points[front[-1]]):
-            front.append(index)
-            best = points[index][1]
-    return front
+    front_indices: list[int] = []
+    best_score = -math.inf
+    for index in sorted(
+        range(len(cost_scores)), key=lambda i: (cost_scores[i][0], -cost_scores[i][1], i)
+    ):
+        if cost_scores[index][1] > best_score or (
+            front_indices and cost_scores[index] == cost_scores[front_indices[-1]]
+        ):
+            front_indices.append(index)
+            best_score = cost_scores[index][1]
+    return front_indices
 
 
 def knee(curve: Mapping[int, float]) -> int | None:
@@ -36,12 +40,12 @@ def knee(curve: Mapping[int, float]) -> int | None:
         return None
     width = math.log(scales[-1] / scales[0])
     height = curve[scales[-1]] - curve[scales[0]]
-    above = {
+    line_distances = {
         s: (curve[s] - curve[scales[0]]) / height - math.log(s / scales[0]) / width
         for s in scales[1:-1]
     }
-    best = max(above, key=lambda scale: above[scale])
-    return best if above[best] > 0 else None
+    farthest_scale = max(line_distances, key=lambda scale: line_distances[scale])
+    return farthest_scale if line_distances[farthest_scale] > 0 else None
 
 
 def sufficient(curve: Mapping[int, float], share: float = 0.95) -> int | None:
@@ -50,9 +54,11 @@ def sufficient(curve: Mapping[int, float], share: float = 0.95) -> int | None:
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share to keep must be above 0 and at most 1, got {share}")
-    largest = curve[max(curve)]
-    if largest <= 0:
+    largest_score = curve[max(curve)]
+    if largest_score <= 0:
         return None
     return min(
-        scale for scale, score in curve.items() if score >= share * largest or scale == max(curve)
+        scale
+        for scale, score in curve.items()
+        if score >= share * largest_score or scale == max(curve)
     )

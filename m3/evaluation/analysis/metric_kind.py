@@ -36,12 +36,12 @@ ARROW = " ↓"
 """Behind the name of a task whose metric is better where it is less."""
 
 
-def said_by_results(path: Path, task: str, metric: str) -> bool | None:
+def said_by_results(result_file: Path, task: str, metric: str) -> bool | None:
     """`higher_is_better` in the harness's own result file: runs from before cells.csv had it
     know it from there.
     """
-    content = read_json(path) if path.exists() else {}
-    return content.get("higher_is_better", {}).get(task, {}).get(metric)
+    result_content = read_json(result_file) if result_file.exists() else {}
+    return result_content.get("higher_is_better", {}).get(task, {}).get(metric)
 
 
 def towards_better(

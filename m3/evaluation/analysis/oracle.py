@@ -60,34 +60,38 @@ def oracle(
         raise ValueError(
             f"{scores.shape[1]} columns of scores for the scales {list(scales)}, which must ascend"
         )
-    smallest = smallest_right(scores)
-    is_right = smallest < len(scales)
-    rows = np.arange(len(scores))
-    last = len(scales) - 1
-    spent = tokens[rows, np.where(is_right, smallest, last)]
-    steady = tokens[rows, np.minimum(smallest_steady(scores), last)]
-    score, largest = float(scores.max(1).mean()), float(scores[:, -1].mean())
-    floor = None if chance is None else 1 - (1 - chance) ** len(scales)
+    smallest_scales = smallest_right(scores)
+    is_right = smallest_scales < len(scales)
+    row_indices = np.arange(len(scores))
+    last_column = len(scales) - 1
+    spent_tokens = tokens[row_indices, np.where(is_right, smallest_scales, last_column)]
+    steady = tokens[row_indices, np.minimum(smallest_steady(scores), last_column)]
+    oracle_score, largest = float(scores.max(1).mean()), float(scores[:, -1].mean())
+    chance_floor = None if chance is None else 1 - (1 - chance) ** len(scales)
     return Oracle(
         n=len(scores),
-        score=score,
+        score=oracle_score,
         largest_score=largest,
-        tokens=float(spent.mean()),
-        tokens_as_published=float(tokens[rows, np.where(is_right, smallest, 0)].mean()),
+        tokens=float(spent_tokens.mean()),
+        tokens_as_published=float(
+            tokens[row_indices, np.where(is_right, smallest_scales, 0)].mean()
+        ),
         largest_tokens=float(tokens[:, -1].mean()),
-        floor=floor,
-        corrected=None if floor is None else chance_corrected(score, floor),
+        floor=chance_floor,
+        corrected=None if chance_floor is None else chance_corrected(oracle_score, chance_floor),
         largest_corrected=None if chance is None else chance_corrected(largest, chance),
         steady_tokens=float(steady.mean()),
-        needs={scale: int((smallest == column).sum()) for column, scale in enumerate(scales)},
+        needs={
+            scale: int((smallest_scales == column).sum()) for column, scale in enumerate(scales)
+        },
         never=int((~is_right).sum()),
     )
 
 
 def smallest_right(scores: Float[np.ndarray, "n k"]) -> Int[np.ndarray, " n"]:
     """Column of the smallest scale with each sample's best score; k where the best is 0."""
-    best = scores.max(1, keepdims=True)
-    return np.where(best[:, 0] > 0, (scores >= best).argmax(1), scores.shape[1])
+    best_scores = scores.max(1, keepdims=True)
+    return np.where(best_scores[:, 0] > 0, (scores >= best_scores).argmax(1), scores.shape[1])
 
 
 def smallest_steady(scores: Float[np.ndarray, "n k"]) -> Int[np.ndarray, " n"]:

@@ -34,14 +34,14 @@ def load_run(run: str | Path) -> pandas.DataFrame:
 def run_table(summary: Summary) -> pandas.DataFrame:
     """The table of a run that is read already."""
     models = {model.name: model for model in summary.models}
-    rows = [
+    table_rows = [
         _cell_row(summary, models[cell.model], cell) for cell in summary.cells if cell.is_primary
     ]
     if len(summary.tasks) > 1 and summary.averaged:
-        rows += [
+        table_rows += [
             _mean_row(summary, model, scale) for model in summary.models for scale in summary.scales
         ]
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(table_rows)
 
 
 def _cell_row(summary: Summary, model: ModelRow, cell: CellRow) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def cost_columns(
     """Axis -> number for the prompts of a task, or for all; NaN where it is not known."""
     cost = summary.cost(model, scale, task if summary.task_costs else None)
     latency = summary.latency(model, scale)
-    values = {
+    axis_values = {
         key: None if cost is None else axis.value(cost, latency) for key, axis in COST_AXES.items()
     }
-    return {key: math.nan if value is None else value for key, value in values.items()}
+    return {key: math.nan if value is None else value for key, value in axis_values.items()}

@@ -45,14 +45,14 @@ class Scores:
     @cached_property
     def submitted(self) -> tuple[str, ...]:
         """Tasks without a score of ours, which a server has: their files are there (m3 submit)."""
-        found = sorted(
+        submitted_tasks = sorted(
             {
-                path.name.rpartition("@")[0]
-                for path in self.run.glob("submissions/*/*@*")
-                if any(path.iterdir())
+                submission_folder.name.rpartition("@")[0]
+                for submission_folder in self.run.glob("submissions/*/*@*")
+                if any(submission_folder.iterdir())
             }
         )
-        return tuple(task for task in found if task not in self.tasks)
+        return tuple(task for task in submitted_tasks if task not in self.tasks)
 
     @cached_property
     def scales(self) -> tuple[int, ...]:
@@ -76,36 +76,38 @@ class Scores:
         """Task -> whether more of its metric is better; None where neither cells.csv nor the
         harness's result says.
         """
-        found: dict[str, bool | None] = {}
+        task_directions: dict[str, bool | None] = {}
         for task in self.tasks:
-            cells = self._scored(task)
-            said = {cell.higher_is_better for cell in cells} - {None}
-            for cell in cells[:1] if not said else ():
-                path = result_path(self.run, cell.model, task, cell.scale)
-                said = {said_by_results(path, task, cell.metric)} - {None}
-            if len(said) > 1:
+            scored_cells = self._scored(task)
+            stated_directions = {cell.higher_is_better for cell in scored_cells} - {None}
+            for cell in scored_cells[:1] if not stated_directions else ():
+                result_file = result_path(self.run, cell.model, task, cell.scale)
+                stated_directions = {said_by_results(result_file, task, cell.metric)} - {None}
+            if len(stated_directions) > 1:
                 raise ValueError(
                     f"{self.run}/cells.csv says both that more and that less of {task} is better"
                 )
-            found[task] = next(iter(said), None)
-        return found
+            task_directions[task] = next(iter(stated_directions), None)
+        return task_directions
 
     @cached_property
     def undirected(self) -> tuple[str, ...]:
         """Scored tasks that do not say which way is better: more is taken to be."""
         return tuple(
-            task for task, said in self._directions.items() if said is None and self._scored(task)
+            task
+            for task, stated_direction in self._directions.items()
+            if stated_direction is None and self._scored(task)
         )
 
     @cached_property
     def kinds(self) -> dict[str, Kind]:
         """Task -> what its scores are like."""
-        found = {}
-        for task, said in self._directions.items():
-            is_higher = said is not False
+        task_kinds = {}
+        for task, stated_direction in self._directions.items():
+            is_higher = stated_direction is not False
             is_share = self.metric_units[task] in ("share", "percent")
-            found[task] = Kind(is_higher, is_share)
-        return found
+            task_kinds[task] = Kind(is_higher, is_share)
+        return task_kinds
 
     @cached_property
     def averaged(self) -> tuple[str, ...]:
@@ -124,9 +126,11 @@ class Scores:
         """The task's name without what all tasks' names begin with."""
         if len(self.tasks) == 1:
             return task
-        columns = zip(*(name.split("_") for name in self.tasks), strict=False)
-        shared = next((i for i, words in enumerate(columns) if len(set(words)) > 1), 0)
-        return "_".join(task.split("_")[shared:])
+        word_columns = zip(*(task_name.split("_") for task_name in self.tasks), strict=False)
+        shared_words = next(
+            (i for i, column_words in enumerate(word_columns) if len(set(column_words)) > 1), 0
+        )
+        return "_".join(task.split("_")[shared_words:])
 
     def label(self, task: str) -> str:
         """The family, with an arrow where less is better."""
@@ -137,27 +141,27 @@ class Scores:
         """What a reader must know of the tasks' metrics beside their numbers; empty where all
         are accuracies.
         """
-        parts = []
+        note_sentences = []
         if any(not kind.higher_is_better for kind in self.kinds.values()):
-            parts.append(f"{ARROW.strip()}: {LESS}.")
+            note_sentences.append(f"{ARROW.strip()}: {LESS}.")
         left_out = [self.label(task) for task in self.tasks if task not in self.averaged]
         if left_out:
-            parts.append(
+            note_sentences.append(
                 f"The mean leaves out {', '.join(left_out)}: other units, or another direction."
             )
         if self.undirected:
-            names = ", ".join(self.family(task) for task in self.undirected)
-            parts.append(
-                f"Neither the run nor its tasks say whether more or less is better of {names}: "
+            task_names = ", ".join(self.family(task) for task in self.undirected)
+            note_sentences.append(
+                f"Neither the run nor its tasks say whether more or less is better of {task_names}: "
                 "more is taken to be."
             )
         if self.unknown_units:
-            names = ", ".join(self.family(task) for task in self.unknown_units)
-            parts.append(
-                f"The run does not record the unit of {names}: scores of at most 1 are taken for "
+            task_names = ", ".join(self.family(task) for task in self.unknown_units)
+            note_sentences.append(
+                f"The run does not record the unit of {task_names}: scores of at most 1 are taken for "
                 "shares of one."
             )
-        return " ".join(parts)
+        return " ".join(note_sentences)
 
     @cached_property
     def metric_units(self) -> dict[str, str]:
@@ -168,23 +172,25 @@ class Scores:
         all within [0, 1] are taken for shares of one, and others up to 100, of which more is
         better, for per cents (`unknown_units`).
         """
-        units: dict[str, str] = {}
+        task_units: dict[str, str] = {}
         for task in self.tasks:
-            cells = self._scored(task)
-            values = [cell.value for cell in cells if cell.value is not None]
-            said = {cell.unit for cell in cells} - {""}
-            most = 100 if self._directions[task] is not False else 1
+            scored_cells = self._scored(task)
+            cell_values = [cell.value for cell in scored_cells if cell.value is not None]
+            stated_units = {cell.unit for cell in scored_cells} - {""}
+            share_limit = 100 if self._directions[task] is not False else 1
             if (
                 unit_of(task) == "points"
-                or "points" in said
-                or (not said and any(not 0 <= x <= most for x in values))
+                or "points" in stated_units
+                or (not stated_units and any(not 0 <= x <= share_limit for x in cell_values))
             ):
-                units[task] = "points"
-            elif "percent" in said or (not said and any(value > 1 for value in values)):
-                units[task] = "percent"
+                task_units[task] = "points"
+            elif "percent" in stated_units or (
+                not stated_units and any(cell_value > 1 for cell_value in cell_values)
+            ):
+                task_units[task] = "percent"
             else:
-                units[task] = "share"
-        return units
+                task_units[task] = "share"
+        return task_units
 
     @cached_property
     def unknown_units(self) -> tuple[str, ...]:
@@ -193,8 +199,8 @@ class Scores:
         """
         return tuple(
             task
-            for task, unit in self.metric_units.items()
-            if unit == "share"
+            for task, task_unit in self.metric_units.items()
+            if task_unit == "share"
             and any(cell.value for cell in self._scored(task))
             and not any(c.unit for c in self._scored(task))
         )
@@ -207,56 +213,80 @@ class Scores:
         """Score in percent (or the metric's own unit); None where the cell failed or was not
         run.
         """
-        cell = self._primary.get((model, task, scale))
-        if cell is None or cell.value is None:
+        primary_cell = self._primary.get((model, task, scale))
+        if primary_cell is None or primary_cell.value is None:
             return None
-        factor = self.percent(task)
+        percent_factor = self.percent(task)
         return Mean(
-            cell.value * factor,
-            math.nan if cell.stderr is None else cell.stderr * factor,
-            cell.n,
-            cell.clusters,
+            primary_cell.value * percent_factor,
+            math.nan if primary_cell.stderr is None else primary_cell.stderr * percent_factor,
+            primary_cell.n,
+            primary_cell.clusters,
         )
 
     def mean(self, model: str, scale: int) -> Mean | None:
         """Unweighted mean over the tasks that can be averaged; None where one of them has no
         score, or there is none.
         """
-        scores = [self.score(model, task, scale) for task in self.averaged]
-        found = [score for score in scores if score is not None]
-        return mean_of_means(found) if found and len(found) == len(scores) else None
+        task_scores = [self.score(model, task, scale) for task in self.averaged]
+        known_scores = [score for score in task_scores if score is not None]
+        return (
+            mean_of_means(known_scores)
+            if known_scores and len(known_scores) == len(task_scores)
+            else None
+        )
 
     def baseline(self, name: str, task: str | None = None) -> float | None:
         """`chance` or `majority` of a task, or the mean over the tasks, in percent; None where
         the suite has none.
         """
-        rows = [self.baselines.get(one) for one in ([task] if task else self.averaged)]
-        values = [row[name] * 100 for row in rows if row is not None]
-        return sum(values) / len(values) if values and len(values) == len(rows) else None
+        baseline_rows = [
+            self.baselines.get(task_name) for task_name in ([task] if task else self.averaged)
+        ]
+        baseline_values = [
+            baseline_row[name] * 100 for baseline_row in baseline_rows if baseline_row is not None
+        ]
+        return (
+            sum(baseline_values) / len(baseline_values)
+            if baseline_values and len(baseline_values) == len(baseline_rows)
+            else None
+        )
 
     def cost(self, model: str, scale: int, task: str | None = None) -> CostRow | None:
         """Mean over all prompts, or over those of a task; None where it was not counted."""
-        rows, asked = (
+        cost_rows, cost_key = (
             (self.costs, (model, scale, ""))
             if task is None
             else (self.task_costs, (model, scale, task))
         )
-        return next((row for row in rows if (row.model, row.scale, row.task) == asked), None)
+        return next(
+            (
+                cost_row
+                for cost_row in cost_rows
+                if (cost_row.model, cost_row.scale, cost_row.task) == cost_key
+            ),
+            None,
+        )
 
     def latency(self, model: str, scale: int, batch_size: int = 1) -> LatencyRow | None:
         """What was measured; None where nothing was."""
-        asked = (model, scale, batch_size)
+        latency_key = (model, scale, batch_size)
         return next(
-            (row for row in self.latencies if (row.model, row.scale, row.batch_size) == asked), None
+            (
+                latency_row
+                for latency_row in self.latencies
+                if (latency_row.model, latency_row.scale, latency_row.batch_size) == latency_key
+            ),
+            None,
         )
 
     def curve(self, model: str, task: str | None = None) -> dict[int, Mean]:
         """Scale -> score of a task, or the mean over the tasks, where there is one."""
-        scores = {
+        scale_scores = {
             scale: self.score(model, task, scale) if task else self.mean(model, scale)
             for scale in self.scales
         }
-        return {scale: score for scale, score in scores.items() if score is not None}
+        return {scale: score for scale, score in scale_scores.items() if score is not None}
 
     def published(self, task: str) -> list[PublishedScore]:
         """What papers report for the task at a stated number of tokens."""

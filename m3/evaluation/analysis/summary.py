@@ -42,7 +42,7 @@ class Reply:
     is_right: bool | None
 
 
-def _checked(cell: CellRow) -> CellRow:
+def _without_nan(cell: CellRow) -> CellRow:
     """Sweeps from before took what is no number (0 / 0 in a task's metric) for a score."""
     if cell.value is None or math.isfinite(cell.value):
         return cell
@@ -66,7 +66,7 @@ class Summary(Scores):
         Raises:
             ValueError: it is none, or no cell of it was scored.
         """
-        cells = tuple(map(_checked, read_rows(run / "cells.csv", CellRow)))
+        cells = tuple(map(_without_nan, read_rows(run / "cells.csv", CellRow)))
         if not any(cell.status == "ok" for cell in cells):
             if not cells:
                 raise ValueError(
@@ -74,35 +74,38 @@ class Summary(Scores):
                     f"{run} collects them"
                 )
             raise ValueError(f"no cell of {run} was scored; its cells.csv says why each failed")
-        shown, costs = run / "examples" / "examples.json", read_rows(run / "cost.csv", CostRow)
+        examples_file, cost_rows = (
+            run / "examples" / "examples.json",
+            read_rows(run / "cost.csv", CostRow),
+        )
         return cls(
             run=run,
             models=read_list(run / "models.json", ModelRow),
             cells=cells,
-            costs=tuple(row for row in costs if not row.task),
-            task_costs=tuple(row for row in costs if row.task),
+            costs=tuple(cost_row for cost_row in cost_rows if not cost_row.task),
+            task_costs=tuple(cost_row for cost_row in cost_rows if cost_row.task),
             latencies=tuple(read_rows(run / "latency.csv", LatencyRow)),
             baselines=read_object(run / "baselines.json"),
-            examples=read_list(shown, Example) if shown.exists() else (),
+            examples=read_list(examples_file, Example) if examples_file.exists() else (),
             environment=read_object(run / "environment.json"),
         )
 
     @cached_property
     def _store(self) -> Store:
-        folder = self.run / "store"
-        if not any(folder.glob("*.jsonl")):
+        store_folder = self.run / "store"
+        if not any(store_folder.glob("*.jsonl")):
             raise ValueError(
-                f"{folder} has no answers: the report is made of them; copy it from "
+                f"{store_folder} has no answers: the report is made of them; copy it from "
                 "where the sweep ran"
             )
-        return Store(folder)
+        return Store(store_folder)
 
     @cached_property
     def samples(self) -> dict[tuple[str, str], Samples]:
         """(model, task) -> scores by document, at the scales that were scored; without tasks
         that have none of their own.
         """
-        found = {}
+        all_samples = {}
         for model in self.models:
             for task in self.tasks:
                 scales = [
@@ -112,10 +115,12 @@ class Summary(Scores):
                 ]
                 if scales:
                     metric = self._primary[model.name, task, scales[0]].metric
-                    read = read_samples(self.run, self._store, model.name, task, scales, metric)
-                    if read is not None:
-                        found[model.name, task] = read
-        return found
+                    task_samples = read_samples(
+                        self.run, self._store, model.name, task, scales, metric
+                    )
+                    if task_samples is not None:
+                        all_samples[model.name, task] = task_samples
+        return all_samples
 
     @cached_property
     def units(self) -> dict[str, float]:
@@ -126,24 +131,34 @@ class Summary(Scores):
         an accuracy, the right answers under MME's points): differences of them would not be
         differences of the score.
         """
-        found = {}
+        document_units = {}
         for task in self.tasks:
-            of_task = {model: one for (model, name), one in self.samples.items() if name == task}
+            of_task = {
+                model: model_samples
+                for (model, task_name), model_samples in self.samples.items()
+                if task_name == task
+            }
             if not of_task:
                 continue
             if self.kinds[task].is_share and all(
                 ((s.scores >= 0) & (s.scores <= 1)).all() for s in of_task.values()
             ):
-                found[task] = 100.0
+                document_units[task] = 100.0
                 continue
-            pairs = [
-                (self._primary[model, task, scale].value or 0.0, float(one.at(scale).mean()))
-                for model, one in of_task.items()
-                for scale in one.scales
+            value_pairs = [
+                (
+                    self._primary[model, task, scale].value or 0.0,
+                    float(model_samples.at(scale).mean()),
+                )
+                for model, model_samples in of_task.items()
+                for scale in model_samples.scales
             ]
-            if all(math.isclose(value, mean, rel_tol=1e-6, abs_tol=1e-6) for value, mean in pairs):
-                found[task] = self.percent(task)
-        return found
+            if all(
+                math.isclose(table_value, document_mean, rel_tol=1e-6, abs_tol=1e-6)
+                for table_value, document_mean in value_pairs
+            ):
+                document_units[task] = self.percent(task)
+        return document_units
 
     def oracle(self, model: str, task: str) -> Oracle | None:
         """The oracle of a model on a task, more being better (1 - share of errors).
@@ -155,21 +170,24 @@ class Summary(Scores):
         samples = self.samples.get((model, task))
         if samples is None or len(samples.scales) < 2 or samples.scales != self.scales:
             return None
-        scores, row = towards_better(samples.scores, self.kinds[task]), self.baselines.get(task)
-        if scores is None:
+        good_scores, baseline_row = (
+            towards_better(samples.scores, self.kinds[task]),
+            self.baselines.get(task),
+        )
+        if good_scores is None:
             return None
-        chance = (
+        chance_level = (
             None
-            if row is None
-            else row["chance"]
+            if baseline_row is None
+            else baseline_row["chance"]
             if self.kinds[task].higher_is_better
-            else 1 - row["chance"]
+            else 1 - baseline_row["chance"]
         )
         return oracle(
-            scores,
+            good_scores,
             samples.tokens,
             samples.scales,
-            chance if chance is not None and 0 <= chance < 1 else None,
+            chance_level if chance_level is not None and 0 <= chance_level < 1 else None,
         )
 
     def calibration(self, model: str, task: str, scale: int) -> Calibration | None:
@@ -183,19 +201,19 @@ class Summary(Scores):
             or not ((samples.scores >= 0) & (samples.scores <= 1)).all()
         ):
             return None
-        sure = samples.confidences[:, samples.scales.index(scale)]
-        scores = towards_better(samples.at(scale), self.kinds[task])
+        scale_confidences = samples.confidences[:, samples.scales.index(scale)]
+        good_scores = towards_better(samples.at(scale), self.kinds[task])
         return (
             None
-            if scores is None or np.isnan(sure).any()
-            else calibration(sure.tolist(), scores.tolist())
+            if good_scores is None or np.isnan(scale_confidences).any()
+            else calibration(scale_confidences.tolist(), good_scores.tolist())
         )
 
     def retention(self, model: str, scale: int) -> Interval | None:
         """Mean over tasks of the score's share of that at the largest scale, in per cent; of
         errors, of what is no error.
         """
-        parts = []
+        task_parts = []
         for task in self.averaged:
             samples = self.samples.get((model, task))
             if (
@@ -204,47 +222,54 @@ class Summary(Scores):
                 or self.scales[-1] not in samples.scales
             ):
                 return None
-            mine, whole = (
-                towards_better(samples.at(one), self.kinds[task])
-                for one in (scale, self.scales[-1])
+            scale_scores, largest_scores = (
+                towards_better(samples.at(compared_scale), self.kinds[task])
+                for compared_scale in (scale, self.scales[-1])
             )
-            if mine is None or whole is None:
+            if scale_scores is None or largest_scores is None:
                 return None
-            parts.append((mine.tolist(), whole.tolist(), samples.images))
-        return retention(parts) if parts else None
+            task_parts.append((scale_scores.tolist(), largest_scores.tolist(), samples.images))
+        return retention(task_parts) if task_parts else None
 
     @cached_property
     def routings(self) -> dict[tuple[str, int], Routing]:
         """(model, scale) -> the experts that the recorded prompts chose, added up over the
         tasks; without what has none.
         """
-        found: dict[tuple[str, int], Routing] = {}
+        all_routings: dict[tuple[str, int], Routing] = {}
         for cell in self._primary.values():
-            for key in (
+            for answer_key in (
                 read_keys(self.run, cell.model, cell.task, cell.scale).values()
                 if cell.value is not None
                 else ()
             ):
-                text = self._store.answer(key).routing
-                if text is not None:
-                    one, at = Routing.decoded(text), (cell.model, cell.scale)
-                    found[at] = found[at] + one if at in found else one
-        return found
+                routing_text = self._store.answer(answer_key).routing
+                if routing_text is not None:
+                    prompt_routing, model_scale = (
+                        Routing.decoded(routing_text),
+                        (cell.model, cell.scale),
+                    )
+                    all_routings[model_scale] = (
+                        all_routings[model_scale] + prompt_routing
+                        if model_scale in all_routings
+                        else prompt_routing
+                    )
+        return all_routings
 
     def reply(self, example: Example, model: str, scale: int) -> Reply | None:
         """What a model answered to an example at a scale."""
         if self.score(model, example.task, scale) is None:
             return None
-        key = read_keys(self.run, model, example.task, scale)[example.doc_id]
-        answer: Answer = self._store.answer(key)
-        score = self._store.scores(key).get(self._primary[model, example.task, scale].metric)
-        text = answer.text
+        answer_key = read_keys(self.run, model, example.task, scale)[example.doc_id]
+        answer: Answer = self._store.answer(answer_key)
+        score = self._store.scores(answer_key).get(self._primary[model, example.task, scale].metric)
+        reply_text = answer.text
         if answer.log_likelihood is not None:
-            text = f"log-likelihood {answer.log_likelihood[0]:.2f}"
-        kind = self.kinds[example.task]
-        if score is not None and kind.is_share and self.units.get(example.task) == 1.0:
+            reply_text = f"log-likelihood {answer.log_likelihood[0]:.2f}"
+        metric_kind = self.kinds[example.task]
+        if score is not None and metric_kind.is_share and self.units.get(example.task) == 1.0:
             score /= 100  # documents that count in per cent
         if score is None or not 0 <= score <= 1:
-            return Reply(text, None)
-        good = towards_better(np.asarray([score]), kind)
-        return Reply(text, None if good is None else bool(good[0] >= 0.5))
+            return Reply(reply_text, None)
+        good_score = towards_better(np.asarray([score]), metric_kind)
+        return Reply(reply_text, None if good_score is None else bool(good_score[0] >= 0.5))

@@ -20,18 +20,25 @@ def calibration_table(summary: Summary) -> Table:
             for scale in summary.scales
         )
     ]
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
+    table_rows: list[list[str]] = []
+    block_titles: dict[int, str] = {}
     for model in summary.models if tasks else ():
-        blocks[len(rows)] = model.name
+        block_titles[len(table_rows)] = model.name
         for scale in summary.scales:
-            found = [summary.calibration(model.name, task, scale) for task in tasks]
-            errors = [None if one is None else 100 * one.error for one in found]
-            sure = [None if one is None else 100 * one.confidence for one in found]
-            rows.append(
-                [str(scale), *(_shown(error) for error in errors), _mean(errors), _mean(sure)]
+            calibrations = [summary.calibration(model.name, task, scale) for task in tasks]
+            calibration_errors = [None if one is None else 100 * one.error for one in calibrations]
+            mean_confidences = [
+                None if one is None else 100 * one.confidence for one in calibrations
+            ]
+            table_rows.append(
+                [
+                    str(scale),
+                    *(_points_text(points) for points in calibration_errors),
+                    _mean(calibration_errors),
+                    _mean(mean_confidences),
+                ]
             )
-    header = ["tokens", *(summary.family(task) for task in tasks), "mean", "confidence"]
+    column_names = ["tokens", *(summary.family(task) for task in tasks), "mean", "confidence"]
     caption = "Expected calibration error of generated answers by visual tokens per image, in points; 0 is best"
     note = (
         "Confidence: geometric mean of the probabilities of an answer's tokens, here the mean over "
@@ -39,14 +46,18 @@ def calibration_table(summary: Summary) -> Table:
         "mean distance between confidence and score in ten bins of equally many answers; few "
         "documents alone raise it."
     )
-    return Table("calibration", caption, header, rows, blocks, note)
+    return Table("calibration", caption, column_names, table_rows, block_titles, note)
 
 
-def _shown(value: float | None) -> str:
+def _points_text(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
 def _mean(values: list[float | None]) -> str:
     """Unweighted; nothing where a task has none, so that rows compare."""
-    known = [value for value in values if value is not None]
-    return _shown(sum(known) / len(known)) if len(known) == len(values) else _shown(None)
+    known_values = [value for value in values if value is not None]
+    return (
+        _points_text(sum(known_values) / len(known_values))
+        if len(known_values) == len(values)
+        else _points_text(None)
+    )

@@ -49,96 +49,108 @@ def panels(summary: Summary) -> tuple[list[Panel], list[Panel]]:
     """Panels of the mean, one per kind of cost that is known, and panels of the tasks against
     visual tokens.
     """
-    name = "Mean" if summary.kind(None).higher_is_better else f"Mean{ARROW}"
-    means = [
-        Panel(f"{name}, by {axis.title}", axis.label, None, key)
+    mean_title = "Mean" if summary.kind(None).higher_is_better else f"Mean{ARROW}"
+    mean_panels = [
+        Panel(f"{mean_title}, by {axis.title}", axis.label, None, key)
         for key, axis in COST_AXES.items()
         if axis.title and (summary.latencies or not axis.is_measured)
     ]
     if len(summary.tasks) == 1:
-        return means, []
-    label = (
+        return mean_panels, []
+    token_label = (
         "visual tokens in a prompt of the task"
         if summary.task_costs
         else COST_AXES[BY_TOKENS].label
     )
-    return means, [Panel(summary.label(task), label, task) for task in summary.tasks]
+    return mean_panels, [Panel(summary.label(task), token_label, task) for task in summary.tasks]
 
 
 def accuracy_figure(summary: Summary) -> Figure:
     """All panels: the means above, the tasks below in rows of three."""
-    means, tasks = panels(summary)
-    rows = math.ceil(len(tasks) / 3)
-    figure = Figure(figsize=(12, 3.9 + 2.7 * rows), layout="constrained")
-    parts = (
-        figure.add_gridspec(2, 1, height_ratios=[3.6, 2.7 * rows], hspace=0.03)
-        if rows
+    mean_panels, task_panels = panels(summary)
+    task_rows = math.ceil(len(task_panels) / 3)
+    figure = Figure(figsize=(12, 3.9 + 2.7 * task_rows), layout="constrained")
+    grid_parts = (
+        figure.add_gridspec(2, 1, height_ratios=[3.6, 2.7 * task_rows], hspace=0.03)
+        if task_rows
         else figure.add_gridspec(1, 1)
     )
-    top = figure.add_subfigure(parts[0])
-    bottom = figure.add_subfigure(parts[1]) if rows else None
-    for axes, panel in zip(top.subplots(1, len(means), sharey=True), means, strict=True):
+    top_figure = figure.add_subfigure(grid_parts[0])
+    bottom_figure = figure.add_subfigure(grid_parts[1]) if task_rows else None
+    for axes, panel in zip(
+        top_figure.subplots(1, len(mean_panels), sharey=True), mean_panels, strict=True
+    ):
         draw(axes, panel, summary)
-    if bottom is not None:
+    if bottom_figure is not None:
         # points would press the shares flat
-        alike = all(kind.is_share for kind in summary.kinds.values())
-        grid = bottom.subplots(rows, 3, sharex=True, sharey=alike, squeeze=False).flatten()
+        all_shares = all(kind.is_share for kind in summary.kinds.values())
+        grid = bottom_figure.subplots(
+            task_rows, 3, sharex=True, sharey=all_shares, squeeze=False
+        ).flatten()
         for index, axes in enumerate(grid):
-            if index < len(tasks):
-                draw(axes, tasks[index], summary, is_small=True)
-                axes.set_xlabel(tasks[index].x_label if index >= len(tasks) - 3 else "")
-                lower = not summary.kind(tasks[index].task).higher_is_better
-                axes.set_ylabel(f"score ({LESS})" if lower else "score" if index % 3 == 0 else "")
-                axes.xaxis.set_tick_params(labelbottom=index >= len(tasks) - 3)
+            if index < len(task_panels):
+                draw(axes, task_panels[index], summary, is_small=True)
+                axes.set_xlabel(task_panels[index].x_label if index >= len(task_panels) - 3 else "")
+                less_is_better = not summary.kind(task_panels[index].task).higher_is_better
+                axes.set_ylabel(
+                    f"score ({LESS})" if less_is_better else "score" if index % 3 == 0 else ""
+                )
+                axes.xaxis.set_tick_params(labelbottom=index >= len(task_panels) - 3)
             else:
                 axes.set_visible(False)
-    for index, axes in enumerate(top.axes):
-        unit = "mean score" if summary.kind(None).higher_is_better else f"mean score ({LESS})"
-        axes.set_ylabel(unit if index == 0 else "")
-    legend = {}
-    for part in (top, bottom):
-        for axes in part.axes if part is not None else []:
-            legend |= {
+    for index, axes in enumerate(top_figure.axes):
+        y_label = "mean score" if summary.kind(None).higher_is_better else f"mean score ({LESS})"
+        axes.set_ylabel(y_label if index == 0 else "")
+    legend_entries = {}
+    for subfigure in (top_figure, bottom_figure):
+        for axes in subfigure.axes if subfigure is not None else []:
+            legend_entries |= {
                 label: handle
                 for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
             }
-    columns = min(len(legend), 4)
+    legend_columns = min(len(legend_entries), 4)
     figure.legend(
-        list(legend.values()),
-        list(legend),
+        list(legend_entries.values()),
+        list(legend_entries),
         loc="outside upper center",
-        ncols=columns,
+        ncols=legend_columns,
         frameon=False,
         fontsize=10,
     )
     return figure
 
 
-def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
+def save(figure: Figure, file_stem: Path, formats: Sequence[str]) -> list[Path]:
     """Writes `path` in each format, aside first.
 
     Without a fixed salt and date two drawings of one run would differ.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = []
+    file_stem.parent.mkdir(parents=True, exist_ok=True)
+    written_files = []
     # 42: letters stay letters, as publishers ask
     with rc_context({"svg.hashsalt": "m3", "pdf.fonttype": 42}):
-        for kind in formats:
-            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-            aside = path.with_name(f".{path.name}.{kind}")
-            figure.savefig(aside, dpi=150, format=kind, facecolor="white", metadata=metadata)
-            written.append(aside.replace(path.with_name(f"{path.name}.{kind}")))
-    return written
+        for file_format in formats:
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[
+                file_format
+            ]
+            temporary_file = file_stem.with_name(f".{file_stem.name}.{file_format}")
+            figure.savefig(
+                temporary_file, dpi=150, format=file_format, facecolor="white", metadata=metadata
+            )
+            written_files.append(
+                temporary_file.replace(file_stem.with_name(f"{file_stem.name}.{file_format}"))
+            )
+    return written_files
 
 
 def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> None:
     """A line per model with error bars; hollow marks where the scale was not trained; dotted
     lines for blind guesses.
     """
-    ticks: dict[float, int] = {}
-    lowest = 0.0
+    scale_ticks: dict[float, int] = {}
+    lowest_score = 0.0
     for index, model in enumerate(summary.models):
-        points = []
+        curve_points = []
         for scale in summary.scales:
             score = (
                 summary.mean(model.name, scale)
@@ -149,53 +161,66 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
             x = None if cost is None else panel.x(cost, summary.latency(model.name, scale))
             # 0: no picture in a prompt, and no place on a logarithmic axis
             if score is not None and x:
-                points.append((x, score, model.is_trained(scale)))
-                ticks.setdefault(x, scale)
-                lowest = min(lowest, score.value)
-        if points:
-            is_hollow = model.method == OWN and not all(trained for _, _, trained in points)
+                curve_points.append((x, score, model.is_trained(scale)))
+                scale_ticks.setdefault(x, scale)
+                lowest_score = min(lowest_score, score.value)
+        if curve_points:
+            is_hollow = model.method == OWN and not all(trained for _, _, trained in curve_points)
             _line(
                 axes,
-                points,
+                curve_points,
                 index,
                 f"{model.name} (hollow: plain pooling)" if is_hollow else model.name,
             )
     if panel.task is not None and panel.is_by_tokens:
-        _published(axes, summary, panel.task, ticks)
-    for name, style in (("chance", ":"), ("majority", (0, (1, 3)))):
-        value = summary.baseline(name, panel.task)
-        if value is not None:
-            label = "chance" if name == "chance" else "majority answer"
-            axes.axhline(value, color=FAINT, linestyle=style, linewidth=1.2, label=label)
-    _dress(axes, panel, sorted(ticks), lowest, is_small)
+        _published(axes, summary, panel.task, scale_ticks)
+    for baseline_name, line_style in (("chance", ":"), ("majority", (0, (1, 3)))):
+        baseline_value = summary.baseline(baseline_name, panel.task)
+        if baseline_value is not None:
+            line_label = "chance" if baseline_name == "chance" else "majority answer"
+            axes.axhline(
+                baseline_value, color=FAINT, linestyle=line_style, linewidth=1.2, label=line_label
+            )
+    _dress(axes, panel, sorted(scale_ticks), lowest_score, is_small)
 
 
-def _published(axes: Axes, summary: Summary, task: str, ticks: dict[float, int]) -> None:
+def _published(axes: Axes, summary: Summary, task: str, scale_ticks: dict[float, int]) -> None:
     """Thin grey curves with a mark of their own per published model, each scale where ours has
     it; the rest is in the table.
     """
-    found, own = summary.published(task), dict(ticks)
-    for index, name in enumerate(dict.fromkeys(score.label for score in found)):
-        places = [(place(score, own), score.value) for score in found if score.label == name]
-        points = sorted((at, value) for at, value in places if at is not None)
-        if not points:
+    published_scores, own_ticks = summary.published(task), dict(scale_ticks)
+    for index, model_label in enumerate(dict.fromkeys(score.label for score in published_scores)):
+        score_points = [
+            (place(score, own_ticks), score.value)
+            for score in published_scores
+            if score.label == model_label
+        ]
+        drawn_points = sorted(
+            (x_position, y_value) for x_position, y_value in score_points if x_position is not None
+        )
+        if not drawn_points:
             continue
-        x, y = [at for at, _ in points], [value for _, value in points]
-        mark = PUBLISHED_MARKS[index % len(PUBLISHED_MARKS)]
+        x, y = (
+            [x_position for x_position, _ in drawn_points],
+            [y_value for _, y_value in drawn_points],
+        )
+        marker_shape = PUBLISHED_MARKS[index % len(PUBLISHED_MARKS)]
         axes.plot(
             x,
             y,
             color=FAINT,
             linewidth=0.9,
-            marker=mark,
+            marker=marker_shape,
             markersize=4,
-            label=f"published: {name}",
+            label=f"published: {model_label}",
             zorder=2,
         )
-        ticks |= {at: round(at) for at in x if at not in ticks}
+        scale_ticks |= {
+            x_position: round(x_position) for x_position in x if x_position not in scale_ticks
+        }
 
 
-def place(score: PublishedScore, ticks: Mapping[float, int]) -> float | None:
+def place(score: PublishedScore, scale_ticks: Mapping[float, int]) -> float | None:
     """Where a published score stands among `ticks`, tokens in the prompt -> scale.
 
     Papers count tokens per image or tile, so a score at a scale stands where ours at it does; at
@@ -204,35 +229,67 @@ def place(score: PublishedScore, ticks: Mapping[float, int]) -> float | None:
     """
     if score.tokens is None:
         return None
-    same = [at for at, scale in ticks.items() if scale == score.tokens]
-    if score.tokens_per != "video" and same:
-        return same[0]
-    is_one = score.tokens_per == "video" or all(at == scale for at, scale in ticks.items())
+    tick_positions = [
+        tick_position for tick_position, scale in scale_ticks.items() if scale == score.tokens
+    ]
+    if score.tokens_per != "video" and tick_positions:
+        return tick_positions[0]
+    is_one = score.tokens_per == "video" or all(
+        tick_position == scale for tick_position, scale in scale_ticks.items()
+    )
     return float(score.tokens) if is_one else None
 
 
-def _line(axes: Axes, points: list[tuple[float, Mean, bool]], index: int, name: str) -> None:
-    colour, style = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
-    x, y = [at for at, _, _ in points], [score.value for _, score, _ in points]
-    errors = [0.0 if math.isnan(score.stderr) else score.stderr for _, score, _ in points]
-    fills = [colour if trained else "white" for _, _, trained in points]
+def _line(
+    axes: Axes, curve_points: list[tuple[float, Mean, bool]], index: int, curve_label: str
+) -> None:
+    colour, line_style = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
+    x, y = (
+        [x_position for x_position, _, _ in curve_points],
+        [score.value for _, score, _ in curve_points],
+    )
+    error_bars = [0.0 if math.isnan(score.stderr) else score.stderr for _, score, _ in curve_points]
+    marker_fills = [colour if is_trained else "white" for _, _, is_trained in curve_points]
     axes.errorbar(
-        x, y, yerr=errors, color=colour, linestyle=style, linewidth=1.8, capsize=2.5, zorder=3
+        x,
+        y,
+        yerr=error_bars,
+        color=colour,
+        linestyle=line_style,
+        linewidth=1.8,
+        capsize=2.5,
+        zorder=3,
     )
-    for at, value, fill in zip(x, y, fills, strict=True):
-        axes.plot(at, value, "o", color=colour, markerfacecolor=fill, markersize=6, zorder=4)
+    for x_position, y_value, marker_fill in zip(x, y, marker_fills, strict=True):
+        axes.plot(
+            x_position,
+            y_value,
+            "o",
+            color=colour,
+            markerfacecolor=marker_fill,
+            markersize=6,
+            zorder=4,
+        )
     axes.plot(
-        [], [], color=colour, linestyle=style, marker="o", markerfacecolor=fills[0], label=name
+        [],
+        [],
+        color=colour,
+        linestyle=line_style,
+        marker="o",
+        markerfacecolor=marker_fills[0],
+        label=curve_label,
     )
 
 
-def _dress(axes: Axes, panel: Panel, ticks: list[float], lowest: float, is_small: bool) -> None:
+def _dress(
+    axes: Axes, panel: Panel, scale_ticks: list[float], lowest_score: float, is_small: bool
+) -> None:
     axes.set_xscale("log")
-    kept = spaced(ticks)
-    axes.xaxis.set_major_locator(FixedLocator(kept))
+    visible_ticks = spaced(scale_ticks)
+    axes.xaxis.set_major_locator(FixedLocator(visible_ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    if not ticks:
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick_value, _: f"{tick_value:.3g}"))
+    if not scale_ticks:
         axes.text(
             0.5,
             0.5,
@@ -241,7 +298,7 @@ def _dress(axes: Axes, panel: Panel, ticks: list[float], lowest: float, is_small
             ha="center",
             fontsize=9,
         )
-    elif lowest == 0.0 and axes.dataLim.ymax <= 100.0:
+    elif lowest_score == 0.0 and axes.dataLim.ymax <= 100.0:
         axes.set_ylim(0, 104)
         axes.yaxis.set_major_locator(FixedLocator([0, 20, 40, 60, 80, 100]))
     axes.set_title(
@@ -252,17 +309,20 @@ def _dress(axes: Axes, panel: Panel, ticks: list[float], lowest: float, is_small
     axes.tick_params(labelsize=8.5, colors=INK)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    for spine_side in ("top", "right"):
+        axes.spines[spine_side].set_visible(False)
 
 
-def spaced(ticks: list[float]) -> list[float]:
+def spaced(scale_ticks: list[float]) -> list[float]:
     """Ticks far enough apart on the log axis for their labels not to touch; the ends are kept."""
-    if len(ticks) < 3:
-        return ticks
-    least = (math.log(ticks[-1]) - math.log(ticks[0])) / 8
-    kept = [ticks[0]]
-    for tick in ticks[1:-1]:
-        if math.log(tick / kept[-1]) >= least and math.log(ticks[-1] / tick) >= least:
-            kept.append(tick)
-    return [*kept, ticks[-1]]
+    if len(scale_ticks) < 3:
+        return scale_ticks
+    least_distance = (math.log(scale_ticks[-1]) - math.log(scale_ticks[0])) / 8
+    visible_ticks = [scale_ticks[0]]
+    for tick in scale_ticks[1:-1]:
+        if (
+            math.log(tick / visible_ticks[-1]) >= least_distance
+            and math.log(scale_ticks[-1] / tick) >= least_distance
+        ):
+            visible_ticks.append(tick)
+    return [*visible_ticks, scale_ticks[-1]]

@@ -9,8 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3.evaluation.analysis.compare import compare
-from m3.evaluation.analysis.compare import described as described_change
+from m3.evaluation.analysis.compare import change_text, compare
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.cost.roofline import ACCELERATORS
 from m3.evaluation.report.charts import accuracy_figure, save
@@ -45,25 +44,29 @@ def main(argv: list[str]) -> int:
     summary = Summary.read(arguments.run)
     changes = compare(summary, Summary.read(arguments.older)) if arguments.older else []
     tables = report_tables(summary, arguments.accelerator, changes)
-    loads = write_loads(summary)
-    written = [
+    expert_loads = write_loads(summary)
+    written_files = [
         write_csv(summary),
-        *([loads] if loads else []),
+        *([expert_loads] if expert_loads else []),
         *draw(summary, arguments.accelerator, arguments.formats),
     ]
     for table in tables:
         write_text(summary.run / "tables" / f"{table.name}.tex", as_latex(table))
         write_text(summary.run / "tables" / f"{table.name}.md", as_markdown(table))
-    html = summary.run / "report.html"
-    write_text(html, page(summary, tables))
-    told = [change for change in changes if change.task is None or change.is_significant]
-    lines = [
+    html_file = summary.run / "report.html"
+    write_text(html_file, page(summary, tables))
+    reported_changes = [
+        change for change in changes if change.task is None or change.is_significant
+    ]
+    output_lines = [
         as_text(tables[0]),
         "",
-        *(described_change(change) for change in told),
-        *([""] if told else []),
+        *(change_text(change) for change in reported_changes),
+        *([""] if reported_changes else []),
     ]
-    print("\n".join([*lines, *map(str, [*written, html, summary.run / "tables"])]))
+    print(
+        "\n".join([*output_lines, *map(str, [*written_files, html_file, summary.run / "tables"])])
+    )
     return 0
 
 
@@ -73,10 +76,14 @@ def draw(summary: Summary, accelerator: str, formats: Sequence[str]) -> list[Pat
     """
     if not formats:
         return []
-    folder = summary.run / "figures"
-    chart = accuracy_figure(summary)
-    (png,) = save(chart, summary.run / "accuracy_vs_cost", ("png",))
-    save(chart, folder / "accuracy_vs_cost", [kind for kind in formats if kind != "png"])
-    for name, figure in figures(summary, accelerator).items():
-        save(figure, folder / name, formats)
-    return [png, folder]
+    figures_folder = summary.run / "figures"
+    accuracy_chart = accuracy_figure(summary)
+    (png_file,) = save(accuracy_chart, summary.run / "accuracy_vs_cost", ("png",))
+    save(
+        accuracy_chart,
+        figures_folder / "accuracy_vs_cost",
+        [file_format for file_format in formats if file_format != "png"],
+    )
+    for figure_name, figure in figures(summary, accelerator).items():
+        save(figure, figures_folder / figure_name, formats)
+    return [png_file, figures_folder]

@@ -11,66 +11,125 @@ from m3.evaluation.report.table_formats import NOTHING, Table
 
 def cost_table(summary: Summary) -> Table:
     """What the formulas say: one prompt."""
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
+    table_rows: list[list[str]] = []
+    block_titles: dict[int, str] = {}
     for model in summary.models:
-        costs = [row for row in summary.costs if row.model == model.name]
-        if costs:
-            blocks[len(rows)] = f"{model.name}: {engineering(model.parameters)} parameters; " + (
-                f"mean over {costs[0].prompts:,} prompts, of {costs[0].text_tokens} text tokens"
-                if costs[0].prompts
-                else f"one image and {costs[0].text_tokens} text tokens"
+        model_costs = [cost_row for cost_row in summary.costs if cost_row.model == model.name]
+        if model_costs:
+            block_titles[len(table_rows)] = (
+                f"{model.name}: {engineering(model.parameters)} parameters; "
+                + (
+                    f"mean over {model_costs[0].prompts:,} prompts, of {model_costs[0].text_tokens} text tokens"
+                    if model_costs[0].prompts
+                    else f"one image and {model_costs[0].text_tokens} text tokens"
+                )
             )
-        for row in costs:
-            flops = [row.vision_flops, row.connector_flops, row.prefill_flops, row.token_flops]
-            moved = [row.kv_cache_bytes, row.prefill_parameter_bytes, row.token_parameter_bytes]
-            cells = [engineering(n, "FLOP") for n in flops] + [engineering(n, "B") for n in moved]
-            most = engineering(row.most_first_token_flops, "FLOP") if row.prompts else NOTHING
-            rows.append([str(row.scale), str(row.visual_tokens), *cells, most])
-    header = ["tokens", "in the prompt", "tower", "connector", "prefill", "per token", "KV cache"]
-    header += ["read, prefill", "read, token", "dearest prompt"]
+        for cost_row in model_costs:
+            flop_counts = [
+                cost_row.vision_flops,
+                cost_row.connector_flops,
+                cost_row.prefill_flops,
+                cost_row.token_flops,
+            ]
+            byte_counts = [
+                cost_row.kv_cache_bytes,
+                cost_row.prefill_parameter_bytes,
+                cost_row.token_parameter_bytes,
+            ]
+            row_cells = [engineering(n, "FLOP") for n in flop_counts] + [
+                engineering(n, "B") for n in byte_counts
+            ]
+            dearest_prompt = (
+                engineering(cost_row.most_first_token_flops, "FLOP")
+                if cost_row.prompts
+                else NOTHING
+            )
+            table_rows.append(
+                [str(cost_row.scale), str(cost_row.visual_tokens), *row_cells, dearest_prompt]
+            )
+    column_names = [
+        "tokens",
+        "in the prompt",
+        "tower",
+        "connector",
+        "prefill",
+        "per token",
+        "KV cache",
+    ]
+    column_names += ["read, prefill", "read, token", "dearest prompt"]
     note = (
         "Dearest prompt: to its first token. Matrix products alone, two operations per "
         "multiply-add; of a mixture the active "
         "experts (m3/model/cost.py)."
     )
     return Table(
-        "cost", "Computed cost of a prompt, the mean over those asked", header, rows, blocks, note
+        "cost",
+        "Computed cost of a prompt, the mean over those asked",
+        column_names,
+        table_rows,
+        block_titles,
+        note,
     )
 
 
 def latency_table(summary: Summary, device: str) -> Table:
     """What was measured here, and beside it what the roofline of a named accelerator allows."""
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
-    chosen = accelerator(device)
-    order = [model.name for model in summary.models]
-    for row in sorted(
-        summary.latencies, key=lambda row: (order.index(row.model), row.batch_size, row.scale)
+    table_rows: list[list[str]] = []
+    block_titles: dict[int, str] = {}
+    named_accelerator = accelerator(device)
+    model_order = [model.name for model in summary.models]
+    for latency_row in sorted(
+        summary.latencies,
+        key=lambda latency_row: (
+            model_order.index(latency_row.model),
+            latency_row.batch_size,
+            latency_row.scale,
+        ),
     ):
-        start = f"{row.model}, batch of {row.batch_size}; measured on {row.device}, {row.dtype}"
-        if start not in blocks.values():
-            blocks[len(rows)] = start
-        cost = summary.cost(row.model, row.scale)
-        estimate = None if cost is None or row.batch_size != 1 else roofline(cost, chosen)
-        guesses = [NOTHING] * 2 if estimate is None else [estimate.first_token_s, estimate.token_s]
-        rows.append(
+        block_title = (
+            f"{latency_row.model}, batch of {latency_row.batch_size}; measured on "
+            f"{latency_row.device}, {latency_row.dtype}"
+        )
+        if block_title not in block_titles.values():
+            block_titles[len(table_rows)] = block_title
+        cost = summary.cost(latency_row.model, latency_row.scale)
+        estimate = (
+            None
+            if cost is None or latency_row.batch_size != 1
+            else roofline(cost, named_accelerator)
+        )
+        estimated_seconds = (
+            [NOTHING] * 2 if estimate is None else [estimate.first_token_s, estimate.token_s]
+        )
+        table_rows.append(
             [
-                str(row.scale),
-                f"{milliseconds(row.first_token_s)}±{milliseconds(row.first_token_spread_s)}",
-                f"{milliseconds(row.token_s)}±{milliseconds(row.token_spread_s)}",
-                three_digits(row.tokens_per_s),
-                three_digits(row.images_per_s),
-                engineering(row.peak_bytes, "B"),
-                *(guess if isinstance(guess, str) else milliseconds(guess) for guess in guesses),
+                str(latency_row.scale),
+                f"{milliseconds(latency_row.first_token_s)}±{milliseconds(latency_row.first_token_spread_s)}",
+                f"{milliseconds(latency_row.token_s)}±{milliseconds(latency_row.token_spread_s)}",
+                three_digits(latency_row.tokens_per_s),
+                three_digits(latency_row.images_per_s),
+                engineering(latency_row.peak_bytes, "B"),
+                *(
+                    estimated_second
+                    if isinstance(estimated_second, str)
+                    else milliseconds(estimated_second)
+                    for estimated_second in estimated_seconds
+                ),
             ]
         )
-    header = ["tokens", "first token, ms", "token, ms", "tokens/s", "images/s", "peak memory"]
-    header += ["ESTIMATE first, ms", "ESTIMATE token, ms"]
+    column_names = ["tokens", "first token, ms", "token, ms", "tokens/s", "images/s", "peak memory"]
+    column_names += ["ESTIMATE first, ms", "ESTIMATE token, ms"]
     note = (
         "Measured: median ± distance between the quartiles. Peak memory: allocated on a GPU, "
         "resident set of the process on a "
-        f"CPU. Estimate: roofline in 16 bit of {chosen.name} ({chosen.source}), a lower bound; "
+        f"CPU. Estimate: roofline in 16 bit of {named_accelerator.name} ({named_accelerator.source}), a lower bound; "
         "nothing was run on it."
     )
-    return Table("latency", "Measured time and memory, and an estimate", header, rows, blocks, note)
+    return Table(
+        "latency",
+        "Measured time and memory, and an estimate",
+        column_names,
+        table_rows,
+        block_titles,
+        note,
+    )

@@ -30,16 +30,31 @@ def routing_table(summary: Summary) -> Table:
     """A block per model, a row per scale: means over the layers, and the busiest expert of any
     layer.
     """
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
+    table_rows: list[list[str]] = []
+    block_titles: dict[int, str] = {}
     for model in summary.models:
-        found = {scale: summary.routings.get((model.name, scale)) for scale in summary.scales}
-        known = {scale: one for scale, one in found.items() if one is not None}
-        blocks[len(rows)] = _about(model, next(iter(known.values()), None))
-        if not known:
-            rows.append(["all", *[NOTHING] * 8])
-        rows += [_row(scale, one) for scale, one in known.items()]
-    header = ["tokens", *(f"{kind} {name}" for kind in TOKENS for name in ("counted", *MEASURES))]
+        all_routings = {
+            scale: summary.routings.get((model.name, scale)) for scale in summary.scales
+        }
+        known_routings = {
+            scale: scale_routing
+            for scale, scale_routing in all_routings.items()
+            if scale_routing is not None
+        }
+        block_titles[len(table_rows)] = _about(model, next(iter(known_routings.values()), None))
+        if not known_routings:
+            table_rows.append(["all", *[NOTHING] * 8])
+        table_rows += [
+            _row(scale, scale_routing) for scale, scale_routing in known_routings.items()
+        ]
+    column_names = [
+        "tokens",
+        *(
+            f"{token_kind} {measure_name}"
+            for token_kind in TOKENS
+            for measure_name in ("counted", *MEASURES)
+        ),
+    ]
     caption = "Experts that the tokens of prompts choose, by visual tokens per image"
     note = (
         "Entropy: how undecided routers are, mean over tokens and layers, 0 is decided, 1 without "
@@ -50,7 +65,12 @@ def routing_table(summary: Summary) -> Table:
         f"At most {DOCUMENTS} documents of a task are recorded; generated tokens are not counted."
     )
     return Table(
-        "experts", caption, header, rows if summary_has_routers(summary) else [], blocks, note
+        "experts",
+        caption,
+        column_names,
+        table_rows if summary_has_routers(summary) else [],
+        block_titles,
+        note,
     )
 
 
@@ -61,9 +81,9 @@ def summary_has_routers(summary: Summary) -> bool:
     return any(model.routers is not None for model in summary.models)
 
 
-def _about(model: ModelRow, one: Routing | None) -> str:
-    if one is not None:
-        return f"{model.name}: {one.choices.shape[1]} layers of {one.experts} experts"
+def _about(model: ModelRow, scale_routing: Routing | None) -> str:
+    if scale_routing is not None:
+        return f"{model.name}: {scale_routing.choices.shape[1]} layers of {scale_routing.experts} experts"
     if model.routers == 0:
         return f"{model.name}: a dense decoder, it has no experts"
     if model.method == FASTV:
@@ -71,22 +91,29 @@ def _about(model: ModelRow, one: Routing | None) -> str:
     return f"{model.name}: not recorded; its answers are of an older run"
 
 
-def _row(scale: int, one: Routing) -> list[str]:
-    cells = []
-    for kind in range(len(TOKENS)):
-        means = [one.undecided(kind).mean(), one.spread(kind).mean(), one.busiest(kind).max()]
-        cells += [
-            str(one.tokens[kind]),
-            *(NOTHING if math.isnan(value) else f"{value:.2f}" for value in means),
+def _row(scale: int, scale_routing: Routing) -> list[str]:
+    row_cells = []
+    for token_kind in range(len(TOKENS)):
+        measure_means = [
+            scale_routing.undecided(token_kind).mean(),
+            scale_routing.spread(token_kind).mean(),
+            scale_routing.busiest(token_kind).max(),
         ]
-    return [str(scale), *cells]
+        row_cells += [
+            str(scale_routing.tokens[token_kind]),
+            *(
+                NOTHING if math.isnan(measure_mean) else f"{measure_mean:.2f}"
+                for measure_mean in measure_means
+            ),
+        ]
+    return [str(scale), *row_cells]
 
 
 def routing_figure(summary: Summary) -> Figure | None:
     """Maps of layers x experts, a column per scale, visual tokens above and text below, of the
     first model with experts.
     """
-    name = next(
+    model_name = next(
         (
             model.name
             for model in summary.models
@@ -94,42 +121,48 @@ def routing_figure(summary: Summary) -> Figure | None:
         ),
         None,
     )
-    if name is None:
+    if model_name is None:
         return None
-    scales = [scale for scale in summary.scales if (name, scale) in summary.routings]
-    picked = sorted(
+    scales = [scale for scale in summary.scales if (model_name, scale) in summary.routings]
+    drawn_scales = sorted(
         {scales[round(i)] for i in np.linspace(0, len(scales) - 1, min(len(scales), MOST_PANELS))}
     )
-    figure = Figure(figsize=(1.6 + 2.1 * len(picked), 4.2), layout="constrained")
-    axes = figure.subplots(2, len(picked), sharex=True, sharey=True, squeeze=False)
-    shown = {scale: summary.routings[name, scale] for scale in picked}
-    most = max(
-        float(np.nanmax(one.experts * one.load(kind))) for one in shown.values() for kind in (0, 1)
+    figure = Figure(figsize=(1.6 + 2.1 * len(drawn_scales), 4.2), layout="constrained")
+    axes = figure.subplots(2, len(drawn_scales), sharex=True, sharey=True, squeeze=False)
+    drawn_routings = {scale: summary.routings[model_name, scale] for scale in drawn_scales}
+    largest_load = max(
+        float(np.nanmax(scale_routing.experts * scale_routing.load(token_kind)))
+        for scale_routing in drawn_routings.values()
+        for token_kind in (0, 1)
     )
-    drawn = None
-    for kind, label in enumerate(TOKENS):
-        for column, (scale, one) in enumerate(shown.items()):
-            at = axes[kind][column]
-            drawn = at.imshow(
-                one.experts * one.load(kind), aspect="auto", cmap="cividis", vmin=0, vmax=most
+    load_image = None
+    for token_kind, kind_label in enumerate(TOKENS):
+        for column, (scale, scale_routing) in enumerate(drawn_routings.items()):
+            panel_axes = axes[token_kind][column]
+            load_image = panel_axes.imshow(
+                scale_routing.experts * scale_routing.load(token_kind),
+                aspect="auto",
+                cmap="cividis",
+                vmin=0,
+                vmax=largest_load,
             )
-            at.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            at.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-            at.tick_params(labelsize=8, colors=INK)
-            unit = "token" if scale == 1 else "tokens"
-            at.set_title(
-                f"{scale} {unit}" if kind == 0 else "",
+            panel_axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            panel_axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            panel_axes.tick_params(labelsize=8, colors=INK)
+            token_word = "token" if scale == 1 else "tokens"
+            panel_axes.set_title(
+                f"{scale} {token_word}" if token_kind == 0 else "",
                 fontsize=10,
                 loc="left",
                 fontweight="bold",
                 color=INK,
             )
-            at.set_ylabel(f"{label} tokens\nlayer" if column == 0 else "", fontsize=9)
-            at.set_xlabel("expert" if kind == 1 else "", fontsize=9)
-    assert drawn is not None  # there is a scale, or there were no name
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.9)
-    bar.set_label(f"load in fair shares (1 is balanced), {name}", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
+            panel_axes.set_ylabel(f"{kind_label} tokens\nlayer" if column == 0 else "", fontsize=9)
+            panel_axes.set_xlabel("expert" if token_kind == 1 else "", fontsize=9)
+    assert load_image is not None  # there is a scale, or there were no name
+    colour_bar = figure.colorbar(load_image, ax=axes, shrink=0.9)
+    colour_bar.set_label(f"load in fair shares (1 is balanced), {model_name}", fontsize=9)
+    colour_bar.ax.tick_params(labelsize=8)
     return figure
 
 
@@ -139,8 +172,8 @@ def write_loads(summary: Summary) -> Path | None:
     """
     if not summary.routings:
         return None
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    csv_text = io.StringIO()
+    writer = csv.writer(csv_text, lineterminator="\n")
     writer.writerow(
         [
             "model",
@@ -154,33 +187,46 @@ def write_loads(summary: Summary) -> Path | None:
             "load",
         ]
     )
-    for (name, scale), one in summary.routings.items():
-        for kind, label in enumerate(TOKENS):
-            load, entropy = one.load(kind), one.undecided(kind)
-            for (layer, expert), choices in np.ndenumerate(one.choices[kind]):
-                numbers = [
+    for (model_name, scale), scale_routing in summary.routings.items():
+        for token_kind, kind_label in enumerate(TOKENS):
+            expert_loads, layer_entropies = (
+                scale_routing.load(token_kind),
+                scale_routing.undecided(token_kind),
+            )
+            for (layer_index, expert_index), choice_count in np.ndenumerate(
+                scale_routing.choices[token_kind]
+            ):
+                csv_numbers = [
                     "" if math.isnan(x) else f"{x:.6g}"
-                    for x in (entropy[layer], load[layer, expert])
+                    for x in (layer_entropies[layer_index], expert_loads[layer_index, expert_index])
                 ]
-                about = [name, scale, label, one.tokens[kind], layer]
-                writer.writerow([*about, numbers[0], expert, choices, numbers[1]])
-    path = summary.run / "expert_load.csv"
-    write_text(path, text.getvalue())
-    return path
+                csv_keys = [
+                    model_name,
+                    scale,
+                    kind_label,
+                    scale_routing.tokens[token_kind],
+                    layer_index,
+                ]
+                writer.writerow(
+                    [*csv_keys, csv_numbers[0], expert_index, choice_count, csv_numbers[1]]
+                )
+    csv_file = summary.run / "expert_load.csv"
+    write_text(csv_file, csv_text.getvalue())
+    return csv_file
 
 
 def routing_data(summary: Summary) -> dict[str, dict[int, dict[str, list[list[float]]]]]:
     """model -> scale -> kind of token -> layers x experts, in fair shares, for the page; kinds
     without a token are left out.
     """
-    found: dict[str, dict[int, Any]] = {}
-    for (name, scale), one in summary.routings.items():
+    page_routings: dict[str, dict[int, Any]] = {}
+    for (model_name, scale), scale_routing in summary.routings.items():
         of_kinds = {
-            label: one.experts * one.load(kind)
-            for kind, label in enumerate(TOKENS)
-            if one.tokens[kind]
+            kind_label: scale_routing.experts * scale_routing.load(token_kind)
+            for token_kind, kind_label in enumerate(TOKENS)
+            if scale_routing.tokens[token_kind]
         }
-        found.setdefault(name, {})[scale] = {
-            label: np.round(map_, 2).tolist() for label, map_ in of_kinds.items()
+        page_routings.setdefault(model_name, {})[scale] = {
+            kind_label: np.round(map_, 2).tolist() for kind_label, map_ in of_kinds.items()
         }
-    return found
+    return page_routings

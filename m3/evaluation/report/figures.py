@@ -19,74 +19,92 @@ NEVER = "#d9d9d9"
 
 def figures(summary: Summary, device: str) -> dict[str, Figure]:
     """Name of the file -> figure, for what the run has numbers for."""
-    found = {}
+    drawn_figures = {}
     if any(summary.oracle(summary.models[0].name, task) is not None for task in summary.tasks):
-        found["oracle"] = oracle_figure(summary)
+        drawn_figures["oracle"] = oracle_figure(summary)
     if summary.latencies:
-        found["latency"] = latency_figure(summary, device)
-    experts = routing_figure(summary)
-    if experts is not None:
-        found["experts"] = experts
-    return found
+        drawn_figures["latency"] = latency_figure(summary, device)
+    expert_figure = routing_figure(summary)
+    if expert_figure is not None:
+        drawn_figures["experts"] = expert_figure
+    return drawn_figures
 
 
 def oracle_figure(summary: Summary) -> Figure:
     """A bar per task: the share of samples by the smallest scale that answers right, of the
     first model.
     """
-    name = summary.models[0].name
-    known = {task: one for task in summary.tasks if (one := summary.oracle(name, task)) is not None}
-    figure = Figure(figsize=(7, 1.3 + 0.42 * len(known)), layout="constrained")
+    model_name = summary.models[0].name
+    task_oracles = {
+        task: task_oracle
+        for task in summary.tasks
+        if (task_oracle := summary.oracle(model_name, task)) is not None
+    }
+    figure = Figure(figsize=(7, 1.3 + 0.42 * len(task_oracles)), layout="constrained")
     axes = figure.subplots()
     shades = needs_shades(len(summary.scales))
-    for row, (_, found) in enumerate(known.items()):
-        left = 0.0
-        parts = [
-            *((found.needs.get(scale, 0), shades[i]) for i, scale in enumerate(summary.scales)),
-            (found.never, NEVER),
+    for bar_row, (_, row_oracle) in enumerate(task_oracles.items()):
+        bar_start = 0.0
+        bar_parts = [
+            *(
+                (row_oracle.needs.get(scale, 0), shades[i])
+                for i, scale in enumerate(summary.scales)
+            ),
+            (row_oracle.never, NEVER),
         ]
-        for count, colour in parts:
-            share = 100 * count / found.n
+        for sample_count, bar_colour in bar_parts:
+            percent_share = 100 * sample_count / row_oracle.n
             axes.barh(
-                row, share, left=left, color=colour, edgecolor="white", linewidth=0.8, height=0.72
+                bar_row,
+                percent_share,
+                left=bar_start,
+                color=bar_colour,
+                edgecolor="white",
+                linewidth=0.8,
+                height=0.72,
             )
-            if share >= 6:
+            if percent_share >= 6:
                 axes.text(
-                    left + share / 2,
-                    row,
-                    f"{share:.0f}",
+                    bar_start + percent_share / 2,
+                    bar_row,
+                    f"{percent_share:.0f}",
                     ha="center",
                     va="center",
                     fontsize=8,
-                    color=_ink(colour),
+                    color=_ink(bar_colour),
                 )
-            left += share
+            bar_start += percent_share
     labels = [*(f"{scale}" for scale in summary.scales), "never right"]
-    handles = [Patch(color=colour) for colour in [*shades, NEVER]]
-    title = "smallest right scale, visual tokens per image:"
+    legend_handles = [Patch(color=bar_colour) for bar_colour in [*shades, NEVER]]
+    legend_title = "smallest right scale, visual tokens per image:"
     figure.legend(
-        handles,
+        legend_handles,
         labels,
         loc="outside upper center",
         ncols=len(labels),
         frameon=False,
         fontsize=9,
-        title=title,
+        title=legend_title,
     )
-    axes.set_yticks(range(len(known)), [summary.family(task) for task in known], fontsize=9)
+    axes.set_yticks(
+        range(len(task_oracles)), [summary.family(task) for task in task_oracles], fontsize=9
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel(f"share of the samples, % ({name})", fontsize=9)
+    axes.set_xlabel(f"share of the samples, % ({model_name})", fontsize=9)
     _plain(axes)
     return figure
 
 
-def needs_shades(number: int) -> list[str]:
+def needs_shades(shade_count: int) -> list[str]:
     """From light to dark blue, one per scale: an order reads as an order in grey too."""
-    light, dark = (0xD6, 0xE6, 0xF4), (0x08, 0x30, 0x6B)
-    steps = [i / max(number - 1, 1) for i in range(number)]
+    light_rgb, dark_rgb = (0xD6, 0xE6, 0xF4), (0x08, 0x30, 0x6B)
+    steps = [i / max(shade_count - 1, 1) for i in range(shade_count)]
     return [
-        "#" + "".join(f"{round(a + (b - a) * step):02x}" for a, b in zip(light, dark, strict=True))
+        "#"
+        + "".join(
+            f"{round(a + (b - a) * step):02x}" for a, b in zip(light_rgb, dark_rgb, strict=True)
+        )
         for step in steps
     ]
 
@@ -100,57 +118,84 @@ def latency_figure(summary: Summary, device: str) -> Figure:
     estimate hatched below.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    chosen = accelerator(device)
-    ticks: list[float] = []
+    first_axes, rate_axes = figure.subplots(1, 2)
+    named_accelerator = accelerator(device)
+    scale_ticks: list[float] = []
     for index, model in enumerate(summary.models):
-        rows = [row for row in summary.latencies if row.model == model.name]
-        for style, batch in enumerate(sorted({row.batch_size for row in rows})):
-            of_batch = [row for row in rows if row.batch_size == batch]
-            x = [float(row.scale) for row in of_batch]
-            ticks = sorted({*ticks, *x})
-            dress = {
+        model_rows = [
+            latency_row for latency_row in summary.latencies if latency_row.model == model.name
+        ]
+        for style_index, batch in enumerate(
+            sorted({latency_row.batch_size for latency_row in model_rows})
+        ):
+            of_batch = [
+                latency_row for latency_row in model_rows if latency_row.batch_size == batch
+            ]
+            x = [float(latency_row.scale) for latency_row in of_batch]
+            scale_ticks = sorted({*scale_ticks, *x})
+            line_options = {
                 "color": COLOURS[index % len(COLOURS)],
-                "linestyle": LINES[style % len(LINES)],
+                "linestyle": LINES[style_index % len(LINES)],
                 "marker": "o",
             }
-            label = f"measured: {model.name}, batch {batch}"
-            first = [row.first_token_s * 1e3 for row in of_batch]
-            errors = [row.first_token_spread_s * 1e3 / 2 for row in of_batch]
-            left.errorbar(x, first, yerr=errors, markersize=4, capsize=2, label=label, **dress)
-            right.plot(x, [row.tokens_per_s for row in of_batch], markersize=4, **dress)
-        costs = [row for row in summary.costs if row.model == model.name]
-        guess = [roofline(row, chosen).first_token_s * 1e3 for row in costs]
-        if guess and rows:
-            label = f"ESTIMATE, not measured: {chosen.name}" if index == 0 else None
-            left.plot(
-                [row.scale for row in costs],
-                guess,
+            line_label = f"measured: {model.name}, batch {batch}"
+            first_ms = [latency_row.first_token_s * 1e3 for latency_row in of_batch]
+            error_bars = [latency_row.first_token_spread_s * 1e3 / 2 for latency_row in of_batch]
+            first_axes.errorbar(
+                x,
+                first_ms,
+                yerr=error_bars,
+                markersize=4,
+                capsize=2,
+                label=line_label,
+                **line_options,
+            )
+            rate_axes.plot(
+                x,
+                [latency_row.tokens_per_s for latency_row in of_batch],
+                markersize=4,
+                **line_options,
+            )
+        model_costs = [
+            latency_row for latency_row in summary.costs if latency_row.model == model.name
+        ]
+        estimated_ms = [
+            roofline(latency_row, named_accelerator).first_token_s * 1e3
+            for latency_row in model_costs
+        ]
+        if estimated_ms and model_rows:
+            line_label = f"ESTIMATE, not measured: {named_accelerator.name}" if index == 0 else None
+            first_axes.plot(
+                [latency_row.scale for latency_row in model_costs],
+                estimated_ms,
                 color="#555555",
                 linestyle=":",
                 linewidth=1.6,
-                label=label,
+                label=line_label,
             )
-    for axes, title in ((left, "ms to the first token"), (right, "tokens per second after it")):
+    for axes, y_label in (
+        (first_axes, "ms to the first token"),
+        (rate_axes, "tokens per second after it"),
+    ):
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("visual tokens per image", fontsize=9)
-        axes.set_title(title, fontsize=10, loc="left", fontweight="bold", color=INK)
-        _ticks(axes, ticks)
+        axes.set_title(y_label, fontsize=10, loc="left", fontweight="bold", color=INK)
+        _ticks(axes, scale_ticks)
         _plain(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
 def _ticks(axes: Axes, ticks: Sequence[float]) -> None:
-    kept = spaced(list(ticks))
-    axes.xaxis.set_major_locator(FixedLocator(kept))
+    visible_ticks = spaced(list(ticks))
+    axes.xaxis.set_major_locator(FixedLocator(visible_ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{tick:g}" for tick in kept])
+    axes.set_xticklabels([f"{tick:g}" for tick in visible_ticks])
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _plain(axes: Axes) -> None:
     axes.tick_params(labelsize=8.5, colors=INK)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    for spine_side in ("top", "right"):
+        axes.spines[spine_side].set_visible(False)

@@ -31,16 +31,16 @@ def page(summary: Summary, tables: Sequence[Table]) -> str:
     # a browser reads no NaN
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
     templates = files("m3.evaluation").joinpath("templates")
-    css, js, html = (
-        templates.joinpath(f"report.{kind}").read_text("utf-8")
-        for kind in ("css", "js", "html.jinja")
+    css_text, js_text, html_text = (
+        templates.joinpath(f"report.{file_kind}").read_text("utf-8")
+        for file_kind in ("css", "js", "html.jinja")
     )
-    return environment.from_string(html).render(
+    return environment.from_string(html_text).render(
         summary=summary,
         tables=tables,
         data=page_data(summary),
-        css=Markup(css),
-        js=Markup(js),
+        css=Markup(css_text),
+        js=Markup(js_text),
         experts_js=Markup(templates.joinpath("experts.js").read_text("utf-8")),
         samples_js=Markup(templates.joinpath("samples.js").read_text("utf-8")),
         lead=headline(summary),
@@ -65,7 +65,10 @@ def page_data(summary: Summary) -> dict[str, Any]:
         "averaged": str(ACCURACY),
         "tasks": [
             {"id": task, "name": summary.label(task), "kind": str(summary.kinds[task])}
-            | {name: summary.baseline(name, task) for name in ("chance", "majority")}
+            | {
+                baseline_name: summary.baseline(baseline_name, task)
+                for baseline_name in ("chance", "majority")
+            }
             for task in summary.tasks
         ],
         "models": [
@@ -108,34 +111,41 @@ def _costs(
     summary: Summary, model: ModelRow, task: str | None = None
 ) -> dict[int, dict[str, float | int | None]]:
     """Of all prompts, or of a task's; times are those of one mean prompt for every task."""
-    found = {}
+    scale_costs = {}
     for scale in summary.scales:
-        cost, seen = summary.cost(model.name, scale, task), summary.latency(model.name, scale)
+        cost, measured_latency = (
+            summary.cost(model.name, scale, task),
+            summary.latency(model.name, scale),
+        )
         if cost is not None:
-            found[scale] = {
+            scale_costs[scale] = {
                 "prompts": cost.prompts,
-                "spread": None if seen is None else seen.first_token_spread_s * 1e3,
-                **{key: axis.value(cost, seen) for key, axis in COST_AXES.items()},
+                "spread": None
+                if measured_latency is None
+                else measured_latency.first_token_spread_s * 1e3,
+                **{key: axis.value(cost, measured_latency) for key, axis in COST_AXES.items()},
             }
-    return found
+    return scale_costs
 
 
 def _needs(summary: Summary) -> dict[str, dict[str, list[tuple[int | str, int]]]]:
     """model -> task -> (scale, samples), the never right at the end."""
-    found: dict[str, dict[str, list[tuple[int | str, int]]]] = {}
+    needed_scales: dict[str, dict[str, list[tuple[int | str, int]]]] = {}
     for model in summary.models:
         for task in summary.tasks:
             oracle = summary.oracle(model.name, task)
             if oracle is not None:
-                found.setdefault(model.name, {})[task] = [
+                needed_scales.setdefault(model.name, {})[task] = [
                     *oracle.needs.items(),
                     ("never", oracle.never),
                 ]
-    return found
+    return needed_scales
 
 
 def _sample(summary: Summary, example: Example) -> dict[str, Any]:
-    content = base64.b64encode((summary.run / "examples" / example.image).read_bytes()).decode()
+    encoded_image = base64.b64encode(
+        (summary.run / "examples" / example.image).read_bytes()
+    ).decode()
     replies: dict[str, dict[int, dict[str, Any]]] = {}
     for model in summary.models:
         for scale in summary.scales:
@@ -149,7 +159,7 @@ def _sample(summary: Summary, example: Example) -> dict[str, Any]:
         "task": example.task,
         "question": example.question,
         "target": example.target,
-        "image": f"data:image/{Path(example.image).suffix[1:]};base64,{content}",
+        "image": f"data:image/{Path(example.image).suffix[1:]};base64,{encoded_image}",
         "replies": replies,
         "grids": {model.name: drawn(model, example, summary.scales) for model in summary.models},
     }
@@ -161,13 +171,13 @@ def headline(summary: Summary) -> str:
     scores = summary.curve(model)
     if len(scores) < 2:
         return ""
-    low, high = min(scores), max(scores)
-    number, less = (
+    least_tokens, most_tokens = min(scores), max(scores)
+    task_count, direction_note = (
         len(summary.averaged),
         "" if summary.kind(None).higher_is_better else f" ({LESS})",
     )
     return (
-        f"{model} scores {scores[high].value:.1f} at {high} visual tokens per image and "
-        f"{scores[low].value:.1f} at {low}, "
-        f"as the mean of {number} task{'s' * (number > 1)}{less}."
+        f"{model} scores {scores[most_tokens].value:.1f} at {most_tokens} visual tokens per image and "
+        f"{scores[least_tokens].value:.1f} at {least_tokens}, "
+        f"as the mean of {task_count} task{'s' * (task_count > 1)}{direction_note}."
     )

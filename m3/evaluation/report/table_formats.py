@@ -36,16 +36,18 @@ class Table:
 
 def as_text(table: Table) -> str:
     """Columns to the right, for the screen."""
-    rows = [list(table.header), *(list(row) for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for index, row in enumerate(rows):
+    text_rows = [list(table.header), *(list(row) for row in table.rows)]
+    column_widths = [max(map(len, column)) for column in zip(*text_rows, strict=True)]
+    text_lines = []
+    for index, row in enumerate(text_rows):
         if index - 1 in table.blocks and index > 0:
-            lines += ["", table.blocks[index - 1]]
-        lines.append(
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            text_lines += ["", table.blocks[index - 1]]
+        text_lines.append(
+            "  ".join(
+                cell_text.rjust(width) for cell_text, width in zip(row, column_widths, strict=True)
+            ).rstrip()
         )
-    return "\n".join(lines)
+    return "\n".join(text_lines)
 
 
 def as_markdown(table: Table) -> str:
@@ -54,17 +56,19 @@ def as_markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(markdown(cell) for cell in cells) + " |"
 
-    lines = [
+    markdown_lines = [
         f"**{table.caption}**",
         "",
         line(table.header),
         "|---|" + "---:|" * (len(table.header) - 1),
     ]
-    for index, row in enumerate(table.rows):
-        if index in table.blocks:
-            lines.append(line([f"*{table.blocks[index]}*", *[""] * (len(table.header) - 1)]))
-        lines.append(line(row))
-    return "\n".join([*lines, *(["", table.note] if table.note else []), ""])
+    for row_index, row in enumerate(table.rows):
+        if row_index in table.blocks:
+            markdown_lines.append(
+                line([f"*{table.blocks[row_index]}*", *[""] * (len(table.header) - 1)])
+            )
+        markdown_lines.append(line(row))
+    return "\n".join([*markdown_lines, *(["", table.note] if table.note else []), ""])
 
 
 def markdown(text: str) -> str:
@@ -76,28 +80,30 @@ def markdown(text: str) -> str:
 
 def as_latex(table: Table) -> str:
     r"""A float for `\input`; it needs the package booktabs."""
-    columns = len(table.header)
-    lines = [
+    column_count = len(table.header)
+    latex_lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{latex(table.caption)}}}",
         rf"\label{{tab:m3-{table.name}}}",
     ]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule"]
-    lines.append(" & ".join(latex(cell) for cell in table.header) + r" \\")
-    for index, row in enumerate(table.rows):
-        if index == 0 or index in table.blocks:
-            lines.append(r"\midrule")
-        if index in table.blocks:
-            lines.append(
-                rf"\multicolumn{{{columns}}}{{l}}{{\textit{{{latex(table.blocks[index])}}}}} \\"
+    latex_lines += [rf"\begin{{tabular}}{{l{'r' * (column_count - 1)}}}", r"\toprule"]
+    latex_lines.append(" & ".join(latex(cell) for cell in table.header) + r" \\")
+    for row_index, row in enumerate(table.rows):
+        if row_index == 0 or row_index in table.blocks:
+            latex_lines.append(r"\midrule")
+        if row_index in table.blocks:
+            latex_lines.append(
+                rf"\multicolumn{{{column_count}}}{{l}}{{\textit{{{latex(table.blocks[row_index])}}}}} \\"
             )
-        lines.append(" & ".join(latex(cell) for cell in row) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\smallskip {{\footnotesize {latex(table.note)}}}"] if table.note else []
-    return "\n".join([*lines, r"\end{table}", ""])
+        latex_lines.append(" & ".join(latex(cell) for cell in row) + r" \\")
+    latex_lines += [r"\bottomrule", r"\end{tabular}"]
+    latex_lines += [rf"\par\smallskip {{\footnotesize {latex(table.note)}}}"] if table.note else []
+    return "\n".join([*latex_lines, r"\end{table}", ""])
 
 
 def latex(text: str) -> str:
     """Text with every special character escaped."""
-    return re.sub("|".join(map(re.escape, LATEX)), lambda found: LATEX[found.group()], text)
+    return re.sub(
+        "|".join(map(re.escape, LATEX)), lambda special_match: LATEX[special_match.group()], text
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 
-from m3.evaluation.analysis.compare import Change, Side, comparable, difference, over, shown_p
+from m3.evaluation.analysis.compare import Change, Side, comparable, difference, shown_p, tasks_text
 from m3.evaluation.analysis.frontier import knee, pareto_front, sufficient
 from m3.evaluation.analysis.metric_kind import ARROW, LESS
 from m3.evaluation.analysis.oracle import Oracle
@@ -25,50 +25,55 @@ from m3.evaluation.token_reduction.table import OWN, get_method
 
 def report_tables(summary: Summary, device: str, changes: Sequence[Change] = ()) -> list[Table]:
     """Every table that the run has numbers for."""
-    tables = [
+    all_tables = [
         scores_table(summary),
         kept_table(summary),
         oracle_table(summary),
         calibration_table(summary),
     ]
-    tables += [differences_table(summary)]
-    tables += [changes_table(changes)] if changes else []
-    tables += [
+    all_tables += [differences_table(summary)]
+    all_tables += [changes_table(changes)] if changes else []
+    all_tables += [
         published_table(summary),
         routing_table(summary),
         cost_table(summary),
         latency_table(summary, device),
     ]
-    return [table for table in tables if table.rows]
+    return [table for table in all_tables if table.rows]
 
 
 def scores_table(summary: Summary) -> Table:
     """Scale x task in per cent with standard errors, a block per model, then the blind
     baselines.
     """
-    names = [summary.label(task) for task in summary.tasks]
-    has_mean = len(names) > 1 and bool(summary.averaged)
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
+    task_labels = [summary.label(task) for task in summary.tasks]
+    has_mean = len(task_labels) > 1 and bool(summary.averaged)
+    table_rows: list[list[str]] = []
+    block_titles: dict[int, str] = {}
     for model in summary.models:
-        blocks[len(rows)] = f"{model.name}: {described(model)}"
+        block_titles[len(table_rows)] = f"{model.name}: {model_description(model)}"
         for scale in summary.scales:
             scores = [summary.score(model.name, task, scale) for task in summary.tasks]
             scores += [summary.mean(model.name, scale)] if has_mean else []
-            rows.append(
+            table_rows.append(
                 [
                     f"{scale}{'' if model.is_trained(scale) else '*'}",
-                    *(shown(score) for score in scores),
+                    *(score_text(score) for score in scores),
                 ]
             )
-    blind = []
-    for name in ("chance", "majority"):
-        values = [summary.baseline(name, task) for task in summary.tasks]
-        values += [summary.baseline(name)] if has_mean else []
-        if any(value is not None for value in values):
-            blind.append([name, *("" if value is None else f"{value:.1f}" for value in values)])
-    if blind:
-        blocks[len(rows)] = "without looking"
+    blind_rows = []
+    for baseline_name in ("chance", "majority"):
+        baseline_values = [summary.baseline(baseline_name, task) for task in summary.tasks]
+        baseline_values += [summary.baseline(baseline_name)] if has_mean else []
+        if any(value is not None for value in baseline_values):
+            blind_rows.append(
+                [
+                    baseline_name,
+                    *("" if value is None else f"{value:.1f}" for value in baseline_values),
+                ]
+            )
+    if blind_rows:
+        block_titles[len(table_rows)] = "without looking"
     caption = "Scores by visual tokens per image, in per cent, with one standard error, clustered by image"
     note = " ".join(
         filter(
@@ -79,16 +84,16 @@ def scores_table(summary: Summary) -> Table:
     return Table(
         "scores",
         caption,
-        ["tokens", *names, *(["mean"] if has_mean else [])],
-        rows + blind,
-        blocks,
+        ["tokens", *task_labels, *(["mean"] if has_mean else [])],
+        table_rows + blind_rows,
+        block_titles,
         note,
     )
 
 
 def kept_table(summary: Summary) -> Table:
     """Share of the largest scale's score, and what stands out on each curve."""
-    points = [
+    cost_points = [
         (model.name, scale, cost.visual_tokens, mean.value)
         for model in summary.models
         for scale, mean in summary.curve(model.name).items()
@@ -96,33 +101,39 @@ def kept_table(summary: Summary) -> Table:
     ]
     kind = summary.kind(None)
     sign = 1.0 if kind.higher_is_better else -1.0
-    front = {
-        points[i][:2]
-        for i in pareto_front([(float(tokens), sign * value) for _, _, tokens, value in points])
+    front_budgets = {
+        cost_points[i][:2]
+        for i in pareto_front(
+            [(float(tokens), sign * value) for _, _, tokens, value in cost_points]
+        )
     }
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
+    table_rows: list[list[str]] = []
+    block_titles: dict[int, str] = {}
     for model in summary.models:
         curve = {scale: mean.value for scale, mean in summary.curve(model.name).items()}
         if len(curve) < 2:
             continue
-        blocks[len(rows)] = model.name
+        block_titles[len(table_rows)] = model.name
         # a share of errors e keeps what 100 - e keeps; of an error in points there is no share to
         # keep
-        good = {
+        good_scores = {
             scale: sign * value + (0.0 if sign > 0 else 100.0) for scale, value in curve.items()
         }
-        enough = sufficient(good) if kind.higher_is_better or kind.is_share else None
+        sufficient_scale = (
+            sufficient(good_scores) if kind.higher_is_better or kind.is_share else None
+        )
         for scale, value in curve.items():
-            kept = summary.retention(model.name, scale)
-            notes = ["on the Pareto front"] if (model.name, scale) in front else []
-            notes += ["knee"] if scale == knee(good) else []
-            notes += (
+            kept_share = summary.retention(model.name, scale)
+            row_notes = ["on the Pareto front"] if (model.name, scale) in front_budgets else []
+            row_notes += ["knee"] if scale == knee(good_scores) else []
+            row_notes += (
                 ["smallest that keeps 95 %"]
-                if scale == enough and summary.scales[-1] in curve
+                if scale == sufficient_scale and summary.scales[-1] in curve
                 else []
             )
-            rows.append([str(scale), f"{value:.1f}", _shown_kept(kept), "; ".join(notes)])
+            table_rows.append(
+                [str(scale), f"{value:.1f}", _kept_text(kept_share), "; ".join(row_notes)]
+            )
     caption = (
         "What each scale keeps of the largest: mean over tasks of the ratio of scores, in per cent"
     )
@@ -133,36 +144,46 @@ def kept_table(summary: Summary) -> Table:
     )
     if not kind.higher_is_better:
         note += f" The score counts errors ({LESS}): front and knee are of the falling curve, kept is the share of 100 - error."
-    return Table("retention", caption, ["tokens", "mean score", "kept", ""], rows, blocks, note)
+    return Table(
+        "retention", caption, ["tokens", "mean score", "kept", ""], table_rows, block_titles, note
+    )
 
 
-def _shown_kept(kept: Interval | None) -> str:
-    if kept is None:
+def _kept_text(kept_share: Interval | None) -> str:
+    if kept_share is None:
         return NOTHING
-    if math.isnan(kept.low):
-        return f"{kept.value:.1f}"
-    high = "∞" if math.isinf(kept.high) else f"{kept.high:.1f}"
-    return f"{kept.value:.1f} [{kept.low:.1f}, {high}]"
+    if math.isnan(kept_share.low):
+        return f"{kept_share.value:.1f}"
+    high_text = "∞" if math.isinf(kept_share.high) else f"{kept_share.high:.1f}"
+    return f"{kept_share.value:.1f} [{kept_share.low:.1f}, {high_text}]"
 
 
 def oracle_table(summary: Summary) -> Table:
     """A row per task and their mean, a block per model."""
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
+    table_rows: list[list[str]] = []
+    block_titles: dict[int, str] = {}
     for model in summary.models:
-        found = {task: summary.oracle(model.name, task) for task in summary.tasks}
-        known = {task: one for task, one in found.items() if one is not None}
-        if not known:
+        all_oracles = {task: summary.oracle(model.name, task) for task in summary.tasks}
+        task_oracles = {
+            task: task_oracle
+            for task, task_oracle in all_oracles.items()
+            if task_oracle is not None
+        }
+        if not task_oracles:
             continue
-        blocks[len(rows)] = model.name
-        factors = {task: summary.units.get(task, summary.percent(task)) for task in known}
-        rows += [
-            _oracle_row(_accuracy_name(summary, task), [one], factors[task])
-            for task, one in known.items()
+        block_titles[len(table_rows)] = model.name
+        task_factors = {
+            task: summary.units.get(task, summary.percent(task)) for task in task_oracles
+        }
+        table_rows += [
+            _oracle_row(_accuracy_name(summary, task), [task_oracle], task_factors[task])
+            for task, task_oracle in task_oracles.items()
         ]
-        if len(known) > 1 and all(factor == 100 for factor in factors.values()):
-            rows.append(_oracle_row("mean", list(known.values()), 100.0))
-    header = [
+        if len(task_oracles) > 1 and all(
+            task_factor == 100 for task_factor in task_factors.values()
+        ):
+            table_rows.append(_oracle_row("mean", list(task_oracles.values()), 100.0))
+    column_names = [
         "task",
         "samples",
         "largest",
@@ -172,7 +193,7 @@ def oracle_table(summary: Summary) -> Table:
         "tokens as M3",
         "steady tokens",
     ]
-    header += ["largest, corrected", "oracle, corrected", "never right"]
+    column_names += ["largest, corrected", "oracle, corrected", "never right"]
     caption = "The oracle: the smallest scale that answers right, chosen sample by sample"
     note = (
         "Samples never right count at the largest scale; 'as M3': at the smallest, as published. "
@@ -182,33 +203,39 @@ def oracle_table(summary: Summary) -> Table:
         "(score - c) / (1 - c), where c is the chance level, and 1 - (1 - chance)^scales for the "
         "oracle's many tries."
     )
-    failed = sorted({summary.label(cell.task) for cell in summary.cells if cell.status == "failed"})
-    if failed:
-        note += f" A model's task with a failed scale has no row ({', '.join(failed)})."
-    return Table("oracle", caption, header, rows, blocks, note)
+    failed_tasks = sorted(
+        {summary.label(cell.task) for cell in summary.cells if cell.status == "failed"}
+    )
+    if failed_tasks:
+        note += f" A model's task with a failed scale has no row ({', '.join(failed_tasks)})."
+    return Table("oracle", caption, column_names, table_rows, block_titles, note)
 
 
 def _accuracy_name(summary: Summary, task: str) -> str:
     return summary.family(task) + ("" if summary.kinds[task].higher_is_better else " (1 - error)")
 
 
-def _oracle_row(name: str, parts: Sequence[Oracle], factor: float) -> list[str]:
+def _oracle_row(row_name: str, task_oracles: Sequence[Oracle], score_factor: float) -> list[str]:
     def mean(values: Sequence[float | None], scale: float) -> str:
-        known = [value for value in values if value is not None]
-        return f"{scale * sum(known) / len(known):.1f}" if len(known) == len(values) else NOTHING
+        known_values = [value for value in values if value is not None]
+        return (
+            f"{scale * sum(known_values) / len(known_values):.1f}"
+            if len(known_values) == len(values)
+            else NOTHING
+        )
 
     return [
-        name,
-        str(sum(part.n for part in parts)),
-        mean([part.largest_score for part in parts], factor),
-        mean([part.largest_tokens for part in parts], 1.0),
-        mean([part.score for part in parts], factor),
-        mean([part.tokens for part in parts], 1.0),
-        mean([part.tokens_as_published for part in parts], 1.0),
-        mean([part.steady_tokens for part in parts], 1.0),
-        mean([part.largest_corrected for part in parts], 100.0),
-        mean([part.corrected for part in parts], 100.0),
-        mean([part.never / part.n for part in parts], 100.0) + " %",
+        row_name,
+        str(sum(task_oracle.n for task_oracle in task_oracles)),
+        mean([task_oracle.largest_score for task_oracle in task_oracles], score_factor),
+        mean([task_oracle.largest_tokens for task_oracle in task_oracles], 1.0),
+        mean([task_oracle.score for task_oracle in task_oracles], score_factor),
+        mean([task_oracle.tokens for task_oracle in task_oracles], 1.0),
+        mean([task_oracle.tokens_as_published for task_oracle in task_oracles], 1.0),
+        mean([task_oracle.steady_tokens for task_oracle in task_oracles], 1.0),
+        mean([task_oracle.largest_corrected for task_oracle in task_oracles], 100.0),
+        mean([task_oracle.corrected for task_oracle in task_oracles], 100.0),
+        mean([task_oracle.never / task_oracle.n for task_oracle in task_oracles], 100.0) + " %",
     ]
 
 
@@ -218,66 +245,91 @@ def differences_table(summary: Summary) -> Table:
     Over the tasks that both have scores by document of; `tasks` says how many of the mean's these
     are.
     """
-    rows: list[list[str]] = []
-    blocks: dict[int, str] = {}
-    missing: set[str] = set()
-    first, largest = summary.models[0], summary.scales[-1]
-    pairs = [
-        (f"{first.name} minus {other.name}", other, [(scale, scale) for scale in summary.scales])
-        for other in summary.models[1:]
-    ]
-    pairs.append(
+    table_rows: list[list[str]] = []
+    block_titles: dict[int, str] = {}
+    missing_tasks: set[str] = set()
+    first_model, largest_scale = summary.models[0], summary.scales[-1]
+    compared_pairs = [
         (
-            f"{first.name}: each scale minus {largest} tokens",
-            first,
-            [(s, largest) for s in summary.scales[:-1]],
+            f"{first_model.name} minus {other_model.name}",
+            other_model,
+            [(scale, scale) for scale in summary.scales],
+        )
+        for other_model in summary.models[1:]
+    ]
+    compared_pairs.append(
+        (
+            f"{first_model.name}: each scale minus {largest_scale} tokens",
+            first_model,
+            [(s, largest_scale) for s in summary.scales[:-1]],
         )
     )
-    for title, other, scales in pairs:
-        blocks[len(rows)] = title
-        for mine, theirs in scales:
-            sides = Side(summary, first.name, mine), Side(summary, other.name, theirs)
-            tasks, found = comparable(*sides, summary.averaged), difference(*sides)
-            missing |= set(summary.averaged) - set(tasks)
-            name = f"{mine}{'' if other.is_trained(mine) else '*'}"
-            shown_numbers = [NOTHING] * 3 if found is None else _shown_difference(found)
-            rows.append([name, *shown_numbers, f"{len(tasks)} of {len(summary.averaged)}"])
+    for block_title, other_model, scales in compared_pairs:
+        block_titles[len(table_rows)] = block_title
+        for own_scale, other_scale in scales:
+            compared_sides = (
+                Side(summary, first_model.name, own_scale),
+                Side(summary, other_model.name, other_scale),
+            )
+            tasks, mean_change = (
+                comparable(*compared_sides, summary.averaged),
+                difference(*compared_sides),
+            )
+            missing_tasks |= set(summary.averaged) - set(tasks)
+            row_name = f"{own_scale}{'' if other_model.is_trained(own_scale) else '*'}"
+            shown_numbers = [NOTHING] * 3 if mean_change is None else _difference_texts(mean_change)
+            table_rows.append(
+                [row_name, *shown_numbers, f"{len(tasks)} of {len(summary.averaged)}"]
+            )
     note = f"Points; paired bootstrap over images, {DRAWS:,} draws; p not corrected for the number of rows."
-    if missing:
-        names = ", ".join(summary.label(task) for task in summary.averaged if task in missing)
+    if missing_tasks:
+        missing_names = ", ".join(
+            summary.label(task) for task in summary.averaged if task in missing_tasks
+        )
         note += (
-            f" {names}: no scores by document in the table's unit in some rows or all; these are "
+            f" {missing_names}: no scores by document in the table's unit in some rows or all; these are "
             "over the other tasks."
         )
     if not summary.kind(None).higher_is_better:
         note += f" The score counts errors ({LESS}): below zero the first is better."
-    caption, header = (
+    caption, column_names = (
         "Differences of the mean score on the same documents",
         ["tokens", "difference", "95 % interval", "p", "tasks"],
     )
-    return Table("differences", caption, header, rows if summary.averaged else [], blocks, note)
+    return Table(
+        "differences",
+        caption,
+        column_names,
+        table_rows if summary.averaged else [],
+        block_titles,
+        note,
+    )
 
 
-def _shown_difference(found: Difference) -> list[str]:
-    interval = NOTHING if math.isnan(found.low) else f"{found.low:+.1f} to {found.high:+.1f}"
-    return [f"{found.value:+.1f}", interval, shown_p(found.p)]
+def _difference_texts(score_difference: Difference) -> list[str]:
+    interval_text = (
+        NOTHING
+        if math.isnan(score_difference.low)
+        else f"{score_difference.low:+.1f} to {score_difference.high:+.1f}"
+    )
+    return [f"{score_difference.value:+.1f}", interval_text, shown_p(score_difference.p)]
 
 
 def changes_table(changes: Sequence[Change]) -> Table:
     """Two runs side by side."""
-    rows = [
+    table_rows = [
         [
             change.model if change.model == change.other else f"{change.model} − {change.other}",
-            (change.task or over(change)) + ("" if change.higher_is_better else ARROW),
+            (change.task or tasks_text(change)) + ("" if change.higher_is_better else ARROW),
             str(change.scale),
-            *_shown_difference(change.difference)[:2],
+            *_difference_texts(change.difference)[:2],
             shown_p(change.p),
             shown_p(change.p_holm),
             ("better" if change.is_for_better else "worse") if change.is_significant else "",
         ]
         for change in changes
     ]
-    header = ["model", "task", "tokens", "change", "95 % interval", "p", "p after Holm", ""]
+    column_names = ["model", "task", "tokens", "change", "95 % interval", "p", "p after Holm", ""]
     note = (
         f"{ARROW.strip()}: {LESS}. "
         if not all(change.higher_is_better for change in changes)
@@ -285,7 +337,11 @@ def changes_table(changes: Sequence[Change]) -> Table:
     )
     note += "Paired by document, images drawn with all their documents; Holm's correction among means, and among single tasks."
     return Table(
-        "comparison", "This run minus the other, on the same documents", header, rows, note=note
+        "comparison",
+        "This run minus the other, on the same documents",
+        column_names,
+        table_rows,
+        note=note,
     )
 
 
@@ -293,44 +349,54 @@ def published_table(summary: Summary) -> Table:
     """What papers report for the run's tasks, a row per task and number of tokens, ours in
     front.
     """
-    known = {
-        task: found
+    published_scores = {
+        task: task_scores
         for task in (*summary.tasks, *summary.submitted)
-        if (found := summary.published(task))
+        if (task_scores := summary.published(task))
     }
-    theirs = list(dict.fromkeys(score.label for found in known.values() for score in found))
-    ours = [model.name for model in summary.models]
-    rows = []
-    for task, found in known.items():
+    paper_models = list(
+        dict.fromkeys(
+            score.label for task_scores in published_scores.values() for score in task_scores
+        )
+    )
+    own_models = [model.name for model in summary.models]
+    table_rows = []
+    for task, task_scores in published_scores.items():
         tokens = sorted(
-            {score.tokens for score in found if score.tokens is not None} | set(summary.scales)
+            {score.tokens for score in task_scores if score.tokens is not None}
+            | set(summary.scales)
         )
         for scale in tokens:
-            mine = [summary.score(name, task, scale) for name in ours]
-            values = [
-                [s.value for s in found if s.label == name and s.tokens == scale] for name in theirs
+            own_scores = [summary.score(row_label, task, scale) for row_label in own_models]
+            paper_values = [
+                [s.value for s in task_scores if s.label == row_label and s.tokens == scale]
+                for row_label in paper_models
             ]
-            shown_theirs = [" / ".join(f"{value:.1f}" for value in of_model) for of_model in values]
-            shown_mine = ["" if score is None else shown(score) for score in mine]
-            name = summary.label(task) if task in summary.tasks else f"{task} (at its server)"
-            rows.append([f"{name}, {scale}", *shown_mine, *shown_theirs])
-    papers = dict.fromkeys(
-        f"{s.label}: {s.paper}, {s.table}" for found in known.values() for s in found
+            shown_theirs = [
+                " / ".join(f"{value:.1f}" for value in of_model) for of_model in paper_values
+            ]
+            shown_mine = ["" if score is None else score_text(score) for score in own_scores]
+            row_label = summary.label(task) if task in summary.tasks else f"{task} (at its server)"
+            table_rows.append([f"{row_label}, {scale}", *shown_mine, *shown_theirs])
+    paper_sources = dict.fromkeys(
+        f"{s.label}: {s.paper}, {s.table}"
+        for task_scores in published_scores.values()
+        for s in task_scores
     )
     note = (
         "Papers count tokens per image, per tile of an image (LLaVA-NeXT) or per video. "
-        + "; ".join(papers)
+        + "; ".join(paper_sources)
     )
     return Table(
         "published",
         "Published scores beside ours",
-        ["task, tokens", *ours, *theirs],
-        rows,
+        ["task, tokens", *own_models, *paper_models],
+        table_rows,
         note=note,
     )
 
 
-def shown(score: Mean | None) -> str:
+def score_text(score: Mean | None) -> str:
     """A score as 93.2±1.4."""
     if score is None:
         return "failed"
@@ -341,7 +407,7 @@ def shown(score: Mean | None) -> str:
     )
 
 
-def described(model: ModelRow) -> str:
+def model_description(model: ModelRow) -> str:
     if model.method != OWN:
         return f"{get_method(model.method).about}, a control without training"
     scales = ", ".join(str(scale) for scale in model.trained_scales)
@@ -354,29 +420,39 @@ def write_csv(summary: Summary) -> Path:
     """summary.csv: a row per model and scale, with every axis of cost, every task, the mean, and
     how far it is behind the first model (above zero: the first is better).
     """
-    rows = [_csv_row(summary, model, scale) for model in summary.models for scale in summary.scales]
-    path = summary.run / "summary.csv"
-    write_text(path, pandas.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
-    return path
+    csv_rows = [
+        _csv_row(summary, model, scale) for model in summary.models for scale in summary.scales
+    ]
+    csv_file = summary.run / "summary.csv"
+    write_text(csv_file, pandas.DataFrame(csv_rows).to_csv(index=False, float_format="%.6g"))
+    return csv_file
 
 
 def _csv_row(summary: Summary, model: ModelRow, scale: int) -> dict[str, object]:
-    row: dict[str, object] = {"model": model.name, "scale": scale}
-    row["trained_at_scale"] = model.is_trained(scale)
-    row |= cost_columns(summary, model.name, scale)
+    csv_row: dict[str, object] = {"model": model.name, "scale": scale}
+    csv_row["trained_at_scale"] = model.is_trained(scale)
+    csv_row |= cost_columns(summary, model.name, scale)
     for task in summary.tasks:
         score = summary.score(model.name, task, scale)
-        row[summary.family(task)] = None if score is None else score.value
-        row[f"{summary.family(task)}_stderr"] = None if score is None else score.stderr
+        csv_row[summary.family(task)] = None if score is None else score.value
+        csv_row[f"{summary.family(task)}_stderr"] = None if score is None else score.stderr
     mean = summary.mean(model.name, scale)
-    row["mean"], row["mean_stderr"] = (None, None) if mean is None else (mean.value, mean.stderr)
-    sides = Side(summary, summary.models[0].name, scale), Side(summary, model.name, scale)
-    behind = None if model == summary.models[0] else difference(*sides)
-    low, value, high = (
-        (None, None, None) if behind is None else (behind.low, behind.value, behind.high)
+    csv_row["mean"], csv_row["mean_stderr"] = (
+        (None, None) if mean is None else (mean.value, mean.stderr)
     )
-    if behind is not None and not summary.kind(None).higher_is_better:
-        low, value, high = -behind.high, -behind.value, -behind.low
-    row |= {"behind_first": value, "behind_first_low": low, "behind_first_high": high}
-    tasks = None if behind is None else len(comparable(*sides, summary.averaged))
-    return row | {"behind_first_tasks": tasks}
+    compared_sides = Side(summary, summary.models[0].name, scale), Side(summary, model.name, scale)
+    score_gap = None if model == summary.models[0] else difference(*compared_sides)
+    low_gap, mean_gap, high_gap = (
+        (None, None, None)
+        if score_gap is None
+        else (score_gap.low, score_gap.value, score_gap.high)
+    )
+    if score_gap is not None and not summary.kind(None).higher_is_better:
+        low_gap, mean_gap, high_gap = -score_gap.high, -score_gap.value, -score_gap.low
+    csv_row |= {
+        "behind_first": mean_gap,
+        "behind_first_low": low_gap,
+        "behind_first_high": high_gap,
+    }
+    tasks = None if score_gap is None else len(comparable(*compared_sides, summary.averaged))
+    return csv_row | {"behind_first_tasks": tasks}

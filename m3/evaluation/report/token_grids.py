@@ -42,15 +42,15 @@ def drawn(model: ModelRow, example: Example, scales: Sequence[int]) -> dict[int,
     reader = reader_of(model)
     if reader.tiling.grid_pinpoints and example.size is None:
         return {}
-    size = SQUARE if example.size is None else (example.size[0], example.size[1])
-    reachable = set(reader.nesting.reachable(reader.grid))
+    image_size = SQUARE if example.size is None else (example.size[0], example.size[1])
+    reachable_scales = set(reader.nesting.reachable(reader.grid))
     return {
         scale: {
-            "tokens": reader.count(scale, reader.tiling.tiles(size)),
-            "views": [asdict(view) for view in views(reader, size, scale)],
+            "tokens": reader.count(scale, reader.tiling.tiles(image_size)),
+            "views": [asdict(view) for view in views(reader, image_size, scale)],
         }
         for scale in scales
-        if scale in reachable
+        if scale in reachable_scales
     }
 
 

@@ -7,7 +7,7 @@ In: two run folders. Out: the drops beyond the noise; in the log, how every mean
 import logging
 from pathlib import Path
 
-from m3.evaluation.analysis.compare import Change, compare, described, not_compared
+from m3.evaluation.analysis.compare import Change, change_text, compare, not_compared
 from m3.evaluation.analysis.summary import Summary
 
 logger = logging.getLogger(__name__)
@@ -36,5 +36,5 @@ def fallen(run: Path, baseline: Path) -> list[Change]:
     drops = [change for change in changes if change.is_drop]
     for change in changes:
         if change.task is None or change.is_drop:
-            logger.log(logging.ERROR if change.is_drop else logging.INFO, "%s", described(change))
+            logger.log(logging.ERROR if change.is_drop else logging.INFO, "%s", change_text(change))
     return drops
