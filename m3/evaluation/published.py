@@ -67,8 +67,12 @@ class _Paper:
 @cache
 def published_scores() -> tuple[PublishedScore, ...]:
     """Every number of every file, in the order of the files' names and of their rows."""
-    folder = Path(str(files("m3.evaluation").joinpath("published")))
-    return tuple(score for path in sorted(folder.glob("*.yaml")) for score in read_paper(path))
+    papers_folder = Path(str(files("m3.evaluation").joinpath("published")))
+    return tuple(
+        score
+        for paper_file in sorted(papers_folder.glob("*.yaml"))
+        for score in read_paper(paper_file)
+    )
 
 
 def read_paper(path: Path) -> list[PublishedScore]:
@@ -78,30 +82,32 @@ def read_paper(path: Path) -> list[PublishedScore]:
         ValueError: an unknown key, or a row with more or fewer scores than the table has
             benchmarks.
     """
-    paper, found = load(path, _Paper), []
+    paper, paper_scores = load(path, _Paper), []
     for table in paper.tables:
-        for row in table.rows:
-            if len(row.scores) != len(table.benchmarks):
+        for table_row in table.rows:
+            if len(table_row.scores) != len(table.benchmarks):
                 raise ValueError(
-                    f"{path}: {table.table}, {row.model} at {row.tokens} tokens has "
-                    f"{len(row.scores)} scores for "
+                    f"{path}: {table.table}, {table_row.model} at {table_row.tokens} tokens has "
+                    f"{len(table_row.scores)} scores for "
                     f"{len(table.benchmarks)} benchmarks: {', '.join(table.benchmarks)}"
                 )
-            found += [
+            paper_scores += [
                 PublishedScore(
-                    row.model,
-                    name,
-                    value,
-                    row.tokens,
+                    table_row.model,
+                    benchmark_name,
+                    reported_value,
+                    table_row.tokens,
                     table.tokens_per,
                     paper.paper,
                     paper.url,
                     table.table,
                     table.note,
                 )
-                for name, value in zip(table.benchmarks, row.scores, strict=True)
+                for benchmark_name, reported_value in zip(
+                    table.benchmarks, table_row.scores, strict=True
+                )
             ]
-    return found
+    return paper_scores
 
 
 def beside(task: str, models: Sequence[str] | None = None) -> list[PublishedScore]:
@@ -110,12 +116,12 @@ def beside(task: str, models: Sequence[str] | None = None) -> list[PublishedScor
 
     Scores of the same data by another metric come last and say so (`differs`).
     """
-    known = known_tasks().get(task)
-    if known is None:
+    suite_task = known_tasks().get(task)
+    if suite_task is None:
         return []
     return [
         replace(score, differs=differs)
-        for benchmark, differs in {known.benchmark: "", **known.near}.items()
+        for benchmark, differs in {suite_task.benchmark: "", **suite_task.near}.items()
         for score in published_scores()
         if score.benchmark == benchmark and (models is None or score.model in models)
     ]

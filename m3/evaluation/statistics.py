@@ -48,16 +48,16 @@ def clustered_mean(scores: Sequence[float], clusters: Sequence[Hashable]) -> Mea
     standard error of the mean.
     """
     _check_lengths(scores=len(scores), clusters=len(clusters))
-    values = np.asarray(scores, dtype=np.float64)
-    mean = float(values.mean())
-    sums, _ = _cluster_sums(values - mean, clusters)
-    count = len(sums)
+    score_values = np.asarray(scores, dtype=np.float64)
+    mean_score = float(score_values.mean())
+    sums, _ = _cluster_sums(score_values - mean_score, clusters)
+    cluster_count = len(sums)
     stderr = (
-        math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(values)
-        if count > 1
+        math.sqrt(cluster_count / (cluster_count - 1) * float((sums**2).sum())) / len(score_values)
+        if cluster_count > 1
         else math.nan
     )
-    return Mean(mean, stderr, len(values), count)
+    return Mean(mean_score, stderr, len(score_values), cluster_count)
 
 
 def mean_of_means(means: Sequence[Mean]) -> Mean:
@@ -66,9 +66,14 @@ def mean_of_means(means: Sequence[Mean]) -> Mean:
     """
     if not means:
         raise ValueError("no task to average over")
-    stderr = math.sqrt(sum(mean.stderr**2 for mean in means)) / len(means)
-    value = sum(mean.value for mean in means) / len(means)
-    return Mean(value, stderr, sum(mean.n for mean in means), sum(mean.clusters for mean in means))
+    stderr = math.sqrt(sum(task_mean.stderr**2 for task_mean in means)) / len(means)
+    mean_value = sum(task_mean.value for task_mean in means) / len(means)
+    return Mean(
+        mean_value,
+        stderr,
+        sum(task_mean.n for task_mean in means),
+        sum(task_mean.clusters for task_mean in means),
+    )
 
 
 def paired_bootstrap(
@@ -115,25 +120,35 @@ def mean_difference(
     about the difference for few images, as t exceeds the normal distribution and sqrt(C / (C - 1))
     exceeds 1 (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789).
     """
-    means = [task.mean() for task in tasks]
-    value = mean_of_means(means).value
+    task_means = [task.mean() for task in tasks]
+    mean_value = mean_of_means(task_means).value
     rng = np.random.default_rng(seed)
     deviation = np.zeros(iterations)
-    for task, mean in zip(tasks, means, strict=True):
-        sums, sizes = _cluster_sums(task.differences(), task.clusters)
+    for task, task_mean in zip(tasks, task_means, strict=True):
+        sums, cluster_sizes = _cluster_sums(task.differences(), task.clusters)
         correction = math.sqrt(len(sums) / (len(sums) - 1)) if len(sums) > 1 else math.nan
-        for start in range(0, iterations, 500):
-            rows = min(500, iterations - start)
-            counts = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=rows)
-            drawn = (counts @ sums) / (counts @ sizes) - mean.value
-            deviation[start : start + rows] += correction * drawn / len(tasks)
+        for draw_start in range(0, iterations, 500):
+            draw_count = min(500, iterations - draw_start)
+            draw_counts = rng.multinomial(
+                len(sums), np.full(len(sums), 1 / len(sums)), size=draw_count
+            )
+            drawn = (draw_counts @ sums) / (draw_counts @ cluster_sizes) - task_mean.value
+            deviation[draw_start : draw_start + draw_count] += correction * drawn / len(tasks)
     ends = (1 - confidence) / 2, (1 + confidence) / 2
-    freedom = degrees_of_freedom(means)
+    freedom = degrees_of_freedom(task_means)
     widening = (
         float(student.ppf(ends[1], freedom)) / float(norm.ppf(ends[1])) if freedom > 0 else 1.0
     )
-    low, high = (value + widening * float(np.quantile(deviation, end)) for end in ends)
-    return Difference(value, low, high, difference_p(means), sum(mean.n for mean in means))
+    low_end, high_end = (
+        mean_value + widening * float(np.quantile(deviation, interval_end)) for interval_end in ends
+    )
+    return Difference(
+        mean_value,
+        low_end,
+        high_end,
+        difference_p(task_means),
+        sum(task_mean.n for task_mean in task_means),
+    )
 
 
 def degrees_of_freedom(means: Sequence[Mean]) -> float:
@@ -143,13 +158,17 @@ def degrees_of_freedom(means: Sequence[Mean]) -> float:
     With v the squared error of each task's mean, (sum v)^2 / sum(v^2 / (C - 1)) (Satterthwaite
     1946).
     """
-    variances = [mean.stderr**2 for mean in means]
-    largest = max(variances)
-    if any(math.isnan(variance) for variance in variances) or largest == 0:
+    variances = [task_mean.stderr**2 for task_mean in means]
+    largest_variance = max(variances)
+    if any(math.isnan(variance) for variance in variances) or largest_variance == 0:
         return 0.0
-    shares = [variance / largest for variance in variances]  # errors of 1e-160 have squares too
+    shares = [
+        variance / largest_variance for variance in variances
+    ]  # errors of 1e-160 have squares too
     return sum(shares) ** 2 / sum(
-        share**2 / (mean.clusters - 1) for share, mean in zip(shares, means, strict=True) if share
+        share**2 / (task_mean.clusters - 1)
+        for share, task_mean in zip(shares, means, strict=True)
+        if share
     )
 
 
@@ -157,14 +176,18 @@ def difference_p(means: Sequence[Mean]) -> float:
     """Two-sided p of an unweighted mean over tasks of differences: Student's t of its clustered
     error; see `paired_p`.
     """
-    mean = mean_of_means(means)
-    if math.isnan(mean.stderr) or mean.value == 0:
+    overall_mean = mean_of_means(means)
+    if math.isnan(overall_mean.stderr) or overall_mean.value == 0:
         return 1.0
-    if mean.stderr == 0:
-        return least_p(mean.clusters)
+    if overall_mean.stderr == 0:
+        return least_p(overall_mean.clusters)
     freedom = degrees_of_freedom(means)
-    p = 2 * float(student.sf(abs(mean.value) / mean.stderr, freedom)) if freedom > 0 else 0.0
-    return max(p, least_p(mean.clusters))
+    p = (
+        2 * float(student.sf(abs(overall_mean.value) / overall_mean.stderr, freedom))
+        if freedom > 0
+        else 0.0
+    )
+    return max(p, least_p(overall_mean.clusters))
 
 
 def least_p(clusters: int) -> float:
@@ -191,11 +214,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: p-values that may be compared with the level as if there were
     one test (Holm 1979).
     """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
+    p_order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest_p = [1.0] * len(p_values), 0.0
+    for rank, p_index in enumerate(p_order):
+        largest_p = max(largest_p, min(1.0, (len(p_values) - rank) * p_values[p_index]))
+        adjusted[p_index] = largest_p
     return adjusted
 
 
@@ -227,25 +250,27 @@ def retention(
     image. Where documents of several tasks show the same image, they are drawn apart. None where a
     task has a score of 0 at the largest scale.
     """
-    if any(sum(largest) <= 0 for _, largest, _ in tasks):
+    if any(sum(largest_scores) <= 0 for _, largest_scores, _ in tasks):
         return None
     rng = np.random.default_rng(seed)
-    value, drawn = 0.0, np.zeros(draws)
-    for scores, largest, clusters in tasks:
-        _check_lengths(scores=len(scores), largest=len(largest), clusters=len(clusters))
-        mine, _ = _cluster_sums(np.asarray(scores, dtype=np.float64), clusters)
-        whole, _ = _cluster_sums(np.asarray(largest, dtype=np.float64), clusters)
-        counts = rng.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), size=draws)
-        value += mine.sum() / whole.sum() / len(tasks)
-        kept, all_of_it = counts @ mine, counts @ whole
+    kept_value, drawn = 0.0, np.zeros(draws)
+    for scores, largest_scores, clusters in tasks:
+        _check_lengths(scores=len(scores), largest=len(largest_scores), clusters=len(clusters))
+        scale_sums, _ = _cluster_sums(np.asarray(scores, dtype=np.float64), clusters)
+        largest_sums, _ = _cluster_sums(np.asarray(largest_scores, dtype=np.float64), clusters)
+        draw_counts = rng.multinomial(
+            len(scale_sums), np.full(len(scale_sums), 1 / len(scale_sums)), size=draws
+        )
+        kept_value += scale_sums.sum() / largest_sums.sum() / len(tasks)
+        kept_sums, all_of_it = draw_counts @ scale_sums, draw_counts @ largest_sums
         # of nothing, nothing is lost; something is more than any share of it
-        ratio = np.where(kept > 0, np.inf, 1.0)
-        drawn += np.divide(kept, all_of_it, out=ratio, where=all_of_it > 0) / len(tasks)
-        if len(mine) == 1:
+        ratio = np.where(kept_sums > 0, np.inf, 1.0)
+        drawn += np.divide(kept_sums, all_of_it, out=ratio, where=all_of_it > 0) / len(tasks)
+        if len(scale_sums) == 1:
             drawn[:] = np.nan
     # between a number and inf there is nothing
-    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-    return Interval(100 * float(value), 100 * float(low), 100 * float(high))
+    low_end, high_end = np.quantile(drawn, [0.025, 0.975], method="nearest")
+    return Interval(100 * float(kept_value), 100 * float(low_end), 100 * float(high_end))
 
 
 def read_baselines(path: Path) -> dict[str, dict[str, float]]:
@@ -254,10 +279,13 @@ def read_baselines(path: Path) -> dict[str, dict[str, float]]:
     """
     if not path.exists():
         return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    baseline_rows = json.loads(path.read_text(encoding="utf-8"))
     return {
-        task: {name: float(row[name]) for name in ("chance", "majority")}
-        for task, row in rows.items()
+        task: {
+            baseline_name: float(baseline_row[baseline_name])
+            for baseline_name in ("chance", "majority")
+        }
+        for task, baseline_row in baseline_rows.items()
     }
 
 
@@ -265,14 +293,17 @@ def _cluster_sums(
     values: Float[np.ndarray, " n"], clusters: Sequence[Hashable]
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
     """Sum and number of the values of each cluster, in order of first appearance."""
-    index: dict[Hashable, int] = {}
-    positions = [index.setdefault(cluster, len(index)) for cluster in clusters]
+    cluster_index: dict[Hashable, int] = {}
+    positions = [cluster_index.setdefault(cluster, len(cluster_index)) for cluster in clusters]
     return np.bincount(positions, weights=values), np.bincount(positions).astype(np.float64)
 
 
 def _check_lengths(**lengths: int) -> None:
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        shown = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        length_texts = ", ".join(
+            f"{argument_name}: {argument_length}"
+            for argument_name, argument_length in lengths.items()
+        )
         raise ValueError(
-            f"expected the same number of values, at least one, for each document; got {shown}"
+            f"expected the same number of values, at least one, for each document; got {length_texts}"
         )

@@ -40,41 +40,44 @@ class Suite:
 @cache
 def suites() -> dict[str, Suite]:
     """Every suite by name."""
-    folder = Path(str(files("m3.evaluation").joinpath("suites")))
-    return {path.stem: load(path, Suite) for path in sorted(folder.glob("*.yaml"))}
+    suites_folder = Path(str(files("m3.evaluation").joinpath("suites")))
+    return {
+        suite_file.stem: load(suite_file, Suite)
+        for suite_file in sorted(suites_folder.glob("*.yaml"))
+    }
 
 
-def get_suite(name: str) -> Suite:
+def get_suite(suite_name: str) -> Suite:
     """The suite called `name`; a `ValueError` gives the near match."""
-    if name not in suites():
-        raise ValueError(f"no suite {name!r}. {near_match(name, suites())}")
-    return suites()[name]
+    if suite_name not in suites():
+        raise ValueError(f"no suite {suite_name!r}. {near_match(suite_name, suites())}")
+    return suites()[suite_name]
 
 
 @cache
 def known_tasks() -> dict[str, SuiteTask]:
     """Every task of every suite by its name; a task is described alike wherever it stands."""
-    known: dict[str, SuiteTask] = {}
-    for name, suite in suites().items():
+    suite_tasks: dict[str, SuiteTask] = {}
+    for suite_name, suite in suites().items():
         for task in suite.tasks:
-            if known.setdefault(task.task, task) != task:
+            if suite_tasks.setdefault(task.task, task) != task:
                 raise ValueError(
-                    f"suite {name} describes {task.task} otherwise than another suite does"
+                    f"suite {suite_name} describes {task.task} otherwise than another suite does"
                 )
-    return known
+    return suite_tasks
 
 
 def metric_of(task: str) -> str | None:
     """The metric that tables show for a task; None where no suite has it (then it is the task's
     first).
     """
-    known = known_tasks().get(task)
-    return None if known is None else known.metric
+    suite_task = known_tasks().get(task)
+    return None if suite_task is None else suite_task.metric
 
 
 def unit_of(task: str) -> str:
     """What a task's metric counts in; a share (of one, or of a hundred) where no suite says
     otherwise.
     """
-    known = known_tasks().get(task)
-    return "share" if known is None else known.unit
+    suite_task = known_tasks().get(task)
+    return "share" if suite_task is None else suite_task.unit

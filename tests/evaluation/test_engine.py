@@ -105,7 +105,7 @@ def test_greedy_continuation_is_called_greedy(engine: Engine):
 def test_unwanted_batches_are_left_out(engine: Engine):
     questions = [ask(engine, index, 9) for index in range(6)]
     wanted = [index == 0 for index in range(6)]
-    batches = list(engine.answer(questions, batch_size=1, wanted=wanted))
+    batches = list(engine.answer(questions, batch_size=1, wanted_questions=wanted))
     everything = list(engine.answer(questions, batch_size=1))
     assert 1 <= len(batches) < len(everything)
     assert 0 in {index for batch in batches for index, _ in batch}

@@ -37,21 +37,26 @@ class ChosenTokens(LogitsProcessor):
         self._distribution = scores.float().log_softmax(-1)
         return scores
 
-    def _settle(self, chosen: Int[Tensor, " b"]) -> None:
+    def _settle(self, chosen_ids: Int[Tensor, " b"]) -> None:
         """What the last distribution gave to the token chosen from it, which only the next step
         shows.
         """
         if self._distribution is not None:
-            self._chosen.append(self._distribution.gather(1, chosen[:, None])[:, 0])
+            self._chosen.append(self._distribution.gather(1, chosen_ids[:, None])[:, 0])
             self._distribution = None
 
-    def confidences(self, generated: Int[Tensor, "b t"], lengths: list[int]) -> list[float]:
+    def confidences(self, generated: Int[Tensor, "b t"], answer_lengths: list[int]) -> list[float]:
         """Of each row's first `lengths` generated ids, at least one."""
         if len(self._chosen) < generated.shape[1]:
             self._settle(generated[:, -1])
         # a step may have run past the end
-        steps = torch.stack(self._chosen[: generated.shape[1]], dim=1).cpu()
-        assert steps.shape == generated.shape, "not one distribution per generated token"
+        log_probabilities = torch.stack(self._chosen[: generated.shape[1]], dim=1).cpu()
+        assert log_probabilities.shape == generated.shape, (
+            "not one distribution per generated token"
+        )
         return [
-            float(row[:length].mean().exp()) for row, length in zip(steps, lengths, strict=True)
+            float(row_probabilities[:answer_length].mean().exp())
+            for row_probabilities, answer_length in zip(
+                log_probabilities, answer_lengths, strict=True
+            )
         ]

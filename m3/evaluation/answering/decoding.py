@@ -24,47 +24,53 @@ LEAST = {"max_new_tokens": 1, "num_beams": 1, "top_k": 0}
 """Settings that are whole numbers, and the smallest of each."""
 
 
-def _whole(name: str, value: object, least: int) -> int:
+def _whole(setting_name: str, setting_value: object, least: int) -> int:
     """A number of a task's YAML or of the command line, where it may be words."""
-    number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
+    whole_number = (
+        int(setting_value)
+        if isinstance(setting_value, str) and setting_value.strip().isdigit()
+        else setting_value
+    )
     if (
-        isinstance(number, bool)
-        or not isinstance(number, int | float)
-        or not float(number).is_integer()
-        or number < least
+        isinstance(whole_number, bool)
+        or not isinstance(whole_number, int | float)
+        or not float(whole_number).is_integer()
+        or whole_number < least
     ):
         raise ValueError(
-            f"{name}: expected a whole number from {least}, got {value!r}; correct the task's "
+            f"{setting_name}: expected a whole number from {least}, got {setting_value!r}; correct the task's "
             "generation_kwargs"
         )
-    return int(number)
+    return int(whole_number)
 
 
-def _real(name: str, value: object, least: float, most: float, expected: str) -> float:
+def _real(
+    setting_name: str, setting_value: object, least: float, most: float, expected: str
+) -> float:
     """A finite number; `expected` says in words what `least` and `most` do."""
     try:
-        number = (
-            float(value)
-            if isinstance(value, str | int | float) and not isinstance(value, bool)
+        real_number = (
+            float(setting_value)
+            if isinstance(setting_value, str | int | float) and not isinstance(setting_value, bool)
             else math.nan
         )
     except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and least <= number <= most):
+        real_number = math.nan
+    if not (math.isfinite(real_number) and least <= real_number <= most):
         raise ValueError(
-            f"{name}: expected {expected}, got {value!r}; correct the task's generation_kwargs"
+            f"{setting_name}: expected {expected}, got {setting_value!r}; correct the task's generation_kwargs"
         )
-    return number
+    return real_number
 
 
-def _truth(name: str, value: object) -> bool:
+def _truth(setting_name: str, setting_value: object) -> bool:
     """A yes or no; the words of a command line too, of which each would count as a yes."""
-    word = str(value).strip().lower()
-    if word not in ("true", "false", "1", "0"):
+    truth_word = str(setting_value).strip().lower()
+    if truth_word not in ("true", "false", "1", "0"):
         raise ValueError(
-            f"{name}: expected true or false, got {value!r}; correct the task's generation_kwargs"
+            f"{setting_name}: expected true or false, got {setting_value!r}; correct the task's generation_kwargs"
         )
-    return word in ("true", "1")
+    return truth_word in ("true", "1")
 
 
 REALS = (
@@ -94,49 +100,69 @@ class Decoding:
             ValueError: a setting that is not known; ignoring it would change what the benchmark
                 measures.
         """
-        twice = [name for name, other in ALIASES.items() if name in settings and other in settings]
-        if twice and settings[twice[0]] != settings[ALIASES[twice[0]]]:
+        doubled_names = [
+            setting_name
+            for setting_name, alias_name in ALIASES.items()
+            if setting_name in settings and alias_name in settings
+        ]
+        if doubled_names and settings[doubled_names[0]] != settings[ALIASES[doubled_names[0]]]:
             raise ValueError(
-                f"{twice[0]} and {ALIASES[twice[0]]} say different things; keep one in the task's "
+                f"{doubled_names[0]} and {ALIASES[doubled_names[0]]} say different things; keep one in the task's "
                 "generation_kwargs"
             )
-        values = {ALIASES.get(name, name): value for name, value in settings.items()}
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known - {SCALE, *OTHER_MODELS})
+        setting_values = {
+            ALIASES.get(setting_name, setting_name): setting_value
+            for setting_name, setting_value in settings.items()
+        }
+        known_names = {known_field.name for known_field in fields(cls)}
+        unknown = sorted(set(setting_values) - known_names - {SCALE, *OTHER_MODELS})
         if unknown:
             raise ValueError(
                 f"unknown generation setting {', '.join(unknown)}; known: "
-                f"{', '.join(sorted(known | {SCALE}))}. Remove it from "
+                f"{', '.join(sorted(known_names | {SCALE}))}. Remove it from "
                 "the task's generation_kwargs or from --gen_kwargs"
             )
-        values = {
-            name: value for name, value in values.items() if name in known and value is not None
+        setting_values = {
+            setting_name: setting_value
+            for setting_name, setting_value in setting_values.items()
+            if setting_name in known_names and setting_value is not None
         }
-        until = values.pop("until", ())
+        until = setting_values.pop("until", ())
         until = (until,) if isinstance(until, str) else tuple(until)
-        wrong = [text for text in until if not isinstance(text, str)]
+        wrong = [stop_text for stop_text in until if not isinstance(stop_text, str)]
         if wrong:
             raise ValueError(
                 f"until: expected texts, got {wrong[0]!r}; correct the task's generation_kwargs"
             )
-        values |= {
-            name: _whole(name, values[name], least)
-            for name, least in LEAST.items()
-            if name in values
+        setting_values |= {
+            setting_name: _whole(setting_name, setting_values[setting_name], least)
+            for setting_name, least in LEAST.items()
+            if setting_name in setting_values
         }
-        given = _truth("do_sample", values.pop("do_sample")) if "do_sample" in values else None
-        temperature = values.pop("temperature", 1.0 if given else 0.0)
+        given_sampling = (
+            _truth("do_sample", setting_values.pop("do_sample"))
+            if "do_sample" in setting_values
+            else None
+        )
+        temperature = setting_values.pop("temperature", 1.0 if given_sampling else 0.0)
         temperature = _real("temperature", temperature, 0.0, math.inf, "a number from 0")
-        sample = temperature > 0 if given is None else given and temperature > 0
+        sample = temperature > 0 if given_sampling is None else given_sampling and temperature > 0
         if not sample:  # one way to say greedy, whatever unused settings a task carries
-            values = {
-                name: value for name, value in values.items() if name not in ("top_p", "top_k")
+            setting_values = {
+                setting_name: setting_value
+                for setting_name, setting_value in setting_values.items()
+                if setting_name not in ("top_p", "top_k")
             }
-        for name, least, most, expected in REALS:
-            if name in values:
-                values[name] = _real(name, values[name], least, most, expected)
+        for setting_name, least, most, expected in REALS:
+            if setting_name in setting_values:
+                setting_values[setting_name] = _real(
+                    setting_name, setting_values[setting_name], least, most, expected
+                )
         return cls(
-            do_sample=sample, temperature=temperature if sample else 1.0, until=until, **values
+            do_sample=sample,
+            temperature=temperature if sample else 1.0,
+            until=until,
+            **setting_values,
         )
 
     def arguments(self) -> dict[str, Any]:
@@ -160,7 +186,9 @@ class Decoding:
         A longer `until` does not stop the generation; `cut` removes what comes after it.
         """
         encoded = [
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.until if text
+            tokenizer(stop_text, add_special_tokens=False)["input_ids"]
+            for stop_text in self.until
+            if stop_text
         ]
         return sorted({*ends, *(ids[0] for ids in encoded if len(ids) == 1)})
 
@@ -171,12 +199,12 @@ class Decoding:
         decoding would leave out.
         """
         sequences = [[stop] for stop in stops] + stop_sequences(tokenizer, filter(None, self.until))
-        places = (
+        end_places = (
             n
             for n in range(len(row))
             if any(list(row[n : n + len(ids)]) == ids for ids in sequences)
         )
-        return next(places, len(row))
+        return next(end_places, len(row))
 
     def cut(self, text: str) -> str:
         """The text before the first `until`."""

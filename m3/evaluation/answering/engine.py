@@ -85,18 +85,20 @@ class Engine:
 
         `dtype`: "auto" (as saved) or a torch name; `attention`: as transformers names it.
         """
-        folder = (
+        checkpoint_folder = (
             Path(pretrained) if Path(pretrained).is_dir() else Path(snapshot_download(pretrained))
         )
         model = M3ForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention
+            checkpoint_folder, dtype=dtype, attn_implementation=attention
         )
-        processor = M3Processor.from_pretrained(folder)
-        warn_of_settings(model, folder)
-        files = [
-            path for path in folder.iterdir() if path.is_file() and path.suffix in WEIGHT_SUFFIXES
+        processor = M3Processor.from_pretrained(checkpoint_folder)
+        warn_of_settings(model, checkpoint_folder)
+        weight_files = [
+            weight_file
+            for weight_file in checkpoint_folder.iterdir()
+            if weight_file.is_file() and weight_file.suffix in WEIGHT_SUFFIXES
         ]
-        weights = digest([digest_files(files, folder), str(model.dtype)])
+        weights = digest([digest_files(weight_files, checkpoint_folder), str(model.dtype)])
         model.to(torch.device(device))  # pyright: ignore[reportArgumentType] (transformers wraps `to` without its types)
         return cls(model, processor, weights)
 
@@ -127,24 +129,27 @@ class Engine:
         Other control tokens in them are text; an image token that is text must come fenced
         (`plain`).
         """
-        fenced = [message | {"content": self._fenced(message["content"])} for message in messages]
-        text = self.processor.apply_chat_template(
+        fenced = [
+            chat_message | {"content": self._fenced(chat_message["content"])}
+            for chat_message in messages
+        ]
+        prompt_text = self.processor.apply_chat_template(
             fenced, tokenize=False, add_generation_prompt=True
         )
-        found = FENCED.sub("", text).count(self.processor.image_token)
-        if found != len(pictures):
+        image_count = FENCED.sub("", prompt_text).count(self.processor.image_token)
+        if image_count != len(pictures):
             raise ValueError(
-                f"the prompt has {found} {self.processor.image_token} but {len(pictures)} images: "
+                f"the prompt has {image_count} {self.processor.image_token} but {len(pictures)} images: "
                 "each image needs exactly "
-                f"one; prompt: {text[:200]!r}"
+                f"one; prompt: {prompt_text[:200]!r}"
             )
-        return Question(text, tuple(pictures), scale, decoding, continuation)
+        return Question(prompt_text, tuple(pictures), scale, decoding, continuation)
 
-    def _fenced(self, content: str) -> str:
+    def _fenced(self, message_text: str) -> str:
         """Every control token that is not fenced yet, but for the image token."""
-        pieces, at = [], 0
-        for match in [*FENCED.finditer(content), None]:
-            between = content[at : None if match is None else match.start()]
+        pieces, text_position = [], 0
+        for match in [*FENCED.finditer(message_text), None]:
+            between = message_text[text_position : None if match is None else match.start()]
             pieces.append(
                 self.processor.image_token.join(
                     map(self.plain, between.split(self.processor.image_token))
@@ -152,11 +157,14 @@ class Engine:
             )
             if match is not None:
                 pieces.append(match[0])
-                at = match.end()
+                text_position = match.end()
         return "".join(pieces)
 
     def answer(
-        self, questions: Sequence[Question], batch_size: int, wanted: Sequence[bool] | None = None
+        self,
+        questions: Sequence[Question],
+        batch_size: int,
+        wanted_questions: Sequence[bool] | None = None,
     ) -> Iterator[list[tuple[int, Reply]]]:
         """Plans and runs batches; yields (index into `questions`, reply) batch by batch.
 
@@ -166,16 +174,18 @@ class Engine:
         depends on `questions` alone: after a restart that wants the rest, a question runs in the
         same batch as it would have, and gets the same answer to the last bit.
         """
-        rows = [self._row(question) for question in questions]
+        question_rows = [self._row(question) for question in questions]
         seeds = question_seeds(questions)
         self.pictures.see(
             [picture for question in questions for picture in question.pictures], batch_size
         )
-        for batch in self._plan(questions, rows, batch_size):
-            if wanted is not None and not any(wanted[i] for i in batch):
+        for batch in self._plan(questions, question_rows, batch_size):
+            if wanted_questions is not None and not any(wanted_questions[i] for i in batch):
                 continue
             replies = self._run(
-                [questions[i] for i in batch], [rows[i] for i in batch], [seeds[i] for i in batch]
+                [questions[i] for i in batch],
+                [question_rows[i] for i in batch],
+                [seeds[i] for i in batch],
             )
             yield list(zip(batch, replies, strict=True))
 
@@ -183,20 +193,26 @@ class Engine:
         tokenizer, config = self.processor.tokenizer, self.model.config
         ids = encode_fenced(tokenizer, question.text)
         tiles = [self.pictures.tiles(picture) for picture in question.pictures]
-        counts = self.processor.counts([self._read_scale(question)] * len(tiles), tiles)
-        kept = sum(self.processor.counts([question.scale] * len(tiles), tiles))
-        ids = expand_image_tokens(ids, config.image_token_id, counts)
+        token_counts = self.processor.counts([self._read_scale(question)] * len(tiles), tiles)
+        kept_tokens = sum(self.processor.counts([question.scale] * len(tiles), tiles))
+        ids = expand_image_tokens(ids, config.image_token_id, token_counts)
         positions = config.text_config.max_position_embeddings
         if question.continuation is None:
             room = answer_room(
-                len(ids), sum(counts), len(counts), positions, question.decoding.max_new_tokens
+                len(ids),
+                sum(token_counts),
+                len(token_counts),
+                positions,
+                question.decoding.max_new_tokens,
             )
-            return Row(ids, 0, sum(counts), kept, room)
+            return Row(ids, 0, sum(token_counts), kept_tokens, room)
         continuation = tokenizer(question.continuation, add_special_tokens=False)["input_ids"]
         if not continuation:
             raise ValueError(f"the continuation {question.continuation!r} has no token to score")
-        answer_room(len(ids) + len(continuation) - 1, sum(counts), len(counts), positions, 1)
-        return Row(ids + continuation, len(continuation), sum(counts), kept, 0)
+        answer_room(
+            len(ids) + len(continuation) - 1, sum(token_counts), len(token_counts), positions, 1
+        )
+        return Row(ids + continuation, len(continuation), sum(token_counts), kept_tokens, 0)
 
     def _read_scale(self, question: Question) -> int:
         """The scale at which the decoder is given the pictures: all tokens where it drops some
@@ -205,74 +221,87 @@ class Engine:
         return self.processor.reachable_scales[-1] if question.method == FASTV else question.scale
 
     def _plan(
-        self, questions: Sequence[Question], rows: Sequence[Row], batch_size: int
+        self, questions: Sequence[Question], question_rows: Sequence[Row], batch_size: int
     ) -> list[list[int]]:
         reader = self.processor.reader
         budget = batch_size * (
             reader.count(self.default_scale, reader.tiling.largest()) + ROOM_FOR_TEXT
         )
-        groups: dict[tuple[Decoding, bool, bool, bool, int], list[int]] = {}
-        for index, question in enumerate(questions):
+        alike_groups: dict[tuple[Decoding, bool, bool, bool, int], list[int]] = {}
+        for question_index, question in enumerate(questions):
             alike = (
                 question.decoding,
                 question.continuation is None,
                 question.method == FASTV,
                 question.is_chosen,
-                rows[index].new_tokens,
+                question_rows[question_index].new_tokens,
             )
-            groups.setdefault(alike, []).append(index)
+            alike_groups.setdefault(alike, []).append(question_index)
         batches: list[list[int]] = []
-        for group in groups.values():
+        for question_group in alike_groups.values():
             batch: list[int] = []
             # the longest first: it sets the width
-            for index in sorted(group, key=lambda i: -len(rows[i].ids)):
+            for question_index in sorted(question_group, key=lambda i: -len(question_rows[i].ids)):
                 if batch and (
-                    len(rows[batch[0]].ids) * (len(batch) + 1) > budget
+                    len(question_rows[batch[0]].ids) * (len(batch) + 1) > budget
                     or len(batch) >= 8 * batch_size
                 ):
                     batches.append(batch)
                     batch = []
-                batch.append(index)
+                batch.append(question_index)
             batches.append(batch)
         return batches
 
     @torch.no_grad()
     def _run(
-        self, questions: Sequence[Question], rows: Sequence[Row], seeds: Sequence[int]
+        self, questions: Sequence[Question], batch_rows: Sequence[Row], seeds: Sequence[int]
     ) -> list[Reply]:
         started = time.perf_counter()
-        inputs = self._inputs(questions, rows)
+        inputs = self._inputs(questions, batch_rows)
         is_pruned = questions[0].method == FASTV and "image_features" in inputs
         is_routed = (
             any(question.is_routed for question in questions) and not is_pruned
         )  # it routes tokens it has dropped
-        recorder = recording(self.model, len(rows)) if is_routed else nullcontext()
+        recorder = recording(self.model, len(batch_rows)) if is_routed else nullcontext()
         reducing = self._reducing_by_choice() if questions[0].is_chosen else nullcontext()
-        pruning = self._pruning(inputs, rows) if is_pruned else nullcontext()
+        pruning = self._pruning(inputs, batch_rows) if is_pruned else nullcontext()
         with reducing, pruning, recorder as recorded:
             if questions[0].continuation is None:
-                texts, lengths, sure = self._generate(
-                    inputs, questions[0].decoding, rows[0].new_tokens, seeds
+                answer_texts, answer_lengths, row_confidences = self._generate(
+                    inputs, questions[0].decoding, batch_rows[0].new_tokens, seeds
                 )
-                scores: list[tuple[float, bool] | None] = [None] * len(rows)
+                scores: list[tuple[float, bool] | None] = [None] * len(batch_rows)
             else:
-                scores = self._score(inputs, rows)
-                texts, lengths, sure = (
-                    [""] * len(rows),
-                    [row.continuation for row in rows],
-                    [None] * len(rows),
+                scores = self._score(inputs, batch_rows)
+                answer_texts, answer_lengths, row_confidences = (
+                    [""] * len(batch_rows),
+                    [batch_row.continuation for batch_row in batch_rows],
+                    [None] * len(batch_rows),
                 )
-        seconds = (time.perf_counter() - started) / len(rows)
-        routings = self._routings(recorded, inputs, questions, rows)
+        seconds = (time.perf_counter() - started) / len(batch_rows)
+        routings = self._routings(recorded, inputs, questions, batch_rows)
         replies = []
-        for row, text, score, length, confidence, routing in zip(
-            rows, texts, scores, lengths, sure, routings, strict=True
+        for batch_row, answer_text, score, answer_length, confidence, routing in zip(
+            batch_rows, answer_texts, scores, answer_lengths, row_confidences, routings, strict=True
         ):
-            in_words = len(row.ids) - row.continuation - row.visual
+            in_words = len(batch_row.ids) - batch_row.continuation - batch_row.visual
             layers = self.model.config.text_config.num_hidden_layers
-            visual = mean_visual_tokens(row.visual, row.kept, layers) if is_pruned else row.visual
+            visual = (
+                mean_visual_tokens(batch_row.visual, batch_row.kept, layers)
+                if is_pruned
+                else batch_row.visual
+            )
             replies.append(
-                Reply(text, score, visual, in_words, length, seconds, confidence, routing)
+                Reply(
+                    answer_text,
+                    score,
+                    visual,
+                    in_words,
+                    answer_length,
+                    seconds,
+                    confidence,
+                    routing,
+                )
             )
         return replies
 
@@ -282,28 +311,37 @@ class Engine:
         reducer = ChosenTokenReducer(NoOptions(), config.reader.nesting, config.grid, width)
         return self.model.model.reducing_by(reducer)
 
-    def _inputs(self, questions: Sequence[Question], rows: Sequence[Row]) -> dict[str, Tensor]:
+    def _inputs(
+        self, questions: Sequence[Question], batch_rows: Sequence[Row]
+    ) -> dict[str, Tensor]:
         """Rows padded on the left, each distinct picture once, and for every span its scale and
         picture.
         """
-        device, longest = self.model.device, max(len(row.ids) for row in rows)
+        device, longest = self.model.device, max(len(batch_row.ids) for batch_row in batch_rows)
         pad = self.processor.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (longest - len(row.ids)) + row.ids for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in rows])
+        ids = torch.tensor(
+            [[pad] * (longest - len(batch_row.ids)) + batch_row.ids for batch_row in batch_rows]
+        )
+        mask = torch.tensor(
+            [
+                [0] * (longest - len(batch_row.ids)) + [1] * len(batch_row.ids)
+                for batch_row in batch_rows
+            ]
+        )
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         views = {view.key: view for question in questions for view in question.views}
         if not views:
             return inputs
-        place = {key: index for index, key in enumerate(views)}
+        view_indices = {view_key: image_index for image_index, view_key in enumerate(views)}
         spans = [
-            (self._read_scale(question), place[v.key])
+            (self._read_scale(question), view_indices[v.key])
             for question in questions
             for v in question.views
         ]
-        scales, index = zip(*spans, strict=True)
+        scales, image_index = zip(*spans, strict=True)
         inputs |= self.pictures.inputs(list(views.values()))
         inputs["image_scales"] = torch.tensor(scales, device=device)
-        inputs["image_index"] = torch.tensor(index, device=device)
+        inputs["image_index"] = torch.tensor(image_index, device=device)
         return inputs
 
     def _routings(
@@ -311,7 +349,7 @@ class Engine:
         recorded: Recorded | None,
         inputs: dict[str, Tensor],
         questions: Sequence[Question],
-        rows: Sequence[Row],
+        batch_rows: Sequence[Row],
     ) -> list[str | None]:
         """Of the questions that ask for it; none of a dense decoder.
 
@@ -319,31 +357,35 @@ class Engine:
         """
         top_k = self.model.model.router_top_k
         if recorded is None or top_k is None:
-            return [None] * len(rows)
+            return [None] * len(batch_rows)
         ids = inputs["input_ids"]
-        ends = torch.tensor([ids.shape[1] - row.continuation for row in rows], device=ids.device)
+        ends = torch.tensor(
+            [ids.shape[1] - batch_row.continuation for batch_row in batch_rows], device=ids.device
+        )
         is_prompt = inputs["attention_mask"].bool() & (
             torch.arange(ids.shape[1], device=ids.device) < ends[:, None]
         )
         is_visual = ids == self.model.config.image_token_id
-        found = recorded.routings(
+        row_routings = recorded.routings(
             torch.stack([is_prompt & is_visual, is_prompt & ~is_visual]), top_k
         )
         return [
-            one.encoded() if question.is_routed else None
-            for one, question in zip(found, questions, strict=True)
+            row_routing.encoded() if question.is_routed else None
+            for row_routing, question in zip(row_routings, questions, strict=True)
         ]
 
     def _pruning(
-        self, inputs: dict[str, Tensor], rows: Sequence[Row]
+        self, inputs: dict[str, Tensor], batch_rows: Sequence[Row]
     ) -> AbstractContextManager[Pruned]:
         """The decoder drops visual tokens while the block runs
         (m3/evaluation/token_reduction/fastv.py).
         """
         ids = inputs["input_ids"]
-        keep = torch.tensor([row.kept for row in rows])
-        last = torch.tensor([ids.shape[1] - row.continuation - 1 for row in rows])
-        return pruning(self.model, ids == self.model.config.image_token_id, keep, last)
+        keep = torch.tensor([batch_row.kept for batch_row in batch_rows])
+        last_places = torch.tensor(
+            [ids.shape[1] - batch_row.continuation - 1 for batch_row in batch_rows]
+        )
+        return pruning(self.model, ids == self.model.config.image_token_id, keep, last_places)
 
     def _generate(
         self, inputs: dict[str, Tensor], decoding: Decoding, new_tokens: int, seeds: Sequence[int]
@@ -351,9 +393,9 @@ class Engine:
         """Texts, numbers of tokens, and confidences: None by beams, whose rows change places on
         their way.
         """
-        tokenizer, chosen = self.processor.tokenizer, ChosenTokens()
+        tokenizer, chosen_tokens = self.processor.tokenizer, ChosenTokens()
         stops = decoding.stop_ids(tokenizer, end_token_ids(self.model, tokenizer))
-        recorded = LogitsProcessorList([chosen] if decoding.num_beams == 1 else [])
+        recorded = LogitsProcessorList([chosen_tokens] if decoding.num_beams == 1 else [])
         arguments = decoding.arguments() | {"max_new_tokens": new_tokens}
         if decoding.do_sample and recorded:
             recorded.append(SeededSampling(decoding, seeds))
@@ -370,22 +412,26 @@ class Engine:
                 logits_processor=recorded,
             )
         generated = output[:, inputs["input_ids"].shape[1] :]
-        texts, lengths = [], []
-        for row in generated.tolist():
-            end = decoding.end(row, tokenizer, stops)
-            texts.append(decoding.cut(tokenizer.decode(row[:end], skip_special_tokens=True)))
-            lengths.append(min(end + 1, len(row)))
+        answer_texts, answer_lengths = [], []
+        for generated_row in generated.tolist():
+            answer_end = decoding.end(generated_row, tokenizer, stops)
+            answer_texts.append(
+                decoding.cut(tokenizer.decode(generated_row[:answer_end], skip_special_tokens=True))
+            )
+            answer_lengths.append(min(answer_end + 1, len(generated_row)))
         return (
-            texts,
-            lengths,
-            chosen.confidences(generated, lengths) if recorded else [None] * len(texts),
+            answer_texts,
+            answer_lengths,
+            chosen_tokens.confidences(generated, answer_lengths)
+            if recorded
+            else [None] * len(answer_texts),
         )
 
     def _score(
-        self, inputs: dict[str, Tensor], rows: Sequence[Row]
+        self, inputs: dict[str, Tensor], batch_rows: Sequence[Row]
     ) -> list[tuple[float, bool] | None]:
         """Log-likelihood of the last `row.continuation` ids of each row, given all before them."""
-        keep = max(row.continuation for row in rows) + 1
+        keep = max(batch_row.continuation for batch_row in batch_rows) + 1
         # positions are counted without padding, which decoders of learned positions do not do by
         # themselves
         positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -396,12 +442,12 @@ class Engine:
             .log_softmax(-1)
         )
         targets: Int[Tensor, "b k"] = inputs["input_ids"][:, 1 - keep :]
-        chosen = logits.gather(-1, targets[..., None])[..., 0]
+        target_scores = logits.gather(-1, targets[..., None])[..., 0]
         greedy = logits.argmax(-1) == targets
         return [
             (
-                float(chosen[i, -row.continuation :].sum()),
-                bool(greedy[i, -row.continuation :].all()),
+                float(target_scores[i, -batch_row.continuation :].sum()),
+                bool(greedy[i, -batch_row.continuation :].all()),
             )
-            for i, row in enumerate(rows)
+            for i, batch_row in enumerate(batch_rows)
         ]

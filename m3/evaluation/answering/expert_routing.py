@@ -51,60 +51,70 @@ class Routing:
     entropy: Float[np.ndarray, "2 layers"]  # nats, summed over tokens
     tokens: Int[np.ndarray, " 2"]
 
-    def __add__(self, other: "Routing") -> "Routing":
+    def __add__(self, other_routing: "Routing") -> "Routing":
         return Routing(
-            self.choices + other.choices, self.entropy + other.entropy, self.tokens + other.tokens
+            self.choices + other_routing.choices,
+            self.entropy + other_routing.entropy,
+            self.tokens + other_routing.tokens,
         )
 
     @property
     def experts(self) -> int:
         return self.choices.shape[-1]
 
-    def load(self, kind: int) -> Float[np.ndarray, "layers experts"]:
+    def load(self, token_kind: int) -> Float[np.ndarray, "layers experts"]:
         """f of each layer for the visual (0) or the text tokens (1); nan where there is no such
         token.
         """
-        total = self.choices[kind].sum(-1, keepdims=True)
+        total_choices = self.choices[token_kind].sum(-1, keepdims=True)
         return np.divide(
-            self.choices[kind],
-            total,
-            out=np.full(self.choices[kind].shape, math.nan),
-            where=total > 0,
+            self.choices[token_kind],
+            total_choices,
+            out=np.full(self.choices[token_kind].shape, math.nan),
+            where=total_choices > 0,
         )
 
-    def busiest(self, kind: int) -> Float[np.ndarray, " layers"]:
-        return self.experts * self.load(kind).max(-1)
+    def busiest(self, token_kind: int) -> Float[np.ndarray, " layers"]:
+        return self.experts * self.load(token_kind).max(-1)
 
-    def spread(self, kind: int) -> Float[np.ndarray, " layers"]:
-        load = self.load(kind)
+    def spread(self, token_kind: int) -> Float[np.ndarray, " layers"]:
+        load = self.load(token_kind)
         return -(load * np.log(np.where(load == 0, 1.0, load))).sum(-1) / math.log(self.experts)
 
-    def undecided(self, kind: int) -> Float[np.ndarray, " layers"]:
+    def undecided(self, token_kind: int) -> Float[np.ndarray, " layers"]:
         """The entropy of the module docstring."""
-        number = self.tokens[kind] if self.tokens[kind] else math.nan
-        return self.entropy[kind] / (number * math.log(self.experts))
+        token_count = self.tokens[token_kind] if self.tokens[token_kind] else math.nan
+        return self.entropy[token_kind] / (token_count * math.log(self.experts))
 
     def encoded(self) -> str:
         """For a line of the store."""
         shape = np.asarray(self.choices.shape[1:], dtype="<u4")
-        parts = (
+        encoded_parts = (
             shape,
             self.tokens.astype("<u4"),
             self.choices.astype("<u4"),
             self.entropy.astype("<f4"),
         )
-        return base64.b85encode(zlib.compress(b"".join(part.tobytes() for part in parts))).decode()
+        return base64.b85encode(
+            zlib.compress(b"".join(encoded_part.tobytes() for encoded_part in encoded_parts))
+        ).decode()
 
     @classmethod
-    def decoded(cls, text: str) -> "Routing":
-        content = zlib.decompress(base64.b85decode(text))
-        layers, experts, *tokens = (int(number) for number in np.frombuffer(content, "<u4", 4))
-        choices = np.frombuffer(content, "<u4", 2 * layers * experts, 16).reshape(
+    def decoded(cls, encoded_text: str) -> "Routing":
+        raw_bytes = zlib.decompress(base64.b85decode(encoded_text))
+        layers, experts, *tokens = (
+            int(header_number) for header_number in np.frombuffer(raw_bytes, "<u4", 4)
+        )
+        choice_counts = np.frombuffer(raw_bytes, "<u4", 2 * layers * experts, 16).reshape(
             2, layers, experts
         )
-        entropy = np.frombuffer(content, "<f4", 2 * layers, 16 + choices.nbytes).reshape(2, layers)
+        entropy = np.frombuffer(raw_bytes, "<f4", 2 * layers, 16 + choice_counts.nbytes).reshape(
+            2, layers
+        )
         return cls(
-            choices.astype(np.int64), entropy.astype(np.float64), np.asarray(tokens, dtype=np.int64)
+            choice_counts.astype(np.int64),
+            entropy.astype(np.float64),
+            np.asarray(tokens, dtype=np.int64),
         )
 
 
@@ -115,17 +125,19 @@ def count(
     and which text.
     """
     masks = is_kind.float()
-    choices, entropy = [], []
+    layer_choices, entropy = [], []
     for of_layer in logits:
         of_layer = of_layer.float()
-        chosen = torch.zeros_like(of_layer).scatter(-1, of_layer.topk(top_k, dim=-1).indices, 1.0)
+        chosen_experts = torch.zeros_like(of_layer).scatter(
+            -1, of_layer.topk(top_k, dim=-1).indices, 1.0
+        )
         log_p = of_layer.log_softmax(-1)
-        choices.append(torch.einsum("kbl,ble->bke", masks, chosen))
+        layer_choices.append(torch.einsum("kbl,ble->bke", masks, chosen_experts))
         entropy.append(torch.einsum("kbl,bl->bk", masks, -(log_p.exp() * log_p).sum(-1)))
-    found = torch.stack(choices, dim=2).round().long().cpu().numpy()
+    choice_counts = torch.stack(layer_choices, dim=2).round().long().cpu().numpy()
     sums = torch.stack(entropy, dim=2).double().cpu().numpy()
     tokens = is_kind.sum(-1).T.cpu().numpy()
-    return [Routing(*parts) for parts in zip(found, sums, tokens, strict=True)]
+    return [Routing(*row_parts) for row_parts in zip(choice_counts, sums, tokens, strict=True)]
 
 
 @dataclass
@@ -137,35 +149,38 @@ class Recorded:
 
     def routings(self, is_kind: Bool[Tensor, "2 b l"], top_k: int) -> list[Routing]:
         # rows repeated for beams are alike; each row's first one counts
-        apart = [one.unflatten(0, (self.rows, -1, is_kind.shape[-1]))[:, 0] for one in self.logits]
-        return count(apart, is_kind, top_k)
+        row_logits = [
+            layer_logits.unflatten(0, (self.rows, -1, is_kind.shape[-1]))[:, 0]
+            for layer_logits in self.logits
+        ]
+        return count(row_logits, is_kind, top_k)
 
 
 @contextmanager
-def recording(model: M3ForConditionalGeneration, rows: int) -> Iterator[Recorded]:
+def recording(model: M3ForConditionalGeneration, row_count: int) -> Iterator[Recorded]:
     """Keeps what the routers say the first time each of them runs while the block runs: to the
     prompts.
 
     Changes nothing.
     """
-    found: dict[int, Tensor] = {}
+    recorded_logits: dict[int, Tensor] = {}
 
     def keep(layer: int, _: nn.Module, __: Any, output: Any) -> None:
-        if layer not in found:
+        if layer not in recorded_logits:
             logits = output[0] if isinstance(output, tuple) else output
-            found[layer] = logits.detach().flatten(0, -2)
+            recorded_logits[layer] = logits.detach().flatten(0, -2)
 
     hooks = [
         router.register_forward_hook(partial(keep, layer))
         for layer, router in enumerate(model.model.routers)
     ]
-    recorded = Recorded([], rows)
+    recorded = Recorded([], row_count)
     try:
         yield recorded
     finally:
-        for one in hooks:
-            one.remove()
-    recorded.logits += [found[layer] for layer in sorted(found)]
+        for forward_hook in hooks:
+            forward_hook.remove()
+    recorded.logits += [recorded_logits[layer] for layer in sorted(recorded_logits)]
 
 
 def is_recorded(doc_id: int, documents: int) -> bool:

@@ -46,12 +46,12 @@ class PictureCache:
         for batch in batches_of_tiles(
             unseen, [self.tiles(picture).number for picture in unseen], batch_size
         ):
-            found = encode_tiles(
+            new_features = encode_tiles(
                 self.model, self.processor.prepare_images([picture.image for picture in batch])
             )
-            for picture, part in zip(batch, found, strict=True):
+            for picture, picture_features in zip(batch, new_features, strict=True):
                 # a part alone, so that it can go alone
-                self._features[picture.digest] = part.clone()
+                self._features[picture.digest] = picture_features.clone()
             self.images_seen += len(batch)
 
     def tiles(self, picture: Picture) -> Tiles:
@@ -63,15 +63,19 @@ class PictureCache:
         """
         self.see([view.picture for view in views if view.method != RESOLUTION], len(views))
         features = pad_features([self._shown(view) for view in views])
-        kept = sum(part.numel() * part.element_size() for part in self._features.values())
-        while kept > self.limit and len(self._features) > len(views):
+        kept_bytes = sum(
+            cached_features.numel() * cached_features.element_size()
+            for cached_features in self._features.values()
+        )
+        while kept_bytes > self.limit and len(self._features) > len(views):
             _, dropped = self._features.popitem(last=False)
-            kept -= dropped.numel() * dropped.element_size()
-        known = tile_entries(
+            kept_bytes -= dropped.numel() * dropped.element_size()
+        known_entries = tile_entries(
             [self.tiles(view.picture) for view in views], self.processor.reader.tiling
         )
         return {"image_features": features} | {
-            name: entry.to(self.model.device) for name, entry in known.items()
+            entry_name: entry_value.to(self.model.device)
+            for entry_name, entry_value in known_entries.items()
         }
 
     def _shown(self, view: View) -> Float[Tensor, "t n d"]:
@@ -82,26 +86,28 @@ class PictureCache:
                 pixels = self.processor.prepare_images([picture.image]).pixel_values.to(
                     self.model.device
                 )
-                made = low_resolution_tokens(self.model, pixels, view.scale)
+                made_tokens = low_resolution_tokens(self.model, pixels, view.scale)
             else:
                 tiles = self._features[picture.digest]
-                made = chosen_tokens(tiles, view.method, view.scale, config.grid, picture.digest)
-            self._features[view.key] = made
+                made_tokens = chosen_tokens(
+                    tiles, view.method, view.scale, config.grid, picture.digest
+                )
+            self._features[view.key] = made_tokens
         self._features.move_to_end(view.key)
         return self._features[view.key]
 
 
 def batches_of_tiles(
-    pictures: Sequence[Picture], tiles: Sequence[int], size: int
+    pictures: Sequence[Picture], tiles: Sequence[int], most_tiles: int
 ) -> Iterator[list[Picture]]:
     """Pictures in order, in groups of at most `size` tiles (or of one picture)."""
     batch: list[Picture] = []
-    filled = 0
-    for picture, number in zip(pictures, tiles, strict=True):
-        if batch and filled + number > size:
+    filled_tiles = 0
+    for picture, tile_count in zip(pictures, tiles, strict=True):
+        if batch and filled_tiles + tile_count > most_tiles:
             yield batch
-            batch, filled = [], 0
+            batch, filled_tiles = [], 0
         batch.append(picture)
-        filled += number
+        filled_tiles += tile_count
     if batch:
         yield batch

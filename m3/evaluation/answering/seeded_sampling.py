@@ -49,7 +49,10 @@ class SeededSampling(LogitsProcessor):
         for warper in self._warpers:
             scores = warper(input_ids, scores)  # pyright: ignore[reportArgumentType] (its LongTensor is a Tensor)
         noise = torch.stack(
-            [torch.empty(scores.shape[1]).exponential_(generator=one) for one in self._generators]
+            [
+                torch.empty(scores.shape[1]).exponential_(generator=row_generator)
+                for row_generator in self._generators
+            ]
         )
         return scores - noise.log().to(scores.device)
 
@@ -61,7 +64,7 @@ def question_seeds(questions: Sequence[Question]) -> list[int]:
     seeds, times = [], Counter[str]()
     for question in questions:
         pictures = [picture.digest for picture in question.pictures]
-        key = digest(
+        question_key = digest(
             [
                 question.text,
                 *pictures,
@@ -70,6 +73,6 @@ def question_seeds(questions: Sequence[Question]) -> list[int]:
                 repr(question.decoding),
             ]
         )
-        seeds.append(int(digest([key, str(times[key])])[:15], 16))
-        times[key] += 1
+        seeds.append(int(digest([question_key, str(times[question_key])])[:15], 16))
+        times[question_key] += 1
     return seeds

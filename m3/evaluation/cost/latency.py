@@ -80,19 +80,21 @@ def measure(
 
     The scales take turns, so that what else the machine does falls on all of them alike.
     """
-    found = []
+    repetitions = []
     for batch_size in batch_sizes:
         series = {scale: _Series([], [], 0) for scale in scales}
         for turn in range(warm_up + repeats):
             for scale in scales:
                 with PeakMemory(model.device) as peak:
-                    first, step = _once(model, scale, text_tokens, batch_size, tokens)
+                    first_seconds, step_seconds = _once(
+                        model, scale, text_tokens, batch_size, tokens
+                    )
                 if turn >= warm_up:
-                    series[scale].firsts.append(first)
-                    series[scale].steps.append(step)
+                    series[scale].firsts.append(first_seconds)
+                    series[scale].steps.append(step_seconds)
                     series[scale].peak = max(series[scale].peak, peak.bytes)
-        found += [_summary(model, scale, batch_size, series[scale]) for scale in scales]
-    return found
+        repetitions += [_summary(model, scale, batch_size, series[scale]) for scale in scales]
+    return repetitions
 
 
 def _summary(
@@ -126,25 +128,33 @@ def _once(
     size = vision_inputs(config.vision_config).image_size(config.vision_config)
     tiles = [config.tiling.largest()] * batch_size
     pixels = torch.rand(sum(image.number for image in tiles), 3, *size, device=device)
-    known = {name: entry.to(device) for name, entry in tile_entries(tiles, config.tiling).items()}
+    known_entries = {
+        entry_name: entry_value.to(device)
+        for entry_name, entry_value in tile_entries(tiles, config.tiling).items()
+    }
     usable = [token for token in range(8) if token != config.image_token_id]
-    text = torch.tensor(usable, device=device).repeat(text_tokens)[:text_tokens]
+    text_ids = torch.tensor(usable, device=device).repeat(text_tokens)[:text_tokens]
     visual = torch.full(
         (config.reader.count(scale, tiles[0]),), config.image_token_id, device=device
     )
-    ids = torch.cat([visual, text]).expand(batch_size, -1)
+    ids = torch.cat([visual, text_ids]).expand(batch_size, -1)
     scales = torch.tensor([scale] * batch_size, device=device)
     started = _now(device)
     output = model(
-        ids, pixel_values=pixels, image_scales=scales, **known, use_cache=True, logits_to_keep=1
+        ids,
+        pixel_values=pixels,
+        image_scales=scales,
+        **known_entries,
+        use_cache=True,
+        logits_to_keep=1,
     )
     token = _next(output.logits, config.image_token_id)
-    first = _now(device) - started
+    first_seconds = _now(device) - started
     started = _now(device)
     for _ in range(tokens):
         output = model(token, past_key_values=output.past_key_values, use_cache=True)
         token = _next(output.logits, config.image_token_id)
-    return first, (_now(device) - started) / tokens
+    return first_seconds, (_now(device) - started) / tokens
 
 
 def _next(logits: Tensor, image_token_id: int) -> Tensor:
@@ -159,8 +169,12 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _spread(values: list[float]) -> float:
-    quarters = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+def _spread(sorted_values: list[float]) -> float:
+    quarters = (
+        statistics.quantiles(sorted_values, n=4)
+        if len(sorted_values) > 1
+        else [sorted_values[0]] * 3
+    )
     return quarters[2] - quarters[0]
 
 

@@ -58,11 +58,13 @@ class Roofline:
     is_compute_bound: bool
 
 
-def accelerator(name: str) -> Accelerator:
+def accelerator(accelerator_name: str) -> Accelerator:
     """The row of the table; a ValueError lists the known ones."""
-    if name not in ACCELERATORS:
-        raise ValueError(f"no accelerator {name!r} in the table; known: {', '.join(ACCELERATORS)}")
-    return ACCELERATORS[name]
+    if accelerator_name not in ACCELERATORS:
+        raise ValueError(
+            f"no accelerator {accelerator_name!r} in the table; known: {', '.join(ACCELERATORS)}"
+        )
+    return ACCELERATORS[accelerator_name]
 
 
 def roofline(cost: Cost, device: Accelerator) -> Roofline:
@@ -74,11 +76,11 @@ def roofline(cost: Cost, device: Accelerator) -> Roofline:
         return max(flops / device.flops, moved * 2 / cost.itemsize / device.bandwidth)
 
     moved = cost.prefill_parameter_bytes + cost.kv_cache_bytes
-    first = (
+    first_token_s = (
         seconds(cost.vision_flops, cost.vision_parameter_bytes)
         + seconds(cost.connector_flops, cost.connector_parameter_bytes)
         + seconds(cost.prefill_flops, moved)
     )
     token = seconds(cost.token_flops, cost.token_parameter_bytes + cost.kv_cache_bytes)
     is_compute_bound = seconds(cost.prefill_flops, 0) > seconds(0, moved)
-    return Roofline(device.name, first, token, is_compute_bound)
+    return Roofline(device.name, first_token_s, token, is_compute_bound)

@@ -52,31 +52,40 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def fetch(names: list[str], root: Path, include: Path | None, download: Download) -> list[Path]:
+def fetch(
+    suite_names: list[str], root: Path, include: Path | None, download: Download
+) -> list[Path]:
     """The folders of all data sets, those that were there included."""
     tasks = [
         task
-        for name in names
-        for task in ([t.task for t in suites()[name].tasks] if name in suites() else [name])
+        for suite_name in suite_names
+        for task in (
+            [t.task for t in suites()[suite_name].tasks] if suite_name in suites() else [suite_name]
+        )
     ]
-    data = {Data.of(read_task(file.path)) for file in find_tasks(tasks, include)}
-    remote = sorted((one for one in data if one.is_remote), key=lambda one: one.dataset)
+    remote_data = {Data.of(read_task(task_file.path)) for task_file in find_tasks(tasks, include)}
+    remote = sorted(
+        (data_set for data_set in remote_data if data_set.is_remote),
+        key=lambda data_set: data_set.dataset,
+    )
     if not remote:
         logger.info(
-            "%s: the data are in the repository, there is nothing to fetch", ", ".join(names)
+            "%s: the data are in the repository, there is nothing to fetch", ", ".join(suite_names)
         )
     folders = []
-    for one in remote:
-        folder = root / Path(one.dataset).name
-        if not folder.is_dir():
-            aside = root / f".{folder.name}.partial"  # a killed download goes on there
-            logger.info("fetching %s", one.dataset)
-            download(one.dataset, aside)
-            aside.rename(folder)
-        if one.videos is not None and not (root / one.videos).is_dir():
-            unpack(folder, root / one.videos)
-        folders.append(folder)
-        logger.info("%s is in %s", one.dataset, folder)
+    for data_set in remote:
+        target_folder = root / Path(data_set.dataset).name
+        if not target_folder.is_dir():
+            partial_folder = (
+                root / f".{target_folder.name}.partial"
+            )  # a killed download goes on there
+            logger.info("fetching %s", data_set.dataset)
+            download(data_set.dataset, partial_folder)
+            partial_folder.rename(target_folder)
+        if data_set.videos is not None and not (root / data_set.videos).is_dir():
+            unpack(target_folder, root / data_set.videos)
+        folders.append(target_folder)
+        logger.info("%s is in %s", data_set.dataset, target_folder)
     return folders
 
 
@@ -103,52 +112,54 @@ def extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> 
     files.
     """
     try:
-        content = archive.extractfile(member)
+        member_content = archive.extractfile(member)
     except KeyError as error:
         raise ValueError(
             f"{archive.name}: {member.name} is a link to {member.linkname}, which is not in the "
             "archive"
         ) from error
-    if content is None:
+    if member_content is None:
         return
-    place = (folder / member.name).resolve()
-    if not place.is_relative_to(folder.resolve()):
+    target_file = (folder / member.name).resolve()
+    if not target_file.is_relative_to(folder.resolve()):
         raise ValueError(
             f"{archive.name}: {member.name} would be written outside of {folder}; the "
             "archive is not safe"
         )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with content, place.open("wb") as file:
-        shutil.copyfileobj(content, file)
+    target_file.parent.mkdir(parents=True, exist_ok=True)
+    with member_content, target_file.open("wb") as open_file:
+        shutil.copyfileobj(member_content, open_file)
 
 
 def unpack(folder: Path, target: Path) -> None:
     """Unpacks all archives of a repository into `target`; parts of one archive (`x.tar.partaa`,
     ...) are joined first.
     """
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    parts: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(aside)
-        elif ".tar" in path.name and path.is_file():
-            parts.setdefault(f"{path.parent}/{path.name.split('.tar')[0]}", []).append(path)
-    for pieces in parts.values():
-        whole = pieces[0]
+    partial_file = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial_file, ignore_errors=True)
+    partial_file.mkdir(parents=True)
+    archive_parts: dict[str, list[Path]] = {}
+    for archive_path in sorted(folder.rglob("*")):
+        if archive_path.suffix == ".zip":
+            with zipfile.ZipFile(archive_path) as archive:
+                archive.extractall(partial_file)
+        elif ".tar" in archive_path.name and archive_path.is_file():
+            archive_parts.setdefault(
+                f"{archive_path.parent}/{archive_path.name.split('.tar')[0]}", []
+            ).append(archive_path)
+    for pieces in archive_parts.values():
+        whole_archive = pieces[0]
         if len(pieces) > 1:
-            whole = aside / "joined.tar"
-            with whole.open("wb") as joined:
+            whole_archive = partial_file / "joined.tar"
+            with whole_archive.open("wb") as joined:
                 for piece in pieces:
-                    with piece.open("rb") as part:
-                        shutil.copyfileobj(part, joined)
-        with tarfile.open(whole) as archive:
+                    with piece.open("rb") as open_part:
+                        shutil.copyfileobj(open_part, joined)
+        with tarfile.open(whole_archive) as archive:
             for member in archive:  # `extractall(filter="data")` came with Python 3.11.4
-                extract(archive, member, aside)
-    (aside / "joined.tar").unlink(missing_ok=True)
-    if not any(aside.iterdir()):
+                extract(archive, member, partial_file)
+    (partial_file / "joined.tar").unlink(missing_ok=True)
+    if not any(partial_file.iterdir()):
         # videos lie in the repository as they are
-        shutil.copytree(folder, aside, dirs_exist_ok=True, symlinks=True)
-    aside.rename(target)
+        shutil.copytree(folder, partial_file, dirs_exist_ok=True, symlinks=True)
+    partial_file.rename(target)

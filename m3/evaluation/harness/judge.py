@@ -91,12 +91,12 @@ def check_judge() -> None:
             timeout=60,
         )
         reply.raise_for_status()
-        text = reply.json()["choices"][0]["message"]["content"]
+        reply_text = reply.json()["choices"][0]["message"]["content"]
     except (requests.RequestException, ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(
             f"the judge {model} at {address} gives no answer ({type(error).__name__}: {error}). "
             "Check --judge, --judge-url "
             f"(an OpenAI-compatible address, such as http://localhost:8000/v1) and the key in {KEY}"
         ) from error
-    if not isinstance(text, str):
-        raise ValueError(f"the judge {model} at {address} answers {text!r}, not a text")
+    if not isinstance(reply_text, str):
+        raise ValueError(f"the judge {model} at {address} answers {reply_text!r}, not a text")

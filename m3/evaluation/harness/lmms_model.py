@@ -100,13 +100,13 @@ class EngineModel(lmms):
 
         The harness picks the smallest; it takes the pair only in this wrapping.
         """
-        results = []
+        request_results = []
         for reply in self.replies(requests):
             assert reply.log_likelihood is not None
             value, is_greedy = reply.log_likelihood
-            counts = TokenCounts(reply.visual_tokens + reply.text_tokens, reply.answer_tokens)
-            results.append(GenerationResult((-value, is_greedy), counts))  # pyright: ignore[reportArgumentType]
-        return results
+            token_counts = TokenCounts(reply.visual_tokens + reply.text_tokens, reply.answer_tokens)
+            request_results.append(GenerationResult((-value, is_greedy), token_counts))  # pyright: ignore[reportArgumentType]
+        return request_results
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         raise ValueError(
@@ -120,14 +120,14 @@ class EngineModel(lmms):
         with tqdm(
             total=len(requests), desc=f"{self.scale} tokens", unit="doc", disable=self._rank != 0
         ) as bar:
-            for start in range(0, len(requests), CHUNK * self.batch_size):
-                chunk = requests[start : start + CHUNK * self.batch_size]
+            for chunk_start in range(0, len(requests), CHUNK * self.batch_size):
+                chunk = requests[chunk_start : chunk_start + CHUNK * self.batch_size]
                 questions = [self.question(request, self.document(request)) for request in chunk]
-                found: dict[int, Reply] = {}
+                chunk_replies: dict[int, Reply] = {}
                 for batch in self.engine.answer(questions, self.batch_size):
-                    found.update(batch)
+                    chunk_replies.update(batch)
                     bar.update(len(batch))
-                replies += [found[index] for index in range(len(chunk))]
+                replies += [chunk_replies[reply_index] for reply_index in range(len(chunk))]
         return replies
 
     def document(self, request: Instance) -> dict[str, Any]:
@@ -141,25 +141,29 @@ class EngineModel(lmms):
         """
         if request.request_type == "loglikelihood":
             context, continuation, doc_to_visual = request.arguments[:3]
-            text = continuation if isinstance(continuation, str) else continuation(document)
-            messages, pictures = simple_messages(
+            continuation_text = (
+                continuation if isinstance(continuation, str) else continuation(document)
+            )
+            chat_turns, pictures = simple_messages(
                 context, doc_to_visual(document), self.engine, self.sampling
             )
             # The template ends where an answer begins, so the blank that joins it to plain text is
             # not part of it.
-            return self.engine.question(messages, pictures, self.scale, Decoding(), text.lstrip())
+            return self.engine.question(
+                chat_turns, pictures, self.scale, Decoding(), continuation_text.lstrip()
+            )
         if self.is_simple:
             context, settings, doc_to_visual = request.arguments[:3]
-            messages, pictures = simple_messages(
+            chat_turns, pictures = simple_messages(
                 context, doc_to_visual(document), self.engine, self.sampling
             )
         else:
             _, doc_to_messages, settings = request.arguments[:3]
             chat = ChatMessages(messages=doc_to_messages(document))
-            messages, pictures = chat_messages(chat, self.engine, self.sampling)
+            chat_turns, pictures = chat_messages(chat, self.engine, self.sampling)
         scale = settings.get(SCALE, self.scale)
         check_scale(self.engine, scale)
-        return self.engine.question(messages, pictures, scale, Decoding.from_task(settings))
+        return self.engine.question(chat_turns, pictures, scale, Decoding.from_task(settings))
 
 
 def sampling_of(frames: str | int) -> Sampling:
@@ -194,12 +198,21 @@ def shown(task: ConfigurableTask, document: dict[str, Any]) -> tuple[str, list[A
     if not isinstance(task, ConfigurableMessagesTask):
         visuals = task.doc_to_visual(document)
         return str(task.doc_to_text(document)), listed(visuals)
-    asked = task.doc_to_messages(document)
-    messages = ChatMessages(messages=asked).messages  # pyright: ignore[reportArgumentType] (it may not be typed a list)
-    parts = [part for message in messages if message.role == "user" for part in message.content]
-    text = "\n".join(part.text for part in parts if isinstance(part, ChatTextContent))
-    return text, [
-        part.url for part in parts if isinstance(part, ChatImageContent | ChatVideoContent)
+    document_messages = task.doc_to_messages(document)
+    chat_turns = ChatMessages(messages=document_messages).messages  # pyright: ignore[reportArgumentType] (it may not be typed a list)
+    user_parts = [
+        user_part
+        for chat_turn in chat_turns
+        if chat_turn.role == "user"
+        for user_part in chat_turn.content
+    ]
+    question_text = "\n".join(
+        user_part.text for user_part in user_parts if isinstance(user_part, ChatTextContent)
+    )
+    return question_text, [
+        user_part.url
+        for user_part in user_parts
+        if isinstance(user_part, ChatImageContent | ChatVideoContent)
     ]
 
 
@@ -211,12 +224,12 @@ def simple_messages(
     """
     token = engine.processor.image_token
     pictures = [picture for visual in listed(visuals) for picture in pictures_of(visual, sampling)]
-    parts = context.split(token)
-    if pictures and len(parts) == len(pictures) + 1:
-        text = token.join(engine.plain(part) for part in parts)
+    text_parts = context.split(token)
+    if pictures and len(text_parts) == len(pictures) + 1:
+        plain_text = token.join(engine.plain(text_part) for text_part in text_parts)
     else:
-        text = f"{token}\n" * len(pictures) + engine.plain(context)
-    return [{"role": "user", "content": text}], pictures
+        plain_text = f"{token}\n" * len(pictures) + engine.plain(context)
+    return [{"role": "user", "content": plain_text}], pictures
 
 
 def chat_messages(
@@ -225,22 +238,22 @@ def chat_messages(
     """The turns of a chat as plain text, parts joined by line ends, images and frames as image
     tokens.
     """
-    messages, pictures = [], []
-    for message in chat.messages:
-        parts = []
-        for content in message.content:
-            if content.type == "text":
-                parts.append(engine.plain(content.text))
-            elif content.type in ("image", "video"):
-                seen = pictures_of(content.url, sampling)
-                pictures += seen
-                parts += [engine.processor.image_token] * len(seen)
+    plain_messages, pictures = [], []
+    for chat_message in chat.messages:
+        message_parts = []
+        for message_content in chat_message.content:
+            if message_content.type == "text":
+                message_parts.append(engine.plain(message_content.text))
+            elif message_content.type in ("image", "video"):
+                content_pictures = pictures_of(message_content.url, sampling)
+                pictures += content_pictures
+                message_parts += [engine.processor.image_token] * len(content_pictures)
             else:
                 raise ValueError(
-                    f"m3 reads text, images and videos; this task sends {content.type}"
+                    f"m3 reads text, images and videos; this task sends {message_content.type}"
                 )
-        messages.append({"role": message.role, "content": "\n".join(parts)})
-    return messages, pictures
+        plain_messages.append({"role": chat_message.role, "content": "\n".join(message_parts)})
+    return plain_messages, pictures
 
 
 def check_scale(engine: Engine, scale: int) -> None:
@@ -301,11 +314,13 @@ class M3Chat(FromArguments):
     is_simple = False
 
 
-def refuse_unknown(names: Sequence[str]) -> None:
-    for name in names:
-        near = get_close_matches(name, ARGUMENTS, n=1, cutoff=0.5)
+def refuse_unknown(option_names: Sequence[str]) -> None:
+    for option_name in option_names:
+        near = get_close_matches(option_name, ARGUMENTS, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"m3 has no model argument {name!r}{hint} It has: {', '.join(ARGUMENTS)}")
+        raise ValueError(
+            f"m3 has no model argument {option_name!r}{hint} It has: {', '.join(ARGUMENTS)}"
+        )
 
 
 def default_device(device: str | None) -> str:
@@ -315,7 +330,9 @@ def default_device(device: str | None) -> str:
 
 def local_device(device: str | None) -> str:
     """The device of this process: of several local processes each takes its own accelerator."""
-    kind = default_device(device)
+    device_name = default_device(device)
     accelerator = Accelerator()
-    own = accelerator.num_processes > 1 and kind != "cpu" and ":" not in kind
-    return f"{kind}:{accelerator.local_process_index}" if own else kind
+    has_own_device = (
+        accelerator.num_processes > 1 and device_name != "cpu" and ":" not in device_name
+    )
+    return f"{device_name}:{accelerator.local_process_index}" if has_own_device else device_name

@@ -49,22 +49,22 @@ def read_task(path: Path) -> dict[str, Any]:
     """The YAML of a task with what it includes merged in, as the harness does: the first of
     several includes wins.
     """
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader) or {}
-    include = content.pop("include", [])
+    task_content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader) or {}
+    include = task_content.pop("include", [])
     merged: dict[str, Any] = {}
-    for name in reversed([include] if isinstance(include, str) else include):
-        merged |= read_task(path.parent / name)
-    return merged | content
+    for include_name in reversed([include] if isinstance(include, str) else include):
+        merged |= read_task(path.parent / include_name)
+    return merged | task_content
 
 
 def included(path: Path) -> set[Path]:
     """A YAML file and all that it includes."""
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader) or {}
-    include = content.get("include", [])
-    found = {path}
-    for name in [include] if isinstance(include, str) else include:
-        found |= included((path.parent / name).resolve())
-    return found
+    task_content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader) or {}
+    include = task_content.get("include", [])
+    included_files = {path}
+    for include_name in [include] if isinstance(include, str) else include:
+        included_files |= included((path.parent / include_name).resolve())
+    return included_files
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,14 @@ def local_copy(data: Data, root: Path) -> Path:
         ValueError: neither of its two places is there, or its videos are missing; what to do is
             said.
     """
-    places = [root / data.dataset, root / Path(data.dataset).name]
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
+    possible_folders = [root / data.dataset, root / Path(data.dataset).name]
+    local_folder = next(
+        (possible_folder for possible_folder in possible_folders if possible_folder.is_dir()), None
+    )
+    if local_folder is None:
         raise ValueError(
-            f"no copy of {data.dataset} in --data-root {root}: looked for {places[0]} and "
-            f"{places[1]}. `m3 data fetch-eval` "
+            f"no copy of {data.dataset} in --data-root {root}: looked for {possible_folders[0]} and "
+            f"{possible_folders[1]}. `m3 data fetch-eval` "
             "makes one where the hub can be reached; elsewhere copy the hub's repository there"
         )
     if data.videos is not None and not (root / data.videos).is_dir():
@@ -108,31 +110,33 @@ def local_copy(data: Data, root: Path) -> Path:
             f"no videos of {data.dataset} in {root / data.videos}: unpack the "
             "repository's archives there"
         )
-    return found.resolve()
+    return local_folder.resolve()
 
 
 def write_overlay(folder: Path, name: str, path: Path, root: Path | None) -> Path:
     """`folder/NAME.yaml`: the harness's task at `path`, reading the copy under `root` if one is
     given.
     """
-    content = read_task(path)
+    task_content = read_task(path)
     overlay: dict[str, Any] = {"include": str(path.resolve()), "task": name}
-    data = Data.of(content)
-    if root is None and data.is_remote and "/" not in data.dataset:
+    task_data = Data.of(task_content)
+    if root is None and task_data.is_remote and "/" not in task_data.dataset:
         raise ValueError(
-            f"{data.dataset} is not on the hub: put its files into a folder DATA/{data.dataset} "
+            f"{task_data.dataset} is not on the hub: put its files into a folder DATA/{task_data.dataset} "
             "and give --data-root DATA "
             f"({path.parent / 'utils.py'} says which files)"
         )
-    if root is not None and data.is_remote:
-        overlay["dataset_path"] = str(local_copy(data, root))
-        options = content.get("dataset_kwargs") or {}
+    if root is not None and task_data.is_remote:
+        overlay["dataset_path"] = str(local_copy(task_data, root))
+        data_options = task_content.get("dataset_kwargs") or {}
         overlay["dataset_kwargs"] = {
-            key: value for key, value in options.items() if key not in DOWNLOAD_OPTIONS
+            option_name: option_value
+            for option_name, option_value in data_options.items()
+            if option_name not in DOWNLOAD_OPTIONS
         }
-    target = folder / f"{name}.yaml"
-    write_text(target, yaml.safe_dump(overlay, sort_keys=False))
-    return target
+    overlay_file = folder / f"{name}.yaml"
+    write_text(overlay_file, yaml.safe_dump(overlay, sort_keys=False))
+    return overlay_file
 
 
 def set_video_home(root: Path | None) -> None:

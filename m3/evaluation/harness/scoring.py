@@ -50,11 +50,11 @@ def run_cell(
     A task without a metric but its submission gives no row.
     """
     scale = model.budget.scale
-    files = submission_folder(run, name, loaded.name, scale)
-    shutil.rmtree(files, ignore_errors=True)  # names of an earlier run hold its time
+    submission_files = submission_folder(run, name, loaded.name, scale)
+    shutil.rmtree(submission_files, ignore_errors=True)  # names of an earlier run hold its time
     try:
         with as_one_process():
-            results = evaluator.simple_evaluate(
+            harness_results = evaluator.simple_evaluate(
                 model=model,
                 model_args=f"model={name},weights={model.engine.weights},{SCALE}={scale}",
                 tasks=[loaded.task],
@@ -63,12 +63,14 @@ def run_cell(
                 batch_size=model.batch_size,
                 bootstrap_iters=0,
                 log_samples=True,
-                cli_args=argparse.Namespace(output_path=str(files), process_with_media=False),
+                cli_args=argparse.Namespace(
+                    output_path=str(submission_files), process_with_media=False
+                ),
                 # some tasks guess where they find no answer: the order must not vary
                 process_docs_parallel=1,
             )
-        assert results is not None
-        return _rows(model, name, loaded, results, run)
+        assert harness_results is not None
+        return _rows(model, name, loaded, harness_results, run)
     # a task is foreign code: whatever it raises fails its cell, not the sweep
     except FOREIGN as error:
         logger.exception("%s failed on %s at %d tokens", name, loaded.name, scale)
@@ -76,9 +78,9 @@ def run_cell(
 
 
 def failed_row(name: str, task: str, scale: int, metric: str, error: BaseException) -> CellRow:
-    text = " ".join(f"{type(error).__name__}: {_cause(error)}".split())
+    error_text = " ".join(f"{type(error).__name__}: {_cause(error)}".split())
     return CellRow(
-        name, task, scale, "failed", metric, True, None, None, 0, 0, None, None, None, text
+        name, task, scale, "failed", metric, True, None, None, 0, 0, None, None, None, error_text
     )
 
 
@@ -88,9 +90,9 @@ def as_one_process() -> Iterator[None]:
     from the merged store.
     """
     before = {
-        name: os.environ.pop(name)
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        if name in os.environ
+        variable_name: os.environ.pop(variable_name)
+        for variable_name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        if variable_name in os.environ
     }
     try:
         yield
@@ -108,62 +110,66 @@ def _rows(
     samples = {
         int(sample["doc_id"]): sample for sample in reversed(results.pop("samples")[loaded.name])
     }
-    keys = {doc_id: of_doc[0].cell.key for doc_id, of_doc in sorted(answers.items())}
-    write_json(result_path(run, name, loaded.name, scale), {**results, "m3_keys": keys})
+    answer_keys = {doc_id: of_doc[0].cell.key for doc_id, of_doc in sorted(answers.items())}
+    write_json(result_path(run, name, loaded.name, scale), {**results, "m3_keys": answer_keys})
     metrics = reported(results["results"][loaded.name])
-    names = {str(metric["metric"]) for metric in loaded.task.config.metric_list}
-    if not metrics and SUBMISSION not in names:
+    metric_names = {str(metric["metric"]) for metric in loaded.task.config.metric_list}
+    if not metrics and SUBMISSION not in metric_names:
         raise ValueError(
             f"the harness gave no number for any metric of {loaded.name}: "
-            f"{', '.join(sorted(names))}"
+            f"{', '.join(sorted(metric_names))}"
         )
     scores = {
         doc_id: per_document(sample, list(metrics)) for doc_id, sample in sorted(samples.items())
     }
-    model.store.add_scores({keys[doc_id]: values for doc_id, values in scores.items()})
-    rows = [
-        _row(name, loaded, scale, metric, value, scores, answers)
-        for metric, value in metrics.items()
+    model.store.add_scores(
+        {answer_keys[doc_id]: metric_values for doc_id, metric_values in scores.items()}
+    )
+    cell_rows = [
+        _row(name, loaded, scale, metric, metric_value, scores, answers)
+        for metric, metric_value in metrics.items()
     ]
-    if loaded.metric not in metrics and SUBMISSION not in names:
-        error = ValueError(
+    if loaded.metric not in metrics and SUBMISSION not in metric_names:
+        no_score = ValueError(
             f"the harness gave no number for {loaded.metric}, the metric of {loaded.name} that "
             "tables show; it gave "
-            f"{', '.join(f'{metric} {value:.4g}' for metric, value in metrics.items())}"
+            f"{', '.join(f'{metric} {metric_value:.4g}' for metric, metric_value in metrics.items())}"
         )
-        rows.append(failed_row(name, loaded.name, scale, loaded.metric, error))
-    return rows
+        cell_rows.append(failed_row(name, loaded.name, scale, loaded.metric, no_score))
+    return cell_rows
 
 
 def reported(results: Mapping[str, Any]) -> dict[str, float]:
     """Metric -> value of the harness's table, for the first filter of each metric; without what
     is no finite number.
     """
-    found: dict[str, float] = {}
-    for name, value in results.items():
-        metric, comma, _ = name.partition(",")
-        if not comma or "_stderr" in metric or metric in found:
+    reported_scores: dict[str, float] = {}
+    for result_name, result_value in results.items():
+        metric, comma, _ = result_name.partition(",")
+        if not comma or "_stderr" in metric or metric in reported_scores:
             continue
-        number = as_number(value)
-        if number is not None and math.isfinite(number):
-            found[metric] = number
+        score_number = as_number(result_value)
+        if score_number is not None and math.isfinite(score_number):
+            reported_scores[metric] = score_number
         elif metric != SUBMISSION:
             logger.warning(
                 "the harness gave %.200r for %s, which is no finite number: the metric has no row",
-                value,
-                name,
+                result_value,
+                result_name,
             )
-    return found
+    return reported_scores
 
 
 def per_document(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
     """The sample's scores: a metric is a number, or a mapping with a number under `score`."""
     scores = {}
     for metric in metrics:
-        value = sample.get(metric)
-        number = as_number(value.get("score") if isinstance(value, dict) else value)
-        if number is not None and math.isfinite(number):
-            scores[metric] = number
+        sample_value = sample.get(metric)
+        score_number = as_number(
+            sample_value.get("score") if isinstance(sample_value, dict) else sample_value
+        )
+        if score_number is not None and math.isfinite(score_number):
+            scores[metric] = score_number
     return scores
 
 
@@ -184,8 +190,8 @@ def _row(
         else [u for u in UNITS if math.isclose(u * ours.value, value, abs_tol=1e-6)]
     )
     factor = factors[0] if factors else None
-    first = [answers[doc_id][0] for doc_id in documents]
-    sure = [answer.confidence for answer in first if answer.confidence is not None]
+    document_answers = [answers[doc_id][0] for doc_id in documents]
+    sure = [answer.confidence for answer in document_answers if answer.confidence is not None]
     return CellRow(
         model=name,
         task=loaded.name,
@@ -196,14 +202,23 @@ def _row(
         value=value,
         stderr=None if ours is None or factor is None else factor * ours.stderr,
         n=len(documents),
-        clusters=len(set(picture_clusters(first))),
-        visual_tokens=sum(answer.visual_tokens for answer in first) / len(first),
-        text_tokens=sum(answer.text_tokens for answer in first) / len(first),
-        answer_tokens=sum(answer.answer_tokens for answer in first) / len(first),
+        clusters=len(set(picture_clusters(document_answers))),
+        visual_tokens=sum(answer.visual_tokens for answer in document_answers)
+        / len(document_answers),
+        text_tokens=sum(answer.text_tokens for answer in document_answers) / len(document_answers),
+        answer_tokens=sum(answer.answer_tokens for answer in document_answers)
+        / len(document_answers),
         error="",
-        confidence=sum(sure) / len(sure) if len(sure) == len(first) else None,
+        confidence=sum(sure) / len(sure) if len(sure) == len(document_answers) else None,
         higher_is_better=loaded.higher_is_better(metric),
-        unit=unit_of_scores([of[metric] for of in scores.values() if metric in of], factors),
+        unit=unit_of_scores(
+            [
+                document_scores[metric]
+                for document_scores in scores.values()
+                if metric in document_scores
+            ],
+            factors,
+        ),
     )
 
 
@@ -229,18 +244,20 @@ def _mean(
     answers: Mapping[int, Sequence[Answer]],
 ) -> Mean | None:
     """Clustered mean, where every document has a score for the metric."""
-    values = [scores[doc_id][metric] for doc_id in documents if metric in scores[doc_id]]
-    if len(values) != len(documents):
-        if values:
-            lost = len(documents) - len(values)
+    document_values = [scores[doc_id][metric] for doc_id in documents if metric in scores[doc_id]]
+    if len(document_values) != len(documents):
+        if document_values:
+            lost_documents = len(documents) - len(document_values)
             logger.warning(
                 "%s: %d of %d documents have no finite number; it has no standard error",
                 metric,
-                lost,
+                lost_documents,
                 len(documents),
             )
         return None
-    return clustered_mean(values, picture_clusters([answers[doc_id][0] for doc_id in documents]))
+    return clustered_mean(
+        document_values, picture_clusters([answers[doc_id][0] for doc_id in documents])
+    )
 
 
 def _cause(error: BaseException) -> str:

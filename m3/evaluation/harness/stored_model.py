@@ -120,12 +120,16 @@ class StoredModel(EngineModel):
 
         A budget that fails is left out from then on; an unreadable document fails all.
         """
-        total = len(requests) * len(self.budgets)
+        total_answers = len(requests) * len(self.budgets)
         with tqdm(
-            total=total, desc=self._label, unit="answer", file=self._screen, disable=self._rank != 0
+            total=total_answers,
+            desc=self._label,
+            unit="answer",
+            file=self._screen,
+            disable=self._rank != 0,
         ) as bar:
-            for start in range(0, len(requests), CHUNK * self.batch_size):
-                chunk = requests[start : start + CHUNK * self.batch_size]
+            for chunk_start in range(0, len(requests), CHUNK * self.batch_size):
+                chunk = requests[chunk_start : chunk_start + CHUNK * self.batch_size]
                 live = [budget for budget in self.budgets if budget not in self._failures]
                 if not live:
                     return
@@ -136,8 +140,8 @@ class StoredModel(EngineModel):
                         for request, doc in zip(chunk, documents, strict=True)
                     ]
                     cells = [
-                        self._cell(*asked)
-                        for asked in zip(chunk, documents, questions, strict=True)
+                        self._cell(*chunk_question)
+                        for chunk_question in zip(chunk, documents, questions, strict=True)
                     ]
                 except FOREIGN as error:  # foreign code and foreign data
                     logger.exception("%s: a document cannot be asked", self._label)
@@ -178,36 +182,42 @@ class StoredModel(EngineModel):
         """The plan of the batches depends on questions and budgets alone, not on what the store
         has: resuming changes nothing.
         """
-        asked = [(budget, i) for budget in budgets for i in range(len(questions))]
-        wanted = [self._at(cells[i], budget) for budget, i in asked]
-        for (budget, i), cell in zip(asked, wanted, strict=True):
+        budget_questions = [(budget, i) for budget in budgets for i in range(len(questions))]
+        wanted_cells = [self._at(cells[i], budget) for budget, i in budget_questions]
+        for (budget, i), cell in zip(budget_questions, wanted_cells, strict=True):
             self._keys.setdefault(identity(requests[i]), {})[budget] = cell.key
-        missing = [cell.key not in self.store for cell in wanted]
-        bar.update(missing.count(False))
-        if not any(missing):
+        is_missing = [cell.key not in self.store for cell in wanted_cells]
+        bar.update(is_missing.count(False))
+        if not any(is_missing):
             return
         documents = min(len(self.loaded.task.eval_docs), self.limit or sys.maxsize)
         is_routed = [is_recorded(int(request.doc_id), documents) for request in requests]
         at_budget = [
-            questions[i].at(budget.scale, budget.method, is_routed[i]) for budget, i in asked
+            questions[i].at(budget.scale, budget.method, is_routed[i])
+            for budget, i in budget_questions
         ]
-        for batch in self.engine.answer(at_budget, self.batch_size, missing):
-            new = [(position, reply) for position, reply in batch if missing[position]]
+        for batch in self.engine.answer(at_budget, self.batch_size, is_missing):
+            new_replies = [(position, reply) for position, reply in batch if is_missing[position]]
             answers = []
-            for position, reply in new:
-                request, question = requests[asked[position][1]], at_budget[position]
+            for position, reply in new_replies:
+                request, question = requests[budget_questions[position][1]], at_budget[position]
                 images = tuple(picture.digest for picture in question.pictures)
-                cell, doc_id = wanted[position], int(request.doc_id)
-                sizes = tuple(
+                cell, doc_id = wanted_cells[position], int(request.doc_id)
+                picture_sizes = tuple(
                     (picture.image.height, picture.image.width) for picture in question.pictures
                 )
                 answers.append(
                     Answer(
-                        cell, request.task_name, doc_id, images=images, sizes=sizes, **asdict(reply)
+                        cell,
+                        request.task_name,
+                        doc_id,
+                        images=images,
+                        sizes=picture_sizes,
+                        **asdict(reply),
                     )
                 )
             self.store.add_answers(answers)
-            bar.update(len(new))
+            bar.update(len(new_replies))
 
     def _at(self, cell: Cell, budget: Budget) -> Cell:
         method = stored_name(budget.method, self.engine.model.config.nesting.kind)
@@ -232,7 +242,12 @@ class StoredModel(EngineModel):
             weights=self.engine.weights,
             task=digest([self.loaded.digest, settings]),
             dataset=digest([task, split, len(self.task_dict[task][split])]),
-            document=digest({name: fingerprint(value) for name, value in document.items()}),
+            document=digest(
+                {
+                    field_name: fingerprint(field_value)
+                    for field_name, field_value in document.items()
+                }
+            ),
             prompt=digest([question.text, pictures, question.continuation]),
             scale=question.scale,
             method=self.engine.model.config.nesting.kind,
@@ -253,7 +268,7 @@ def fingerprint(value: object) -> Json:
     if isinstance(value, bytes):
         return digest(value)
     if isinstance(value, dict):
-        return {str(name): fingerprint(item) for name, item in value.items()}
+        return {str(item_name): fingerprint(item_value) for item_name, item_value in value.items()}
     if isinstance(value, list | tuple):
-        return [fingerprint(item) for item in value]
+        return [fingerprint(item_value) for item_value in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)

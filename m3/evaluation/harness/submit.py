@@ -35,10 +35,12 @@ def main(argv: list[str]) -> int:
         "--all", action="store_true", help="also files of splits whose labels are public"
     )
     arguments = parser.parse_args(argv)
-    found = collect(arguments.run, arguments.all)
-    width = max(len(submission.task) for submission in found)
-    lines = [f"{one.task:<{width}}  {one.model} at {one.scale} tokens: {one.file}" for one in found]
-    print("\n".join(lines))  # noqa: T201 (the list is the output)
+    submissions = collect(arguments.run, arguments.all)
+    width = max(len(submission.task) for submission in submissions)
+    output_lines = [
+        f"{one.task:<{width}}  {one.model} at {one.scale} tokens: {one.file}" for one in submissions
+    ]
+    print("\n".join(output_lines))  # noqa: T201 (the list is the output)
     return 0
 
 
@@ -50,21 +52,28 @@ def collect(run: Path, is_all: bool = False) -> list[Submission]:
     """
     shutil.rmtree(run / "submit", ignore_errors=True)
     cells = sorted(run.glob("submissions/*/*@*"))
-    servers = {name for name, task in known_tasks().items() if "server" in task.needs}
-    found: list[Submission] = []
+    servers = {task_name for task_name, task in known_tasks().items() if "server" in task.needs}
+    submissions: list[Submission] = []
     for cell in cells:
         task, _, scale = cell.name.rpartition("@")
         if not is_all and task not in servers:
             continue
-        files = sorted(path for path in cell.rglob("*") if path.is_file())
-        found += [_copy(run, cell.parent.name, task, int(scale), path, files) for path in files]
-    if not found:
-        others = sorted({cell.name.rpartition("@")[0] for cell in cells})
-        hint = f"--all takes those of {', '.join(others)}" if others else "no task in it writes one"
+        cell_files = sorted(cell_file for cell_file in cell.rglob("*") if cell_file.is_file())
+        submissions += [
+            _copy(run, cell.parent.name, task, int(scale), cell_file, cell_files)
+            for cell_file in cell_files
+        ]
+    if not submissions:
+        other_tasks = sorted({cell.name.rpartition("@")[0] for cell in cells})
+        hint = (
+            f"--all takes those of {', '.join(other_tasks)}"
+            if other_tasks
+            else "no task in it writes one"
+        )
         raise ValueError(f"{run} has no file for a server ({', '.join(sorted(servers))}); {hint}")
-    names = [one.file for one in found]
-    assert len(set(names)) == len(names), names
-    return found
+    file_names = [submission.file for submission in submissions]
+    assert len(set(file_names)) == len(file_names), file_names
+    return submissions
 
 
 def _copy(
@@ -73,9 +82,9 @@ def _copy(
     """The kind of a file is its ending; where a cell has two of a kind, the harness's own name
     is kept in it.
     """
-    is_only = sum(other.suffix == path.suffix for other in files) == 1
+    is_only = sum(other_file.suffix == path.suffix for other_file in files) == 1
     stem = f"{task}__{model}__{scale}_tokens" + ("" if is_only else f"__{path.stem}")
-    target = run / "submit" / f"{stem}{path.suffix}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, target)
-    return Submission(model, task, scale, target)
+    target_file = run / "submit" / f"{stem}{path.suffix}"
+    target_file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target_file)
+    return Submission(model, task, scale, target_file)

@@ -101,26 +101,28 @@ def load_tasks(
     set_video_home(data_root)
     loaded: list[LoadedTask] = []
     broken: list[BrokenTask] = []
-    paths = [] if include_path is None else [str(include_path)]
+    include_paths = [] if include_path is None else [str(include_path)]
     good: list[TaskFile] = []
-    for file in find_tasks(names, include_path):
-        if not file.is_ours or Data.of(read_task(file.path)).is_remote:
+    for task_file in find_tasks(names, include_path):
+        if not task_file.is_ours or Data.of(read_task(task_file.path)).is_remote:
             try:
-                write_overlay(overlays, file.name, file.path, data_root)
+                write_overlay(overlays, task_file.name, task_file.path, data_root)
             except ValueError as error:
-                broken.append(BrokenTask(file.name, metric_of(file.name) or "", error))
+                broken.append(BrokenTask(task_file.name, metric_of(task_file.name) or "", error))
                 continue
-        good.append(file)
+        good.append(task_file)
     if overlays.is_dir():
         # the harness takes the first of tasks that have the same name
-        paths.insert(0, str(overlays))
-    manager = TaskManager(include_path=paths, include_defaults=False)
-    for file in good:
+        include_paths.insert(0, str(overlays))
+    manager = TaskManager(include_path=include_paths, include_defaults=False)
+    for task_file in good:
         try:
-            loaded.append(_load(file, manager))
+            loaded.append(_load(task_file, manager))
         except FOREIGN as error:  # a task is foreign code and foreign data: it fails alone
-            logger.exception("task %s cannot be loaded", file.name)
-            broken.append(BrokenTask(file.name, metric_of(file.name) or "", _explained(error)))
+            logger.exception("task %s cannot be loaded", task_file.name)
+            broken.append(
+                BrokenTask(task_file.name, metric_of(task_file.name) or "", _explained(error))
+            )
     return manager, loaded, broken
 
 
@@ -161,32 +163,34 @@ def find_tasks(names: Sequence[str], include_path: Path | None) -> list[TaskFile
     """The files of all tasks that the names stand for, each once, in the order of the names."""
     if include_path is not None and not include_path.is_dir():
         raise ValueError(f"--include-path {include_path} is no folder")
-    own = TaskManager(
+    own_manager = TaskManager(
         include_path=None if include_path is None else str(include_path), include_defaults=False
     )
-    found: dict[str, TaskFile] = {}
-    for name in names:
-        is_ours = name in own.task_index
-        index = own.task_index if is_ours else upstream().task_index
-        if name not in index:
-            known = sorted({*own.task_index, *index})
-            where = (
+    task_files: dict[str, TaskFile] = {}
+    for task_name in names:
+        is_ours = task_name in own_manager.task_index
+        index = own_manager.task_index if is_ours else upstream().task_index
+        if task_name not in index:
+            known_names = sorted({*own_manager.task_index, *index})
+            include_note = (
                 f"in lmms-eval ({TASKS_FOLDER} is not here)"
                 if include_path is None
                 else f"in {include_path} or in lmms-eval"
             )
-            near = get_close_matches(name, known, n=3)
+            near = get_close_matches(task_name, known_names, n=3)
             hint = (
                 f"Did you mean {' or '.join(map(repr, near))}?"
                 if near
-                else f"It has {len(known):,}; no name is near."
+                else f"It has {len(known_names):,}; no name is near."
             )
-            raise ValueError(f"no task {name!r} {where}. {hint}")
-        for leaf in _leaf_names(name, index):
-            source = own.task_index if leaf in own.task_index else index
-            path = Path(source[leaf]["yaml_path"]).resolve()
-            found.setdefault(leaf, TaskFile(leaf, path, source is own.task_index))
-    return list(found.values())
+            raise ValueError(f"no task {task_name!r} {include_note}. {hint}")
+        for leaf in _leaf_names(task_name, index):
+            task_source = own_manager.task_index if leaf in own_manager.task_index else index
+            task_path = Path(task_source[leaf]["yaml_path"]).resolve()
+            task_files.setdefault(
+                leaf, TaskFile(leaf, task_path, task_source is own_manager.task_index)
+            )
+    return list(task_files.values())
 
 
 @cache
@@ -201,10 +205,14 @@ def _leaf_names(name: str, index: dict, group: str = "") -> list[str]:
             f"the group {group} names {name}, but there is no such task; name the others of its "
             "tasks one by one"
         )
-    entry = index[name]
-    if entry["type"] in ("task", "python_task"):
+    index_entry = index[name]
+    if index_entry["type"] in ("task", "python_task"):
         return [name]
-    listed = entry["task"] if entry["task"] != -1 else read_task(Path(entry["yaml_path"]))["task"]
+    listed = (
+        index_entry["task"]
+        if index_entry["task"] != -1
+        else read_task(Path(index_entry["yaml_path"]))["task"]
+    )
     return [leaf for member in _members(listed) for leaf in _leaf_names(member, index, name)]
 
 
@@ -233,10 +241,12 @@ def _load(file: TaskFile, manager: TaskManager) -> LoadedTask:
             "chat messages cannot: set num_fewshot: 0 in a task of your own that includes it"
         )
     yamls = included(file.path)
-    files = yamls | {code for path in yamls for code in path.parent.glob("*.py")}
+    task_files = yamls | {code for yaml_file in yamls for code in yaml_file.parent.glob("*.py")}
     metric = metric_of(file.name) or task.config.metric_list[0]["metric"]
-    found = digest_files(files, _common(files))
-    return LoadedTask(file.name, task, is_simple, found, metric, _baselines(file.path, file.name))
+    task_digest = digest_files(task_files, _common(task_files))
+    return LoadedTask(
+        file.name, task, is_simple, task_digest, metric, _baselines(file.path, file.name)
+    )
 
 
 def _task(name: str, manager: TaskManager, kind: Literal["chat", "simple"]) -> ConfigurableTask:
@@ -249,15 +259,20 @@ def _common(files: set[Path]) -> Path:
     """The deepest folder that holds all files, so that moving the suite leaves its digest as it
     is.
     """
-    parents = [set(file.parents) for file in files]
-    return max(set.intersection(*parents), key=lambda folder: len(folder.parts))
+    parents = [set(task_file.parents) for task_file in files]
+    return max(set.intersection(*parents), key=lambda common_folder: len(common_folder.parts))
 
 
 def _baselines(path: Path, task: str) -> dict[str, float]:
     """The task's row of the suite's `data/baselines.json`: named as the task or as the end of
     its name.
     """
-    rows = read_baselines(path.parent / "data" / "baselines.json")
+    baseline_rows = read_baselines(path.parent / "data" / "baselines.json")
     return next(
-        (row for name, row in rows.items() if task == name or task.endswith(f"_{name}")), {}
+        (
+            baseline_row
+            for baseline_task, baseline_row in baseline_rows.items()
+            if task == baseline_task or task.endswith(f"_{baseline_task}")
+        ),
+        {},
     )

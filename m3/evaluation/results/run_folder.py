@@ -137,9 +137,9 @@ Row = TypeVar("Row", CellRow, CostRow, LatencyRow)
 def write_text(path: Path, text: str) -> None:
     """Writes aside, then renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    temporary_file = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary_file.write_text(text, encoding="utf-8")
+    temporary_file.replace(path)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -148,15 +148,19 @@ def write_json(path: Path, value: object) -> None:
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
     """A CSV file; None is an empty field."""
-    lines = [[field.name for field in fields(kind)]]
-    lines += [
-        ["" if value is None else str(value) for value in asdict(row).values()] for row in rows
+    csv_lines = [[row_field.name for row_field in fields(kind)]]
+    csv_lines += [
+        [
+            "" if field_value is None else str(field_value)
+            for field_value in asdict(table_row).values()
+        ]
+        for table_row in rows
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
-    aside.replace(path)
+    temporary_file = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary_file.open("w", encoding="utf-8", newline="") as open_file:
+        csv.writer(open_file, lineterminator="\n").writerows(csv_lines)
+    temporary_file.replace(path)
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
@@ -169,22 +173,29 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
         raise ValueError(
             f"{path} is missing; `m3 report` takes the folder that `m3 sweep --out` wrote"
         )
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        expected = [field.name for field in fields(kind)]
-        found = reader.fieldnames or []
+    with path.open(encoding="utf-8", newline="") as open_file:
+        reader = csv.DictReader(open_file)
+        expected = [row_field.name for row_field in fields(kind)]
+        stated_columns = reader.fieldnames or []
         needed = [
-            field.name for field in fields(kind) if field.name in found or field.default is MISSING
+            row_field.name
+            for row_field in fields(kind)
+            if row_field.name in stated_columns or row_field.default is MISSING
         ]
-        if found != needed:
+        if stated_columns != needed:
             raise ValueError(
                 f"{path} has columns {reader.fieldnames}, expected {expected}; run the sweep again"
             )
-        known = [field for field in fields(kind) if field.name in found]
+        known_fields = [row_field for row_field in fields(kind) if row_field.name in stated_columns]
         try:
             return [
-                kind(**{field.name: _parse(row[field.name], field.type) for field in known})
-                for row in reader
+                kind(
+                    **{
+                        row_field.name: _parse(csv_row[row_field.name], row_field.type)
+                        for row_field in known_fields
+                    }
+                )
+                for csv_row in reader
             ]
         except (TypeError, ValueError) as error:  # a line with fewer fields, a word for a number
             raise ValueError(
@@ -192,10 +203,10 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
             ) from error
 
 
-def _parse(text: str, kind: Any) -> Any:
-    if isinstance(kind, UnionType):
-        return None if text == "" else _parse(text, get_args(kind)[0])
-    return text == "True" if kind is bool else kind(text)
+def _parse(field_text: str, field_type: Any) -> Any:
+    if isinstance(field_type, UnionType):
+        return None if field_text == "" else _parse(field_text, get_args(field_type)[0])
+    return field_text == "True" if field_type is bool else field_type(field_text)
 
 
 @contextmanager
@@ -208,9 +219,9 @@ def alone_in(run: Path) -> Iterator[None]:
         ValueError: one does.
     """
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a") as file:
+    with (run / ".lock").open("a") as lock_file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
                 f"another sweep is writing to {run}; wait for it, or choose another --out"
@@ -232,17 +243,18 @@ def read_keys(run: Path, model: str, task: str, scale: int) -> dict[int, str]:
     Raises:
         ValueError: the file is missing, cut or foreign.
     """
-    path = result_path(run, model, task, scale)
-    content = read_json(path)
-    keys = content.get("m3_keys") if isinstance(content, dict) else None
-    if not isinstance(keys, dict) or not all(
-        name.isdecimal() and isinstance(key, str) for name, key in keys.items()
+    result_file = result_path(run, model, task, scale)
+    result_content = read_json(result_file)
+    answer_keys = result_content.get("m3_keys") if isinstance(result_content, dict) else None
+    if not isinstance(answer_keys, dict) or not all(
+        document_name.isdecimal() and isinstance(answer_key, str)
+        for document_name, answer_key in answer_keys.items()
     ):
         raise ValueError(
-            f"{path} has no m3_keys, from document to answer: `m3 sweep` did not write it; run the "
+            f"{result_file} has no m3_keys, from document to answer: `m3 sweep` did not write it; run the "
             "sweep again"
         )
-    return {int(doc_id): key for doc_id, key in keys.items()}
+    return {int(doc_id): answer_key for doc_id, answer_key in answer_keys.items()}
 
 
 def read_json(path: Path) -> Any:
@@ -266,10 +278,10 @@ def read_json(path: Path) -> Any:
 
 def read_object(path: Path) -> dict[str, Any]:
     """As `read_json`, for a file that holds one mapping."""
-    content = read_json(path)
-    if not isinstance(content, dict):
+    json_content = read_json(path)
+    if not isinstance(json_content, dict):
         raise ValueError(f"{path} holds no mapping: it was changed; run the sweep again")
-    return content
+    return json_content
 
 
 Described = TypeVar("Described", ModelRow, Example)
@@ -281,14 +293,21 @@ def read_list(path: Path, kind: type[Described]) -> tuple[Described, ...]:
     Raises:
         ValueError: the file is missing, no JSON, or its rows have other keys.
     """
-    content, known = read_json(path), {field.name: field for field in fields(kind)}
-    needed = {name for name, field in known.items() if field.default is MISSING}
-    for row in content if isinstance(content, list) else [None]:
-        if not isinstance(row, dict) or not needed <= set(row) <= set(known):
+    json_content, known_fields = (
+        read_json(path),
+        {known_field.name: known_field for known_field in fields(kind)},
+    )
+    needed = {
+        field_name
+        for field_name, known_field in known_fields.items()
+        if known_field.default is MISSING
+    }
+    for json_row in json_content if isinstance(json_content, list) else [None]:
+        if not isinstance(json_row, dict) or not needed <= set(json_row) <= set(known_fields):
             raise ValueError(
-                f"{path} is no list of rows with the keys {', '.join(known)}: run the sweep again"
+                f"{path} is no list of rows with the keys {', '.join(known_fields)}: run the sweep again"
             )
-    return tuple(kind(**row) for row in content)
+    return tuple(kind(**json_row) for json_row in json_content)
 
 
 def environment(arguments: Sequence[str]) -> Mapping[str, object]:
@@ -300,5 +319,5 @@ def environment(arguments: Sequence[str]) -> Mapping[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        **{name: version(name) for name in PACKAGES},
+        **{package_name: version(package_name) for package_name in PACKAGES},
     }

@@ -39,18 +39,21 @@ def picture_clusters(answers: Sequence[Answer]) -> list[int]:
     """
     parents: dict[str, str] = {}
 
-    def root(name: str) -> str:
-        parents.setdefault(name, name)
-        while parents[name] != name:
-            parents[name] = name = parents[parents[name]]
-        return name
+    def root(picture_name: str) -> str:
+        parents.setdefault(picture_name, picture_name)
+        while parents[picture_name] != picture_name:
+            parents[picture_name] = picture_name = parents[parents[picture_name]]
+        return picture_name
 
-    names = [answer.images or (f"text {answer.cell.document}",) for answer in answers]
-    for first, *others in names:
-        for other in others:
-            parents[root(other)] = root(first)
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(root(first), len(numbers)) for first, *_ in names]
+    picture_names = [answer.images or (f"text {answer.cell.document}",) for answer in answers]
+    for first_name, *other_names in picture_names:
+        for other_name in other_names:
+            parents[root(other_name)] = root(first_name)
+    cluster_numbers: dict[str, int] = {}
+    return [
+        cluster_numbers.setdefault(root(first_name), len(cluster_numbers))
+        for first_name, *_ in picture_names
+    ]
 
 
 def read_samples(
@@ -59,26 +62,28 @@ def read_samples(
     """The documents that every scale has; None where some document has no score of its own for
     the metric.
     """
-    keys = [read_keys(run, model, task, scale) for scale in scales]
-    doc_ids = sorted(set.intersection(*(set(of_scale) for of_scale in keys)))
+    scale_keys = [read_keys(run, model, task, scale) for scale in scales]
+    doc_ids = sorted(set.intersection(*(set(of_scale) for of_scale in scale_keys)))
     scores = [
-        [store.scores(of_scale[doc_id]).get(metric) for of_scale in keys] for doc_id in doc_ids
+        [store.scores(of_scale[doc_id]).get(metric) for of_scale in scale_keys]
+        for doc_id in doc_ids
     ]
     if not doc_ids or any(
-        score is None or not math.isfinite(score) for row in scores for score in row
+        score is None or not math.isfinite(score) for score_row in scores for score in score_row
     ):
         return None
-    answers = [[store.answer(of_scale[doc_id]) for of_scale in keys] for doc_id in doc_ids]
+    answers = [[store.answer(of_scale[doc_id]) for of_scale in scale_keys] for doc_id in doc_ids]
     return Samples(
         scales=tuple(scales),
         doc_ids=tuple(doc_ids),
-        documents=tuple(row[0].cell.document for row in answers),
-        images=tuple(picture_clusters([row[0] for row in answers])),
+        documents=tuple(score_row[0].cell.document for score_row in answers),
+        images=tuple(picture_clusters([score_row[0] for score_row in answers])),
         scores=np.asarray(scores, dtype=np.float64),
         tokens=np.asarray(
-            [[answer.visual_tokens for answer in row] for row in answers], dtype=np.float64
+            [[answer.visual_tokens for answer in score_row] for score_row in answers],
+            dtype=np.float64,
         ),
         confidences=np.asarray(
-            [[answer.confidence for answer in row] for row in answers], dtype=np.float64
+            [[answer.confidence for answer in score_row] for score_row in answers], dtype=np.float64
         ),
     )

@@ -39,7 +39,9 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        return digest({field.name: getattr(self, field.name) for field in fields(self)})
+        return digest(
+            {cell_field.name: getattr(self, cell_field.name) for cell_field in fields(self)}
+        )
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class Store:
 
     def refresh(self) -> None:
         """Reads what is on the disk, that of other processes included."""
-        for path in sorted(self.folder.glob("*.jsonl")):
-            for record in read_records(path):
+        for record_file in sorted(self.folder.glob("*.jsonl")):
+            for record in read_records(record_file):
                 self._remember(record)
 
     def __len__(self) -> int:
@@ -109,20 +111,30 @@ class Store:
 
     def add_answers(self, answers: Sequence[Answer]) -> None:
         """Append answers that are not in the store; on return they are on the disk."""
-        new = {
+        new_answers = {
             answer.cell.key: answer for answer in answers if answer.cell.key not in self._answers
         }
         self._append(
-            [{"kind": "answer", "key": key, **asdict(answer)} for key, answer in new.items()]
+            [
+                {"kind": "answer", "key": key, **asdict(answer)}
+                for key, answer in new_answers.items()
+            ]
         )
 
     def add_scores(self, scores: dict[str, dict[str, float]]) -> None:
         """Append the scores of answers (key -> metric -> score) that are new or differ from
         those in the store.
         """
-        new = {key: values for key, values in scores.items() if self._scores.get(key) != values}
+        new_scores = {
+            key: score_values
+            for key, score_values in scores.items()
+            if self._scores.get(key) != score_values
+        }
         self._append(
-            [{"kind": "score", "key": key, "scores": dict(values)} for key, values in new.items()]
+            [
+                {"kind": "score", "key": key, "scores": dict(score_values)}
+                for key, score_values in new_scores.items()
+            ]
         )
 
     def close(self) -> None:
@@ -142,8 +154,10 @@ class Store:
         if not records:
             return
         if self._file is None:
-            name = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}.jsonl"
-            self._file = (self.folder / name).open("a", encoding="utf-8")
+            file_name = (
+                f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}.jsonl"
+            )
+            self._file = (self.folder / file_name).open("a", encoding="utf-8")
         self._file.write(
             "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         )
@@ -164,14 +178,14 @@ def _decode_answer(record: dict) -> Answer:
     nothing is computed again.
     """
     record = {"confidence": None, "routing": None, "sizes": None, **record}
-    values = {field.name: record[field.name] for field in fields(Answer)}
-    values["cell"] = Cell(**values["cell"])
-    values["images"] = tuple(values["images"])
-    if values["sizes"] is not None:
-        values["sizes"] = tuple((height, width) for height, width in values["sizes"])
-    if values["log_likelihood"] is not None:
-        values["log_likelihood"] = tuple(values["log_likelihood"])
-    return Answer(**values)
+    field_values = {answer_field.name: record[answer_field.name] for answer_field in fields(Answer)}
+    field_values["cell"] = Cell(**field_values["cell"])
+    field_values["images"] = tuple(field_values["images"])
+    if field_values["sizes"] is not None:
+        field_values["sizes"] = tuple((height, width) for height, width in field_values["sizes"])
+    if field_values["log_likelihood"] is not None:
+        field_values["log_likelihood"] = tuple(field_values["log_likelihood"])
+    return Answer(**field_values)
 
 
 def read_records(path: Path) -> list[dict]:
@@ -179,16 +193,16 @@ def read_records(path: Path) -> list[dict]:
 
     A last line without its line end was cut by a kill and is left out.
     """
-    *lines, torn = path.read_bytes().split(b"\n")
-    if torn:
-        logger.warning("%s ends in a cut line of %d bytes; it is ignored", path, len(torn))
+    *whole_lines, torn_line = path.read_bytes().split(b"\n")
+    if torn_line:
+        logger.warning("%s ends in a cut line of %d bytes; it is ignored", path, len(torn_line))
     records = []
-    for number, line in enumerate(lines, start=1):
+    for line_number, record_line in enumerate(whole_lines, start=1):
         try:
-            records.append(json.loads(line))
+            records.append(json.loads(record_line))
         except ValueError as error:
             raise ValueError(
-                f"line {number} of {path} is not a record ({error}); the store is append-only and "
+                f"line {line_number} of {path} is not a record ({error}); the store is append-only and "
                 "only its last line "
                 f"may be cut. Remove this file to compute its answers again"
             ) from error

@@ -28,9 +28,9 @@ def fallen(run: Path, baseline: Path) -> list[Change]:
     """Says how every scale stands against `--baseline`; what fell beyond the noise, means and
     single tasks.
     """
-    new, old = Summary.read(run), Summary.read(baseline)
-    changes = compare(new, old)
-    silent = not_compared(new, old)
+    new_run, old_run = Summary.read(run), Summary.read(baseline)
+    changes = compare(new_run, old_run)
+    silent = not_compared(new_run, old_run)
     if silent:
         logger.warning("NOT compared with %s: %s", baseline, "; ".join(silent))
     drops = [change for change in changes if change.is_drop]

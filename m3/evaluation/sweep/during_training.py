@@ -64,8 +64,8 @@ class LiveSweep:
             *(() if choice.data_root is None else ("--data-root", choice.data_root)),
         ]
         arguments = parse_arguments(["live", *self._options, "--out", str(folder)])
-        names, _ = task_names("", arguments.tasks, has_judge=False)
-        self._found = find(arguments, names)
+        known_tasks, _ = task_names("", arguments.tasks, has_judge=False)
+        self._found = find(arguments, known_tasks)
         for broken in self._found[2]:
             raise ValueError(
                 f"evaluation: task {broken.name} cannot be loaded: {broken.error}"
@@ -105,18 +105,23 @@ def scores(cells: Sequence[CellRow]) -> dict[str, float]:
         if cell.is_primary and cell.value is not None
     }
     scored = [cell for cell in cells if cell.is_primary]
-    hundreds, points = (
-        {cell.task for cell in scored if cell.unit == unit} for unit in ("percent", "points")
+    hundreds, point_tasks = (
+        {cell.task for cell in scored if cell.unit == unit_name}
+        for unit_name in ("percent", "points")
     )
-    found = {f"eval_{task}_scale_{scale}": value for (task, scale), value in primary.items()}
+    eval_scores = {
+        f"eval_{task}_scale_{scale}": score_value for (task, scale), score_value in primary.items()
+    }
     tasks = {
         cell.task
         for cell in cells
-        if cell.higher_is_better is not False and cell.task not in points
+        if cell.higher_is_better is not False and cell.task not in point_tasks
     }  # an error, or points of some unit, have no place among accuracies
     for scale in sorted({cell.scale for cell in cells}):
-        known = [task for task in sorted(tasks) if (task, scale) in primary]
-        values = [primary[task, scale] / (100 if task in hundreds else 1) for task in known]
-        if 1 < len(tasks) == len(values):
-            found[f"eval_mean_scale_{scale}"] = sum(values) / len(values)
-    return {name: round(value, 6) for name, value in found.items()}
+        scored_tasks = [task for task in sorted(tasks) if (task, scale) in primary]
+        share_values = [
+            primary[task, scale] / (100 if task in hundreds else 1) for task in scored_tasks
+        ]
+        if 1 < len(tasks) == len(share_values):
+            eval_scores[f"eval_mean_scale_{scale}"] = sum(share_values) / len(share_values)
+    return {score_name: round(score_value, 6) for score_name, score_value in eval_scores.items()}

@@ -40,12 +40,12 @@ def write_examples(
             of_task = [cell for cell in cells if cell.task == loaded.name and cell.model == model]
             if not of_task or any(cell.status == "failed" for cell in of_task):
                 continue
-            keys = [read_keys(run, model, loaded.name, scale) for scale in scales]
+            scale_keys = [read_keys(run, model, loaded.name, scale) for scale in scales]
             sign = -1 if loaded.higher_is_better(loaded.metric) is False else 1
             gain = {
-                doc_id: sign * store.scores(keys[-1][doc_id]).get(loaded.metric, 0.0)
-                - sign * store.scores(keys[0][doc_id]).get(loaded.metric, 0.0)
-                for doc_id in keys[-1]
+                doc_id: sign * store.scores(scale_keys[-1][doc_id]).get(loaded.metric, 0.0)
+                - sign * store.scores(scale_keys[0][doc_id]).get(loaded.metric, 0.0)
+                for doc_id in scale_keys[-1]
             }
             for doc_id in sorted(gain, key=lambda doc_id: (-gain[doc_id], doc_id))[
                 :EXAMPLES_PER_TASK
@@ -71,8 +71,10 @@ def _write_example(run: Path, loaded: LoadedTask, doc_id: int, sampling: Samplin
     image = pictures_of(visuals[0], sampling)[0].image
     small = image.copy()
     small.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
-    file = f"{loaded.name}-{doc_id}.webp"
+    image_file = f"{loaded.name}-{doc_id}.webp"
     (run / "examples").mkdir(exist_ok=True)
-    small.save(run / "examples" / file, quality=QUALITY)
-    target = str(loaded.task.doc_to_target(document))
-    return [Example(loaded.name, doc_id, question, target, file, [image.height, image.width])]
+    small.save(run / "examples" / image_file, quality=QUALITY)
+    target_text = str(loaded.task.doc_to_target(document))
+    return [
+        Example(loaded.name, doc_id, question, target_text, image_file, [image.height, image.width])
+    ]

@@ -20,7 +20,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         epilog="\n".join(
             [
                 "methods:",
-                *(f"  {name:12}{row.about} ({row.source})" for name, row in METHODS.items()),
+                *(
+                    f"  {method_name:12}{method_row.about} ({method_row.source})"
+                    for method_name, method_row in METHODS.items()
+                ),
             ]
         ),
         formatter_class=argparse.RawTextHelpFormatter,
@@ -101,16 +104,21 @@ def task_names(suite: str, tasks: str, has_judge: bool) -> tuple[list[str], list
     Raises:
         ValueError: neither is given; no such suite; a task named in `--tasks` that needs a judge.
     """
-    named = [name.strip() for name in tasks.split(",") if name.strip()]
+    named = [task_name.strip() for task_name in tasks.split(",") if task_name.strip()]
     of_suites = [
-        row for name in suite.split(",") if name.strip() for row in get_suite(name.strip()).tasks
+        suite_row
+        for task_name in suite.split(",")
+        if task_name.strip()
+        for suite_row in get_suite(task_name.strip()).tasks
     ]
     if not named and not of_suites:
         raise ValueError(
             f"name what to evaluate: --tasks, or --suite with one of {', '.join(suites())}"
         )
     judged = [
-        name for name in named if name in known_tasks() and "judge" in known_tasks()[name].needs
+        task_name
+        for task_name in named
+        if task_name in known_tasks() and "judge" in known_tasks()[task_name].needs
     ]
     if judged and not has_judge:
         raise ValueError(
@@ -118,25 +126,34 @@ def task_names(suite: str, tasks: str, has_judge: bool) -> tuple[list[str], list
             "give it with --judge MODEL "
             "and, where it is not OpenAI's, --judge-url"
         )
-    left_out = [row.task for row in of_suites if "judge" in row.needs and not has_judge]
-    wanted = [*named, *(row.task for row in of_suites if row.task not in left_out)]
-    return list(dict.fromkeys(wanted)), list(dict.fromkeys(left_out))
+    left_out = [
+        suite_row.task for suite_row in of_suites if "judge" in suite_row.needs and not has_judge
+    ]
+    wanted_tasks = [
+        *named,
+        *(suite_row.task for suite_row in of_suites if suite_row.task not in left_out),
+    ]
+    return list(dict.fromkeys(wanted_tasks)), list(dict.fromkeys(left_out))
 
 
 def chosen_methods(text: str) -> list[str]:
     """The rows of the table that `--methods` names, each once, in its order."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        get_method(name)
-    if not names:
+    method_names = list(
+        dict.fromkeys(method_name.strip() for method_name in text.split(",") if method_name.strip())
+    )
+    for method_name in method_names:
+        get_method(method_name)
+    if not method_names:
         raise ValueError(f"--methods is empty; it takes one or more of {', '.join(METHODS)}")
-    return names
+    return method_names
 
 
 def check_positive(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
+    for option_name, option_number in numbers.items():
+        if option_number is not None and option_number < 1:
+            raise ValueError(
+                f"--{option_name.replace('_', '-')} must be at least 1, got {option_number}"
+            )
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:
@@ -145,17 +162,26 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
 
     `runs/mine/checkpoints/final`, as training leaves it, is `mine`.
     """
-    whole = {path: Path(path).resolve() if Path(path).is_dir() else Path(path) for path in paths}
-    if len(set(whole.values())) < len(paths):
-        raise ValueError(f"a model is given twice: {', '.join(paths)}")
-    told = {
-        path: [part for part in whole[path].parts if part not in ("checkpoints", "final", "/")]
-        for path in paths
+    whole_paths = {
+        model_path: Path(model_path).resolve() if Path(model_path).is_dir() else Path(model_path)
+        for model_path in paths
     }
-    for parts in range(1, 1 + max(map(len, told.values()))):
-        names = ["_".join(told[path][-parts:]) or path for path in paths]
-        if len(set(names)) == len(paths):
-            return dict(zip(names, paths, strict=True))
+    if len(set(whole_paths.values())) < len(paths):
+        raise ValueError(f"a model is given twice: {', '.join(paths)}")
+    telling_parts = {
+        model_path: [
+            path_part
+            for path_part in whole_paths[model_path].parts
+            if path_part not in ("checkpoints", "final", "/")
+        ]
+        for model_path in paths
+    }
+    for part_count in range(1, 1 + max(map(len, telling_parts.values()))):
+        label_names = [
+            "_".join(telling_parts[model_path][-part_count:]) or model_path for model_path in paths
+        ]
+        if len(set(label_names)) == len(paths):
+            return dict(zip(label_names, paths, strict=True))
     raise ValueError(f"no part of their paths tells these models apart: {', '.join(paths)}")
 
 
@@ -170,8 +196,8 @@ def check_distinct(names: Sequence[str], methods: Sequence[str]) -> None:
     Raises:
         ValueError: it is, and the rows of both would be mixed.
     """
-    rows = [label_of(name, method) for name in names for method in methods]
-    twice = sorted({row for row in rows if rows.count(row) > 1})
+    row_labels = [label_of(model_name, method) for model_name in names for method in methods]
+    twice = sorted({row_label for row_label in row_labels if row_labels.count(row_label) > 1})
     if twice:
         raise ValueError(
             f"{', '.join(twice)} would name the rows of a model and of a control; rename the "
@@ -188,17 +214,17 @@ def reachable_scales(text: str | None, configs: dict[str, M3Config]) -> list[int
     """
     if text is None:
         scales = next(iter(configs.values())).nesting.trained_scales
-    elif all(part.strip().isdigit() for part in text.split(",")):
-        scales = {int(part) for part in text.split(",")}
+    elif all(scale_text.strip().isdigit() for scale_text in text.split(",")):
+        scales = {int(scale_text) for scale_text in text.split(",")}
     else:
         raise ValueError(
             f"--scales takes numbers of visual tokens with commas, such as 1,9,36; got {text!r}"
         )
-    for name, config in configs.items():
+    for model_name, config in configs.items():
         nesting = get_nesting(config.nesting.kind)
         for scale in scales:
             try:
                 nesting.count(config.grid, scale)
             except ValueError as error:
-                raise ValueError(f"model {name}: {error}") from error
+                raise ValueError(f"model {model_name}: {error}") from error
     return sorted(scales)

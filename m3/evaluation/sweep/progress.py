@@ -46,17 +46,17 @@ class Progress:
     def report(self, rows: Sequence[CellRow], name: str, task: str, scale: int) -> None:
         """One line for the cell that was just scored."""
         self.done += 1
-        primary = next((row for row in rows if row.is_primary), None)
+        primary = next((cell_row for cell_row in rows if cell_row.is_primary), None)
         if primary is None:
-            said = "answered; a server scores it (m3 submit)" if not rows else "scored"
+            status_text = "answered; a server scores it (m3 submit)" if not rows else "scored"
         elif primary.status == "failed":
-            said = f"FAILED: {primary.error}"
+            status_text = f"FAILED: {primary.error}"
         else:
-            said = f"{primary.metric} {primary.value:.4g}" + (
+            status_text = f"{primary.metric} {primary.value:.4g}" + (
                 "" if primary.stderr is None else f" ± {primary.stderr:.2g}"
             )
         elapsed = time.monotonic() - self._started
-        left = elapsed / self.done * (self.cells - self.done)
+        seconds_left = elapsed / self.done * (self.cells - self.done)
         free = gigabytes(shutil.disk_usage(self.run).free)
         logger.info(
             "[%d/%d] %s, %s at %d tokens: %s; %s so far, about %s left, %s free",
@@ -66,9 +66,9 @@ class Progress:
                 name,
                 task,
                 scale,
-                said,
+                status_text,
                 duration(elapsed),
-                duration(left),
+                duration(seconds_left),
                 free,
             ),
         )

@@ -44,29 +44,36 @@ def costs_of(
 
     Where none was asked, one row: that of a picture of most tiles and `NO_ANSWER_TEXT`.
     """
-    asked = {task: prompts for task, prompts in tasks.items() if prompts}
-    whole = sum(asked.values(), Counter[Prompt]()) or Counter([Prompt(None, NO_ANSWER_TEXT)])
+    asked_prompts = {task: prompts for task, prompts in tasks.items() if prompts}
+    all_prompts = sum(asked_prompts.values(), Counter[Prompt]()) or Counter(
+        [Prompt(None, NO_ANSWER_TEXT)]
+    )
     costs = {
         prompt: method_cost(
             engine.outline, method, scale, prompt.text_tokens, tiles_of(engine, prompt.sizes)
         )
-        for prompt in whole
+        for prompt in all_prompts
     }
-    return [_mean(costs, name, task, prompts) for task, prompts in {"": whole, **asked}.items()]
+    return [
+        _mean(costs, name, task, prompts)
+        for task, prompts in {"": all_prompts, **asked_prompts}.items()
+    ]
 
 
 def _mean(costs: Mapping[Prompt, Cost], name: str, task: str, prompts: Counter[Prompt]) -> CostRow:
-    total = prompts.total()
+    prompt_count = prompts.total()
     sums = {
-        field.name: sum(asdict(costs[one])[field.name] * n for one, n in prompts.items())
-        for field in fields(Cost)
+        cost_field.name: sum(
+            asdict(costs[one_prompt])[cost_field.name] * n for one_prompt, n in prompts.items()
+        )
+        for cost_field in fields(Cost)
     }
     return CostRow(
-        **{name: round(value / total) for name, value in sums.items()},
+        **{name: round(cost_sum / prompt_count) for name, cost_sum in sums.items()},
         model=name,
-        prompts=total,
-        most_visual_tokens=max(costs[one].visual_tokens for one in prompts),
-        most_first_token_flops=max(costs[one].first_token_flops for one in prompts),
+        prompts=prompt_count,
+        most_visual_tokens=max(costs[one_prompt].visual_tokens for one_prompt in prompts),
+        most_first_token_flops=max(costs[one_prompt].first_token_flops for one_prompt in prompts),
         task=task,
     )
 

@@ -113,24 +113,29 @@ def main(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
     if arguments.baseline is not None:
         check_baseline(arguments.out, arguments.baseline)
-    paths = labels(arguments.models)
-    configs = {name: M3Config.from_pretrained(path) for name, path in paths.items()}
-    names, left_out = task_names(arguments.suite, arguments.tasks, arguments.judge is not None)
+    model_paths = labels(arguments.models)
+    configs = {
+        model_name: M3Config.from_pretrained(model_path)
+        for model_name, model_path in model_paths.items()
+    }
+    wanted_tasks, left_out = task_names(
+        arguments.suite, arguments.tasks, arguments.judge is not None
+    )
     if left_out:
         logger.info("left out, since they need a judge (--judge): %s", ", ".join(left_out))
     if arguments.judge is not None:
         set_judge(arguments.judge, arguments.judge_url)
         check_judge()
     scales, methods = reachable_scales(arguments.scales, configs), chosen_methods(arguments.methods)
-    check_distinct(list(paths), methods)
+    check_distinct(list(model_paths), methods)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    found = find(arguments, names)
+    found_tasks = find(arguments, wanted_tasks)
     # of the processes that torchrun starts, the first writes
     with alone_in(arguments.out) if os.environ.get("RANK", "0") == "0" else nullcontext():
-        sweep = prepare(arguments, argv, found, scales, methods)
-        for name, path in paths.items():
-            sweep_model(sweep, name, path)
+        sweep = prepare(arguments, argv, found_tasks, scales, methods)
+        for model_name, model_path in model_paths.items():
+            sweep_model(sweep, model_name, model_path)
     if not sweep.is_writer:
         return 0
     fell = fallen(sweep.run, arguments.baseline) if arguments.baseline is not None else []
@@ -149,7 +154,7 @@ def main(argv: list[str]) -> int:
     return 1 if failed or fell else 0
 
 
-def find(arguments: argparse.Namespace, names: Sequence[str]) -> FoundTasks:
+def find(arguments: argparse.Namespace, wanted_names: Sequence[str]) -> FoundTasks:
     """Loads the tasks. What the harness says of them goes to the log of the run folder."""
     run: Path = arguments.out
     run.mkdir(parents=True, exist_ok=True)
@@ -158,20 +163,20 @@ def find(arguments: argparse.Namespace, names: Sequence[str]) -> FoundTasks:
     harness_logger.add(run / "lmms_eval.log")
     include = tasks_folder(arguments.include_path)
     with quiet(run):
-        return load_tasks(names, include, run / "tasks", arguments.data_root)
+        return load_tasks(wanted_names, include, run / "tasks", arguments.data_root)
 
 
 def prepare(
     arguments: argparse.Namespace,
     argv: Sequence[str],
-    found: FoundTasks,
+    found_tasks: FoundTasks,
     scales: list[int],
     methods: list[str],
 ) -> Sweep:
     """Sets the run folder up, `arguments.out`."""
     run: Path = arguments.out
     run.mkdir(parents=True, exist_ok=True)
-    manager, tasks, broken = found
+    manager, tasks, broken = found_tasks
     is_cpu = default_device(arguments.device) == "cpu"  # joins what torchrun launched
     accelerator = Accelerator(
         cpu=is_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
@@ -180,8 +185,10 @@ def prepare(
     budgets = len(arguments.models) * len(scales) * len(methods)
     for loaded in tasks:
         if loaded.name in known_tasks() and "judge" in known_tasks()[loaded.name].needs:
-            count = min(len(loaded.task.eval_docs), arguments.limit or 10**12)
-            logger.info("judge %s, %s", arguments.judge, price(loaded.name, count, budgets))
+            document_count = min(len(loaded.task.eval_docs), arguments.limit or 10**12)
+            logger.info(
+                "judge %s, %s", arguments.judge, price(loaded.name, document_count, budgets)
+            )
     check_disk(run, documents * budgets)
     if accelerator.is_main_process:
         shutil.rmtree(
@@ -221,8 +228,10 @@ def sweep_model(sweep: Sweep, name: str, path: str) -> None:
 def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
     """As `sweep_model`, with the model at hand."""
     arguments = sweep.arguments
-    kind = engine.model.config.nesting.kind
-    methods = [method for method in sweep.methods if method == OWN or not is_own(method, kind)]
+    nesting_kind = engine.model.config.nesting.kind
+    methods = [
+        method for method in sweep.methods if method == OWN or not is_own(method, nesting_kind)
+    ]
     for method in sorted(set(sweep.methods) - set(methods)):
         logger.info(
             "%s nests by pooling, so the method %s is its own nesting; it has no rows apart",
@@ -236,18 +245,25 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
     budgets = [Budget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
     for broken in sweep.broken:
         for budget in budgets:
-            label = label_of(name, budget.method)
-            row = failed_row(label, broken.name, budget.scale, broken.metric, broken.error)
-            add_cell(sweep, [row], label, broken.name, budget.scale)
-    with own_store(sweep) as folder, Store(folder) as store:
+            row_label = label_of(name, budget.method)
+            broken_row = failed_row(
+                row_label, broken.name, budget.scale, broken.metric, broken.error
+            )
+            add_cell(sweep, [broken_row], row_label, broken.name, budget.scale)
+    with own_store(sweep) as store_folder, Store(store_folder) as store:
         for loaded in sweep.tasks:
             run_task(sweep, name, loaded, engine, store, budgets)
         if sweep.is_writer:
             add_costs(sweep, name, engine, store, methods or [OWN])
     if sweep.is_writer and path == arguments.models[0]:
-        first = sweep.models[0].name
+        first_model = sweep.models[0].name
         write_examples(
-            sweep.run, first, sweep.tasks, sweep.scales, sweep.cells, sampling_of(arguments.frames)
+            sweep.run,
+            first_model,
+            sweep.tasks,
+            sweep.scales,
+            sweep.cells,
+            sampling_of(arguments.frames),
         )
 
 
@@ -259,8 +275,8 @@ def own_store(sweep: Sweep) -> Iterator[Path]:
     if sweep.is_writer or not sweep.in_step:
         yield sweep.run / "store"
         return
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
+    with TemporaryDirectory() as temporary_folder:
+        yield Path(temporary_folder)
 
 
 def run_task(
@@ -276,14 +292,14 @@ def run_task(
     Several processes answer first, each its share (in step: all); then the first one scores.
     """
     arguments = sweep.arguments
-    label = f"{name}, {loaded.name}"
+    cell_label = f"{name}, {loaded.name}"
     model = StoredModel(
         engine,
         budgets,
         arguments.batch_size,
         loaded,
         store,
-        label,
+        cell_label,
         arguments.frames,
         arguments.limit,
     )
@@ -300,8 +316,8 @@ def run_task(
         model.serve(budget)
         row_name = label_of(name, budget.method)
         with quiet(sweep.run):
-            rows = run_cell(model, row_name, loaded, sweep.manager, arguments.limit, sweep.run)
-        add_cell(sweep, rows, row_name, loaded.name, budget.scale)
+            cell_rows = run_cell(model, row_name, loaded, sweep.manager, arguments.limit, sweep.run)
+        add_cell(sweep, cell_rows, row_name, loaded.name, budget.scale)
 
 
 def add_cell(sweep: Sweep, rows: Sequence[CellRow], name: str, task: str, scale: int) -> None:
@@ -321,13 +337,23 @@ def quiet(run: Path) -> Iterator[None]:
 def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
     config = engine.model.config
     grid = [config.grid] if isinstance(config.grid, int) else list(config.grid)
-    scales, kind = list(config.nesting.trained_scales), config.nesting.kind
+    scales, nesting_kind = list(config.nesting.trained_scales), config.nesting.kind
     parameters = sum(parameter.numel() for parameter in engine.outline.parameters())
     base = "" if method == OWN else name
     routers = len(engine.model.model.routers)
-    label, tiling = label_of(name, method), config.tiling.to_dict()
+    model_label, tiling = label_of(name, method), config.tiling.to_dict()
     return ModelRow(
-        label, path, engine.weights, scales, grid, kind, parameters, method, base, routers, tiling
+        model_label,
+        path,
+        engine.weights,
+        scales,
+        grid,
+        nesting_kind,
+        parameters,
+        method,
+        base,
+        routers,
+        tiling,
     )
 
 
@@ -339,16 +365,16 @@ def add_costs(
     """
     for method in methods:
         for scale in sweep.scales:
-            label = label_of(name, method)
-            asked = {
-                task: prompts_of(found)
-                for task, found in answers_of(sweep, label, scale, store).items()
+            model_label = label_of(name, method)
+            asked_prompts = {
+                task: prompts_of(task_answers)
+                for task, task_answers in answers_of(sweep, model_label, scale, store).items()
             }
-            sweep.costs += costs_of(engine, label, method, scale, asked)
+            sweep.costs += costs_of(engine, model_label, method, scale, asked_prompts)
     if not sweep.arguments.no_latency:
-        text = text_tokens(name, sweep.cells)
-        measured = measure(engine.model, sweep.scales, text, LATENCY_BATCHES)
-        sweep.times += [LatencyRow.of(name, row) for row in measured]
+        mean_text_tokens = text_tokens(name, sweep.cells)
+        measured = measure(engine.model, sweep.scales, mean_text_tokens, LATENCY_BATCHES)
+        sweep.times += [LatencyRow.of(name, latency_row) for latency_row in measured]
     write_rows(sweep.run / "cost.csv", CostRow, sweep.costs)
     write_rows(sweep.run / "latency.csv", LatencyRow, sweep.times)
 
@@ -362,14 +388,17 @@ def answers_of(sweep: Sweep, label: str, scale: int, store: Store) -> dict[str, 
     }
     tasks = [loaded.name for loaded in sweep.tasks if loaded.name not in failed]
     return {
-        task: [store.answer(key) for key in read_keys(sweep.run, label, task, scale).values()]
+        task: [
+            store.answer(answer_key)
+            for answer_key in read_keys(sweep.run, label, task, scale).values()
+        ]
         for task in tasks
     }
 
 
 def text_tokens(name: str, cells: Sequence[CellRow]) -> int:
     """How much text the tasks' prompts had in the mean: latency is that of such a prompt."""
-    lengths = [
+    prompt_lengths = [
         cell.text_tokens for cell in cells if cell.model == name and cell.text_tokens is not None
     ]
-    return round(sum(lengths) / len(lengths)) if lengths else NO_ANSWER_TEXT
+    return round(sum(prompt_lengths) / len(prompt_lengths)) if prompt_lengths else NO_ANSWER_TEXT

@@ -45,11 +45,11 @@ class Pruned:
         """
         if self.dropped is not None:
             return  # only the prompt decides
-        first = weights[:: len(weights) // len(self.keep)]
-        index = self.last.to(weights.device)[:, None, None, None].expand(
-            -1, first.shape[1], 1, first.shape[3]
+        first_weights = weights[:: len(weights) // len(self.keep)]
+        query_index = self.last.to(weights.device)[:, None, None, None].expand(
+            -1, first_weights.shape[1], 1, first_weights.shape[3]
         )
-        scores = first.gather(2, index)[:, :, 0].float().mean(1)
+        scores = first_weights.gather(2, query_index)[:, :, 0].float().mean(1)
         scores = scores.masked_fill(~self.is_visual, -torch.inf)
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         self.dropped = self.is_visual & (rank >= self.keep.to(rank.device)[:, None])
@@ -77,22 +77,22 @@ def pruning(
         ValueError: a decoder without that many layers, or whose layers are no list.
     """
     layers = decoder_layers(model)
-    state, decoder = Pruned(is_visual, keep, last), model.model.language_model
+    pruning_state, decoder = Pruned(is_visual, keep, last), model.model.language_model
     before = decoder.config._attn_implementation
     decoder.set_attn_implementation("eager")
 
     def score(_: nn.Module, __: Any, output: Any) -> None:
-        state.score(output[1])
+        pruning_state.score(output[1])
 
     def close(
         _: nn.Module, positional: tuple, named: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
-        return positional, named | {"attention_mask": state.mask(named["attention_mask"])}
+        return positional, named | {"attention_mask": pruning_state.mask(named["attention_mask"])}
 
     hooks = [layers[LAYERS - 1].self_attn.register_forward_hook(score)]
     hooks += [layer.register_forward_pre_hook(close, with_kwargs=True) for layer in layers[LAYERS:]]
     try:
-        yield state
+        yield pruning_state
     finally:
         for hook in hooks:
             hook.remove()
@@ -112,6 +112,6 @@ def decoder_layers(model: M3ForConditionalGeneration) -> list[Any]:
     return list(layers)
 
 
-def mean_visual_tokens(full: int, kept: int, layers: int) -> int:
+def mean_visual_tokens(full: int, kept_tokens: int, layers: int) -> int:
     """Visual tokens that a layer reads, as the mean over the decoder's layers."""
-    return round((LAYERS * full + (layers - LAYERS) * kept) / layers)
+    return round((LAYERS * full + (layers - LAYERS) * kept_tokens) / layers)

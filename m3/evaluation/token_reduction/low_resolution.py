@@ -33,10 +33,10 @@ def low_resolution_tokens(
     Raises:
         ValueError: a tower or a connector that cannot do it.
     """
-    config, kind = model.config, model.config.vision_config.model_type
-    if kind not in TOWERS:
+    config, tower_type = model.config, model.config.vision_config.model_type
+    if tower_type not in TOWERS:
         raise ValueError(
-            f"resolution: the tower {kind} takes images of one size; it can be {', '.join(TOWERS)}"
+            f"resolution: the tower {tower_type} takes images of one size; it can be {', '.join(TOWERS)}"
         )
     rows, columns = rectangle(config.grid, "resolution")
     if (rows, columns) != vision_inputs(config.vision_config).grid(config.vision_config):
@@ -46,13 +46,15 @@ def low_resolution_tokens(
         )
     down, across = GridPool().shape((rows, columns), scale)
     height, width = pixel_values.shape[-2:]
-    size = (height // rows * down, width // columns * across)
-    small = interpolate(pixel_values.float(), size=size, mode="bicubic", antialias=True).to(
+    small_size = (height // rows * down, width // columns * across)
+    small = interpolate(pixel_values.float(), size=small_size, mode="bicubic", antialias=True).to(
         model.dtype
     )
     layer = config.vision_feature_layer
-    seen = model.model.vision_tower(
-        pixel_values=small, output_hidden_states=layer is not None, **TOWERS[kind]
+    tower_output = model.model.vision_tower(
+        pixel_values=small, output_hidden_states=layer is not None, **TOWERS[tower_type]
     )
-    features = seen.last_hidden_state if layer is None else seen.hidden_states[layer]
+    features = (
+        tower_output.last_hidden_state if layer is None else tower_output.hidden_states[layer]
+    )
     return model.model.connector(features[:, 1:] if config.drop_class_token else features)

@@ -45,9 +45,12 @@ def method_cost(
         return cost
     # Every layer counts alike, so a decoder that drops tokens behind some layers lies between the
     # two on the line.
-    largest = get_nesting(model.config.nesting.kind).reachable(model.config.grid)[-1]
-    full = formulas.prompt_cost(largest, tokens(largest), text_tokens, tiles)
+    largest_scale = get_nesting(model.config.nesting.kind).reachable(model.config.grid)[-1]
+    full = formulas.prompt_cost(largest_scale, tokens(largest_scale), text_tokens, tiles)
     share = LAYERS / formulas.decoder_layers
-    kept, whole = asdict(cost), asdict(full)
-    mixed = {name: round(share * whole[name] + (1 - share) * kept[name]) for name in kept}
+    reduced_cost, full_cost = asdict(cost), asdict(full)
+    mixed = {
+        cost_name: round(share * full_cost[cost_name] + (1 - share) * reduced_cost[cost_name])
+        for cost_name in reduced_cost
+    }
     return Cost(**(mixed | {"scale": scale}))

@@ -72,8 +72,11 @@ class UniformSampling(Choice):
     ) -> Float[Tensor, "m d"]:
         rows, columns = rectangle(grid, "uniform")
         down, across = GridPool().shape((rows, columns), scale)
-        high, wide = rows // down, columns // across
-        y, x = torch.arange(down) * high + high // 2, torch.arange(across) * wide + wide // 2
+        cell_height, cell_width = rows // down, columns // across
+        y, x = (
+            torch.arange(down) * cell_height + cell_height // 2,
+            torch.arange(across) * cell_width + cell_width // 2,
+        )
         return tokens[(y[:, None] * columns + x).flatten().to(tokens.device)]
 
 
@@ -102,14 +105,14 @@ class DivPrune(Choice):
         self, tokens: Float[Tensor, "n d"], scale: int, grid: Grid, image: str
     ) -> Float[Tensor, "m d"]:
         distance = 1 - similarity(tokens)
-        first = int(distance.fill_diagonal_(torch.inf).min(1).values.argmax())
-        nearest, chosen = distance[first].clone(), [first]
-        nearest[first] = -torch.inf
-        while len(chosen) < scale:
-            chosen.append(int(nearest.argmax()))
-            nearest = torch.minimum(nearest, distance[chosen[-1]])
-            nearest[chosen] = -torch.inf
-        return tokens[in_order(chosen, tokens)]
+        first_index = int(distance.fill_diagonal_(torch.inf).min(1).values.argmax())
+        nearest, chosen_indices = distance[first_index].clone(), [first_index]
+        nearest[first_index] = -torch.inf
+        while len(chosen_indices) < scale:
+            chosen_indices.append(int(nearest.argmax()))
+            nearest = torch.minimum(nearest, distance[chosen_indices[-1]])
+            nearest[chosen_indices] = -torch.inf
+        return tokens[in_order(chosen_indices, tokens)]
 
 
 class Coverage(Choice):
@@ -121,13 +124,13 @@ class Coverage(Choice):
         self, tokens: Float[Tensor, "n d"], scale: int, grid: Grid, image: str
     ) -> Float[Tensor, "m d"]:
         alike = similarity(tokens)
-        covered, chosen = torch.full_like(alike[0], -1.0), []
-        while len(chosen) < scale:
+        covered, chosen_indices = torch.full_like(alike[0], -1.0), []
+        while len(chosen_indices) < scale:
             gain = (torch.maximum(alike, covered) - covered).sum(1)
-            gain[chosen] = -torch.inf
-            chosen.append(int(gain.argmax()))
-            covered = torch.maximum(covered, alike[chosen[-1]])
-        return tokens[in_order(chosen, tokens)]
+            gain[chosen_indices] = -torch.inf
+            chosen_indices.append(int(gain.argmax()))
+            covered = torch.maximum(covered, alike[chosen_indices[-1]])
+        return tokens[in_order(chosen_indices, tokens)]
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,11 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def get_method(name: str) -> Method:
+def get_method(method_name: str) -> Method:
     """The row called `name`; a `ValueError` gives the near match."""
-    if name not in METHODS:
-        raise ValueError(f"no method {name!r}. {near_match(name, METHODS)}")
-    return METHODS[name]
+    if method_name not in METHODS:
+        raise ValueError(f"no method {method_name!r}. {near_match(method_name, METHODS)}")
+    return METHODS[method_name]
 
 
 def stored_name(method: str, nesting: str) -> str:
@@ -214,9 +217,9 @@ def chosen_tokens(
     tiles: Float[Tensor, "t n d"], method: str, scale: int, grid: Grid, image: str
 ) -> Float[Tensor, "t {scale} d"]:
     """Each tile's tokens after the method's choice; for the rows that have a choice."""
-    choice = METHODS[method].choice
-    assert choice is not None
-    return torch.stack([choice.choose(tile, scale, grid, image) for tile in tiles])
+    token_choice = METHODS[method].choice
+    assert token_choice is not None
+    return torch.stack([token_choice.choose(tile, scale, grid, image) for tile in tiles])
 
 
 def rectangle(grid: Grid, method: str) -> tuple[int, int]:
@@ -236,5 +239,5 @@ def similarity(tokens: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     return unit @ unit.T
 
 
-def in_order(chosen: list[int], tokens: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
-    return torch.tensor(sorted(chosen), device=tokens.device)
+def in_order(chosen_indices: list[int], tokens: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
+    return torch.tensor(sorted(chosen_indices), device=tokens.device)
