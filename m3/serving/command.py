@@ -38,9 +38,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="m3 serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model-path", help="folder (or hub id) of an M3 checkpoint")
-    which.add_argument(
+    model_options = parser.add_mutually_exclusive_group(required=True)
+    model_options.add_argument("--model-path", help="folder (or hub id) of an M3 checkpoint")
+    model_options.add_argument(
         "--fleet",
         type=Path,
         metavar="YAML",
@@ -128,23 +128,34 @@ def read_fleet(arguments: argparse.Namespace) -> Fleet:
     """The file's, or the one model that the flags tell of; `--replicas` and its like are for all
     models.
     """
-    given = {
+    given_flags = {
         "replicas": arguments.replicas,
         "cpus": arguments.replica_cpus,
         "gpus": arguments.replica_gpus,
     }
-    flags = {name: value for name, value in given.items() if value is not None}
+    flags = {
+        flag_name: flag_value
+        for flag_name, flag_value in given_flags.items()
+        if flag_value is not None
+    }
     if arguments.fleet is not None:
-        told = [name for name in WEIGHTS if vars(arguments)[name] not in (None, False, "auto")]
-        if told:
+        weight_flags = [
+            flag_name
+            for flag_name in WEIGHTS
+            if vars(arguments)[flag_name] not in (None, False, "auto")
+        ]
+        if weight_flags:
             raise ValueError(
-                f"--{told[0].replace('_', '-')}: a fleet's file says this for each of its models"
+                f"--{weight_flags[0].replace('_', '-')}: a fleet's file says this for each of its models"
             )
         fleet = config.load(arguments.fleet, Fleet)
         return dataclasses.replace(
-            fleet, models=tuple(dataclasses.replace(one, **flags) for one in fleet.models)
+            fleet,
+            models=tuple(
+                dataclasses.replace(served_model, **flags) for served_model in fleet.models
+            ),
         )
-    weights = {name: vars(arguments)[name] for name in WEIGHTS}
+    weights = {flag_name: vars(arguments)[flag_name] for flag_name in WEIGHTS}
     return Fleet(
         models=(
             Served(
@@ -178,13 +189,13 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     if arguments.ui:
         overrides.append("ui=true")
     settings = config.load(arguments.config, Settings, overrides)
-    name = settings.name
+    server_name = settings.name
     if arguments.model_path is not None:
-        name = name or Path(arguments.model_path).resolve().name
-    elif name is not None:
-        raise ValueError(f"name is {name!r}: a fleet's file names each of its models")
+        server_name = server_name or Path(arguments.model_path).resolve().name
+    elif server_name is not None:
+        raise ValueError(f"name is {server_name!r}: a fleet's file names each of its models")
     return dataclasses.replace(
-        settings, name=name, api_key=read_key(arguments.api_key_file) or settings.api_key
+        settings, name=server_name, api_key=read_key(arguments.api_key_file) or settings.api_key
     )
 
 

@@ -134,12 +134,14 @@ def behind(settings: Settings, name: str) -> Settings:
 
 
 def _check_positive(settings: Limits | Queue | Settings, zero: tuple[str, ...] = ()) -> None:
-    for one in fields(settings):
-        value = vars(settings)[one.name]
-        if type(value) in (int, float) and (value < 0 or (value == 0 and one.name not in zero)):
+    for settings_field in fields(settings):
+        field_value = vars(settings)[settings_field.name]
+        if type(field_value) in (int, float) and (
+            field_value < 0 or (field_value == 0 and settings_field.name not in zero)
+        ):
             raise ValueError(
-                f"{one.name} is {value}; expected "
-                f"{'0 or more' if one.name in zero else 'more than 0'}"
+                f"{settings_field.name} is {field_value}; expected "
+                f"{'0 or more' if settings_field.name in zero else 'more than 0'}"
             )
 
 
@@ -150,7 +152,7 @@ def read_key(file: Path | None) -> str | None:
     """
     if file is None:
         return os.environ.get(KEY_VARIABLE)
-    key = file.read_text(encoding="utf-8").strip()
-    if not key:
+    api_key = file.read_text(encoding="utf-8").strip()
+    if not api_key:
         raise ValueError(f"{file}: the file is empty; expected the API key")
-    return key
+    return api_key

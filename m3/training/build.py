@@ -109,24 +109,32 @@ def load_checkpoint(
         ValueError: weights that are missing or left over; transformers would draw them at random,
             or drop them.
     """
-    row = None if quantise is None else get_quantisation(quantise)
+    quantisation_row = None if quantise is None else get_quantisation(quantise)
     config = exchange_reducer(extended(M3Config.from_pretrained(path), context), reducer)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    packing = None if row is None else row.config(unquantised_modules(config), dtype, device)
+    packing = (
+        None
+        if quantisation_row is None
+        else quantisation_row.config(kept_modules(config), dtype, device)
+    )
     loaded = M3ForConditionalGeneration.from_pretrained(
         path, config=config, dtype=dtype, quantization_config=packing, output_loading_info=True
     )
     # since the information is asked for
-    model, found = cast(tuple[M3ForConditionalGeneration, dict], loaded)
+    model, loading_report = cast(tuple[M3ForConditionalGeneration, dict], loaded)
     wrong = {
-        kind: sorted(names)
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if (names := [n for n in found[kind] if reducer is None or not _is_of_reducer(n)])
+        key_kind: sorted(wrong_keys)
+        for key_kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if (
+            wrong_keys := [
+                n for n in loading_report[key_kind] if reducer is None or not _is_of_reducer(n)
+            ]
+        )
     }
     if wrong:
         raise ValueError(f"{path} does not hold the weights of its configuration: {wrong}")
-    if row is not None and row.after_loading is not None:
-        row.after_loading(model)
+    if quantisation_row is not None and quantisation_row.after is not None:
+        quantisation_row.after(model)
     model.set_experts_implementation(experts_implementation)
     return train_at(model, M3Processor.from_pretrained(path), scales)
 
@@ -174,27 +182,30 @@ def new_config(spec: NewModel) -> M3Config:
     the tower's configuration.
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec.tokenizer)
-    options = dict(spec.config)
-    image_token = options.pop("image_token", IMAGE_TOKEN)
-    text = dict(options.pop("text_config"))
-    text |= {
+    config_options = dict(spec.config)
+    image_token = config_options.pop("image_token", IMAGE_TOKEN)
+    text_options = dict(config_options.pop("text_config"))
+    text_options |= {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    tied = text.get("tie_word_embeddings", False)
-    if options.setdefault("tie_word_embeddings", tied) != tied and "tie_word_embeddings" in text:
+    tied = text_options.get("tie_word_embeddings", False)
+    if (
+        config_options.setdefault("tie_word_embeddings", tied) != tied
+        and "tie_word_embeddings" in text_options
+    ):
         raise ValueError(
-            f"new_model.config: tie_word_embeddings is {options['tie_word_embeddings']}, and "
+            f"new_model.config: tie_word_embeddings is {config_options['tie_word_embeddings']}, and "
             f"{tied} in its text_config; say it "
             "once"
         )
     if spec.vision_tower is not None:
-        options["vision_config"] = AutoConfig.from_pretrained(spec.vision_tower)
+        config_options["vision_config"] = AutoConfig.from_pretrained(spec.vision_tower)
     # of one token; a list only of several
     image_token_id = cast(int, tokenizer.convert_tokens_to_ids(image_token))
-    return M3Config(text_config=text, image_token_id=image_token_id, **options)
+    return M3Config(text_config=text_options, image_token_id=image_token_id, **config_options)
 
 
 def _new(spec: NewModel) -> tuple[M3ForConditionalGeneration, M3Processor]:

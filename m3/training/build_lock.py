@@ -26,9 +26,9 @@ No operator takes longer to compile; an older lock that nobody here holds is lef
 
 def build_locks() -> list[Path]:
     """The locks there are, of this Python's extensions."""
-    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if chosen is not None:
-        return sorted(Path(chosen).glob("*/lock"))
+    extensions_folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if extensions_folder is not None:
+        return sorted(Path(extensions_folder).glob("*/lock"))
     version = f"py{sys.version_info.major}{sys.version_info.minor}"
     return sorted(Path(get_default_build_root()).glob(f"{version}*/*/lock"))
 
@@ -47,14 +47,18 @@ def check_build_locks() -> None:
             continue  # just released
         if _is_held(lock):
             continue
-        found = f"{lock} says that {lock.parent.name} is being compiled, for {age:.0f} s, and no process of this machine does so"
+        lock_finding = (
+            f"{lock} says that {lock.parent.name} is being compiled, for {age:.0f} s, and no "
+            "process of this machine does so"
+        )
         if age > LONGEST_BUILD:
             raise ValueError(
-                f"{found}; DeepSpeed would wait for it for ever. A killed process "
+                f"{lock_finding}; DeepSpeed would wait for it for ever. A killed process "
                 "left it: delete it"
             )
         logger.warning(
-            "%s; DeepSpeed waits for it. Unless another machine compiles there, delete it", found
+            "%s; DeepSpeed waits for it. Unless another machine compiles there, delete it",
+            lock_finding,
         )
 
 

@@ -44,14 +44,14 @@ def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
     overrides = list(arguments.overrides)
     if arguments.matryoshka_vis_token_scale:
         overrides.append(f"matryoshka_vis_token_scale=[{arguments.matryoshka_vis_token_scale}]")
-    chosen = read_recipes(find_recipe(arguments.recipe), overrides)
+    given_recipes = read_recipes(find_recipe(arguments.recipe), overrides)
     if arguments.dry_run:
-        return _say(chosen, arguments.devices)
+        return _say(given_recipes, arguments.devices)
     # the giants are imported once the arguments are known to be good
     from m3.training.tower import train_tower
     from m3.training.train import train_model
 
-    for recipe in chosen:
+    for recipe in given_recipes:
         _check_resume(recipe.run, arguments.resume)
         run = (
             train_tower(recipe)
@@ -86,26 +86,26 @@ def read_recipes(path: Path, overrides: list[str]) -> list[Recipe] | list[TowerR
 def find_recipe(name: str) -> Path:
     """The file `name`, or the shipped recipe of that name; a `ValueError` lists those."""
     shipped = Path(__file__).resolve().parents[1] / "recipes"
-    for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
-        if path.is_file():
-            return path
+    for recipe_path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+        if recipe_path.is_file():
+            return recipe_path
     if "=" in name:
         raise ValueError(
             "expected a recipe first (a file, or the name of a shipped one) and then key=value, "
             f"got {name!r}"
         )
-    known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+    known_names = ", ".join(sorted(recipe_path.stem for recipe_path in shipped.glob("*.yaml")))
     raise ValueError(
         f"no recipe {name!r}: neither a file (looked from {Path.cwd()}) nor one of the shipped "
-        f"recipes ({known})"
+        f"recipes ({known_names})"
     )
 
 
-def _say(chosen: list[Recipe] | list[TowerRecipe], devices: int) -> int:
+def _say(given_recipes: list[Recipe] | list[TowerRecipe], devices: int) -> int:
     from m3.training.dry_run import plan, planned_config
 
     before = None
-    for recipe in chosen:
+    for recipe in given_recipes:
         if isinstance(recipe, TowerRecipe):
             raise ValueError("--dry-run is for recipes of a whole model; a tower's has no plan")
         print(f"run             {recipe.run}\nmodel           {recipe.model or 'of new weights'}")

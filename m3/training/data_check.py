@@ -23,9 +23,9 @@ from m3.training.recipe import Recipe
 
 def main(argv: list[str]) -> int:
     """Prints the table; 0 if all is well, 1 if anything is wrong."""
-    kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+    kind_texts = "; ".join(f"{problem_kind}: {meaning}" for problem_kind, meaning in KINDS.items())
     parser = argparse.ArgumentParser(
-        prog="m3 data check", description=__doc__, epilog=f"Kinds of problems: {kinds}."
+        prog="m3 data check", description=__doc__, epilog=f"Kinds of problems: {kind_texts}."
     )
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument(
@@ -72,24 +72,24 @@ def main(argv: list[str]) -> int:
         allowed=frozenset(arguments.allow),
     )
     # the held-out ones come last
-    for source, found in zip(recipe.data.listed, findings.sources, strict=False):
+    for source, source_findings in zip(recipe.data.listed, findings.sources, strict=False):
         if (
             source.weight > 0
-            and not found.counts["source"]
+            and not source_findings.counts["source"]
             and (warned := _warning(recipe, source, processor))
         ):
-            found.add_problem("unsayable", warned, arguments.messages)
-        if found.samples and (sentence := _endless(recipe, source, processor)):
-            found.add_problem("endless", sentence, arguments.messages)
+            source_findings.add_problem("unsayable", warned, arguments.messages)
+        if source_findings.samples and (sentence := _endless(recipe, source, processor)):
+            source_findings.add_problem("endless", sentence, arguments.messages)
     print(findings_table(findings))
     if arguments.lengths is not None:
-        pairs = [
-            (source.name, found.costs)
-            for source, found in zip(recipe.data.listed, findings.sources, strict=False)
+        scale_costs = [
+            (source.name, source_findings.costs)
+            for source, source_findings in zip(recipe.data.listed, findings.sources, strict=False)
             if source.weight > 0
         ]
-        names, costs = zip(*pairs, strict=True)
-        write_lengths(Path(arguments.lengths), costs, names)
+        scale_names, costs = zip(*scale_costs, strict=True)
+        write_lengths(Path(arguments.lengths), costs, scale_names)
         print(f"lengths: {arguments.lengths}")
     return 1 if findings.failures else 0
 

@@ -38,9 +38,9 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
     recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
-    data, schedule = replace(recipe.data, broken="skip", lengths=None), recipe.schedule
+    shown_data, schedule = replace(recipe.data, broken="skip", lengths=None), recipe.schedule
     mixture = read_mixture(
-        data,
+        shown_data,
         seed=schedule.seed,
         step_samples=schedule.step_samples(1),
         steps=schedule.steps,
@@ -48,16 +48,17 @@ def main(argv: list[str]) -> int:
     )
     limits = SampleLimits(
         scales=recipe.matryoshka_vis_token_scale,
-        max_length=data.longest,
-        max_images=None if data.pack_length is None else data.max_images_per_row,
+        max_length=shown_data.longest,
+        max_images=None if shown_data.pack_length is None else shown_data.max_images_per_row,
         scale_weights=recipe.scale_weights,
     )
-    names = [source.name for source in data.used_sources]
+    source_names = [data_source.name for data_source in shown_data.used_sources]
     positions = range(arguments.first, min(arguments.first + arguments.n, len(mixture)))
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
-        sample_page(mixture, names, positions, build_processor(recipe), limits), encoding="utf-8"
+        sample_page(mixture, source_names, positions, build_processor(recipe), limits),
+        encoding="utf-8",
     )
     print(f"{len(positions)} samples: {out}")
     return 0

@@ -45,10 +45,10 @@ def sum_over_processes(values: Tensor) -> Tensor:
     """The sum of every process's `values`, which must have one shape everywhere and lie where
     the processes talk.
     """
-    total = values.clone()
+    summed_values = values.clone()
     if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total
+        torch.distributed.all_reduce(summed_values)
+    return summed_values
 
 
 def union_over_processes(names: Iterable[str]) -> list[str]:
@@ -57,15 +57,15 @@ def union_over_processes(names: Iterable[str]) -> list[str]:
         return sorted(names)
     everyone: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(everyone, list(names))
-    return sorted({name for one in everyone for name in one})
+    return sorted({shared_name for process_names in everyone for shared_name in process_names})
 
 
 def say_to_everyone(text: str | None) -> str | None:
     """Share what the first process says with every process."""
-    said = [text]
+    shared_texts = [text]
     if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(said, src=0)
-    return said[0]
+        torch.distributed.broadcast_object_list(shared_texts, src=0)
+    return shared_texts[0]
 
 
 def zero_options(config: str) -> dict[str, Any]:
@@ -78,10 +78,10 @@ def zero_options(config: str) -> dict[str, Any]:
             "zero3_offload"
         )
     try:
-        content = yaml.safe_load(Path(config).read_text())
+        config_content = yaml.safe_load(Path(config).read_text())
     except yaml.YAMLError:
-        content = None
-    zero = content.get("zero_optimization") if isinstance(content, dict) else None
+        config_content = None
+    zero = config_content.get("zero_optimization") if isinstance(config_content, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise ValueError(
             f"hardware.deepspeed: {config}: expected JSON with zero_optimization.stage from 0 to "

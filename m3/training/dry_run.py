@@ -59,21 +59,26 @@ def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
     check_sharding(recipe, rows)
     check_context(recipe, config)
     parameters = count_parameters(recipe, config, rows)
-    lines = [f"{'part':<14}{'parameters':>14}{'trained':>14}"]
-    for part, number in parameters.items():
-        lines.append(f"{part:<14}{number.total / 1e6:>13.3f}M{number.trained / 1e6:>13.3f}M")
-    lines += [*_batch_lines(recipe, devices), *_size_lines(recipe, config, parameters, devices)]
+    plan_lines = [f"{'part':<14}{'parameters':>14}{'trained':>14}"]
+    for part_name, part_parameters in parameters.items():
+        plan_lines.append(
+            f"{part_name:<14}{part_parameters.total / 1e6:>13.3f}M{part_parameters.trained / 1e6:>13.3f}M"
+        )
+    plan_lines += [
+        *_batch_lines(recipe, devices),
+        *_size_lines(recipe, config, parameters, devices),
+    ]
     if recipe.evaluation is not None:
-        lines.append(_evaluation_line(recipe, recipe.evaluation, config))
+        plan_lines.append(_evaluation_line(recipe, recipe.evaluation, config))
     if rows is not None:
-        lines.append(describe(rows, processor))
+        plan_lines.append(describe(rows, processor))
     warned = (
         []
         if processor is None
         else [warning(unsayable, processor, rows), endless(recipe, config, processor)]
     )
     return "\n".join(
-        [*lines, *(f"WARNING: {sentence}" for sentence in warned if sentence is not None)]
+        [*plan_lines, *(f"WARNING: {sentence}" for sentence in warned if sentence is not None)]
     )
 
 
@@ -132,8 +137,10 @@ def _stated_config(recipe: Recipe) -> M3Config:
         / f"{recipe.architecture}.yaml"
     )
     if not shipped.is_file():
-        known = ", ".join(sorted(path.stem for path in shipped.parent.glob("*.yaml")))
-        raise ValueError(f"architecture: no {recipe.architecture!r}; there are {known}")
+        known_names = ", ".join(
+            sorted(architecture_file.stem for architecture_file in shipped.parent.glob("*.yaml"))
+        )
+        raise ValueError(f"architecture: no {recipe.architecture!r}; there are {known_names}")
     return M3Config(**load(shipped, dict))
 
 
@@ -145,75 +152,91 @@ def count_parameters(
         model = M3ForConditionalGeneration(config)
         rates = apply_parts(model, recipe.parts)
         routers = router_names(model)
-        whole = model
+        whole_model = model
         if recipe.adapter is not None:
-            whole = get_peft_model(model, lora_config(config, recipe.adapter, recipe.parts, rows))  # pyright: ignore
+            whole_model = get_peft_model(
+                model, lora_config(config, recipe.adapter, recipe.parts, rows)
+            )  # pyright: ignore
             rates = {
-                name: 0.0 for name, parameter in whole.named_parameters() if parameter.requires_grad
+                parameter_name: 0.0
+                for parameter_name, parameter in whole_model.named_parameters()
+                if parameter.requires_grad
             }
-    total, trained = Counter[str](), Counter[str]()
-    for name, parameter in whole.named_parameters():
-        part = "adapters" if "lora_" in name else part_of(name, routers)
-        if ".modules_to_save." in name:
-            trained[part] += parameter.numel()
+    total_counts, trained_counts = Counter[str](), Counter[str]()
+    for parameter_name, parameter in whole_model.named_parameters():
+        part_name = "adapters" if "lora_" in parameter_name else part_of(parameter_name, routers)
+        if ".modules_to_save." in parameter_name:
+            trained_counts[part_name] += parameter.numel()
             continue  # a second copy of what is counted already
-        total[part] += parameter.numel()
-        trained[part] += parameter.numel() if name in rates else 0
+        total_counts[part_name] += parameter.numel()
+        trained_counts[part_name] += parameter.numel() if parameter_name in rates else 0
     if rows is not None and recipe.adapter is None:
-        tables = sum(name in (EMBEDDING, OUTPUT) for name, _ in whole.named_parameters())
-        trained["decoder"] += tables * len(rows.ids) * config.text_config.hidden_size
+        tables = sum(
+            parameter_name in (EMBEDDING, OUTPUT)
+            for parameter_name, _ in whole_model.named_parameters()
+        )
+        trained_counts["decoder"] += tables * len(rows.ids) * config.text_config.hidden_size
     return {
-        part: Parameters(total[part], trained[part]) for part in (*PARTS, "adapters") if total[part]
+        part_name: Parameters(total_counts[part_name], trained_counts[part_name])
+        for part_name in (*PARTS, "adapters")
+        if total_counts[part_name]
     }
 
 
 def _batch_lines(recipe: Recipe, devices: int) -> list[str]:
     schedule = recipe.schedule
     accumulation, samples = schedule.accumulate(devices), schedule.step_samples(devices)
-    length = (
+    row_length = (
         f"{schedule.steps} steps" if schedule.steps is not None else f"{schedule.epochs:g} epochs"
     )
     return [
         f"global batch    {samples} samples = {devices} devices x {schedule.batch_size} x "
-        f"{accumulation} micro-steps; {length}"
+        f"{accumulation} micro-steps; {row_length}"
     ]
 
 
-def _evaluation_line(recipe: Recipe, wanted: Evaluation, config: M3Config) -> str:
+def _evaluation_line(recipe: Recipe, evaluation: Evaluation, config: M3Config) -> str:
     """A `ValueError` if a scale is out of reach, or a folder that is named not there."""
-    check_folders(wanted)
-    scales = recipe.matryoshka_vis_token_scale if wanted.scales is None else wanted.scales
+    check_folders(evaluation)
+    scales = recipe.matryoshka_vis_token_scale if evaluation.scales is None else evaluation.scales
     for scale in scales:
         config.reader.count(scale, config.tiling.largest())
-    documents = "all documents" if wanted.limit is None else f"{wanted.limit} documents each"
-    return f"evaluation      {', '.join(wanted.tasks)} at {', '.join(map(str, scales))}, every {wanted.every} steps, {documents}"
+    documents = (
+        "all documents" if evaluation.limit is None else f"{evaluation.limit} documents each"
+    )
+    return (
+        f"evaluation      {', '.join(evaluation.tasks)} at {', '.join(map(str, scales))}, every "
+        f"{evaluation.every} steps, {documents}"
+    )
 
 
 def _size_lines(
     recipe: Recipe, config: M3Config, parameters: dict[str, Parameters], devices: int
 ) -> list[str]:
     """Tokens, memory and time, all estimates for samples of one image."""
-    scales, data, schedule = recipe.matryoshka_vis_token_scale, recipe.data, recipe.schedule
+    scales, data_section, schedule = recipe.matryoshka_vis_token_scale, recipe.data, recipe.schedule
     with_image = [config.reader.count(scale, config.tiling.largest()) for scale in scales]
     drawn = {"all": len(scales), "sandwich": min(4, len(scales)), "random": 1}[recipe.scales]
     tokens = (sum(with_image) / len(scales) + TEXT_TOKENS) * drawn
     samples = schedule.step_samples(devices)
     costs = CostModel.from_config(config)
-    seen = costs.cost(scales[0], TEXT_TOKENS)
-    read = (
+    largest_cost = costs.cost(scales[0], TEXT_TOKENS)
+    read_flops = (
         sum(costs.cost(scale, TEXT_TOKENS).prefill_flops for scale in scales) * drawn / len(scales)
     )
     passes = (
         4 if recipe.hardware.activation_checkpointing else 3
     )  # forward, backward twice that, and what is recomputed
-    flops = samples * passes * (seen.vision_flops + seen.connector_flops + read)
-    lines = [
+    flops = (
+        samples * passes * (largest_cost.vision_flops + largest_cost.connector_flops + read_flops)
+    )
+    size_lines = [
         f"per sample      {drawn} sequences, about {tokens:.0f} tokens ({TEXT_TOKENS} of text "
         "assumed, one image at most tiles)",
         f"per step        {samples * drawn} sequences, about {samples * tokens:.2e} tokens, "
         f"{flops:.2e} FLOP",
         "rows            "
-        f"{'one sequence each, padded' if data.pack_length is None else f'packed, {data.pack_length} tokens'}",
+        f"{'one sequence each, padded' if data_section.pack_length is None else f'packed, {data_section.pack_length} tokens'}",
         f"attention       {choose_row_attention(recipe, config).reason}",
         f"memory          about {_memory(recipe, config, parameters, tokens, devices) / 2**30:.2f} "
         "GiB a device (estimate)",
@@ -221,15 +244,17 @@ def _size_lines(
     peak = peak_flops()
     if peak is None:
         return [
-            *lines,
+            *size_lines,
             "time            unknown: the peak of this machine's processor is not in "
             "m3/training/throughput.py",
         ]
     seconds = flops / (peak * UTILISATION * devices)
-    total = "" if schedule.steps is None else f", {seconds * schedule.steps / 3600:.1f} h in all"
+    total_hours = (
+        "" if schedule.steps is None else f", {seconds * schedule.steps / 3600:.1f} h in all"
+    )
     return [
-        *lines,
-        f"time            about {seconds:.2f} s a step{total} (at {UTILISATION:.0%} of "
+        *size_lines,
+        f"time            about {seconds:.2f} s a step{total_hours} (at {UTILISATION:.0%} of "
         "the peak; estimate)",
     ]
 
@@ -252,23 +277,23 @@ def _memory(
     float32 copy and moments 12. A checkpointed layer keeps its input; else about 34 values a token
     and unit of width (https://arxiv.org/abs/2205.05198).
     """
-    total, trained = (
+    total_count, trained_count = (
         sum(p.total for p in parameters.values()),
         sum(p.trained for p in parameters.values()),
     )
     stage, is_half = zero_stage(recipe), recipe.hardware.precision == "bfloat16"
     mixed = is_half and stage > 0
-    weights, gradients, state = (2, 2, 12) if mixed else (4, 4, 8)
+    weights, gradients, optimiser_bytes = (2, 2, 12) if mixed else (4, 4, 8)
     if recipe.adapter is not None and is_half:
         weights = 2
     if recipe.adapter is not None and recipe.adapter.quantise is not None:
         weights = 0.6 if recipe.adapter.quantise == "bnb-4bit" else 1.1
-    held = total * weights / (devices if stage == 3 else 1)
-    held += trained * (gradients + state) / (devices if stage >= 2 else 1)
-    row = recipe.schedule.batch_size * tokens
+    weight_bytes = total_count * weights / (devices if stage == 3 else 1)
+    weight_bytes += trained_count * (gradients + optimiser_bytes) / (devices if stage >= 2 else 1)
+    row_tokens = recipe.schedule.batch_size * tokens
     text = config.text_config
-    kept = 2 if recipe.hardware.activation_checkpointing else 34
+    activation_factor = 2 if recipe.hardware.activation_checkpointing else 34
     width = 2 if is_half else 4
-    layers = text.num_hidden_layers * text.hidden_size * row * kept / 2 * width
+    layers = text.num_hidden_layers * text.hidden_size * row_tokens * activation_factor / 2 * width
     labels = recipe.schedule.batch_size * TEXT_TOKENS * text.vocab_size * 4 * 3
-    return held + layers + labels
+    return weight_bytes + layers + labels

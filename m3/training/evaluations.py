@@ -40,15 +40,18 @@ class Evaluation:
     measure: Callable[[int], dict[str, float]]
 
 
-def check_folders(wanted: Settings) -> None:
+def check_folders(evaluation_settings: Settings) -> None:
     """A `ValueError` for a folder that a recipe's `evaluation` names and that is not there: its
     tasks would not be found.
     """
-    for key, path in (("include_path", wanted.include_path), ("data_root", wanted.data_root)):
-        if path not in (None, TASKS_FOLDER) and not Path(path).is_dir():
+    for setting_name, setting_folder in (
+        ("include_path", evaluation_settings.include_path),
+        ("data_root", evaluation_settings.data_root),
+    ):
+        if setting_folder not in (None, TASKS_FOLDER) and not Path(setting_folder).is_dir():
             raise ValueError(
-                f"evaluation.{key}: there is no folder {path} (looked from {Path.cwd()}); correct "
-                f"the path, or leave {key} out"
+                f"evaluation.{setting_name}: there is no folder {setting_folder} (looked from {Path.cwd()}); correct "
+                f"the path, or leave {setting_name} out"
             )
 
 
@@ -64,7 +67,7 @@ class AskWhenDue(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
     ) -> None:
         control.should_evaluate = any(
-            state.global_step % one.every == 0 for one in self._evaluations
+            state.global_step % due_evaluation.every == 0 for due_evaluation in self._evaluations
         )
 
 
@@ -73,7 +76,7 @@ def kept_random_state() -> Iterator[None]:
     """All random states are as before behind the block: Python's, numpy's, torch's on the CPU
     and this process's device.
     """
-    own, numpys = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     devices = [] if accelerator is None else [torch.accelerator.current_device_index()]
     with torch.random.fork_rng(
@@ -82,5 +85,5 @@ def kept_random_state() -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(own)
-            np.random.set_state(numpys)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

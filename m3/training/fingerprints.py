@@ -51,12 +51,12 @@ def check_fingerprints(run: RunFolder, recipe: Recipe, sources: Sequence[SampleS
 
 def check_tower_fingerprints(run: RunFolder, recipe: TowerRecipe) -> None:
     """As `check_fingerprints`, for the pictures of an encoder's pre-training."""
-    folder = Path(recipe.data)
-    files = [folder / "suite.json", *sorted((folder / "train").glob("*.parquet"))]
+    data_folder = Path(recipe.data)
+    data_files = [data_folder / "suite.json", *sorted((data_folder / "train").glob("*.parquet"))]
     _agree(
         run,
         lambda: (
-            {f"data {folder}": {"records": digest_files(files, folder)}},
+            {f"data {data_folder}": {"records": digest_files(data_files, data_folder)}},
             {"packages": installed_packages()},
         ),
     )
@@ -71,8 +71,8 @@ def _agree(run: RunFolder, compute: Callable[[], tuple[Prints, Prints]]) -> None
 
 def _compare(run: RunFolder, pinned: Prints, surroundings: Prints) -> str | None:
     """List what changed since the run began and must not have; what may have changed is logged."""
-    path = run.path / FILE
-    if run.newest_checkpoint() is None or not path.exists():
+    fingerprint_file = run.path / FILE
+    if run.newest_checkpoint() is None or not fingerprint_file.exists():
         if run.newest_checkpoint() is not None:
             logger.warning(
                 "%s was begun before runs kept fingerprints of data and model: whether they "
@@ -84,7 +84,7 @@ def _compare(run: RunFolder, pinned: Prints, surroundings: Prints) -> str | None
             FILE, json.dumps({"pinned": pinned, "surroundings": surroundings}, indent=1) + "\n"
         )
         return None
-    before = json.loads(path.read_text())
+    before = json.loads(fingerprint_file.read_text())
     around = _changes(before["surroundings"], surroundings)
     if around:
         logger.warning(
@@ -100,21 +100,26 @@ def _compare(run: RunFolder, pinned: Prints, surroundings: Prints) -> str | None
     )
 
 
-def _changes(before: Prints, now: Prints) -> list[str]:
+def _changes(before: Prints, prints_now: Prints) -> list[str]:
     """One part for everything that differs, which says in what."""
-    found: list[str] = []
-    for name in [*before, *(name for name in now if name not in before)]:
-        old, new = before.get(name, {}), now.get(name, {})
+    change_lines: list[str] = []
+    for group_name in [
+        *before,
+        *(group_name for group_name in prints_now if group_name not in before),
+    ]:
+        old_prints, new_prints = before.get(group_name, {}), prints_now.get(group_name, {})
         differing = [
-            key
-            for key in [*old, *(key for key in new if key not in old)]
-            if old.get(key) != new.get(key)
+            print_key
+            for print_key in [
+                *old_prints,
+                *(print_key for print_key in new_prints if print_key not in old_prints),
+            ]
+            if old_prints.get(print_key) != new_prints.get(print_key)
         ]
         if differing:
-            found.append(
-                f"{name}: {', '.join(_named(key, old.get(key), new.get(key)) for key in differing)}"
-            )
-    return found
+            texts = [_named(key, old_prints.get(key), new_prints.get(key)) for key in differing]
+            change_lines.append(f"{group_name}: {', '.join(texts)}")
+    return change_lines
 
 
 def _named(key: str, old: str | None, new: str | None) -> str:
@@ -131,21 +136,23 @@ def _named(key: str, old: str | None, new: str | None) -> str:
 def _data(recipe: Recipe, sources: Sequence[SampleSource]) -> Prints:
     used_sources = recipe.data.used_sources
     opened = list(zip(used_sources, sources, strict=True))
-    names = [
-        f"data.sources.{recipe.data.listed.index(source)} ({source.name})"
-        for source in used_sources
+    source_names = [
+        f"data.sources.{recipe.data.listed.index(data_source)} ({data_source.name})"
+        for data_source in used_sources
     ]
     if recipe.held_out is not None:
         opened.append((recipe.held_out.source, open_source(recipe.held_out.source)))
-        names.append(f"held_out.source ({recipe.held_out.source.name})")
-    found = {
-        name: fingerprint(source, samples)
-        for name, (source, samples) in zip(names, opened, strict=True)
+        source_names.append(f"held_out.source ({recipe.held_out.source.name})")
+    data_prints = {
+        source_name: fingerprint(data_source, samples)
+        for source_name, (data_source, samples) in zip(source_names, opened, strict=True)
     }
     if recipe.data.lengths is not None:
-        lengths = Path(recipe.data.lengths)
-        found[f"data.lengths ({lengths})"] = {"records": digest_files([lengths], lengths.parent)}
-    return found
+        lengths_file = Path(recipe.data.lengths)
+        data_prints[f"data.lengths ({lengths_file})"] = {
+            "records": digest_files([lengths_file], lengths_file.parent)
+        }
+    return data_prints
 
 
 def _models(recipe: Recipe) -> Prints:
@@ -157,31 +164,44 @@ def _models(recipe: Recipe) -> Prints:
             "new_model.vision_tower": recipe.new_model.vision_tower,
         }
     return {
-        f"{key} ({path})": _model(Path(path))
-        for key, path in folders.items()
-        if path is not None and Path(path).is_dir()
+        f"{model_key} ({model_folder})": _model(Path(model_folder))
+        for model_key, model_folder in folders.items()
+        if model_folder is not None and Path(model_folder).is_dir()
     }
 
 
 def _model(folder: Path) -> dict[str, str]:
     settings = sorted(
-        {file for pattern in SETTINGS for file in folder.glob(pattern) if file.name not in STATE}
+        {
+            settings_file
+            for pattern in SETTINGS
+            for settings_file in folder.glob(pattern)
+            if settings_file.name not in STATE
+        }
     )
     weights = sorted(folder.glob("*.safetensors"))
-    found = {file.name: digest_files([file], folder) for file in settings}
-    return found | ({"weights": digest_files(weights, folder)} if weights else {})
+    file_digests = {
+        settings_file.name: digest_files([settings_file], folder) for settings_file in settings
+    }
+    return file_digests | ({"weights": digest_files(weights, folder)} if weights else {})
 
 
 def _surroundings(recipe: Recipe) -> Prints:
     """What may change and change little: versions, DeepSpeed's settings, the files of tasks."""
-    found = {"packages": installed_packages()}
+    surrounding_prints = {"packages": installed_packages()}
     if recipe.hardware.deepspeed is not None:
-        file = Path(recipe.hardware.deepspeed)
-        found["hardware.deepspeed"] = {str(file): digest_files([file], file.parent)}
+        deepspeed_file = Path(recipe.hardware.deepspeed)
+        surrounding_prints["hardware.deepspeed"] = {
+            str(deepspeed_file): digest_files([deepspeed_file], deepspeed_file.parent)
+        }
     if recipe.evaluation is not None and Path(recipe.evaluation.include_path).is_dir():
-        folder = Path(recipe.evaluation.include_path)
-        files = sorted(
-            file for file in folder.rglob("*") if file.suffix in (".yaml", ".py") and file.is_file()
+        tasks_folder = Path(recipe.evaluation.include_path)
+        task_files = sorted(
+            deepspeed_file
+            for deepspeed_file in tasks_folder.rglob("*")
+            if deepspeed_file.suffix in (".yaml", ".py") and deepspeed_file.is_file()
         )
-        found["evaluation.include_path"] = {"files of tasks": digest_files(files, folder)}
-    return found
+        surrounding_prints["evaluation.include_path"] = {
+            "files of tasks": digest_files(task_files, tasks_folder)
+        }
+    return surrounding_prints

@@ -28,8 +28,8 @@ class LeftOut:
         self._samples += len(batches) * batch_size
         for batch in batches:
             if "left_out" in batch:
-                found = batch.pop("left_out").cpu()
-                self._counts = found if self._counts is None else self._counts + found
+                left_counts = batch.pop("left_out").cpu()
+                self._counts = left_counts if self._counts is None else self._counts + left_counts
 
     def collect(self, step: int, device: torch.device) -> dict[str, int]:
         """Samples of all devices that were left out; nothing where the recipe allows none.
@@ -41,8 +41,8 @@ class LeftOut:
         """
         if self._counts is None:
             return {}
-        own = torch.cat([self._counts, torch.tensor([self._samples])])
-        broken, too_long, samples = sum_over_processes(own.to(device)).tolist()
+        own_counts = torch.cat([self._counts, torch.tensor([self._samples])])
+        broken, too_long, samples = sum_over_processes(own_counts.to(device)).tolist()
         self._counts, self._samples = torch.zeros_like(self._counts), 0
         if broken + too_long == samples:
             raise ValueError(

@@ -50,10 +50,10 @@ def check_liger(config: M3Config) -> None:
         ValueError: Liger has none for it, or there is no device for them.
         ModuleNotFoundError: liger-kernel is not installed.
     """
-    kind = config.text_config.model_type
-    if kind not in DECODERS:
+    decoder_type = config.text_config.model_type
+    if decoder_type not in DECODERS:
         raise ValueError(
-            f"hardware.liger: no kernels are known for a decoder of type {kind}, but for "
+            f"hardware.liger: no kernels are known for a decoder of type {decoder_type}, but for "
             f"{', '.join(DECODERS)}; set it to false"
         )
     require("liger-kernel")
@@ -69,13 +69,13 @@ def apply_liger(model: M3ForConditionalGeneration) -> None:
 
     Its rotary embedding goes into transformers' module of that type.
     """
-    row = DECODERS[model.config.text_config.model_type]
-    function = getattr(importlib.import_module("liger_kernel.transformers"), row.function)
+    liger_row = DECODERS[model.config.text_config.model_type]
+    function = getattr(importlib.import_module("liger_kernel.transformers"), liger_row.function)
     function(
         rope=True,
         rms_norm=True,
         cross_entropy=False,
         fused_linear_cross_entropy=False,
-        **row.switches,
+        **liger_row.switches,
         model=model.model.language_model,
     )

@@ -41,23 +41,25 @@ def targets(model: M3ForConditionalGeneration) -> dict[str, list[str]]:
         if any(child in routers for child in module.children())
     ]
     beside_experts = {id(module) for block in blocks for module in block.modules()}
-    found: dict[str, list[str]] = {
+    target_names: dict[str, list[str]] = {
         "attention": [],
         "mlp": [],
         "shared_experts": [],
         "routed_experts": [],
     }
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.startswith("model.language_model."):
-            if "self_attn" in name.split("."):
-                found["attention"].append(name)
+    for module_name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module_name.startswith("model.language_model."):
+            if "self_attn" in module_name.split("."):
+                target_names["attention"].append(module_name)
             else:
-                found["shared_experts" if id(module) in beside_experts else "mlp"].append(name)
-    names = {id(module): name for name, module in model.named_modules()}
-    found["routed_experts"] = [
-        f"{names[id(module)]}.{name}" for module, name in fused_experts(model)
+                target_names["shared_experts" if id(module) in beside_experts else "mlp"].append(
+                    module_name
+                )
+    names_by_id = {id(module): module_name for module_name, module in model.named_modules()}
+    target_names["routed_experts"] = [
+        f"{names_by_id[id(module)]}.{module_name}" for module, module_name in fused_experts(model)
     ]
-    return found
+    return target_names
 
 
 def lora_config(
@@ -75,18 +77,20 @@ def lora_config(
     """
     with torch.device("meta"):
         model = M3ForConditionalGeneration(config)
-    found = targets(model)
-    empty = [target for target in adapter.targets if not found[target]]
+    target_names = targets(model)
+    empty = [
+        adapter_target for adapter_target in adapter.targets if not target_names[adapter_target]
+    ]
     if empty:
-        has = [name for name, names in found.items() if names]
+        has = [target_name for target_name, module_names in target_names.items() if module_names]
         raise ValueError(
             f"adapter.targets: this decoder has no {', '.join(empty)}; it has {', '.join(has)}"
         )
-    whole = [
-        part
-        for part, rate in chosen_rates(parts).items()
-        if part in ("vision_tower", "connector", "reducer") and rate != "frozen"
-        if list(model.get_submodule(f"model.{part}").parameters())
+    whole_parts = [
+        part_name
+        for part_name, rate in chosen_rates(parts).items()
+        if part_name in ("vision_tower", "connector", "reducer") and rate != "frozen"
+        if list(model.get_submodule(f"model.{part_name}").parameters())
     ]
     routers = router_names(model) if parts.router not in (None, "frozen") else ()
     return LoraConfig(
@@ -95,16 +99,21 @@ def lora_config(
         lora_dropout=adapter.dropout,
         use_dora=adapter.dora,
         target_modules=[
-            name
-            for target in adapter.targets
-            if target != "routed_experts"
-            for name in found[target]
+            target_name
+            for adapter_target in adapter.targets
+            if adapter_target != "routed_experts"
+            for target_name in target_names[adapter_target]
         ],
-        target_parameters=found["routed_experts"] if "routed_experts" in adapter.targets else None,
-        modules_to_save=[f"model.{part}" for part in whole] + list(routers) or None,
+        target_parameters=target_names["routed_experts"]
+        if "routed_experts" in adapter.targets
+        else None,
+        modules_to_save=[f"model.{part_name}" for part_name in whole_parts] + list(routers) or None,
         trainable_token_indices=None  # tied tables are one to PEFT too
         if rows is None
-        else {name.removesuffix(".weight"): list(rows.ids) for name in (EMBEDDING, OUTPUT)},
+        else {
+            target_name.removesuffix(".weight"): list(rows.ids)
+            for target_name in (EMBEDDING, OUTPUT)
+        },
     )
 
 
@@ -117,19 +126,27 @@ def add_lora(
 ) -> tuple[PeftModel, dict[str, float]]:
     """The model with fresh adapters, and the learning rate of each parameter that trains."""
     routers = router_names(model)
-    by_part = {part_of(name, routers): rate for name, rate in rates.items()}
+    by_part = {part_of(parameter_name, routers): rate for parameter_name, rate in rates.items()}
     torch.manual_seed(seed)  # loading draws differently from one to several processes
     adapted = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]  # a PreTrainedModel
     assert isinstance(adapted, PeftModel)
-    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    trained = [
+        parameter_name
+        for parameter_name, parameter in adapted.named_parameters()
+        if parameter.requires_grad
+    ]
     if not is_deepspeed_zero3_enabled():  # which keeps float32 copies itself
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    found = {name: by_part[part_of(name, routers)] for name in trained}
+    learning_rates = {
+        parameter_name: by_part[part_of(parameter_name, routers)] for parameter_name in trained
+    }
     if rows is not None:
-        found |= {name: rows.rate for name in trained if TOKEN_ROWS in name}
-    return adapted, found
+        learning_rates |= {
+            parameter_name: rows.rate for parameter_name in trained if TOKEN_ROWS in parameter_name
+        }
+    return adapted, learning_rates
 
 
 def merge(base: str, scales: Sequence[int], adapter: Path, folder: Path) -> None:

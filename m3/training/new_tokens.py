@@ -54,12 +54,18 @@ def new_rows(recipe: Recipe, config: M3Config, unsayable: Iterable[int] = ()) ->
     Raises:
         ValueError: a rate for new tokens where there are none.
     """
-    parts, ids = recipe.parts, tuple(sorted({*(config.new_token_ids or ()), *unsayable}))
-    if parts.new_tokens not in (None, "frozen") and not ids:
+    part_rates, ids = recipe.parts, tuple(sorted({*(config.new_token_ids or ()), *unsayable}))
+    if part_rates.new_tokens not in (None, "frozen") and not ids:
         raise ValueError("parts.new_tokens: the model has no new tokens; leave it out")
-    if recipe.trains_tables or parts.new_tokens == "frozen" or not ids:
+    if recipe.trains_tables or part_rates.new_tokens == "frozen" or not ids:
         return None
-    rates = (parts.new_tokens, parts.decoder, parts.connector, parts.vision_tower, parts.router)
+    rates = (
+        part_rates.new_tokens,
+        part_rates.decoder,
+        part_rates.connector,
+        part_rates.vision_tower,
+        part_rates.router,
+    )
     # Parts has one
     return NewRows(
         ids, next(float(rate) for rate in rates if rate is not None and rate != "frozen")
@@ -73,53 +79,59 @@ def train_rows(model: M3ForConditionalGeneration, rows: NewRows) -> dict[str, fl
     The tables get gradients that are zero in every other row, which AdamW without weight decay then
     leaves as it is.
     """
-    names = [
-        name for name, _ in model.named_parameters() if name in (EMBEDDING, OUTPUT)
+    table_names = [
+        parameter_name
+        for parameter_name, _ in model.named_parameters()
+        if parameter_name in (EMBEDDING, OUTPUT)
     ]  # one of them where they are tied
-    for name in names:
-        table = model.get_parameter(name).requires_grad_(True)
+    for parameter_name in table_names:
+        table = model.get_parameter(parameter_name).requires_grad_(True)
         table.register_hook(partial(_only_rows, ids=list(rows.ids)))
-    return dict.fromkeys(names, rows.rate)
+    return dict.fromkeys(table_names, rows.rate)
 
 
 def _only_rows(gradient: Tensor, ids: list[int]) -> Tensor:
-    kept = torch.zeros_like(gradient)
-    kept[ids] = gradient[ids]
-    return kept
+    kept_gradient = torch.zeros_like(gradient)
+    kept_gradient[ids] = gradient[ids]
+    return kept_gradient
 
 
 def template_tokens(processor: M3Processor) -> set[int]:
     """Tokens that the chat template puts into every answer, such as the end of a turn; none of
     one that marks no answers.
     """
-    found: list[set[int]] = []
-    for text in "ab":  # what both have is no text of theirs, unless the tokenizer knows neither
-        sample = Sample("probe", (), (Turn("user", "a"), Turn("assistant", text)))
+    token_sets: list[set[int]] = []
+    for (
+        sample_text
+    ) in "ab":  # what both have is no text of theirs, unless the tokenizer knows neither
+        sample = Sample("probe", (), (Turn("user", "a"), Turn("assistant", sample_text)))
         try:
             answer = tokenize_sample(sample, processor)
         except ValueError:
             return set()  # told where a conversation is read
-        found.append({*_learned(answer.input_ids, answer.labels_mask)})
-    return (found[0] & found[1]) - {*processor.tokenizer("a", add_special_tokens=False).input_ids}
+        token_sets.append({*_learned(answer.input_ids, answer.labels_mask)})
+    return (token_sets[0] & token_sets[1]) - {
+        *processor.tokenizer("a", add_special_tokens=False).input_ids
+    }
 
 
 def label_tokens(source: SampleSource, processor: M3Processor) -> set[int]:
     """Tokens that the answers of a source hold, seen on `SAMPLES` of its samples; broken ones
     are passed over.
     """
-    found: set[int] = set()
-    held = 0
-    for number in range(0, len(source), -(-len(source) // SAMPLES)):
-        if held > HELD:
+    label_ids: set[int] = set()
+    sample_count = 0
+    for sample_index in range(0, len(source), -(-len(source) // SAMPLES)):
+        if sample_count > HELD:
             break
         try:
-            sample = source[number]
-            held += sum(len(image) for image in sample.images if isinstance(image, bytes))
+            sample = source[sample_index]
+            sample_count += sum(len(image) for image in sample.images if isinstance(image, bytes))
             tokenized = tokenize_sample(sample, processor)
         except ValueError:
             continue  # told where it is read
-        found |= {*_learned(tokenized.input_ids, tokenized.labels_mask)}
-    return found
+        label_ids |= {*_learned(tokenized.input_ids, tokenized.labels_mask)}
+    return label_ids
 
 
 def _learned(ids: Sequence[int], mask: Sequence[bool]) -> list[int]:
@@ -134,17 +146,17 @@ def unsayable_tokens(
 
     None where the layer trains whole, or where no weights are at `recipe.model` (yet).
     """
-    folder = None if recipe.model is None else Path(recipe.model)
+    model_folder = None if recipe.model is None else Path(recipe.model)
     if (
         recipe.trains_tables
-        or folder is None
-        or not any((folder / name).is_file() for name in (SINGLE, INDEX))
+        or model_folder is None
+        or not any((model_folder / weights_name).is_file() for weights_name in (SINGLE, INDEX))
     ):
         return {}
     tokens = template_tokens(processor).union(
-        *(label_tokens(source, processor) for source in sources)
+        *(label_tokens(sample_source, processor) for sample_source in sources)
     )
-    with Weights(folder) as weights:
+    with Weights(model_folder) as weights:
         # tied ones are stored once
         table = weights.read(OUTPUT if OUTPUT in weights.meta else EMBEDDING)
     return alike_rows(table, tokens)
@@ -154,25 +166,26 @@ def alike_rows(table: Tensor, ids: Iterable[int]) -> dict[int, str]:
     """Those of `ids` whose row of the table is another's, the mean of all, or zero; with the
     words for it.
     """
-    mean = table.mean(0, dtype=torch.float32)
-    far = torch.cat([(chunk.float() - mean).norm(dim=1) for chunk in table.split(8192)])
-    near = NEAR * far.median() + torch.finfo(table.dtype).eps * mean.norm()
+    mean_row = table.mean(0, dtype=torch.float32)
+    far = torch.cat([(chunk.float() - mean_row).norm(dim=1) for chunk in table.split(8192)])
+    near = NEAR * far.median() + torch.finfo(table.dtype).eps * mean_row.norm()
     digests = [
-        hashlib.blake2b(row, digest_size=16).digest() for row in table.view(torch.uint8).numpy()
+        hashlib.blake2b(row_bytes, digest_size=16).digest()
+        for row_bytes in table.view(torch.uint8).numpy()
     ]
-    rows = Counter(digests)
-    found: dict[int, str] = {}
+    digest_counts = Counter(digests)
+    alike_texts: dict[int, str] = {}
     for token in sorted({token for token in ids if token < len(table)}):
         if not table[token].any():
-            found[token] = "zero"
+            alike_texts[token] = "zero"
         elif far[token] <= near:
-            found[token] = "the mean of all rows"
-        elif rows[digests[token]] > 1:
-            other = next(
+            alike_texts[token] = "the mean of all rows"
+        elif digest_counts[digests[token]] > 1:
+            other_row = next(
                 n for n, digest in enumerate(digests) if digest == digests[token] and n != token
             )
-            found[token] = f"the row of token {other}"
-    return found
+            alike_texts[token] = f"the row of token {other_row}"
+    return alike_texts
 
 
 def warning(
@@ -182,12 +195,13 @@ def warning(
     there are none.
     """
     trained = () if rows is None else rows.ids
-    stuck = {token: what for token, what in unsayable.items() if token not in trained}
+    stuck = {token: row_reason for token, row_reason in unsayable.items() if token not in trained}
     if not stuck:
         return None
-    names = processor.tokenizer.convert_ids_to_tokens
+    token_names = processor.tokenizer.convert_ids_to_tokens
     listed = ", ".join(
-        f"{names(token)} (id {token}: {what})" for token, what in list(stuck.items())[:8]
+        f"{token_names(token)} (id {token}: {row_reason})"
+        for token, row_reason in list(stuck.items())[:8]
     )
     ends = (
         ", so that its answers would never end" if stuck.keys() & template_tokens(processor) else ""
@@ -204,13 +218,15 @@ def endless(recipe: Recipe, config: M3Config, processor: M3Processor) -> str | N
     """What is wrong where generation stops at nothing that answers are taught to end with; None
     where all is well.
     """
-    file = None if recipe.model is None else Path(recipe.model) / "generation_config.json"
-    given = (
-        config.text_config.eos_token_id
-        if file is None or not file.is_file()
-        else read_json(file).get("eos_token_id")
+    generation_file = (
+        None if recipe.model is None else Path(recipe.model) / "generation_config.json"
     )
-    stops = given if isinstance(given, list) else [given]
+    generation_settings = (
+        config.text_config.eos_token_id
+        if generation_file is None or not generation_file.is_file()
+        else read_json(generation_file).get("eos_token_id")
+    )
+    stops = generation_settings if isinstance(generation_settings, list) else [generation_settings]
     learned, template = template_tokens(processor), processor.chat_template
     if (
         not isinstance(template, str)
@@ -218,11 +234,11 @@ def endless(recipe: Recipe, config: M3Config, processor: M3Processor) -> str | N
         or not learned.isdisjoint(stops)
     ):
         return None
-    name = processor.tokenizer.convert_ids_to_tokens
-    behind = ", ".join(str(name(token)) for token in sorted(learned)) or "nothing"
-    stopping = ", ".join(str(name(stop)) for stop in stops if stop is not None) or "nothing"
+    token_name = processor.tokenizer.convert_ids_to_tokens
+    learned_names = ", ".join(str(token_name(token)) for token in sorted(learned)) or "nothing"
+    stopping = ", ".join(str(token_name(stop)) for stop in stops if stop is not None) or "nothing"
     return (
-        f"answers would never end: by the chat template {behind} is learned behind each, and "
+        f"answers would never end: by the chat template {learned_names} is learned behind each, and "
         f"generation stops at {stopping}. Put "
         "the end of a turn inside {% generation %} ... {% endgeneration %}, or its id into "
         "eos_token_id of generation_config.json"
@@ -231,8 +247,8 @@ def endless(recipe: Recipe, config: M3Config, processor: M3Processor) -> str | N
 
 def describe(rows: NewRows, processor: M3Processor | None) -> str:
     """The plan's line about rows that train; by their ids where there is no processor."""
-    names = ", ".join(
+    token_names = ", ".join(
         str(token if processor is None else processor.tokenizer.convert_ids_to_tokens(token))
         for token in rows.ids[:8]
     )
-    return f"new tokens      {len(rows.ids)} rows of the frozen tables train at {rows.rate:g} ({names})"
+    return f"new tokens      {len(rows.ids)} rows of the frozen tables train at {rows.rate:g} ({token_names})"

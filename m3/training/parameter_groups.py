@@ -27,15 +27,17 @@ def part_of(name: str, routers: tuple[str, ...]) -> str:
     name = name.removeprefix(PEFT_PREFIX)
     if name.startswith(tuple(f"{router}." for router in routers)):
         return "router"
-    return next(part for part, prefixes in PART_PREFIXES.items() if name.startswith(prefixes))
+    return next(
+        part_name for part_name, prefixes in PART_PREFIXES.items() if name.startswith(prefixes)
+    )
 
 
 def router_names(model: M3ForConditionalGeneration) -> tuple[str, ...]:
     """Names of the decoder's routers; none of a dense decoder."""
     routers = model.model.routers
     return tuple(
-        name
-        for name, module in model.named_modules()
+        module_name
+        for module_name, module in model.named_modules()
         if any(module is router for router in routers)
     )
 
@@ -61,8 +63,10 @@ def apply_parts(model: M3ForConditionalGeneration, parts: Parts) -> dict[str, fl
     """
     rates, routers = chosen_rates(parts), router_names(model)
     if parts.reducer is not None and not list(model.model.reducer.parameters()):
-        kind = model.config.nesting.kind
-        raise ValueError(f"parts.reducer: the reducer {kind} has no parameters; leave it out")
+        nesting_kind = model.config.nesting.kind
+        raise ValueError(
+            f"parts.reducer: the reducer {nesting_kind} has no parameters; leave it out"
+        )
     if parts.router is not None and not routers:
         raise ValueError("parts.router: the decoder is dense and has none; leave it out")
     left_out = {
@@ -73,18 +77,26 @@ def apply_parts(model: M3ForConditionalGeneration, parts: Parts) -> dict[str, fl
             model, "decoder", model.model.language_model, parts.decoder_last_layers
         ),
     }
-    found: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
-        part = part_of(name, routers)
+    learning_rates: dict[str, float] = {}
+    for parameter_name, parameter in model.named_parameters():
+        part_name = part_of(parameter_name, routers)
         # quantised: it has no gradient; adapters train in its place
         is_packed = not parameter.is_floating_point()
-        rate = "frozen" if is_packed or (name in left_out and part != "router") else rates[part]
+        rate = (
+            "frozen"
+            if is_packed or (parameter_name in left_out and part_name != "router")
+            else rates[part_name]
+        )
         if not is_packed:
             parameter.requires_grad_(rate != "frozen")
         if rate != "frozen":
-            found[name] = float(rate)
+            learning_rates[parameter_name] = float(rate)
     model.model.freeze_unread()
-    return {name: rate for name, rate in found.items() if model.get_parameter(name).requires_grad}
+    return {
+        parameter_name: rate
+        for parameter_name, rate in learning_rates.items()
+        if model.get_parameter(parameter_name).requires_grad
+    }
 
 
 def _outside_last_layers(
@@ -102,6 +114,6 @@ def _outside_last_layers(
             f"parts: the last {last} layers of {part} are to train, but it has {len(layers)}"
         )
     inside = {id(parameter) for layer in list(layers)[-last:] for parameter in layer.parameters()}
-    for name, parameter in model.named_parameters():
-        if name.startswith(PART_PREFIXES[part]) and id(parameter) not in inside:
-            yield name
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.startswith(PART_PREFIXES[part]) and id(parameter) not in inside:
+            yield parameter_name

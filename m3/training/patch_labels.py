@@ -60,9 +60,9 @@ def _weighted(logits: Float[Tensor, "i n c"], labels: Int[Tensor, "i n"]) -> tup
     weight = torch.ones(logits.shape[-1], device=logits.device)
     weight[0] = GROUND_WEIGHT
     loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=weight)
-    shown = labels != 0
-    right = (logits.detach().argmax(-1) == labels) & shown
-    return loss, right.sum() / shown.sum().clamp(min=1)
+    is_labelled = labels != 0
+    is_right = (logits.detach().argmax(-1) == labels) & is_labelled
+    return loss, is_right.sum() / is_labelled.sum().clamp(min=1)
 
 
 class PatchLabelCollator:
@@ -72,12 +72,16 @@ class PatchLabelCollator:
         self.image_processor = image_processor
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
+        images = [
+            Image.open(io.BytesIO(suite_row["image"]["bytes"])).convert("RGB") for suite_row in rows
+        ]
         labels = {
-            name: torch.from_numpy(
-                np.stack([np.frombuffer(row[name], np.uint8) for row in rows]).astype(np.int64)
+            label_name: torch.from_numpy(
+                np.stack(
+                    [np.frombuffer(suite_row[label_name], np.uint8) for suite_row in rows]
+                ).astype(np.int64)
             )
-            for name in ("patch_class", "patch_slot")
+            for label_name in ("patch_class", "patch_slot")
         }
         return {
             "pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"],

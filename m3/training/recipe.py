@@ -99,9 +99,11 @@ class Recipe:
     @property
     def trains_tables(self) -> bool:
         """Whether the decoder's embedding and output layer train whole."""
-        parts = self.parts
+        part_rates = self.parts
         return (
-            parts.decoder != "frozen" and parts.decoder_last_layers is None and self.adapter is None
+            part_rates.decoder != "frozen"
+            and part_rates.decoder_last_layers is None
+            and self.adapter is None
         )
 
     def _check_scales(self) -> None:
@@ -185,10 +187,13 @@ class TowerRecipe:
 
     def __post_init__(self) -> None:
         _check_length(self.schedule, self.optimiser)
-        for key, given in (("attention", self.hardware.attention), ("liger", self.hardware.liger)):
-            if given:
+        for setting_name, given_setting in (
+            ("attention", self.hardware.attention),
+            ("liger", self.hardware.liger),
+        ):
+            if given_setting:
                 raise ValueError(
-                    f"recipe: hardware.{key} is of a whole model's recipe; a tower's does not read "
+                    f"recipe: hardware.{setting_name} is of a whole model's recipe; a tower's does not read "
                     "it, leave it out"
                 )
 

@@ -21,21 +21,23 @@ def check_data(run: RunFolder, names: Sequence[str], sizes: Sequence[int]) -> No
         ValueError: another number of samples, so that every position in the data would mean another
             one.
     """
-    held = [[name, size] for name, size in zip(names, sizes, strict=True)]
-    path = run.path / SAMPLES
-    if run.newest_checkpoint() is not None and path.exists():
-        for (name, now), (_, before) in zip(
-            held, json.loads(path.read_text()), strict=True
+    source_sizes = [
+        [source_name, sample_count] for source_name, sample_count in zip(names, sizes, strict=True)
+    ]
+    samples_file = run.path / SAMPLES
+    if run.newest_checkpoint() is not None and samples_file.exists():
+        for (source_name, size_now), (_, before) in zip(
+            source_sizes, json.loads(samples_file.read_text()), strict=True
         ):  # of one recipe: the same sources
-            if now != before:
+            if size_now != before:
                 raise ValueError(
-                    f"{run.path} was trained on {before} samples of {name}, which holds {now} now, "
+                    f"{run.path} was trained on {before} samples of {source_name}, which holds {size_now} now, "
                     "so the run would go on with "
                     "others than it was going to. Put the data back, or begin a new run "
                     "(run=FOLDER)"
                 )
     elif world().is_first:
-        run.write_text(SAMPLES, json.dumps(held) + "\n")
+        run.write_text(SAMPLES, json.dumps(source_sizes) + "\n")
 
 
 def check_resume(run: RunFolder, schedule: Schedule, devices: int) -> None:
@@ -65,7 +67,7 @@ def check_resume(run: RunFolder, schedule: Schedule, devices: int) -> None:
         )
     shards = len(list(Path(checkpoint).glob("global_step*/*_optim_states.pt")))
     if shards not in (0, devices):
-        anew = (
+        anew_text = (
             f" (model={checkpoint} run=FOLDER)"
             if (Path(checkpoint) / "config.json").is_file()
             else ""
@@ -73,5 +75,5 @@ def check_resume(run: RunFolder, schedule: Schedule, devices: int) -> None:
         raise ValueError(
             f"{checkpoint} holds ZeRO's shards of the optimiser for {shards} devices, and this run "
             f"has {devices}. Take {shards} "
-            f"devices again, or begin a new run from its weights{anew}, with a fresh optimiser"
+            f"devices again, or begin a new run from its weights{anew_text}, with a fresh optimiser"
         )

@@ -50,10 +50,10 @@ class RouterLoad(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
     ) -> None:
-        chosen = sum_over_processes(self._chosen)
+        chosen_counts = sum_over_processes(self._chosen)
         self._chosen.zero_()
-        if chosen.sum() > 0:
-            self.load = chosen / chosen.sum(-1, keepdim=True)
+        if chosen_counts.sum() > 0:
+            self.load = chosen_counts / chosen_counts.sum(-1, keepdim=True)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
@@ -68,6 +68,6 @@ class RouterLoad(TrainerCallback):
         """As it was when the checkpoint was saved; a checkpoint from before there was a load
         goes on from an even one.
         """
-        path = Path(checkpoint) / FILE
-        if path.exists():
-            self.load = torch.tensor(json.loads(path.read_text()), device=self.load.device)
+        state_file = Path(checkpoint) / FILE
+        if state_file.exists():
+            self.load = torch.tensor(json.loads(state_file.read_text()), device=self.load.device)

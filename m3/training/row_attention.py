@@ -31,22 +31,25 @@ def choose_row_attention(recipe: Recipe, config: M3Config) -> RowAttention:
             apart.
     """
     decoder, is_packed = config.text_config, recipe.data.pack_length is not None
-    given = recipe.hardware.attention
-    if given is not None:
-        refusal = packing_refusal(decoder, given) if is_packed else None
+    given_attention = recipe.hardware.attention
+    if given_attention is not None:
+        refusal = packing_refusal(decoder, given_attention) if is_packed else None
         if refusal is not None:
             raise ValueError(
-                f"hardware.attention: {given} cannot compute packed rows of this "
+                f"hardware.attention: {given_attention} cannot compute packed rows of this "
                 f"{decoder.model_type} decoder: {refusal}. Leave "
                 "hardware.attention out, or set data.pack_length to null (a row for each sequence)"
             )
-        return RowAttention(given, _how(given))
-    choice = choose_packed_attention(decoder, recipe.hardware.precision == "bfloat16")
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.refused.items())
-    if choice.implementation is not None:
+        return RowAttention(given_attention, _how(given_attention))
+    packed_choice = choose_packed_attention(decoder, recipe.hardware.precision == "bfloat16")
+    reasons = "; ".join(
+        f"{attention_name}: {refusal_reason}"
+        for attention_name, refusal_reason in packed_choice.refused.items()
+    )
+    if packed_choice.implementation is not None:
         return RowAttention(
-            choice.implementation,
-            _how(choice.implementation) + (f" ({reasons})" if reasons else ""),
+            packed_choice.implementation,
+            _how(packed_choice.implementation) + (f" ({reasons})" if reasons else ""),
         )
     if is_packed:
         raise ValueError(

@@ -43,7 +43,7 @@ def row_by_row(
         ).pooler_output
         assert features is not None  # get_image_features always gives it
     leaf = None if features is None else features.detach().requires_grad_(features.requires_grad)
-    losses = [read(row) for row in split_rows(base, batch, leaf)]
+    losses = [read(batch_row) for batch_row in split_rows(base, batch, leaf)]
     if features is not None and leaf is not None and leaf.grad is not None:
         features.backward(leaf.grad)
     return torch.stack(losses).sum()
@@ -54,29 +54,37 @@ def split_rows(
 ) -> Iterator[dict[str, Tensor]]:
     """The rows as batches of their own, all reading the same `features`."""
     token = base.config.image_token_id
-    shown = {
-        name: batch[name]
-        for name in IMAGE_INPUTS
-        if name in batch and name not in (*OF_SPANS, "pixel_values", "pixel_mask")
+    image_inputs = {
+        input_name: batch[input_name]
+        for input_name in IMAGE_INPUTS
+        if input_name in batch and input_name not in (*OF_SPANS, "pixel_values", "pixel_mask")
     }
-    spans = ImageInputs(**{name: batch.get(name) for name in IMAGE_INPUTS}).spans(
+    spans = ImageInputs(**{input_name: batch.get(input_name) for input_name in IMAGE_INPUTS}).spans(
         base.config.reader
     )
     ends = torch.tensor([span.count for span in spans], dtype=torch.long).cumsum(0)
     row_ends = (batch["input_ids"] == token).sum(1).cumsum(0).cpu()
     row_of_span = torch.searchsorted(row_ends, ends).to(batch["input_ids"].device)
-    for number in range(len(batch["input_ids"])):
-        row = {name: batch[name][number : number + 1] for name in OF_ROWS if name in batch}
-        if "attention_mask" in row:
-            length = int(row["attention_mask"].sum())
-            row = {
-                name: value if name == "sequence_lengths" else value[:, :length]
-                for name, value in row.items()
+    for row_number in range(len(batch["input_ids"])):
+        row_inputs = {
+            input_name: batch[input_name][row_number : row_number + 1]
+            for input_name in OF_ROWS
+            if input_name in batch
+        }
+        if "attention_mask" in row_inputs:
+            row_length = int(row_inputs["attention_mask"].sum())
+            row_inputs = {
+                input_name: row_value
+                if input_name == "sequence_lengths"
+                else row_value[:, :row_length]
+                for input_name, row_value in row_inputs.items()
             }
-        if features is not None and bool((row_of_span == number).any()):
-            row |= {name: batch[name][row_of_span == number] for name in OF_SPANS}
-            row |= shown | {"image_features": features}
-        yield row
+        if features is not None and bool((row_of_span == row_number).any()):
+            row_inputs |= {
+                input_name: batch[input_name][row_of_span == row_number] for input_name in OF_SPANS
+            }
+            row_inputs |= image_inputs | {"image_features": features}
+        yield row_inputs
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -87,5 +95,5 @@ def average_gradients(model: nn.Module) -> None:
         return
     for parameter in model.parameters():
         if parameter.requires_grad:
-            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = sum_over_processes(own) / world().size
+            own_gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = sum_over_processes(own_gradient) / world().size

@@ -50,9 +50,9 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes `name` aside, then renames it into place."""
-        aside = self.path / f".{name}.{os.getpid()}"
-        aside.write_text(text)
-        aside.replace(self.path / name)
+        temporary_file = self.path / f".{name}.{os.getpid()}"
+        temporary_file.write_text(text)
+        temporary_file.replace(self.path / name)
 
     def check(self, recipe: Recipe | TowerRecipe) -> None:
         """Looks whether the folder is free for `recipe`.
@@ -62,11 +62,11 @@ class RunFolder:
         Raises:
             ValueError: the folder holds a run of another recipe; nothing is overwritten.
         """
-        path = self.path / "recipe.yaml"
-        if not path.exists() or not (self.is_finished or self.newest_checkpoint()):
+        recipe_file = self.path / "recipe.yaml"
+        if not recipe_file.exists() or not (self.is_finished or self.newest_checkpoint()):
             return
         try:
-            earlier = load(path, type(recipe))
+            earlier = load(recipe_file, type(recipe))
         except ValueError as error:
             raise ValueError(
                 f"{self.path} holds a run of another kind or version ({error}); give another "
@@ -76,7 +76,9 @@ class RunFolder:
             difference = difflib.unified_diff(
                 dump(earlier).split("\n"), dump(recipe).split("\n"), n=0, lineterm=""
             )
-            changed = [line for line in difference if line[:1] in "+-"]
+            changed = [
+                difference_line for difference_line in difference if difference_line[:1] in "+-"
+            ]
             raise ValueError(
                 f"{self.path} holds a run of another recipe ({'; '.join(changed[2:8])}); "
                 "give another `run=FOLDER`, or delete that one"
@@ -91,8 +93,12 @@ class RunFolder:
     @property
     def processes(self) -> int | None:
         """How many processes trained last; None before the first did."""
-        path = self.path / "environment.json"
-        return int(json.loads(path.read_text())["processes"]) if path.exists() else None
+        environment_file = self.path / "environment.json"
+        return (
+            int(json.loads(environment_file.read_text())["processes"])
+            if environment_file.exists()
+            else None
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -103,30 +109,34 @@ class RunFolder:
         """The newest checkpoint that was saved to its end (a kill may leave a torn one behind
         it).
         """
-        whole = sorted(
+        whole_checkpoints = sorted(
             self.checkpoints.glob(f"checkpoint-*/{WHOLE}"), key=lambda mark: _step(mark.parent)
         )
-        return str(whole[-1].parent) if whole else None
+        return str(whole_checkpoints[-1].parent) if whole_checkpoints else None
 
     def append_metrics(self, row: dict[str, float | int]) -> None:
         """Adds one line to `metrics.jsonl`."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with self.metrics.open("a") as metrics_file:
+            metrics_file.write(json.dumps(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, float | int]]:
         """Every whole line; a line torn by a kill is left out."""
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        metric_lines = self.metrics.read_text().split("\n")
+        return [json.loads(metric_line) for metric_line in metric_lines[:-1] if metric_line]
 
     def drop_metrics_after(self, checkpoint: str | None) -> None:
         """Forgets what a killed run logged beyond the checkpoint it resumes from (None:
         everything).
         """
-        step = 0 if checkpoint is None else _step(Path(checkpoint))
-        kept = [row for row in self.read_metrics() if row["step"] <= step]
-        self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        last_step = 0 if checkpoint is None else _step(Path(checkpoint))
+        kept_rows = [
+            metric_row for metric_row in self.read_metrics() if metric_row["step"] <= last_step
+        ]
+        self.write_text(
+            "metrics.jsonl", "".join(json.dumps(metric_row) + "\n" for metric_row in kept_rows)
+        )
 
 
 def environment() -> dict[str, object]:
@@ -147,7 +157,11 @@ def environment() -> dict[str, object]:
 
 def installed_packages() -> dict[str, str]:
     """Versions of those that a run's numbers depend on."""
-    return {name: installed for name in PACKAGES if (installed := _version(name))}
+    return {
+        package_name: installed
+        for package_name in PACKAGES
+        if (installed := _version(package_name))
+    }
 
 
 def _step(checkpoint: Path) -> int:
@@ -162,17 +176,17 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
+    cpu_info = Path("/proc/cpuinfo")
+    model_names = (
         [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
+            info_line.split(":", 1)[1].strip()
+            for info_line in cpu_info.read_text().splitlines()
+            if info_line.startswith("model name")
         ]
-        if info.exists()
+        if cpu_info.exists()
         else []
     )
-    return names[0] if names else platform.processor()
+    return model_names[0] if model_names else platform.processor()
 
 
 def _commit() -> str | None:
@@ -180,7 +194,7 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    shown = subprocess.run(
+    git_output = subprocess.run(
         ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
-    return shown.stdout.strip() or None
+    return git_output.stdout.strip() or None

@@ -42,11 +42,15 @@ class Parts:
             "connector": self.connector,
             "decoder": self.decoder,
         }
-        others = {"router": self.router, "reducer": self.reducer, "new_tokens": self.new_tokens}
-        for part, rate in (rates | others).items():
+        other_rates = {
+            "router": self.router,
+            "reducer": self.reducer,
+            "new_tokens": self.new_tokens,
+        }
+        for part_name, rate in (rates | other_rates).items():
             if isinstance(rate, int | float) and not 0 < rate < math.inf:
                 raise ValueError(
-                    f"parts.{part}: a learning rate must be a number above 0 (1e-4), or frozen, "
+                    f"parts.{part_name}: a learning rate must be a number above 0 (1e-4), or frozen, "
                     f"got {rate}"
                 )
         router = self.decoder if self.router is None else self.router
@@ -54,16 +58,16 @@ class Parts:
             raise ValueError(
                 "parts: every part is frozen; give at least one of them a learning rate"
             )
-        for part, last in (
+        for part_name, last_layers in (
             ("vision_tower", self.vision_last_layers),
             ("decoder", self.decoder_last_layers),
         ):
-            if last is not None and rates[part] == "frozen":
-                key = f"{part.removesuffix('_tower')}_last_layers"
+            if last_layers is not None and rates[part_name] == "frozen":
+                layers_key = f"{part_name.removesuffix('_tower')}_last_layers"
                 raise ValueError(
-                    f"parts: {key} {last} are to train, and {part} is frozen, so none would; give "
-                    f"{part} a learning rate, or "
-                    f"leave {key} out"
+                    f"parts: {layers_key} {last_layers} are to train, and {part_name} is frozen, so none would; give "
+                    f"{part_name} a learning rate, or "
+                    f"leave {layers_key} out"
                 )
 
 

@@ -22,15 +22,15 @@ class Chain:
     shared: dict
 
     def __post_init__(self) -> None:
-        names = [stage.get("name") for stage in self.stages]
+        stage_names = [stage.get("name") for stage in self.stages]
         if (
-            not names
-            or len(set(names)) < len(names)
-            or not all(isinstance(name, str) and name for name in names)
+            not stage_names
+            or len(set(stage_names)) < len(stage_names)
+            or not all(isinstance(stage_name, str) and stage_name for stage_name in stage_names)
         ):
             raise ValueError(
                 "stages: expected a list in which each has a name of its own, got "
-                f"the names {names}"
+                f"the names {stage_names}"
             )
 
 
@@ -38,17 +38,22 @@ def recipes(chain: Chain) -> Iterator[Recipe]:
     """The stages in order."""
     before: str | None = None
     for stage in chain.stages:
-        name = stage["name"]
+        stage_name = stage["name"]
         _check_own(stage, is_first=before is None)
         merged = _merged(
-            chain.shared, {key: value for key, value in stage.items() if key != "name"}
+            chain.shared,
+            {
+                stage_key: stage_value
+                for stage_key, stage_value in stage.items()
+                if stage_key != "name"
+            },
         )
-        merged["run"] = f"{chain.run}/{name}"
+        merged["run"] = f"{chain.run}/{stage_name}"
         if before is not None:
             merged.pop("new_model", None)
             merged["reset_connector"] = False
             merged["model"] = before
-        yield decode(merged, Recipe, f"stage {name}")
+        yield decode(merged, Recipe, f"stage {stage_name}")
         before = f"{merged['run']}/checkpoints/final"
 
 
@@ -60,19 +65,19 @@ def _check_own(stage: Mapping[str, Any], is_first: bool) -> None:
     if not is_first:
         decided |= dict.fromkeys(("model", "new_model"), "is what the stage before leaves")
         decided["reset_connector"] = "draws anew what the stage before has trained"
-    for key, why in decided.items():
-        if key in stage:
-            raise ValueError(f"stage {stage['name']}: {key} {why}; leave it out")
+    for decided_key, why in decided.items():
+        if decided_key in stage:
+            raise ValueError(f"stage {stage['name']}: {decided_key} {why}; leave it out")
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Mappings merge, anything else is replaced, as with `base:`."""
     merged = dict(shared)
-    for key, value in own.items():
-        old = merged.get(key)
-        merged[key] = (
-            _merged(old, value)
-            if isinstance(old, Mapping) and isinstance(value, Mapping)
-            else value
+    for entry_key, entry_value in own.items():
+        old_entry = merged.get(entry_key)
+        merged[entry_key] = (
+            _merged(old_entry, entry_value)
+            if isinstance(old_entry, Mapping) and isinstance(entry_value, Mapping)
+            else entry_value
         )
     return merged

@@ -17,22 +17,28 @@ def measure(output: M3Output, share: float) -> dict[str, tuple[float, float]]:
     `share`: of the step's tokens that this micro-batch holds; its router losses are parts of the
         step's already.
     """
-    found: dict[str, tuple[float, float]] = {}
+    step_metrics: dict[str, tuple[float, float]] = {}
     if (
         output.scales is not None
         and output.scale_loss_sums is not None
         and output.scale_loss_counts is not None
     ):
-        rows = zip(
+        scale_rows = zip(
             output.scales.tolist(),
             output.scale_loss_sums.tolist(),
             output.scale_loss_counts.tolist(),
             strict=True,
         )
-        for scale, loss, count in rows:
-            found[f"loss_scale_{scale}" if scale else "loss_text"] = (loss, float(count))
+        for scale, loss, token_count in scale_rows:
+            step_metrics[f"loss_scale_{scale}" if scale else "loss_text"] = (
+                loss,
+                float(token_count),
+            )
     if output.distil_loss_sum is not None and output.distil_loss_count is not None:
-        found["distil_loss"] = (float(output.distil_loss_sum), float(output.distil_loss_count))
+        step_metrics["distil_loss"] = (
+            float(output.distil_loss_sum),
+            float(output.distil_loss_count),
+        )
     if (
         output.balance_losses is not None
         and output.z_losses is not None
@@ -45,10 +51,10 @@ def measure(output: M3Output, share: float) -> dict[str, tuple[float, float]]:
             strict=True,
         )
         for layer, (balance, z, load) in enumerate(layers):
-            found[f"router/balance_{layer}"] = (balance, share)
-            found[f"router/z_{layer}"] = (z, share)
-            found |= {
+            step_metrics[f"router/balance_{layer}"] = (balance, share)
+            step_metrics[f"router/z_{layer}"] = (z, share)
+            step_metrics |= {
                 f"router/load_{layer}_{expert}": (part * share, share)
                 for expert, part in enumerate(load)
             }
-    return found
+    return step_metrics

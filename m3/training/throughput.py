@@ -32,7 +32,7 @@ def peak_flops(name: str | None = None) -> float | None:
     """Of a device called `name`, by default this machine's; None if it is not in the table."""
     if name is None:
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for known, peak in PEAKS.items() if known in name), None)
+    return next((peak for known_name, peak in PEAKS.items() if known_name in name), None)
 
 
 @dataclass(frozen=True)

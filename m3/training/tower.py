@@ -39,8 +39,8 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
         check_compile()
     suite = _suite(recipe)
     torch.manual_seed(recipe.schedule.seed)
-    options = dict(recipe.vision_config)
-    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    vision_options = dict(recipe.vision_config)
+    config = AutoConfig.for_model(vision_options.pop("model_type"), **vision_options)
     model = PatchLabeller(
         config, classes=len(suite["patch_classes"]), slots=len(suite["patch_slots"])
     )
@@ -49,8 +49,8 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
     image_processor = SiglipImageProcessorPil(
         size={"height": config.image_size, "width": config.image_size}
     )
-    rows = _rows(recipe)
-    steps = len(rows) // recipe.schedule.step_samples(world().size)
+    suite_rows = _rows(recipe)
+    epoch_steps = len(suite_rows) // recipe.schedule.step_samples(world().size)
     arguments = training_arguments(
         run,
         recipe.schedule,
@@ -58,7 +58,7 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
         recipe.hardware,
         recipe.learning_rate,
         recipe.workers,
-        steps,
+        epoch_steps,
     )
     check_tower_fingerprints(run, recipe)
     trainer = RunTrainer(
@@ -66,7 +66,7 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
         measure=_measure,
         model=model,
         args=arguments,
-        train_dataset=rows,
+        train_dataset=suite_rows,
         data_collator=PatchLabelCollator(image_processor),
         processing_class=image_processor,
     )
@@ -82,38 +82,42 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
 
 def _suite(recipe: TowerRecipe) -> dict:
     """What `m3 data tiny` wrote last."""
-    path = Path(recipe.data) / "suite.json"
-    if not path.is_file():
+    suite_file = Path(recipe.data) / "suite.json"
+    if not suite_file.is_file():
         raise ValueError(
-            f"{path} is missing; draw the pictures with `m3 data tiny --out {recipe.data}`"
+            f"{suite_file} is missing; draw the pictures with `m3 data tiny --out {recipe.data}`"
         )
-    return json.loads(path.read_text())
+    return json.loads(suite_file.read_text())
 
 
 def _rows(recipe: TowerRecipe) -> Dataset:
     """The suite's training pictures, shuffled anew every pass, as many as the schedule asks for."""
-    files = sorted(str(path) for path in (Path(recipe.data) / "train").glob("*.parquet"))
-    if not files:
+    parquet_files = sorted(
+        str(parquet_file) for parquet_file in (Path(recipe.data) / "train").glob("*.parquet")
+    )
+    if not parquet_files:
         raise ValueError(
             f"{recipe.data} has no train/*.parquet; make them with `m3 data tiny "
             f"--out {recipe.data}`"
         )
-    rows = load_dataset("parquet", data_files=files, split="train").select_columns(
+    suite_rows = load_dataset("parquet", data_files=parquet_files, split="train").select_columns(
         ["image", "patch_class", "patch_slot"]
     )
-    rows = rows.cast_column("image", Image(decode=False))
+    suite_rows = suite_rows.cast_column("image", Image(decode=False))
     schedule = recipe.schedule
     step = schedule.step_samples(world().size)
     if schedule.steps is not None:
-        total = schedule.steps * step
+        total_samples = schedule.steps * step
     else:
         assert schedule.epochs is not None  # Schedule makes sure of one of them
-        total = math.ceil(len(rows) * schedule.epochs / step) * step  # the last step is filled up
+        total_samples = (
+            math.ceil(len(suite_rows) * schedule.epochs / step) * step
+        )  # the last step is filled up
     passes = [
-        np.random.default_rng([schedule.seed, n]).permutation(len(rows))
-        for n in range(-(-total // len(rows)))
+        np.random.default_rng([schedule.seed, n]).permutation(len(suite_rows))
+        for n in range(-(-total_samples // len(suite_rows)))
     ]
-    return rows.select(np.concatenate(passes)[:total])
+    return suite_rows.select(np.concatenate(passes)[:total_samples])
 
 
 def _measure(output: PatchLabellerOutput, share: float) -> dict[str, tuple[float, float]]:

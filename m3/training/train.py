@@ -70,18 +70,18 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
         torch.set_num_threads(recipe.hardware.threads)
     schedule, devices = recipe.schedule, world().size
     mixture = _mixture(recipe, devices)
-    names = [source.name for source in recipe.data.used_sources]
-    check_data(run, names, [len(source) for source in mixture.sources])
-    rows = _new_rows(recipe, mixture)
-    check_sharding(recipe, rows)
+    source_names = [data_source.name for data_source in recipe.data.used_sources]
+    check_data(run, source_names, [len(data_source) for data_source in mixture.sources])
+    token_rows = _new_rows(recipe, mixture)
+    check_sharding(recipe, token_rows)
     torch.manual_seed(schedule.seed)
     lora = None
     if recipe.adapter is not None:
         assert recipe.model is not None  # Recipe makes sure of it
         lora = lora_config(
-            M3Config.from_pretrained(recipe.model), recipe.adapter, recipe.parts, rows
+            M3Config.from_pretrained(recipe.model), recipe.adapter, recipe.parts, token_rows
         )
-    new = (
+    new_model = (
         build(recipe, attention) if recipe.model is None else None
     )  # drawn whole: DeepSpeed shards it when it is wrapped
     benchmarks = _benchmarks(recipe, run, open_benchmarks)
@@ -98,16 +98,16 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     )
     device = arguments.device  # with it the processes meet
     check_fingerprints(run, recipe, mixture.sources)
-    model, processor = new or build(recipe, attention)
+    model, processor = new_model or build(recipe, attention)
     rates, adapted = apply_parts(model, recipe.parts), None
     if is_deepspeed_zero3_enabled():
         gather_experts_at_once(model, model.model.routers)
     router = _router_load(model, device)
     tables = {}
     if lora is not None:
-        adapted, rates = add_lora(model, lora, rates, schedule.seed, rows)
-    elif rows is not None:
-        tables = train_rows(model, rows)
+        adapted, rates = add_lora(model, lora, rates, schedule.seed, token_rows)
+    elif token_rows is not None:
+        tables = train_rows(model, token_rows)
     if recipe.trains_tables:
         # they will not be new to those who begin with what this run leaves
         model.config.new_token_ids = None
@@ -145,9 +145,9 @@ def _new_rows(recipe: Recipe, mixture: Mixture) -> NewRows | None:
     """
     processor = build_processor(recipe)
     unsayable = unsayable_tokens(recipe, processor, mixture.sources)
-    rows = new_rows(recipe, planned_config(recipe), unsayable)
+    token_rows = new_rows(recipe, planned_config(recipe), unsayable)
     if (
-        rows is not None
+        token_rows is not None
         and recipe.adapter is None
         and os.environ.get("ACCELERATE_USE_FSDP") == "true"
     ):
@@ -156,9 +156,9 @@ def _new_rows(recipe: Recipe, mixture: Mixture) -> NewRows | None:
             "or plain data parallelism, or "
             "set parts.new_tokens: frozen"
         )
-    if world().is_first and (warned := warning(unsayable, processor, rows)):
+    if world().is_first and (warned := warning(unsayable, processor, token_rows)):
         logger.warning("%s", warned)
-    return rows
+    return token_rows
 
 
 def _check_machine(recipe: Recipe) -> None:
@@ -246,29 +246,34 @@ def _benchmarks(
 def _held_out(spec: HeldOut, recipe: Recipe, collator: Collator) -> list[dict[str, Tensor]]:
     """Batches of the held-out samples at all scales."""
     samples = open_source(spec.source)
-    number, size = min(spec.samples, len(samples)), recipe.schedule.batch_size
+    sample_count, size = min(spec.samples, len(samples)), recipe.schedule.batch_size
     every_scale = replace(
         collator, scales=tuple(recipe.matryoshka_vis_token_scale), teacher_index=False
     )
     batches = [
-        every_scale([samples[n] for n in range(at, min(at + size, number))])
-        for at in range(0, number, size)
+        every_scale([samples[n] for n in range(batch_start, min(batch_start + size, sample_count))])
+        for batch_start in range(0, sample_count, size)
     ]
     return [
-        {name: value for name, value in batch.items() if name != "left_out"} for batch in batches
+        {
+            input_name: input_value
+            for input_name, input_value in batch.items()
+            if input_name != "left_out"
+        }
+        for batch in batches
     ]
 
 
 def _collator(recipe: Recipe, processor: M3Processor, step_samples: int) -> Collator:
-    data = recipe.data
+    data_section = recipe.data
     return Collator(
         processor,
         scales=recipe.scales,
-        pack_length=data.pack_length,
-        max_images=data.max_images_per_row,
-        max_length=data.max_length,
-        overlong="error" if data.too_long == "refuse" else "drop",
-        broken=data.broken,
+        pack_length=data_section.pack_length,
+        max_images=data_section.max_images_per_row,
+        max_length=data_section.max_length,
+        overlong="error" if data_section.too_long == "refuse" else "drop",
+        broken=data_section.broken,
         seed=recipe.schedule.seed,
         step_samples=step_samples,
         scale_weights=recipe.scale_weights,

@@ -94,8 +94,14 @@ class RunTrainer(Trainer):
         **kwargs,
     ) -> None:
         self._held_out = [] if held_out is None else held_out[1]
-        own = None if held_out is None else Evaluation(held_out[0], self._measure_held_out)
-        self._evaluations = [one for one in (own, benchmarks) if one is not None]
+        own_evaluation = (
+            None if held_out is None else Evaluation(held_out[0], self._measure_held_out)
+        )
+        self._evaluations = [
+            known_evaluation
+            for known_evaluation in (own_evaluation, benchmarks)
+            if known_evaluation is not None
+        ]
         callbacks = [*([router] if router else []), AskWhenDue(self._evaluations), MarkWhole()]
         super().__init__(callbacks=callbacks, **kwargs)
         self.run = run
@@ -131,13 +137,15 @@ class RunTrainer(Trainer):
         model = self.model if model is None else model
         assert model is not None  # Trainer was given one
         decayed = set(self.get_decay_parameter_names(model)) - self._undecayed
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
-        for name, parameter in model.named_parameters():
+        parameter_groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for parameter_name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                groups[self._rates[name], name in decayed].append(parameter)
+                parameter_groups[self._rates[parameter_name], parameter_name in decayed].append(
+                    parameter
+                )
         # Trainer itself passes whatever module it was given
         any_model = cast(PreTrainedModel, model)
-        optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, any_model)
+        optimiser, optimiser_options = self.get_optimizer_cls_and_kwargs(self.args, any_model)
         self.optimizer = optimiser(
             [
                 {
@@ -145,9 +153,9 @@ class RunTrainer(Trainer):
                     "lr": rate,
                     "weight_decay": self.args.weight_decay if decay else 0.0,
                 }
-                for (rate, decay), parameters in groups.items()
+                for (rate, decay), parameters in parameter_groups.items()
             ],
-            **options,
+            **optimiser_options,
         )
         return self.optimizer
 
@@ -157,19 +165,19 @@ class RunTrainer(Trainer):
         """Counts the step's items as Trainer does, but by weight: an image at one of S scales
         counts 1/S.
         """
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, item_count = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._left_out.take(batches, self.args.per_device_train_batch_size)
-        if items is None or not batches or "loss_weights" not in batches[0]:
-            return batches, items
+        if item_count is None or not batches or "loss_weights" not in batches[0]:
+            return batches, item_count
         weights = [
             batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum() for batch in batches
         ]
         tokens = sum(_real_tokens(batch) for batch in batches)
-        both = sum_over_processes(torch.tensor([float(sum(weights)), tokens], device=device))
-        self._step_tokens = max(float(both[1]), 1.0)
+        step_sums = sum_over_processes(torch.tensor([float(sum(weights)), tokens], device=device))
+        self._step_tokens = max(float(step_sums[1]), 1.0)
         if self._router is not None:
-            self._router.begin(both[1])
-        return batches, both[0].clamp(min=1e-12)  # a step may have no target
+            self._router.begin(step_sums[1])
+        return batches, step_sums[0].clamp(min=1e-12)  # a step may have no target
 
     def training_step(
         self,
@@ -181,21 +189,21 @@ class RunTrainer(Trainer):
         if self._low_memory is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        own = cast(
+        own_loss = cast(
             nn.Module, self.accelerator.unwrap_model(model)
         )  # past data parallelism, which expects one backward a step
 
         def read(row: dict[str, Tensor]) -> Tensor:
             with self.compute_loss_context_manager():
                 loss = cast(
-                    Tensor, self.compute_loss(own, row, num_items_in_batch=num_items_in_batch)
+                    Tensor, self.compute_loss(own_loss, row, num_items_in_batch=num_items_in_batch)
                 )
             self.accelerator.backward(loss)
             return loss.detach()
 
         loss = row_by_row(self._low_memory, self._prepare_inputs(inputs), read)
         if self.accelerator.sync_gradients:
-            average_gradients(own)
+            average_gradients(own_loss)
         return loss
 
     def evaluate(self, *args: Any, **kwargs) -> dict[str, float]:
@@ -206,34 +214,37 @@ class RunTrainer(Trainer):
         step, began = self.state.global_step, time.perf_counter()
         if self._evaluated[0] == step:  # Trainer asks again at the end of the last pass
             return self._evaluated[1]
-        found: dict[str, float] = {}
+        eval_metrics: dict[str, float] = {}
         # generation meets ever new shapes
         with kept_random_state(), torch.compiler.set_stance("force_eager"):
             for evaluation in self._evaluations:
                 if step % evaluation.every == 0:
-                    found |= evaluation.measure(step)
+                    eval_metrics |= evaluation.measure(step)
         self._since += time.perf_counter() - began
-        self.log(found)
+        self.log(eval_metrics)
         if self.is_world_process_zero():
-            self.run.append_metrics({"step": step, **found})
-        self._evaluated = (step, found)
-        return found
+            self.run.append_metrics({"step": step, **eval_metrics})
+        self._evaluated = (step, eval_metrics)
+        return eval_metrics
 
     def _measure_held_out(self, step: int) -> dict[str, float]:
         """The loss of each scale on the held-out batches. Every process reads all of them."""
         model = cast(nn.Module, self.model_wrapped)
-        sums, counts = defaultdict[str, float](float), defaultdict[str, float](float)
+        sums, metric_counts = defaultdict[str, float](float), defaultdict[str, float](float)
         model.eval()
         for batch in self._held_out:
             with torch.no_grad(), self.compute_loss_context_manager():
                 output = model(**self._prepare_inputs(dict(batch)), skip_logits=True)
-            for name, (value, count) in self._measure(output, 1.0).items():
-                sums[name], counts[name] = sums[name] + value, counts[name] + count
+            for metric_name, (metric_value, metric_count) in self._measure(output, 1.0).items():
+                sums[metric_name], metric_counts[metric_name] = (
+                    sums[metric_name] + metric_value,
+                    metric_counts[metric_name] + metric_count,
+                )
         model.train()
         return {
-            f"eval_{name}": round(sums[name] / counts[name], 6)
-            for name in sorted(sums)
-            if name.startswith("loss_")
+            f"eval_{metric_name}": round(sums[metric_name] / metric_counts[metric_name], 6)
+            for metric_name in sorted(sums)
+            if metric_name.startswith("loss_")
         }
 
     def compute_loss(
@@ -247,17 +258,17 @@ class RunTrainer(Trainer):
         metrics.
         """
         if self._router is not None:
-            step = self._router.step
-            inputs = inputs | {"router_load": step.load, "router_tokens": step.tokens}
+            router_step = self._router.step
+            inputs = inputs | {"router_load": router_step.load, "router_tokens": router_step.tokens}
         if self._distil is not None:
             inputs = inputs | {
                 "distil_weight": self._distil.weight,
                 "distil_temperature": self._distil.temperature,
             }
-        both = super().compute_loss(
+        loss_output = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
-        loss, outputs = cast(tuple[Tensor, ModelOutput], both)  # since return_outputs is set
+        loss, outputs = cast(tuple[Tensor, ModelOutput], loss_output)  # since return_outputs is set
         if model.training:
             self._note(outputs, inputs)
         return (loss, outputs) if return_outputs else loss
@@ -265,26 +276,28 @@ class RunTrainer(Trainer):
     def _note(self, outputs: ModelOutput, inputs: Mapping[str, Tensor]) -> None:
         """Keeps what is logged of a micro-batch, and its experts' load."""
         tokens = _real_tokens(inputs) if "input_ids" in inputs else 1
-        for name, (value, count) in self._measure(outputs, tokens / self._step_tokens).items():
-            self._sums[name] += value
-            self._counts[name] += count
+        for metric_name, (metric_value, metric_count) in self._measure(
+            outputs, tokens / self._step_tokens
+        ).items():
+            self._sums[metric_name] += metric_value
+            self._counts[metric_name] += metric_count
         if self._router is not None:
             assert isinstance(outputs, M3Output)  # only a decoder with experts has a router
             self._router.add(outputs, float(tokens))
         if "input_ids" in inputs:
-            rows = inputs["input_ids"]
+            row_ids = inputs["input_ids"]
             if self.state.global_step == 0 and self._places == 0 and self.is_world_process_zero():
-                fill = tokens / rows.numel()
+                fill = tokens / row_ids.numel()
                 logger.info(
                     "first batch: %d rows of %d places, %.1f %% of them filled",
-                    *rows.shape,
+                    *row_ids.shape,
                     100 * fill,
                 )
             self._tokens += tokens
-            self._places += rows.numel()
+            self._places += row_ids.numel()
             if self._meter is not None:
-                shown = inputs["pixel_values"].shape[0] if "pixel_values" in inputs else 0
-                self._flops += self._meter.flops(tokens, shown)
+                tile_count = inputs["pixel_values"].shape[0] if "pixel_values" in inputs else 0
+                self._flops += self._meter.flops(tokens, tile_count)
 
     def log(self, logs: dict[str, float | int], start_time: float | None = None) -> None:
         """Adds the measured means and the speed; the screen leaves out the router's, the run's
@@ -292,23 +305,32 @@ class RunTrainer(Trainer):
         """
         if "loss" in logs:
             self._check_finite(logs)
-        found = self._collect() if "loss" in logs else {}
+        step_metrics = self._collect() if "loss" in logs else {}
         super().log(
-            logs | {name: value for name, value in found.items() if "/" not in name}, start_time
+            logs
+            | {
+                metric_name: metric_value
+                for metric_name, metric_value in step_metrics.items()
+                if "/" not in metric_name
+            },
+            start_time,
         )
         if self.is_world_process_zero() and "loss" in logs:
-            self.run.append_metrics({"step": self.state.global_step, **logs, **found})
+            self.run.append_metrics({"step": self.state.global_step, **logs, **step_metrics})
 
     def _check_finite(self, logs: Mapping[str, float | int]) -> None:
         """Every process has the same numbers, so all of them stop; a step is logged before it is
         saved.
         """
-        for name, shown in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
-            value = float(logs.get(name, 0.0))
-            if not math.isfinite(value):
+        for metric_name, metric_words in (
+            ("loss", "the loss"),
+            ("grad_norm", "the norm of the gradient"),
+        ):
+            metric_value = float(logs.get(metric_name, 0.0))
+            if not math.isfinite(metric_value):
                 checkpoint = self.run.newest_checkpoint()
                 raise ValueError(
-                    f"step {self.state.global_step}: {shown} is {value}; nothing of it was saved, "
+                    f"step {self.state.global_step}: {metric_words} is {metric_value}; nothing of it was saved, "
                     "and the newest checkpoint is "
                     f"{checkpoint or 'none: there is no checkpoint yet'}. Lower the rates of "
                     "parts, lengthen optimiser.warmup or "
@@ -329,17 +351,21 @@ class RunTrainer(Trainer):
         if checkpoint is not None and self._router is not None:
             self._router.restore(checkpoint)
         self.train(resume_from_checkpoint=checkpoint)
-        for name in LEFT_OUT:
-            total = sum(int(row.get(name, 0)) for row in self.run.read_metrics())
-            if total and self.is_world_process_zero():
+        for left_name in LEFT_OUT:
+            left_total = sum(
+                int(metric_row.get(left_name, 0)) for metric_row in self.run.read_metrics()
+            )
+            if left_total and self.is_world_process_zero():
                 logger.warning(
-                    "%s over the whole run: %d samples (m3 data check names them)", name, total
+                    "%s over the whole run: %d samples (m3 data check names them)",
+                    left_name,
+                    left_total,
                 )
-        aside = self.run.checkpoints / ".final"
-        (save or self.save_model)(str(aside))
+        partial_folder = self.run.checkpoints / ".final"
+        (save or self.save_model)(str(partial_folder))
         wait_for_everyone()
         if self.is_world_process_zero():
-            aside.replace(self.run.final)
+            partial_folder.replace(self.run.final)
         wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -352,18 +378,23 @@ class RunTrainer(Trainer):
 
     def _collect(self) -> dict[str, float | int]:
         # a rank whose batches had no image lacks the scales
-        names = union_over_processes(self._sums)
-        values = [[self._sums[n], self._counts[n]] for n in names]
-        values += [[float(self._tokens), float(self._places)], [self._flops, 0.0]]
-        table = sum_over_processes(torch.tensor(values, device=self.args.device)).cpu()
-        elapsed, (tokens, places) = time.perf_counter() - self._since, table[-2].tolist()
-        rows = zip(names, table[:-2].tolist(), strict=True)
-        means = {name: round(float(s / c), 6) for name, (s, c) in rows if c}
+        metric_names = union_over_processes(self._sums)
+        metric_sums = [[self._sums[n], self._counts[n]] for n in metric_names]
+        metric_sums += [[float(self._tokens), float(self._places)], [self._flops, 0.0]]
+        table = sum_over_processes(torch.tensor(metric_sums, device=self.args.device)).cpu()
+        elapsed, (tokens, place_count) = time.perf_counter() - self._since, table[-2].tolist()
+        summed_rows = zip(metric_names, table[:-2].tolist(), strict=True)
+        metric_means = {
+            metric_name: round(float(s / c), 6) for metric_name, (s, c) in summed_rows if c
+        }
         self._sums.clear()
         self._counts.clear()
         self._tokens, self._places, self._flops, self._since = 0, 0, 0.0, time.perf_counter()
         speed = (
-            {"tokens_per_second": round(tokens / elapsed, 1), "row_fill": round(tokens / places, 4)}
+            {
+                "tokens_per_second": round(tokens / elapsed, 1),
+                "row_fill": round(tokens / place_count, 4),
+            }
             if tokens
             else {}
         )
@@ -372,7 +403,7 @@ class RunTrainer(Trainer):
                 float(table[-1, 0]) / (elapsed * self._meter.peak * self.args.world_size), 4
             )
         return {
-            **means,
+            **metric_means,
             **speed,
             **self._left_out.collect(self.state.global_step, self.args.device),
         }

@@ -61,13 +61,15 @@ class Served:
             raise ValueError(
                 f"max_replicas is {self.max_replicas}, below replicas ({self.replicas})"
             )
-        for name, value in {
+        for setting_name, setting_value in {
             "target_requests": self.target_requests,
             "cpus": self.cpus,
             "gpus": self.gpus,
         }.items():
-            if value is not None and (value < 0 or (name == "target_requests" and value == 0)):
-                raise ValueError(f"{name} is {value}; expected more than 0")
+            if setting_value is not None and (
+                setting_value < 0 or (setting_name == "target_requests" and setting_value == 0)
+            ):
+                raise ValueError(f"{setting_name} is {setting_value}; expected more than 0")
 
     @property
     def id(self) -> str:
@@ -89,9 +91,9 @@ class Fleet:
         if not self.models:
             raise ValueError("models is empty; expected one model or more")
         twice = [
-            name
-            for name, number in Counter(model.id for model in self.models).items()
-            if number > 1
+            model_name
+            for model_name, model_count in Counter(model.id for model in self.models).items()
+            if model_count > 1
         ]
         if twice:
             raise ValueError(

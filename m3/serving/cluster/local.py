@@ -30,7 +30,9 @@ def create_local(fleet: Fleet, settings: Settings) -> FastAPI:
     async def close() -> None:
         await asyncio.gather(*(asyncio.to_thread(engine.close) for engine in engines.values()))
 
-    models = {name: _model(name, engine, settings) for name, engine in engines.items()}
+    models = {
+        model_name: _model(model_name, engine, settings) for model_name, engine in engines.items()
+    }
     return create_router(models, settings, RouterMetrics(), close)
 
 

@@ -51,12 +51,12 @@ class Worker:
     """One replica of one model."""
 
     def __init__(self, model: Served, settings: Settings) -> None:
-        own = behind(settings, model.id)
-        self._engine = Engine(*load_served(model), own)
-        self._app = create_app(self._engine, own)
+        worker_settings = behind(settings, model.id)
+        self._engine = Engine(*load_served(model), worker_settings)
+        self._app = create_app(self._engine, worker_settings)
 
-    async def ask(self, asked: Asked) -> AsyncGenerator[Message]:
-        async for message in messages(self._app, asked):
+    async def ask(self, relayed_request: Asked) -> AsyncGenerator[Message]:
+        async for message in messages(self._app, relayed_request):
             yield message
 
     async def page(self) -> tuple[str, str]:
@@ -98,15 +98,17 @@ class Entrance:
             )
             return Model(app, lambda: _pages(handle), lambda: _is_well(handle))
 
-        models = {name: model(name, handle) for name, handle in self._handles.items()}
+        models = {
+            model_name: model(model_name, handle) for model_name, handle in self._handles.items()
+        }
         return create_router(models, self._settings, metrics, _nothing)
 
 
 def asking(handle: DeploymentHandle) -> Ask:
     """Asks one replica, in the words of m3/serving/cluster/retry.py."""
 
-    async def ask(asked: Asked) -> AsyncGenerator[Message]:
-        answer = handle.options(method_name="ask", stream=True).remote(asked)
+    async def ask(relayed_request: Asked) -> AsyncGenerator[Message]:
+        answer = handle.options(method_name="ask", stream=True).remote(relayed_request)
         assert isinstance(answer, DeploymentResponseGenerator)  # of a stream
         try:
             async for message in answer:
@@ -128,9 +130,16 @@ async def _pages(handle: DeploymentHandle) -> Pages:
 
 
 async def _is_well(handle: DeploymentHandle) -> bool:
-    status = await asyncio.to_thread(serve.status)
-    states = status.applications[handle.app_name].deployments[handle.deployment_name].replica_states
-    return any(state == "RUNNING" and number for state, number in states.items())
+    serve_status = await asyncio.to_thread(serve.status)
+    states = (
+        serve_status.applications[handle.app_name]
+        .deployments[handle.deployment_name]
+        .replica_states
+    )
+    return any(
+        replica_state == "RUNNING" and replica_count
+        for replica_state, replica_count in states.items()
+    )
 
 
 async def _nothing() -> None:
@@ -141,9 +150,9 @@ def build(fleet: Fleet, settings: Settings) -> serve.Application:
     """All models, and the router in front of them."""
     workers = {
         model.id: _deployment(Worker)
-        .options(**_options(number, model, settings))
+        .options(**_options(model_number, model, settings))
         .bind(model, settings)
-        for number, model in enumerate(fleet.models)
+        for model_number, model in enumerate(fleet.models)
     }
     entrance = _deployment(Entrance).options(
         name="router",
@@ -157,20 +166,22 @@ def build(fleet: Fleet, settings: Settings) -> serve.Application:
 
 
 def _deployment(kind: type) -> serve.Deployment:
-    made = serve.deployment(kind)
-    assert isinstance(made, serve.Deployment)  # a class was given, so this is no decorator
-    return made
+    new_deployment = serve.deployment(kind)
+    assert isinstance(
+        new_deployment, serve.Deployment
+    )  # a class was given, so this is no decorator
+    return new_deployment
 
 
 def check_room(fleet: Fleet, resources: Mapping[str, float]) -> None:
     """Replicas that nobody has room for would be waited for without end."""
-    for kind, each in (("CPU", lambda model: model.cpus), ("GPU", _gpus)):
-        wanted = sum(model.replicas * each(model) for model in fleet.models)
-        if wanted > resources.get(kind, 0.0):
-            flag = f"--replica-{kind.lower()}s, or {kind.lower()}s in the fleet's file; it may be a fraction"
+    for resource_name, needed_by in (("CPU", lambda model: model.cpus), ("GPU", _gpus)):
+        needed_total = sum(model.replicas * needed_by(model) for model in fleet.models)
+        if needed_total > resources.get(resource_name, 0.0):
+            flag = f"--replica-{resource_name.lower()}s, or {resource_name.lower()}s in the fleet's file; it may be a fraction"
             raise ValueError(
-                f"the replicas are to have {wanted:g} {kind}s, and there are "
-                f"{resources.get(kind, 0.0):g}: ask for fewer "
+                f"the replicas are to have {needed_total:g} {resource_name}s, and there are "
+                f"{resources.get(resource_name, 0.0):g}: ask for fewer "
                 f"replicas, or less for each ({flag})"
             )
 
@@ -183,18 +194,18 @@ def _gpus(model: Served) -> float:
 
 def _options(number: int, model: Served, settings: Settings) -> dict[str, Any]:
     """Ray's, of one model's replicas."""
-    places = settings.queue.running + settings.queue.waiting  # of an engine
-    options: dict[str, Any] = {
+    request_places = settings.queue.running + settings.queue.waiting  # of an engine
+    deployment_options: dict[str, Any] = {
         "name": f"{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', model.id)}",
-        "max_ongoing_requests": places,
-        "max_queued_requests": places,  # a burst passes through here even where there is room
+        "max_ongoing_requests": request_places,
+        "max_queued_requests": request_places,  # a burst passes through here even where there is room
         "health_check_period_s": HEALTH_SECONDS,
         "graceful_shutdown_timeout_s": settings.shutdown_seconds,
         "logging_config": {"enable_access_log": False},  # the router has one
         "ray_actor_options": {"num_cpus": model.cpus, "num_gpus": _gpus(model)},
     }
     if model.max_replicas is None:
-        return {**options, "num_replicas": model.replicas}
+        return {**deployment_options, "num_replicas": model.replicas}
     scaling = AutoscalingConfig(
         min_replicas=model.replicas,
         max_replicas=model.max_replicas,
@@ -202,7 +213,7 @@ def _options(number: int, model: Served, settings: Settings) -> dict[str, Any]:
         upscale_delay_s=model.upscale_seconds,
         downscale_delay_s=model.downscale_seconds,
     )
-    return {**options, "autoscaling_config": scaling}
+    return {**deployment_options, "autoscaling_config": scaling}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,26 +233,36 @@ class Arguments:
 def app(arguments: dict[str, Any]) -> serve.Application:
     """For `serve run` and Serve's config files. Errors name the argument."""
     # `serve run` gives every value as text
-    texts = [f"{key}={value}" for key, value in arguments.items() if isinstance(value, str)]
-    given = (
-        config.load(None, Arguments, texts)
-        if len(texts) == len(arguments)
+    setting_texts = [
+        f"{setting_name}={setting_value}"
+        for setting_name, setting_value in arguments.items()
+        if isinstance(setting_value, str)
+    ]
+    given_settings = (
+        config.load(None, Arguments, setting_texts)
+        if len(setting_texts) == len(arguments)
         else config.decode(arguments, Arguments)
     )
     server = (
-        config.load(Path(given.server), Settings)
-        if isinstance(given.server, str)
-        else given.server or Settings()
+        config.load(Path(given_settings.server), Settings)
+        if isinstance(given_settings.server, str)
+        else given_settings.server or Settings()
     )
     server = dataclasses.replace(server, api_key=server.api_key or read_key(None))
-    if isinstance(given.fleet, Fleet):
-        return build(given.fleet, server)
-    if given.fleet is not None:
-        return build(config.load(Path(given.fleet), Fleet), server)
-    assert given.model_path is not None
+    if isinstance(given_settings.fleet, Fleet):
+        return build(given_settings.fleet, server)
+    if given_settings.fleet is not None:
+        return build(config.load(Path(given_settings.fleet), Fleet), server)
+    assert given_settings.model_path is not None
     return build(
         Fleet(
-            models=(Served(path=given.model_path, name=server.name or "", replicas=given.replicas),)
+            models=(
+                Served(
+                    path=given_settings.model_path,
+                    name=server.name or "",
+                    replicas=given_settings.replicas,
+                ),
+            )
         ),
         server,
     )

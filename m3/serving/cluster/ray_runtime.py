@@ -60,8 +60,8 @@ def run(fleet: Fleet, settings: Settings, address: str | None = None) -> int:
 
 def catch(ended: threading.Event) -> None:
     """SIGTERM and SIGINT set `ended`, and do nothing else."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: ended.set())
 
 
 def _serve(fleet: Fleet, settings: Settings, address: str | None, ended: threading.Event) -> None:
@@ -97,11 +97,11 @@ def _is_up(ended: threading.Event) -> bool:
     from ray import serve
 
     while not ended.wait(LOOK_SECONDS):
-        state = serve.status().applications[APPLICATION]
-        if state.status == "RUNNING":
+        application_state = serve.status().applications[APPLICATION]
+        if application_state.status == "RUNNING":
             return True
-        if state.status == "DEPLOY_FAILED":
-            raise ValueError(f"the replicas could not be started: {state.message}")
+        if application_state.status == "DEPLOY_FAILED":
+            raise ValueError(f"the replicas could not be started: {application_state.message}")
     return False
 
 
@@ -109,26 +109,26 @@ def _is_up(ended: threading.Event) -> bool:
 def ray_at(address: str | None, settings: Settings) -> Iterator[None]:
     """Ray, and its end."""
     if address is None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        for variable_name, variable_value in ENVIRONMENT.items():
+            os.environ.setdefault(variable_name, variable_value)
         if os.environ["RAY_AUTH_MODE"] == "token":
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray  # reads these once
 
     # on a thread, as in the main one Ray would take the signals for itself (in a warning it says
     # so); the thread stays until Ray has ended, as the kernel ends Ray's processes with it
-    with ThreadPoolExecutor(1) as aside:
+    with ThreadPoolExecutor(1) as starter_pool:
         if address is None:
             # bodies of requests are what is kept in its store, beside small change
             store = 2 * settings.queue.held_bytes
-            begun = aside.submit(
+            begun = starter_pool.submit(
                 ray.init,
                 include_dashboard=False,
                 object_store_memory=store,
                 logging_level=logging.ERROR,
             )
         else:
-            begun = aside.submit(ray.init, address, logging_level=logging.ERROR)
+            begun = starter_pool.submit(ray.init, address, logging_level=logging.ERROR)
         begun.result()
         logging.getLogger("ray").setLevel(logging.WARNING)
         try:

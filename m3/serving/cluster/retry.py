@@ -55,12 +55,12 @@ class Retried:
         body = await read_body(receive)
         if body is None:
             return
-        asked = Asked(scope["method"], scope["path"], tuple(scope["headers"]), body)
+        relayed_request = Asked(scope["method"], scope["path"], tuple(scope["headers"]), body)
         # a replica may die when the answer is all but there
         seconds = 2 * self._settings.limits.seconds
         try:
             async with asyncio.timeout(seconds):
-                start, first, answer = await self._begin(asked)
+                start_message, first_part, answer = await self._begin(relayed_request)
         except TimeoutError:
             refused = Busy(
                 f"no replica of the model answered within {seconds:g} s; try again later",
@@ -71,10 +71,12 @@ class Retried:
         except Refused as refused:
             await refused_response(refused)(scope, receive, send)
         else:
-            await send(start)
-            await self._pass_on(start, first, answer, send)
+            await send(start_message)
+            await self._pass_on(start_message, first_part, answer, send)
 
-    async def _begin(self, asked: Asked) -> tuple[Message, Message, AsyncGenerator[Message]]:
+    async def _begin(
+        self, relayed_request: Asked
+    ) -> tuple[Message, Message, AsyncGenerator[Message]]:
         """The start of the response, the first part of its body, and where the rest comes from.
 
         Raises:
@@ -82,11 +84,11 @@ class Retried:
         """
         deaths = turn = 0
         while True:
-            answer = self._ask(asked)
+            answer = self._ask(relayed_request)
             try:
-                start, first = await anext(answer), await anext(answer)
-                if start["status"] != 503:
-                    return start, first, answer
+                start_message, first_part = await anext(answer), await anext(answer)
+                if start_message["status"] != 503:
+                    return start_message, first_part, answer
                 await answer.aclose()
             except ReplicaDied:
                 deaths += 1
@@ -103,24 +105,30 @@ class Retried:
             turn += 1
 
     async def _pass_on(
-        self, start: Message, part: Message, answer: AsyncGenerator[Message], send: Send
+        self,
+        start_message: Message,
+        body_part: Message,
+        answer: AsyncGenerator[Message],
+        send: Send,
     ) -> None:
         async with aclosing(answer):
-            await send(part)
-            while part.get("more_body", False):
+            await send(body_part)
+            while body_part.get("more_body", False):
                 try:
-                    part = await anext(answer)
+                    body_part = await anext(answer)
                 except ReplicaDied:
                     self._interrupted.inc()
-                    part = _interruption(start)
-                await send(part)
+                    body_part = _interruption(start_message)
+                await send(body_part)
 
 
-def _interruption(start: Message) -> Message:
-    kind = dict(start["headers"]).get(b"content-type", b"")
-    assert kind.startswith(b"text/event-stream"), kind  # all else comes in one part
-    text = "the replica that wrote this answer died; what came is not the whole answer: ask again"
-    event = f"data: {json.dumps(error_body(500, text, 'replica_died'))}\n\n"
+def _interruption(start_message: Message) -> Message:
+    content_type = dict(start_message["headers"]).get(b"content-type", b"")
+    assert content_type.startswith(b"text/event-stream"), content_type  # all else comes in one part
+    error_text = (
+        "the replica that wrote this answer died; what came is not the whole answer: ask again"
+    )
+    event = f"data: {json.dumps(error_body(500, error_text, 'replica_died'))}\n\n"
     return {"type": "http.response.body", "body": event.encode(), "more_body": False}
 
 

@@ -82,19 +82,19 @@ class Choose:
         body = await read_body(receive)
         if body is None:
             return
-        name = await asyncio.to_thread(named, body)
-        model = self._first if name is None else find(self._models, name)
+        model_name = await asyncio.to_thread(named, body)
+        model = self._first if model_name is None else find(self._models, model_name)
         await model.app(scope, replay(body, receive), send)
 
 
 def named(body: bytes) -> str | None:
     """The model that a body names, where it is a JSON object that names one."""
     try:
-        content = OBJECT.validate_json(body)
+        body_content = OBJECT.validate_json(body)
     except ValidationError:
         return None
-    name = content.get("model")
-    return name if isinstance(name, str) else None
+    model_name = body_content.get("model")
+    return model_name if isinstance(model_name, str) else None
 
 
 def find(models: Mapping[str, Model], name: str) -> Model:
@@ -123,14 +123,14 @@ def create_router(
 
     app = FastAPI(title="M3", lifespan=lifespan, openapi_url=None)
     add_error_handlers(app)
-    choose, first = Choose(models), next(iter(models.values())).app
+    choose, first_app = Choose(models), next(iter(models.values())).app
     app.router.routes.extend(
         [
             *(
-                Route(path, choose, methods=["POST"])
-                for path in ("/v1/chat/completions", "/generate")
+                Route(route_path, choose, methods=["POST"])
+                for route_path in ("/v1/chat/completions", "/generate")
             ),
-            Route("/openapi.json", first, methods=["GET"]),  # alike for all
+            Route("/openapi.json", first_app, methods=["GET"]),  # alike for all
         ]
     )
     cards = Cards(models)
@@ -176,18 +176,21 @@ class Cards:
 
     async def of(self, name: str) -> ModelCard:
         if name not in self._known:
-            start, *parts = [
-                one async for one in messages(self._models[name].app, Asked("GET", "/v1/models"))
-            ]
-            content = b"".join(part.get("body", b"") for part in parts)
-            if start["status"] != 200:
-                error = json.loads(content)["error"]
-                raise Refused(
-                    f"{name!r} does not answer now: {error['message']}",
-                    start["status"],
-                    error["code"],
+            start_message, *body_parts = [
+                relayed_message
+                async for relayed_message in messages(
+                    self._models[name].app, Asked("GET", "/v1/models")
                 )
-            (self._known[name],) = ModelList.model_validate_json(content).data
+            ]
+            body_content = b"".join(body_part.get("body", b"") for body_part in body_parts)
+            if start_message["status"] != 200:
+                error_content = json.loads(body_content)["error"]
+                raise Refused(
+                    f"{name!r} does not answer now: {error_content['message']}",
+                    start_message["status"],
+                    error_content["code"],
+                )
+            (self._known[name],) = ModelList.model_validate_json(body_content).data
         return self._known[name]
 
 
@@ -199,12 +202,13 @@ class _Labelled(Collector):
 
     def collect(self) -> list[Metric]:
         families: dict[str, Metric] = {}
-        for labels, text in self._pages:
-            for family in text_string_to_metric_families(text):
+        for labels, page_text in self._pages:
+            for family in text_string_to_metric_families(page_text):
                 all_of_it = families.setdefault(
                     family.name, Metric(family.name, family.documentation, family.type)
                 )
                 all_of_it.samples += [
-                    one._replace(labels={**one.labels, **labels}) for one in family.samples
+                    family_sample._replace(labels={**family_sample.labels, **labels})
+                    for family_sample in family.samples
                 ]
         return list(families.values())

@@ -35,8 +35,12 @@ class Job:
 
     def __init__(self, request: Request, emit: Emit, seconds: float) -> None:
         self.request, self._emit = request, emit
-        parts = [part for turn in request.turns for part in turn.parts]
-        self.bytes = sum(len(part.content) for part in parts if isinstance(part, Visual))
+        request_parts = [request_part for turn in request.turns for request_part in turn.parts]
+        self.bytes = sum(
+            len(request_part.content)
+            for request_part in request_parts
+            if isinstance(request_part, Visual)
+        )
         self.accepted = time.monotonic()
         self.deadline = self.accepted + seconds
         self.cancelled = False

@@ -63,10 +63,16 @@ class Batch:
         batch stays as it is until they join."""
         longest = max(map(len, prompts))
         ids = torch.tensor(
-            [[self._pad] * (longest - len(one)) + one for one in prompts], device=self._real.device
+            [[self._pad] * (longest - len(prompt_ids)) + prompt_ids for prompt_ids in prompts],
+            device=self._real.device,
         )
-        lengths = torch.tensor([len(one) for one in prompts], device=self._real.device)
-        real = torch.arange(longest, device=lengths.device)[None] >= longest - lengths[:, None]
+        prompt_lengths = torch.tensor(
+            [len(prompt_ids) for prompt_ids in prompts], device=self._real.device
+        )
+        real = (
+            torch.arange(longest, device=prompt_lengths.device)[None]
+            >= longest - prompt_lengths[:, None]
+        )
         cache = DynamicCache(config=self._model.config.text_config)
         return Read(self._forward(ids, real, cache, images), cache, real)
 
@@ -85,16 +91,16 @@ class Batch:
             self.clear()
             return
         assert self._cache is not None
-        index = torch.tensor(rows, device=self._real.device)
-        self._real = self._real[index]
+        row_index = torch.tensor(rows, device=self._real.device)
+        self._real = self._real[row_index]
         empty = int(self._real.any(0).int().argmax())
         self._real = self._real[:, empty:]
-        self._cache.batch_select_indices(index)
+        self._cache.batch_select_indices(row_index)
         for layer in self._cache.layers if empty else ():
             # `merges`; a batch of one row has no empty columns
             assert isinstance(layer, DynamicLayer)
-            keys, values = _held(layer)
-            layer.keys, layer.values = keys[:, :, empty:], values[:, :, empty:]
+            layer_keys, layer_values = _held(layer)
+            layer.keys, layer.values = layer_keys[:, :, empty:], layer_values[:, :, empty:]
 
     def _forward(
         self,
@@ -115,21 +121,31 @@ class Batch:
         )
         return output.logits[:, -1].float()
 
-    def join(self, read: Read) -> None:
+    def join(self, new_rows: Read) -> None:
         """They take their places behind the others."""
-        cache, real = read.cache, read.real
+        cache, real = new_rows.cache, new_rows.real
         if self._cache is None:
             self._cache, self._real = cache, real
             return
-        length = max(self._real.shape[1], real.shape[1])
+        joined_length = max(self._real.shape[1], real.shape[1])
         self._real = torch.cat(
-            [pad(part, (length - part.shape[1], 0)) for part in (self._real, real)]
+            [
+                pad(place_mask, (joined_length - place_mask.shape[1], 0))
+                for place_mask in (self._real, real)
+            ]
         )
-        for mine, theirs in zip(self._cache.layers, cache.layers, strict=True):
-            assert isinstance(mine, DynamicLayer) and isinstance(theirs, DynamicLayer)  # `merges`
-            mine.keys, mine.values = (
-                torch.cat([pad(part, (0, 0, length - part.shape[2], 0)) for part in parts])
-                for parts in zip(_held(mine), _held(theirs), strict=True)
+        for own_layer, new_layer in zip(self._cache.layers, cache.layers, strict=True):
+            assert isinstance(own_layer, DynamicLayer) and isinstance(
+                new_layer, DynamicLayer
+            )  # `merges`
+            own_layer.keys, own_layer.values = (
+                torch.cat(
+                    [
+                        pad(place_mask, (0, 0, joined_length - place_mask.shape[2], 0))
+                        for place_mask in state_pair
+                    ]
+                )
+                for state_pair in zip(_held(own_layer), _held(new_layer), strict=True)
             )
 
 

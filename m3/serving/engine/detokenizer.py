@@ -29,7 +29,7 @@ class Writing:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+        self._tokenizer, self._stop = tokenizer, [stop_text for stop_text in stop if stop_text]
         self._stop_sequences = stop_sequences(tokenizer, self._stop)
         # decoded anew with each token; what stands before `_end` was already taken
         self._begin = self._end = 0
@@ -59,19 +59,19 @@ class Writing:
 
     def _take(self, token: int) -> str:
         self._read.append(token)
-        known, new = self._decode(self._begin, self._end), self._decode(self._begin, None)
-        end = len(self._read)
-        if new.endswith(UNFINISHED):
-            if end - self._end < MOST_UNSURE:
+        known_text, new_text = self._decode(self._begin, self._end), self._decode(self._begin, None)
+        read_end = len(self._read)
+        if new_text.endswith(UNFINISHED):
+            if read_end - self._end < MOST_UNSURE:
                 return ""
-            end = self._sure_end(new)
-            new = self._decode(self._begin, end)
-        elif len(new) <= len(known):
-            if end - self._end >= MOST_UNSURE:  # tokens that are left out, one after the other
-                self._begin, self._end = self._end, end
+            read_end = self._sure_end(new_text)
+            new_text = self._decode(self._begin, read_end)
+        elif len(new_text) <= len(known_text):
+            if read_end - self._end >= MOST_UNSURE:  # tokens that are left out, one after the other
+                self._begin, self._end = self._end, read_end
             return ""
-        self._begin, self._end = self._end, end
-        return self._give(new[len(known) :], is_last=False)
+        self._begin, self._end = self._end, read_end
+        return self._give(new_text[len(known_text) :], is_last=False)
 
     def _sure_end(self, text: str) -> int:
         """The last place among the tokens that divides no character: what is decoded before and
@@ -79,11 +79,11 @@ class Writing:
 
         One of four places does, since no character has more bytes.
         """
-        last = len(self._read)
-        for end in range(last - 1, last - 1 - LONGEST_CHARACTER, -1):
-            if self._decode(self._begin, end) + self._decode(end, None) == text:
-                return end
-        return last
+        last_token = len(self._read)
+        for token_end in range(last_token - 1, last_token - 1 - LONGEST_CHARACTER, -1):
+            if self._decode(self._begin, token_end) + self._decode(token_end, None) == text:
+                return token_end
+        return last_token
 
     def finish(self) -> str:
         """The last piece."""
@@ -91,24 +91,32 @@ class Writing:
         piece = "".join(self._take(token) for token in waiting if not self.stopped)
         if self.stopped:
             return piece
-        known, new = self._decode(self._begin, self._end), self._decode(self._begin, None)
-        return piece + self._give(new[len(known) :], is_last=True)
+        known_text, new_text = self._decode(self._begin, self._end), self._decode(self._begin, None)
+        return piece + self._give(new_text[len(known_text) :], is_last=True)
 
     def _decode(self, begin: int, end: int | None) -> str:
-        text = self._tokenizer.decode(
+        decoded_text = self._tokenizer.decode(
             self._read[begin:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        assert isinstance(text, str)  # of one list of ids
-        return text
+        assert isinstance(decoded_text, str)  # of one list of ids
+        return decoded_text
 
     def _give(self, text: str, is_last: bool) -> str:
-        held = self._held + (text if self._tidying is None else self._tidying.add(text, is_last))
-        found = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped, is_last, held = True, True, held[: min(found)]
-        kept = 0 if is_last else max((_overlap(held, stop) for stop in self._stop), default=0)
-        sure = held[: len(held) - kept].rstrip()
-        self._held = held[len(sure) :]
+        held_text = self._held + (
+            text if self._tidying is None else self._tidying.add(text, is_last)
+        )
+        stop_positions = [
+            stop_position
+            for stop_position in (held_text.find(stop) for stop in self._stop)
+            if stop_position >= 0
+        ]
+        if stop_positions:
+            self.stopped, is_last, held_text = True, True, held_text[: min(stop_positions)]
+        kept_length = (
+            0 if is_last else max((_overlap(held_text, stop) for stop in self._stop), default=0)
+        )
+        sure = held_text[: len(held_text) - kept_length].rstrip()
+        self._held = held_text[len(sure) :]
         piece = sure if self.text else sure.lstrip()
         self.text += piece
         return piece
@@ -141,8 +149,8 @@ class Tidying:
         """
         cut = 0
         while (space := self._held.find(" ", self._seen)) >= 0:
-            word = self._held[self._held.rfind(" ", 0, space) + 1 : space]
-            cut = cut if word in self.JOINED else space
+            last_word = self._held[self._held.rfind(" ", 0, space) + 1 : space]
+            cut = cut if last_word in self.JOINED else space
             self._seen = space + 1
         return cut
 

@@ -89,7 +89,7 @@ class Engine:
                     "later",
                     self.settings.queue.retry_after_seconds,
                 )
-            if job.bytes + sum(one.bytes for one in self._accepted) > limit:
+            if job.bytes + sum(accepted_job.bytes for accepted_job in self._accepted) > limit:
                 self.metrics.requests.labels("overloaded").inc()
                 raise Busy(
                     f"the server holds as many images and videos as it can ({limit:,} bytes); try "
@@ -197,8 +197,8 @@ class Engine:
                 self._count()
         finally:  # after an error nobody must wait for ever
             with self._change:
-                self._closing, left = True, list(self._accepted)
-            for job in left:
+                self._closing, open_jobs = True, list(self._accepted)
+            for job in open_jobs:
                 self._refuse(job, _failed())
 
     def _newcomers(self) -> list[Job] | None:
@@ -215,22 +215,22 @@ class Engine:
 
     def _fitting(self) -> list[Job]:
         """From the head of those who wait, in order: as many as there are rows and room for."""
-        limits, running, chosen = self.settings.queue, self._scheduler.running, []
-        prompt, row = 0, max((job.length for job in running), default=0)
-        while self._waiting and len(running) + len(chosen) < self._rows:
+        limits, running, fitting_jobs = self.settings.queue, self._scheduler.running, []
+        prompt, row_length = 0, max((job.length for job in running), default=0)
+        while self._waiting and len(running) + len(fitting_jobs) < self._rows:
             job = self._waiting[0]
             if job.cancelled or job.is_late:
                 self._waiting.popleft()
                 self._give_up(job)
                 continue
-            prompt, row = max(prompt, len(job.prepared.ids)), max(row, job.length)
-            rows = len(running) + len(chosen) + 1
-            if (chosen and prompt * (len(chosen) + 1) > limits.prefill_tokens) or (
-                rows > 1 and row * rows > limits.batch_tokens
+            prompt, row_length = max(prompt, len(job.prepared.ids)), max(row_length, job.length)
+            row_count = len(running) + len(fitting_jobs) + 1
+            if (fitting_jobs and prompt * (len(fitting_jobs) + 1) > limits.prefill_tokens) or (
+                row_count > 1 and row_length * row_count > limits.batch_tokens
             ):
                 break
-            chosen.append(self._waiting.popleft())
-        return chosen
+            fitting_jobs.append(self._waiting.popleft())
+        return fitting_jobs
 
     def _give_up(self, job: Job) -> None:
         """On one who waited too long, or left."""
@@ -249,8 +249,13 @@ class Engine:
 
     def _finish(self, job: Job, reason: End) -> None:
         if reason == "memory":
-            text = "the device ran out of memory with this request and those beside it; try again later, or at a smaller scale"
-            self._refuse(job, Busy(text, self.settings.queue.retry_after_seconds, status=503))
+            memory_text = (
+                "the device ran out of memory with this request and those beside it; try again "
+                "later, or at a smaller scale"
+            )
+            self._refuse(
+                job, Busy(memory_text, self.settings.queue.retry_after_seconds, status=503)
+            )
             return
         self._leave(job, reason)
         self.metrics.count(job.finish(reason), job.prepared.scales)
@@ -281,6 +286,6 @@ def _put(
 
 def _tell(preparation: "Future[None]") -> None:
     """What went wrong beyond a client's mistakes."""
-    error = preparation.exception()
-    if error is not None:
-        logger.error("preparing a request failed", exc_info=error)
+    preparation_error = preparation.exception()
+    if preparation_error is not None:
+        logger.error("preparing a request failed", exc_info=preparation_error)

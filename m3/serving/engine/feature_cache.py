@@ -40,25 +40,28 @@ class Features:
 
     def see(self, digest: str, prepared: Sequence[TiledImages]) -> VisualFeatures:
         """Looks, unless another request has looked at the same in the meantime."""
-        found = self.find(digest)
-        if found is not None:
-            return found
+        cached_features = self.find(digest)
+        if cached_features is not None:
+            return cached_features
         features: list[Tensor] = []
         for batch in prepared:
             # a view would keep its whole batch
-            features += [part.clone() for part in encode_tiles(self._model, batch)]
+            features += [tile_features.clone() for tile_features in encode_tiles(self._model, batch)]
             self._metrics.tower_images.inc(len(batch.images))
         self._metrics.tower_runs.inc(len(prepared))
-        seen = VisualFeatures(
-            digest, "", tuple(one for batch in prepared for one in batch.images), tuple(features)
+        seen_image = VisualFeatures(
+            digest,
+            "",
+            tuple(prepared_image for batch in prepared for prepared_image in batch.images),
+            tuple(features),
         )
-        self._keep(digest, seen)
-        return seen
+        self._keep(digest, seen_image)
+        return seen_image
 
-    def _keep(self, digest: str, seen: VisualFeatures) -> None:
+    def _keep(self, digest: str, seen_image: VisualFeatures) -> None:
         with self._lock:
-            self._kept[digest] = seen
-            self._bytes += _bytes(seen)
+            self._kept[digest] = seen_image
+            self._bytes += _bytes(seen_image)
             while self._bytes > self._max_bytes:
                 _, dropped = self._kept.popitem(last=False)
                 self._bytes -= _bytes(dropped)
@@ -66,5 +69,8 @@ class Features:
             self._metrics.cache_entries.set(len(self._kept))
 
 
-def _bytes(seen: VisualFeatures) -> int:
-    return sum(part.numel() * part.element_size() for part in seen.features)
+def _bytes(seen_image: VisualFeatures) -> int:
+    return sum(
+        tile_features.numel() * tile_features.element_size()
+        for tile_features in seen_image.features
+    )

@@ -72,44 +72,54 @@ class Preparation:
         """
         self._check(request)
         visuals = [
-            part for turn in request.turns for part in turn.parts if isinstance(part, Visual)
+            visual_part
+            for turn in request.turns
+            for visual_part in turn.parts
+            if isinstance(visual_part, Visual)
         ]
         sights = tuple(self._sight(visual) for visual in visuals)
         scales = self._scales(request, visuals, sights)
-        counts = self._processor.counts(
+        token_counts = self._processor.counts(
             scales, [tiles for sight in sights for tiles in sight.tiles]
         )
-        ids, new_tokens = self._ids(request, sights, counts)
-        return Prepared(ids, sights, scales, counts, new_tokens)
+        ids, new_tokens = self._ids(request, sights, token_counts)
+        return Prepared(ids, sights, scales, token_counts, new_tokens)
 
     def _check(self, request: Request) -> None:
         limits = self._limits
         visuals = [
-            part for turn in request.turns for part in turn.parts if isinstance(part, Visual)
+            visual_part
+            for turn in request.turns
+            for visual_part in turn.parts
+            if isinstance(visual_part, Visual)
         ]
-        text = sum(
-            len(part) for turn in request.turns for part in turn.parts if isinstance(part, str)
+        text_length = sum(
+            len(text_part)
+            for turn in request.turns
+            for text_part in turn.parts
+            if isinstance(text_part, str)
         )
         counted = (
             ("messages", len(request.turns), limits.turns),
             ("images", sum(visual.kind == "image" for visual in visuals), limits.images),
             ("videos", sum(visual.kind == "video" for visual in visuals), limits.videos),
-            ("characters of text", text, limits.characters),
+            ("characters of text", text_length, limits.characters),
             ("new tokens", request.generation.max_new_tokens, limits.new_tokens),
             ("bytes in an image", _largest(visuals, "image"), limits.image_bytes),
             ("bytes in a video", _largest(visuals, "video"), limits.video_bytes),
         )
-        for what, number, limit in counted:
-            if number > limit:
+        for limit_name, count, limit in counted:
+            if count > limit:
                 raise Refused(
-                    f"the request has {number:,} {what}, more than this server's limit of {limit:,}"
+                    f"the request has {count:,} {limit_name}, more than this server's limit of "
+                    f"{limit:,}"
                 )
 
     def _sight(self, visual: Visual) -> Sight:
         digest = visual.digest
-        seen = self._features.find(digest)
-        if seen is not None:
-            return Sight(digest, seen.tiles, seen)
+        cached_features = self._features.find(digest)
+        if cached_features is not None:
+            return Sight(digest, cached_features.tiles, cached_features)
         limits = self._limits
         if visual.kind == "image":
             prepared = self._still(visual.content)
@@ -141,10 +151,12 @@ class Preparation:
     ) -> list[int]:
         scales: list[int] = []
         for visual, sight in zip(visuals, sights, strict=True):
-            wanted = visual.scale if visual.scale is not None else request.scale
-            number = len(sight.tiles)
-            chosen = None if wanted is None else frame_scales(wanted, number)
-            scales += self._processor.resolve_scales(chosen, number, sight.tiles)
+            wanted_scale = visual.scale if visual.scale is not None else request.scale
+            tile_count = len(sight.tiles)
+            frame_schedule = (
+                None if wanted_scale is None else frame_scales(wanted_scale, tile_count)
+            )
+            scales += self._processor.resolve_scales(frame_schedule, tile_count, sight.tiles)
         return scales
 
     def _ids(
@@ -155,33 +167,35 @@ class Preparation:
         Visuals stand on lines of their own, as in `m3 chat`; text is plain text whatever it says.
         """
         image, queue = self._processor.image_token, iter(sights)
-        messages = []
+        chat_messages = []
         for turn in request.turns:
-            lines = [
+            message_lines = [
                 image * len(next(queue).tiles)
-                if isinstance(part, Visual)
-                else fence(part, self._control_tokens)
-                for part in turn.parts
+                if isinstance(turn_part, Visual)
+                else fence(turn_part, self._control_tokens)
+                for turn_part in turn.parts
             ]
-            messages.append({"role": turn.role, "content": "\n".join(lines)})
+            chat_messages.append({"role": turn.role, "content": "\n".join(message_lines)})
         try:
-            text = self._processor.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+            prompt_text = self._processor.apply_chat_template(
+                chat_messages, tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
             raise Refused(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
         tokenizer = self._processor.tokenizer
-        ids = encode_fenced(tokenizer, text)
-        length, limit = len(ids) + sum(counts) - len(counts), self._limits.prompt_tokens
+        ids = encode_fenced(tokenizer, prompt_text)
+        prompt_length, limit = len(ids) + sum(counts) - len(counts), self._limits.prompt_tokens
         try:
-            asked = request.generation.max_new_tokens
-            new_tokens = answer_room(length, sum(counts), len(counts), self._positions, asked)
-            if length > limit:
+            asked_tokens = request.generation.max_new_tokens
+            new_tokens = answer_room(
+                prompt_length, sum(counts), len(counts), self._positions, asked_tokens
+            )
+            if prompt_length > limit:
                 visual = f", {sum(counts):,} of them visual" if counts else ""
                 raise ValueError(
-                    f"the prompt has {length:,} tokens{visual}, more than this server's limit of "
+                    f"the prompt has {prompt_length:,} tokens{visual}, more than this server's limit of "
                     f"{limit:,}"
                 )
         except ValueError as error:

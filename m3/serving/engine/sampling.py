@@ -35,9 +35,9 @@ class Choice:
 def choose(logits: Float[Tensor, "rows vocab"], choices: Sequence[Choice]) -> Int[Tensor, " rows"]:
     """The next token of each row."""
     tokens = logits.argmax(-1)
-    for row, choice in enumerate(choices):
+    for row_index, choice in enumerate(choices):
         if choice.generation.temperature > 0:
-            tokens[row] = _draw(logits[row : row + 1].cpu(), choice)
+            tokens[row_index] = _draw(logits[row_index : row_index + 1].cpu(), choice)
     return tokens
 
 

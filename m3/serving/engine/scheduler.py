@@ -53,12 +53,14 @@ class Scheduler:
         if self.running and not _fits(lambda: ended.extend(self._step())):
             ended = self._drop(self.running)
         if newcomers:
-            read: list[Read] = []
-            if not _fits(lambda: read.append(self._read(newcomers))):
+            read_batches: list[Read] = []
+            if not _fits(lambda: read_batches.append(self._read(newcomers))):
                 ended += _without_room(newcomers)
-            elif not _fits(lambda: ended.extend(self._join(newcomers, read.pop()))):
-                gone = {job for job, _ in ended}
-                ended += self._drop([job for job in (*self.running, *newcomers) if job not in gone])
+            elif not _fits(lambda: ended.extend(self._join(newcomers, read_batches.pop()))):
+                ended_jobs = {job for job, _ in ended}
+                ended += self._drop(
+                    [job for job in (*self.running, *newcomers) if job not in ended_jobs]
+                )
         self._keep({job for job, _ in ended})
         return ended
 
@@ -70,18 +72,18 @@ class Scheduler:
 
     def _read(self, jobs: Sequence[Job]) -> Read:
         prompts = [job.prepared for job in jobs]
-        shown = [
+        shown_images = [
             sight.seen or self._features.see(sight.digest, sight.prepared)
             for prompt in prompts
             for sight in prompt.sights
         ]
         scales = [scale for prompt in prompts for scale in prompt.scales]
-        images = image_inputs(self._model, self._processor, shown, scales)
+        images = image_inputs(self._model, self._processor, shown_images, scales)
         return self._batch.read([prompt.ids for prompt in prompts], images)
 
-    def _join(self, jobs: Sequence[Job], read: Read) -> list[tuple[Job, End]]:
-        self._batch.join(read)
-        tokens = choose(read.logits, [job.choice for job in jobs]).tolist()
+    def _join(self, jobs: Sequence[Job], read_batch: Read) -> list[tuple[Job, End]]:
+        self._batch.join(read_batch)
+        tokens = choose(read_batch.logits, [job.choice for job in jobs]).tolist()
         self.running, self._tokens = [*self.running, *jobs], [*self._tokens, *tokens]
         return self._take(jobs, tokens)
 
@@ -91,20 +93,22 @@ class Scheduler:
         self.running, self._tokens = [], []
         return _without_room(jobs)
 
-    def _keep(self, gone: Set[Job]) -> None:
-        kept = [row for row, job in enumerate(self.running) if job not in gone]
-        self._batch.keep(kept)
+    def _keep(self, ended_jobs: Set[Job]) -> None:
+        kept_rows = [
+            row_index for row_index, job in enumerate(self.running) if job not in ended_jobs
+        ]
+        self._batch.keep(kept_rows)
         self.running, self._tokens = (
-            [self.running[row] for row in kept],
-            [self._tokens[row] for row in kept],
+            [self.running[row_index] for row_index in kept_rows],
+            [self._tokens[row_index] for row_index in kept_rows],
         )
 
     def _take(self, jobs: Sequence[Job], tokens: Sequence[int]) -> list[tuple[Job, End]]:
         ended: list[tuple[Job, End]] = []
         for job, token in zip(jobs, tokens, strict=True):
-            reason = job.take(token, self._stops)
-            if reason is not None:
-                ended.append((job, reason))
+            end_reason = job.take(token, self._stops)
+            if end_reason is not None:
+                ended.append((job, end_reason))
         return ended
 
 

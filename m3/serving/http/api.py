@@ -126,10 +126,10 @@ def model_card(engine: Engine, settings: Settings) -> ModelCard:
     )
 
 
-def _check_model(asked: str, card: ModelCard) -> None:
-    if asked != card.id:
+def _check_model(asked_model: str, card: ModelCard) -> None:
+    if asked_model != card.id:
         raise Refused(
-            f"there is no model {asked[:100]!r} here; this server has {card.id!r}",
+            f"there is no model {asked_model[:100]!r} here; this server has {card.id!r}",
             status=404,
             code="model_not_found",
             param="model",

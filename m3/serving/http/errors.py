@@ -43,9 +43,9 @@ def error_response(
 def error_body(
     status: int, message: str, code: str | None = None, param: str | None = None
 ) -> dict[str, dict[str, str | None]]:
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    error_type = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     param = None if param is None else _cut(param)
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
 def refused_response(refused: Refused) -> JSONResponse:
@@ -71,16 +71,21 @@ async def _on_refused(_: Request, error: Exception) -> Response:
 async def _on_invalid(_: Request, error: Exception) -> Response:
     """Pydantic's findings: the place and the reason, never the value, which may be an image."""
     assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    places = [".".join(str(step) for step in one["loc"] if step != "body") for one in found]
-    told = [
-        f"{_cut(place)}: {_reason(one['type'], one['msg'])}"
-        if place
-        else _reason(one["type"], one["msg"])
-        for place, one in zip(places[:SHOWN], found, strict=False)
+    invalid_fields = error.errors()
+    field_paths = [
+        ".".join(str(path_step) for path_step in invalid_field["loc"] if path_step != "body")
+        for invalid_field in invalid_fields
     ]
-    more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
-    return error_response(400, "; ".join(told) + more, "invalid_request", places[0] or None)
+    field_messages = [
+        f"{_cut(field_path)}: {_reason(invalid_field['type'], invalid_field['msg'])}"
+        if field_path
+        else _reason(invalid_field["type"], invalid_field["msg"])
+        for field_path, invalid_field in zip(field_paths[:SHOWN], invalid_fields, strict=False)
+    ]
+    more_note = f" (and {len(invalid_fields) - SHOWN} more)" if len(invalid_fields) > SHOWN else ""
+    return error_response(
+        400, "; ".join(field_messages) + more_note, "invalid_request", field_paths[0] or None
+    )
 
 
 def _reason(kind: str, message: str) -> str:
@@ -99,8 +104,8 @@ def _cut(text: str) -> str:
 
 async def _on_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = HTTP_MESSAGES.get(error.status_code, str(error.detail))
-    return error_response(error.status_code, message, headers=dict(error.headers or {}))
+    error_text = HTTP_MESSAGES.get(error.status_code, str(error.detail))
+    return error_response(error.status_code, error_text, headers=dict(error.headers or {}))
 
 
 async def _on_bug(_: Request, error: Exception) -> Response:

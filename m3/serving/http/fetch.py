@@ -62,9 +62,9 @@ class Fetcher:
             httpcore2.AsyncConnectionPool(network_backend=self._backend) as pool,
         ):
             for _ in range(MAX_REDIRECTS + 1):
-                parts = self.check(address)
+                address_parts = self.check(address)
                 try:
-                    content, location = await _get(pool, parts, max_bytes)
+                    fetched_bytes, location = await _get(pool, address_parts, max_bytes)
                 except (
                     httpcore2.NetworkError,
                     httpcore2.ProtocolError,
@@ -75,65 +75,78 @@ class Fetcher:
                         f"{_shown(address)} could not be fetched ({type(error).__name__})"
                     ) from error
                 if location is None:
-                    return content
+                    return fetched_bytes
                 address = urljoin(address, location)
         raise Refused(f"{_shown(address)}: more than {MAX_REDIRECTS} redirects")
 
     def check(self, address: str) -> SplitResult:
         """The address in parts, if its host is one of the list."""
         try:
-            parts = urlsplit(address)
-            port = parts.port
+            address_parts = urlsplit(address)
+            port = address_parts.port
         except ValueError as error:
             raise Refused(f"{_shown(address)} is no address ({error})") from error
         if (
-            parts.scheme not in PORTS
-            or not parts.hostname
+            address_parts.scheme not in PORTS
+            or not address_parts.hostname
             or not address.isascii()
             or not address.isprintable()
         ):
             raise Refused(
                 f"{_shown(address)}: expected http:// or https://, a host, and ASCII alone"
             )
-        if parts.username is not None or parts.password is not None:
+        if address_parts.username is not None or address_parts.password is not None:
             raise Refused(
-                f"{_shown(parts.hostname)}: an address with a user name in it is not fetched"
+                f"{_shown(address_parts.hostname)}: an address with a user name in it is not fetched"
             )
-        host = parts.hostname if port in (None, PORTS[parts.scheme]) else f"{parts.hostname}:{port}"
+        host = (
+            address_parts.hostname
+            if port in (None, PORTS[address_parts.scheme])
+            else f"{address_parts.hostname}:{port}"
+        )
         if not any(
-            host == one or (one.startswith("*.") and host.endswith(one[1:])) for one in self._hosts
+            host == allowed_host
+            or (allowed_host.startswith("*.") and host.endswith(allowed_host[1:]))
+            for allowed_host in self._hosts
         ):
-            known = f"those of {', '.join(self._hosts)}" if self._hosts else "none"
+            allowed_text = f"those of {', '.join(self._hosts)}" if self._hosts else "none"
             raise Refused(
-                f"{_shown(host)} is not among the hosts that this server fetches from ({known}): "
+                f"{_shown(host)} is not among the hosts that this server fetches from ({allowed_text}): "
                 "send the content as a data: "
                 "address, or have the host added to allowed_hosts",
                 code="host_not_allowed",
             )
-        return parts
+        return address_parts
 
 
 async def _get(
-    pool: httpcore2.AsyncConnectionPool, parts: SplitResult, max_bytes: int
+    pool: httpcore2.AsyncConnectionPool, address_parts: SplitResult, max_bytes: int
 ) -> tuple[bytes, str | None]:
     """The content, or where it has gone to."""
-    headers = [("Host", parts.netloc), ("Accept-Encoding", "identity"), ("User-Agent", "m3")]
-    address = parts._replace(fragment="").geturl()
+    headers = [
+        ("Host", address_parts.netloc),
+        ("Accept-Encoding", "identity"),
+        ("User-Agent", "m3"),
+    ]
+    address = address_parts._replace(fragment="").geturl()
     async with pool.stream("GET", address, headers=headers) as response:
-        found = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-        if response.status in REDIRECTS and b"location" in found:
-            return b"", found[b"location"]
+        response_headers = {
+            header_name.lower(): header_value.decode("latin-1")
+            for header_name, header_value in response.headers
+        }
+        if response.status in REDIRECTS and b"location" in response_headers:
+            return b"", response_headers[b"location"]
         if response.status != 200:
             raise Refused(f"{_shown(address)} answered with status {response.status}")
-        length = found.get(b"content-length", "0")
-        content = bytearray()
-        if not length.isdigit() or int(length[:20]) <= max_bytes:
+        content_length = response_headers.get(b"content-length", "0")
+        received_bytes = bytearray()
+        if not content_length.isdigit() or int(content_length[:20]) <= max_bytes:
             async for chunk in response.aiter_stream():
-                content += chunk
-                if len(content) > max_bytes:
+                received_bytes += chunk
+                if len(received_bytes) > max_bytes:
                     break
             else:
-                return bytes(content), None
+                return bytes(received_bytes), None
         raise Refused(f"{_shown(address)} has more than this server's limit of {max_bytes:,} bytes")
 
 
@@ -167,10 +180,12 @@ class _Checked(httpcore2.AsyncNetworkBackend):
 
 async def _resolve(host: str, port: int) -> Sequence[str]:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        address_infos = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )
     except (OSError, UnicodeError) as error:
         raise Refused(f"{_shown(host)}: no such host") from error
-    return [str(where[0]).partition("%")[0] for *_, where in found]
+    return [str(socket_address[0]).partition("%")[0] for *_, socket_address in address_infos]
 
 
 def _shown(text: str) -> str:

@@ -33,14 +33,16 @@ async def chat_request(body: ChatRequest, limits: Limits, fetch: Fetch) -> Reque
     """
     _check_number(body, limits)
     turns = []
-    for at, message in enumerate(body.messages):
-        parts = [message.content] if isinstance(message.content, str) else message.content
-        read = [
-            await _part(part, limits, fetch, f"messages.{at}.content.{n}")
-            for n, part in enumerate(parts)
+    for message_index, message in enumerate(body.messages):
+        message_parts = [message.content] if isinstance(message.content, str) else message.content
+        read_parts = [
+            await _part(message_part, limits, fetch, f"messages.{message_index}.content.{n}")
+            for n, message_part in enumerate(message_parts)
         ]
         turns.append(
-            Turn("system" if isinstance(message, SystemMessage) else message.role, tuple(read))
+            Turn(
+                "system" if isinstance(message, SystemMessage) else message.role, tuple(read_parts)
+            )
         )
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise Refused(
@@ -51,9 +53,9 @@ async def chat_request(body: ChatRequest, limits: Limits, fetch: Fetch) -> Reque
             "stream_options is for answers that are streamed: set stream, or leave it out",
             param="stream_options",
         )
-    asked = body.max_completion_tokens or body.max_tokens
+    asked_tokens = body.max_completion_tokens or body.max_tokens
     generation = Generation(
-        limits.new_tokens if asked is None else asked,
+        limits.new_tokens if asked_tokens is None else asked_tokens,
         0.0 if body.temperature is None else body.temperature,
         1.0 if body.top_p is None else body.top_p,
     )
@@ -63,86 +65,102 @@ async def chat_request(body: ChatRequest, limits: Limits, fetch: Fetch) -> Reque
 
 def generate_request(body: GenerateRequest, limits: Limits) -> Request:
     """mllm-npu's: one question, with an image in front of it."""
-    parts: list[str | Visual] = [body.input_text]
+    turn_parts: list[str | Visual] = [body.input_text]
     if body.image is not None:
-        parts.insert(0, Visual("image", decode_base64(body.image, limits.image_bytes, "image")))
+        turn_parts.insert(
+            0, Visual("image", decode_base64(body.image, limits.image_bytes, "image"))
+        )
     generation = Generation(
         limits.new_tokens if body.max_new_tokens is None else body.max_new_tokens
     )
-    return Request((Turn("user", tuple(parts)),), body.matryoshka_vis_token_scale, generation)
+    return Request((Turn("user", tuple(turn_parts)),), body.matryoshka_vis_token_scale, generation)
 
 
 def _check_number(body: ChatRequest, limits: Limits) -> None:
     """Before anything is fetched."""
-    parts = [part for m in body.messages if isinstance(m.content, list) for part in m.content]
-    for name, kind, limit in (
+    all_parts = [
+        message_part
+        for m in body.messages
+        if isinstance(m.content, list)
+        for message_part in m.content
+    ]
+    for part_name, part_type, limit in (
         ("images", ImagePart, limits.images),
         ("videos", VideoPart, limits.videos),
     ):
-        number = sum(isinstance(part, kind) for part in parts)
-        if number > limit:
+        part_count = sum(isinstance(message_part, part_type) for message_part in all_parts)
+        if part_count > limit:
             raise Refused(
-                f"the request has {number} {name}, more than this server's limit of {limit}",
+                f"the request has {part_count} {part_name}, more than this server's limit of {limit}",
                 param="messages",
             )
 
 
 async def _part(
-    part: str | TextPart | ImagePart | VideoPart, limits: Limits, fetch: Fetch, place: str
+    message_part: str | TextPart | ImagePart | VideoPart,
+    limits: Limits,
+    fetch: Fetch,
+    field_path: str,
 ) -> str | Visual:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, TextPart):
-        return part.text
-    return await read_visual(part, limits, fetch, place)
+    if isinstance(message_part, str):
+        return message_part
+    if isinstance(message_part, TextPart):
+        return message_part.text
+    return await read_visual(message_part, limits, fetch, field_path)
 
 
 async def read_visual(
-    part: ImagePart | VideoPart, limits: Limits, fetch: Fetch, place: str
+    message_part: ImagePart | VideoPart, limits: Limits, fetch: Fetch, field_path: str
 ) -> Visual:
-    """`place`: of the part in the body, for errors."""
-    if isinstance(part, ImagePart):
-        content = await _content(part.image_url.url, limits.image_bytes, fetch, place)
-        return Visual("image", content, part.matryoshka_vis_token_scale)
+    """`field_path`: of the part in the body, for errors."""
+    if isinstance(message_part, ImagePart):
+        content = await _content(message_part.image_url.url, limits.image_bytes, fetch, field_path)
+        return Visual("image", content, message_part.matryoshka_vis_token_scale)
     try:
-        sampling = Sampling(num_frames=part.num_frames, fps=part.fps, collage=part.collage)
+        sampling = Sampling(
+            num_frames=message_part.num_frames, fps=message_part.fps, collage=message_part.collage
+        )
     except ValueError as error:
-        raise Refused(str(error), param=place) from error
-    content = await _content(part.video_url.url, limits.video_bytes, fetch, place)
-    return Visual("video", content, part.matryoshka_vis_token_scale, sampling)
+        raise Refused(str(error), param=field_path) from error
+    content = await _content(message_part.video_url.url, limits.video_bytes, fetch, field_path)
+    return Visual("video", content, message_part.matryoshka_vis_token_scale, sampling)
 
 
-async def _content(address: str, max_bytes: int, fetch: Fetch, place: str) -> bytes:
+async def _content(address: str, max_bytes: int, fetch: Fetch, field_path: str) -> bytes:
     if address[:5].lower() == "data:":
         head, comma, body = address.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise Refused(
-                f"{place}: expected 'data:<type>;base64,<content>', got {address[:40]!r}...",
-                param=place,
+                f"{field_path}: expected 'data:<type>;base64,<content>', got {address[:40]!r}...",
+                param=field_path,
             )
-        return await asyncio.to_thread(decode_base64, body, max_bytes, place)
+        return await asyncio.to_thread(decode_base64, body, max_bytes, field_path)
     if address[:8].lower().startswith(("http://", "https://")):
         try:
             return await fetch(address, max_bytes)
         except Refused as refused:
-            raise Refused(f"{place}: {refused}", refused.status, refused.code, place) from refused
+            raise Refused(
+                f"{field_path}: {refused}", refused.status, refused.code, field_path
+            ) from refused
     raise Refused(
-        f"{place}: expected a data: address with the content, or http(s)://; this server opens no "
+        f"{field_path}: expected a data: address with the content, or http(s)://; this server opens no "
         "files and no other "
         f"addresses. Got {address[:40]!r}",
-        param=place,
+        param=field_path,
     )
 
 
-def decode_base64(text: str, max_bytes: int, place: str) -> bytes:
+def decode_base64(text: str, max_bytes: int, field_path: str) -> bytes:
     """Its length is looked at first."""
     if len(text) > max_bytes * 4 // 3 + 4:
         raise Refused(
-            f"{place}: the file has about {len(text) * 3 // 4:,} bytes, more than this server's "
+            f"{field_path}: the file has about {len(text) * 3 // 4:,} bytes, more than this server's "
             f"limit of {max_bytes:,}",
-            param=place,
+            param=field_path,
         )
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:  # ValueError: characters beyond ASCII
-        raise Refused(f"{place}: the content is not valid base64 ({error})", param=place) from error
+        raise Refused(
+            f"{field_path}: the content is not valid base64 ({error})", param=field_path
+        ) from error

@@ -51,27 +51,27 @@ def check_json_size(body: bytes) -> None:
     Strings and commas count as values.
     """
     _check_limit(body.count(b"\\"), MOST_ESCAPES, "escaped characters")
-    values = quotes = outside = at = 0
+    value_count = quotes = outside = body_position = 0
     is_string = False
-    while at < len(body):
-        quote = body.find(b'"', at)
-        end = len(body) if quote < 0 else quote
-        if is_string and _is_escaped(body, at, end):
+    while body_position < len(body):
+        quote = body.find(b'"', body_position)
+        string_end = len(body) if quote < 0 else quote
+        if is_string and _is_escaped(body, body_position, string_end):
             quotes += 1
             _check_limit(quotes, MOST_QUOTES, "escaped quotes")
         else:
             if not is_string:
-                outside += end - at
+                outside += string_end - body_position
                 _check_limit(outside, MOST_OUTSIDE, "bytes outside of strings")
-                values += 1 + body.count(b",", at, end)
-                _check_limit(values, MOST_VALUES, "values")
+                value_count += 1 + body.count(b",", body_position, string_end)
+                _check_limit(value_count, MOST_VALUES, "values")
             is_string = not is_string
-        at = end + 1
+        body_position = string_end + 1
 
 
-def _check_limit(number: int, limit: int, what: str) -> None:
+def _check_limit(number: int, limit: int, counted_thing: str) -> None:
     if number > limit:
-        raise Refused(f"the body has more than {limit:,} {what}", 413, "request_too_large")
+        raise Refused(f"the body has more than {limit:,} {counted_thing}", 413, "request_too_large")
 
 
 def _is_escaped(body: bytes, start: int, quote: int) -> bool:
@@ -98,64 +98,70 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, headers, own = scope["path"], Headers(scope=scope), _Held()
-        send = self._counting(path, send)
+        request_path, headers, held_bytes = scope["path"], Headers(scope=scope), _Held()
+        send = self._counting(request_path, send)
         try:
-            self._check_key(path, headers)
-            self._check_kind(scope["method"], path, headers)
-            body = await self._body(headers, receive, own)
+            self._check_key(request_path, headers)
+            self._check_kind(scope["method"], request_path, headers)
+            body = await self._body(headers, receive, held_bytes)
             if body is not None:
-                if path in JSON_ALONE:
+                if request_path in JSON_ALONE:
                     check_json_size(body)
                 await self._app(scope, replay(body, receive), send)
         except Refused as refused:
             await refused_response(refused)(scope, receive, send)
         finally:
-            self._in_all.bytes -= own.bytes
+            self._in_all.bytes -= held_bytes.bytes
 
     def _check_key(self, path: str, headers: Headers) -> None:
         if self._key is None or path in self._open_paths:
             return
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+        auth_scheme, _, given_key = headers.get("authorization", "").partition(" ")
+        if auth_scheme.lower() != "bearer" or not hmac.compare_digest(
+            given_key.strip().encode(), self._key
+        ):
             raise Refused(
                 "this server wants its API key: 'Authorization: Bearer KEY'", 401, "invalid_api_key"
             )
 
     def _check_kind(self, method: str, path: str, headers: Headers) -> None:
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if method == "POST" and path in JSON_ALONE and kind != "application/json":
+        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if method == "POST" and path in JSON_ALONE and content_type != "application/json":
             raise Refused(
-                f"expected content of type application/json, got {kind[:60]!r}",
+                f"expected content of type application/json, got {content_type[:60]!r}",
                 415,
                 "unsupported_media_type",
             )
 
-    async def _body(self, headers: Headers, receive: Receive, own: _Held) -> bytes | None:
+    async def _body(self, headers: Headers, receive: Receive, held_bytes: _Held) -> bytes | None:
         """None where the client leaves before it has sent it."""
         limits = self._settings.limits
-        length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length[:20]) > limits.body_bytes:
+        content_length = headers.get("content-length", "0")
+        if (
+            content_length.isascii()
+            and content_length.isdigit()
+            and int(content_length[:20]) > limits.body_bytes
+        ):
             raise self._too_large()
         chunks: list[bytes] = []
         try:
             async with asyncio.timeout(limits.body_seconds):
                 while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
+                    body_message = await receive()
+                    if body_message["type"] == "http.disconnect":
                         return None
-                    chunks.append(message.get("body", b""))
-                    self._hold(own, len(chunks[-1]))
-                    if not message.get("more_body", False):
+                    chunks.append(body_message.get("body", b""))
+                    self._hold(held_bytes, len(chunks[-1]))
+                    if not body_message.get("more_body", False):
                         return b"".join(chunks)
         except TimeoutError:
             raise Refused(
                 f"the body did not arrive within {limits.body_seconds:g} s", 408, "request_timeout"
             ) from None
 
-    def _hold(self, own: _Held, number: int) -> None:
-        own.bytes += number
-        self._in_all.bytes += number
+    def _hold(self, own: _Held, more_bytes: int) -> None:
+        own.bytes += more_bytes
+        self._in_all.bytes += more_bytes
         if own.bytes > self._settings.limits.body_bytes:
             raise self._too_large()
         if self._in_all.bytes > self._settings.queue.held_bytes:
@@ -173,11 +179,11 @@ class Guard:
         )
 
     def _counting(self, path: str, send: Send) -> Send:
-        label = path if path in COUNTED else "other"
+        path_label = path if path in COUNTED else "other"
 
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._responses.labels(label, message["status"]).inc()
+                self._responses.labels(path_label, message["status"]).inc()
             await send(message)
 
         return count

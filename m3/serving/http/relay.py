@@ -45,44 +45,44 @@ async def read_body(receive: Receive) -> bytes | None:
     """None where the client left before all of it had come."""
     chunks: list[bytes] = []
     while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
+        body_message = await receive()
+        if body_message["type"] == "http.disconnect":
             return None
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
+        chunks.append(body_message.get("body", b""))
+        if not body_message.get("more_body", False):
             return b"".join(chunks)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
     """The body in one message, then whatever comes (the client's leaving)."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    body_messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
-        return messages.pop() if messages else await receive()
+        return body_messages.pop() if body_messages else await receive()
 
     return replayed
 
 
-async def messages(app: ASGIApp, asked: Asked) -> AsyncGenerator[Message]:
+async def messages(app: ASGIApp, relayed_request: Asked) -> AsyncGenerator[Message]:
     """What `app` answers: a start, then the parts of the body.
 
     Closing the generator early cancels the request.
     """
     sent: asyncio.Queue[Message | None] = asyncio.Queue()
-    receive = replay(asked.body, _never)
-    task = asyncio.create_task(_run(app, asked, receive, sent))
+    receive = replay(relayed_request.body, _never)
+    task = asyncio.create_task(_run(app, relayed_request, receive, sent))
     try:
-        while (message := await sent.get()) is not None:
-            yield message
+        while (sent_message := await sent.get()) is not None:
+            yield sent_message
     finally:
         task.cancel()
 
 
 async def _run(
-    app: ASGIApp, asked: Asked, receive: Receive, sent: "asyncio.Queue[Message | None]"
+    app: ASGIApp, relayed_request: Asked, receive: Receive, sent: "asyncio.Queue[Message | None]"
 ) -> None:
     try:
-        await app(asked.scope, receive, sent.put)
+        await app(relayed_request.scope, receive, sent.put)
     finally:  # an error has become a response by now (m3/serving/http/errors.py); asyncio logs it
         sent.put_nowait(None)
 

@@ -65,23 +65,26 @@ async def chat_stream(
     A request that is refused before its first piece gets a status of its own.
     """
     events = engine.stream(request)
-    first = await _unless_left(http, anext(events))
+    first_event = await _unless_left(http, anext(events))
     return StreamingResponse(
-        _chunks(events, first, model, with_usage), media_type="text/event-stream"
+        _chunks(events, first_event, model, with_usage), media_type="text/event-stream"
     )
 
 
-async def _unless_left(http: HttpRequest, asked: Awaitable[T]) -> T:
+async def _unless_left(http: HttpRequest, awaited_answer: Awaitable[T]) -> T:
     """What is asked, unless the client leaves before it is there."""
-    wanted, left = asyncio.ensure_future(asked), asyncio.ensure_future(_left(http))
+    wanted_task, left_task = (
+        asyncio.ensure_future(awaited_answer),
+        asyncio.ensure_future(_left(http)),
+    )
     try:
-        await asyncio.wait({wanted, left}, return_when=asyncio.FIRST_COMPLETED)
-        if wanted.done():
-            return wanted.result()
+        await asyncio.wait({wanted_task, left_task}, return_when=asyncio.FIRST_COMPLETED)
+        if wanted_task.done():
+            return wanted_task.result()
         raise ClientLeft
     finally:
-        wanted.cancel()
-        left.cancel()
+        wanted_task.cancel()
+        left_task.cancel()
 
 
 async def _left(http: HttpRequest) -> None:
@@ -90,17 +93,19 @@ async def _left(http: HttpRequest) -> None:
 
 
 async def _chunks(
-    events: AsyncGenerator[Event], first: Event, model: str, with_usage: bool
+    events: AsyncGenerator[Event], first_event: Event, model: str, with_usage: bool
 ) -> AsyncIterator[str]:
-    name, created = completion_id(), int(time.time())
+    chat_id, created = completion_id(), int(time.time())
 
     def chunk(choices: list[ChunkChoice], usage: UsageReport | None = None) -> str:
-        content = ChatChunk(id=name, created=created, model=model, choices=choices, usage=usage)
-        return f"data: {content.model_dump_json()}\n\n"
+        chunk_content = ChatChunk(
+            id=chat_id, created=created, model=model, choices=choices, usage=usage
+        )
+        return f"data: {chunk_content.model_dump_json()}\n\n"
 
     async with aclosing(events):
         yield chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
-        event: Event = first
+        event: Event = first_event
         try:
             while isinstance(event, Piece):
                 yield chunk([ChunkChoice(delta=Delta(content=event.text))])
@@ -144,5 +149,5 @@ def completion_id() -> str:
 
 def npu_answer(text: str) -> Response:
     """mllm-npu's: JSON ended by a NUL."""
-    content = json.dumps({"text": text, "error_code": 0}).encode() + b"\0"
-    return Response(content, media_type="application/json")
+    body_bytes = json.dumps({"text": text, "error_code": 0}).encode() + b"\0"
+    return Response(body_bytes, media_type="application/json")

@@ -10,14 +10,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
-def _one_scale(given: object) -> object:
-    if type(given) not in (int, str):
+def _one_scale(given_scale: object) -> object:
+    if type(given_scale) not in (int, str):
         raise PydanticCustomError(
             "scale", "expected one whole number, or words such as 144+1; images with scales of "
                      "their own take each its own, "
             "beside image_url"
         )  # fmt: skip
-    return given
+    return given_scale
 
 
 Scale = Annotated[
