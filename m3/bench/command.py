@@ -30,12 +30,14 @@ BENCHES = {
 
 def main(argv: list[str]) -> int:
     """Runs the bench that the first argument names."""
-    lines = "\n".join(f"  {name:8}{text}" for name, (_, text) in BENCHES.items())
+    bench_lines = "\n".join(
+        f"  {bench_name:8}{bench_help}" for bench_name, (_, bench_help) in BENCHES.items()
+    )
     parser = argparse.ArgumentParser(
         prog="m3 bench",
-        description=f"{__doc__}\n\n{lines}",
+        description=f"{__doc__}\n\n{bench_lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=BENCHES)
-    chosen, rest = parser.parse_args(argv[:1]).what, argv[1:]
-    return importlib.import_module(BENCHES[chosen][0]).main(rest)
+    bench_name, rest = parser.parse_args(argv[:1]).what, argv[1:]
+    return importlib.import_module(BENCHES[bench_name][0]).main(rest)

@@ -47,17 +47,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--folder", help="where to write; default: the system's temporary folder")
     arguments = parser.parse_args(argv)
     layers = max(1, round(arguments.gigabytes / 1.23))
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        source, dest = Path(folder) / "source", Path(folder) / "dest"
-        size = write_source(source, Size(layers=layers))
-        peak = peak_memory(convert_marked, source, dest, int(arguments.shard_gb * 1e9))
-        files = sorted(dest.glob("*.safetensors"))
-        largest = max(file.stat().st_size for file in files)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as work_folder:
+        source_folder, dest = Path(work_folder) / "source", Path(work_folder) / "dest"
+        source_bytes = write_source(source_folder, Size(layers=layers))
+        peak = peak_memory(convert_marked, source_folder, dest, int(arguments.shard_gb * 1e9))
+        shard_files = sorted(dest.glob("*.safetensors"))
+        largest_shard = max(shard_file.stat().st_size for shard_file in shard_files)
     print(
-        f"checkpoint {size / 1e9:.2f} GB; {len(files)} files written, the largest "
-        f"{largest / 1e9:.2f} GB"
+        f"checkpoint {source_bytes / 1e9:.2f} GB; {len(shard_files)} files written, the largest "
+        f"{largest_shard / 1e9:.2f} GB"
     )
-    print(f"peak memory above the start {peak / 1e9:.2f} GB: {peak / size:.2f} of the checkpoint")
+    print(
+        f"peak memory above the start {peak / 1e9:.2f} GB: {peak / source_bytes:.2f} of the checkpoint"
+    )
     return 0
 
 
@@ -90,26 +92,26 @@ def write_source(folder: Path, size: Size, shard_bytes: int = 4 * 10**9) -> int:
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 336}).save_pretrained(folder)
     model = LlavaHf().empty(config)
-    modules = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    modules = {tensor_name: tensor.bfloat16() for tensor_name, tensor in model.state_dict().items()}
     tensors: dict[str, Tensor] = {}
-    for step in HubLayout(model).writing(modules):
-        tensors |= step.run(modules.__getitem__)
+    for writing_step in HubLayout(model).writing(modules):
+        tensors |= writing_step.run(modules.__getitem__)
     _write_sparse(folder, tensors, shard_bytes)
     return nbytes(tensors)
 
 
 def _write_sparse(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
     shards: list[dict[str, Tensor]] = [{}]
-    for name, tensor in tensors.items():
-        if shards[-1] and nbytes(shards[-1]) + nbytes({name: tensor}) > shard_bytes:
+    for tensor_name, tensor in tensors.items():
+        if shards[-1] and nbytes(shards[-1]) + nbytes({tensor_name: tensor}) > shard_bytes:
             shards.append({})
-        shards[-1][name] = tensor
-    place: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        place |= dict.fromkeys(shard, file)
-        _write_zeros(folder / file, shard)
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": place}))
+        shards[-1][tensor_name] = tensor
+    weight_map: dict[str, str] = {}
+    for shard_number, shard in enumerate(shards, 1):
+        shard_name = f"model-{shard_number:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(shard, shard_name)
+        _write_zeros(folder / shard_name, shard)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def _write_zeros(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -117,11 +119,15 @@ def _write_zeros(file: Path, tensors: Mapping[str, Tensor]) -> None:
     hole.
     """
     header: dict[str, object] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + 2 * tensor.numel()
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
+    byte_end = 0
+    for tensor_name, tensor in tensors.items():
+        byte_start, byte_end = byte_end, byte_end + 2 * tensor.numel()
+        header[tensor_name] = {
+            "dtype": "BF16",
+            "shape": list(tensor.shape),
+            "data_offsets": [byte_start, byte_end],
+        }
+    header_bytes = json.dumps(header).encode()
     with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        out.truncate(8 + len(text) + end)
+        out.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
+        out.truncate(8 + len(header_bytes) + byte_end)

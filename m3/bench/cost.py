@@ -66,28 +66,28 @@ def main(argv: list[str]) -> int:
         for scale in scales
     ]
     estimates = estimated(costs, arguments.accelerator)
-    found: list[Measured] = []
+    measured_rows: list[Measured] = []
     if arguments.measure:
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = build(arguments.model, config, arguments.dtype, device)
-        found = measure(model, scales, arguments.text_tokens, batches)
+        measured_rows = measure(model, scales, arguments.text_tokens, batches)
     print(described(formulas, arguments.text_tokens, arguments.dtype))
     for batch in batches:
-        print("\n" + table([c for c in costs if c.batch_size == batch], estimates, found))
-    for line in legend(arguments.accelerator, found):
-        print(line)
+        print("\n" + table([c for c in costs if c.batch_size == batch], estimates, measured_rows))
+    for legend_line in legend(arguments.accelerator, measured_rows):
+        print(legend_line)
     if arguments.out is not None:
-        write(arguments.out, costs, estimates, found)
+        write(arguments.out, costs, estimates, measured_rows)
         print(arguments.out)
     return 0
 
 
 def numbers(option: str, text: str) -> list[int]:
     """Whole numbers with commas, ascending."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    number_texts = [number_text.strip() for number_text in text.split(",")]
+    if not all(number_text.isdigit() and int(number_text) > 0 for number_text in number_texts):
         raise ValueError(f"{option} takes numbers with commas, such as 1,9,36; got {text!r}")
-    return sorted({int(part) for part in parts})
+    return sorted({int(number_text) for number_text in number_texts})
 
 
 def estimated(costs: Sequence[Cost], name: str) -> dict[tuple[int, int], Roofline]:
@@ -136,50 +136,60 @@ def table(
     ]
     header += ["est. first", "est. token", "est. tok/s"]
     header += ["first token", "token", "tok/s", "peak memory"] if found else []
-    rows = [header]
+    table_rows = [header]
     for cost in costs:
         flops = [cost.vision_flops, cost.connector_flops, cost.prefill_flops, cost.token_flops]
         moved = [cost.kv_cache_bytes, cost.prefill_parameter_bytes, cost.token_parameter_bytes]
-        row = [str(cost.scale), str(cost.visual_tokens)]
-        row += [engineering(number, "FLOP") for number in flops] + [
-            engineering(number, "B") for number in moved
+        table_row = [str(cost.scale), str(cost.visual_tokens)]
+        table_row += [engineering(cost_number, "FLOP") for cost_number in flops] + [
+            engineering(cost_number, "B") for cost_number in moved
         ]
         guess = estimates[cost.batch_size, cost.scale]
-        row += [f"{milliseconds(guess.first_token_s)} ms", f"{milliseconds(guess.token_s)} ms"]
-        row += [f"{cost.batch_size / guess.token_s:.4g}"]
-        for seen in (m for m in found if (m.batch_size, m.scale) == (cost.batch_size, cost.scale)):
-            row += [
-                f"{milliseconds(seen.first_token_s)}±{milliseconds(seen.first_token_spread_s)} ms"
+        table_row += [
+            f"{milliseconds(guess.first_token_s)} ms",
+            f"{milliseconds(guess.token_s)} ms",
+        ]
+        table_row += [f"{cost.batch_size / guess.token_s:.4g}"]
+        for measured_row in (
+            m for m in found if (m.batch_size, m.scale) == (cost.batch_size, cost.scale)
+        ):
+            table_row += [
+                f"{milliseconds(measured_row.first_token_s)}±{milliseconds(measured_row.first_token_spread_s)} ms"
             ]
-            row += [f"{milliseconds(seen.token_s)}±{milliseconds(seen.token_spread_s)} ms"]
-            row += [f"{seen.tokens_per_s:.4g}", engineering(seen.peak_bytes, "B")]
-        rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
+            table_row += [
+                f"{milliseconds(measured_row.token_s)}±{milliseconds(measured_row.token_spread_s)} ms"
+            ]
+            table_row += [
+                f"{measured_row.tokens_per_s:.4g}",
+                engineering(measured_row.peak_bytes, "B"),
+            ]
+        table_rows.append(table_row)
+    widths = [max(map(len, column)) for column in zip(*table_rows, strict=True)]
+    text_lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(table_row, widths, strict=True))
+        for table_row in table_rows
     ]
-    return "\n".join([f"batch of {costs[0].batch_size}", *lines])
+    return "\n".join([f"batch of {costs[0].batch_size}", *text_lines])
 
 
 def legend(name: str, found: Sequence[Measured]) -> list[str]:
     device = accelerator(name)
-    lines = [
+    legend_lines = [
         "",
         "Operations and bytes are those of the whole batch; experts read: those its tokens reach "
         "when balanced.",
     ]
-    lines.append(
+    legend_lines.append(
         f"est.: ESTIMATED lower bound in 16 bit for {device.name}, {device.flops / 1e12:g} TFLOP/s "
         "and "
         f"{device.bandwidth / 1e12:g} TB/s ({device.source}); nothing was run on it"
     )
     if found:
-        lines.append(
+        legend_lines.append(
             f"MEASURED on {found[0].device}, {found[0].dtype}, median ± distance between "
             "the quartiles"
         )
-    return lines
+    return legend_lines
 
 
 def write(
@@ -191,21 +201,24 @@ def write(
     """A row per batch size and scale; estimates and measurements in columns that say which they
     are.
     """
-    seen = {(row.batch_size, row.scale): row for row in found}
-    rows = []
+    measured_rows = {(csv_row.batch_size, csv_row.scale): csv_row for csv_row in found}
+    csv_rows = []
     for cost in costs:
-        key = (cost.batch_size, cost.scale)
-        row = asdict(cost)
-        row |= {f"estimated_{name}": value for name, value in asdict(estimates[key]).items()}
-        if key in seen:
-            row |= {
-                f"measured_{name}": v
-                for name, v in asdict(seen[key]).items()
-                if name not in ("scale", "batch_size")
+        cost_key = (cost.batch_size, cost.scale)
+        csv_row = asdict(cost)
+        csv_row |= {
+            f"estimated_{estimate_name}": estimate_value
+            for estimate_name, estimate_value in asdict(estimates[cost_key]).items()
+        }
+        if cost_key in measured_rows:
+            csv_row |= {
+                f"measured_{estimate_name}": v
+                for estimate_name, v in asdict(measured_rows[cost_key]).items()
+                if estimate_name not in ("scale", "batch_size")
             }
-        rows.append(row)
+        csv_rows.append(csv_row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    with path.open("w", encoding="utf-8", newline="") as open_file:
+        writer = csv.DictWriter(open_file, list(csv_rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(csv_rows)

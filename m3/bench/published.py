@@ -32,7 +32,11 @@ def published_batches(
         Collator(processor, scales=(scale,), max_length=max_length)(samples) for scale in scales
     ]
     return [
-        {name: value for name, value in batch.items() if name != "sequence_lengths"}
+        {
+            input_name: input_value
+            for input_name, input_value in batch.items()
+            if input_name != "sequence_lengths"
+        }
         for batch in batches
     ]
 
@@ -66,7 +70,9 @@ def whole_logits_loss(model: M3ForConditionalGeneration, batch: dict[str, Tensor
     then the shifted cross entropy.
     """
     inputs = {
-        name: value for name, value in batch.items() if name not in ("labels", "loss_weights")
+        input_name: input_value
+        for input_name, input_value in batch.items()
+        if input_name not in ("labels", "loss_weights")
     }
     logits = model(**inputs).logits.float()[:, :-1]
     return cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)

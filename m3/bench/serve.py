@@ -62,32 +62,34 @@ def main(argv: list[str]) -> int:
         f"{1 / alone:.1f} a second"
     )
     with serving(arguments.model, arguments.settings) as server:
-        seen, memory = asyncio.run(
+        load_replies, memory = asyncio.run(
             under_load(server, questions, arguments.clients, arguments.minutes * 60)
         )
-        right = report_load(seen, memory, arguments.minutes * 60, alone)
+        is_right = report_load(load_replies, memory, arguments.minutes * 60, alone)
         once = report_repeated(server, questions, scales)
-        kept = asyncio.run(report_end(server, questions, arguments.clients))
-    return 0 if right and once and kept else 1
+        kept_answers = asyncio.run(report_end(server, questions, arguments.clients))
+    return 0 if is_right and once and kept_answers else 1
 
 
 # ---------------------------------------------------------------------- 1. without a server
 def prepare(path: str, pictures: int, max_tokens: int) -> tuple[list[Question], float]:
     """Every question at every trained scale with its answer, and the median seconds of one."""
     model, processor = load_model(path)
-    found, seconds = [], []
-    for family, index in itertools.product(FAMILIES, range(pictures)):
-        row = test_row(family, index, seed=0)
+    prepared_questions, seconds = [], []
+    for family, picture_index in itertools.product(FAMILIES, range(pictures)):
+        suite_row = test_row(family, picture_index, seed=0)
         for scale in processor.trained_scales:
             started = time.perf_counter()
             conversation = Conversation(model, processor, Generation(max_tokens))
-            conversation.show_image(row["image"]["bytes"])
-            answer = conversation.ask(row["question"], scale).text
+            conversation.show_image(suite_row["image"]["bytes"])
+            answer = conversation.ask(suite_row["question"], scale).text
             seconds.append(time.perf_counter() - started)
-            found.append(
-                Question(row["image"]["bytes"], row["question"], scale, max_tokens, answer)
+            prepared_questions.append(
+                Question(
+                    suite_row["image"]["bytes"], suite_row["question"], scale, max_tokens, answer
+                )
             )
-    return found, statistics.median(seconds)
+    return prepared_questions, statistics.median(seconds)
 
 
 # ---------------------------------------------------------------------- the server
@@ -101,17 +103,17 @@ class Server:
 
     def memory(self) -> float:
         """MiB resident."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert found is not None  # Linux writes it
-        return int(found[1]) / 1024
+        process_status = Path(f"/proc/{self.process.pid}/status").read_text()
+        memory_match = re.search(r"VmRSS:\s+(\d+) kB", process_status)
+        assert memory_match is not None  # Linux writes it
+        return int(memory_match[1]) / 1024
 
     def metric(self, name: str) -> float:
-        text = httpx2.get(f"{self.address}/metrics").text
+        metrics_page = httpx2.get(f"{self.address}/metrics").text
         return sum(
-            float(line.split()[-1])
-            for line in text.splitlines()
-            if line.startswith((f"{name} ", f"{name}{{"))
+            float(metrics_line.split()[-1])
+            for metrics_line in metrics_page.splitlines()
+            if metrics_line.startswith((f"{name} ", f"{name}{{"))
         )
 
 
@@ -135,9 +137,9 @@ def serving(model: str, settings: Sequence[str]) -> Iterator[Server]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     server = Server(process, f"http://127.0.0.1:{port}", Path(model).resolve().name)
     try:
-        end = time.monotonic() + START_SECONDS
+        start_deadline = time.monotonic() + START_SECONDS
         while not _is_up(server):
-            if process.poll() is not None or time.monotonic() > end:
+            if process.poll() is not None or time.monotonic() > start_deadline:
                 raise RuntimeError(f"the server did not start: {' '.join(command)}")
             time.sleep(0.2)
         yield server
@@ -166,34 +168,34 @@ async def under_load(
             await asyncio.sleep(seconds / SAMPLES)
             memory.append(server.memory())
 
-    seen, _ = await asyncio.gather(
+    load_replies, _ = await asyncio.gather(
         load(server.address, server.name, questions, clients, seconds), watch()
     )
-    return seen, memory
+    return load_replies, memory
 
 
 def report_load(
     seen: Sequence[Seen], memory: Sequence[float], seconds: float, alone: float
 ) -> bool:
     """Whether all were answered, and as they would be alone."""
-    errors = [one.error for one in seen if one.error]
-    wrong = sum(not one.is_right for one in seen if not one.error)
+    error_texts = [load_reply.error for load_reply in seen if load_reply.error]
+    wrong = sum(not load_reply.is_right for load_reply in seen if not load_reply.error)
     print(
-        f"\n{len(seen)} requests in {seconds:.0f} s, {len(errors)} errors, {wrong} answers that "
+        f"\n{len(seen)} requests in {seconds:.0f} s, {len(error_texts)} errors, {wrong} answers that "
         "differ"
     )
-    for error in sorted(set(errors)):
-        print(f"  {error}: {errors.count(error)}")
+    for error_text in sorted(set(error_texts)):
+        print(f"  {error_text}: {error_texts.count(error_text)}")
     print("scale  requests  seconds p50   p90   p99   first text p50   p99")
-    for scale in sorted({one.scale for one in seen}):
-        whole = [one.seconds for one in seen if one.scale == scale]
+    for scale in sorted({load_reply.scale for load_reply in seen}):
+        reply_seconds = [load_reply.seconds for load_reply in seen if load_reply.scale == scale]
         first = [
-            one.first_seconds
-            for one in seen
-            if one.scale == scale and one.first_seconds is not None
+            load_reply.first_seconds
+            for load_reply in seen
+            if load_reply.scale == scale and load_reply.first_seconds is not None
         ]
         print(
-            f"{scale:5d}  {len(whole):8d}  {_line(whole, (50, 90, 99))}  "
+            f"{scale:5d}  {len(reply_seconds):8d}  {_line(reply_seconds, (50, 90, 99))}  "
             f"{_line(first, (50, 99)):>20}"
         )
     rate = len(seen) / seconds
@@ -202,12 +204,12 @@ def report_load(
         "without a server"
     )
     early, late = memory[len(memory) // 5 : 2 * len(memory) // 5], memory[-(len(memory) // 5) :]
-    print(f"memory in MiB: {' '.join(f'{one:.0f}' for one in memory)}")
+    print(f"memory in MiB: {' '.join(f'{load_reply:.0f}' for load_reply in memory)}")
     print(
         "its growth from the second fifth to the last: "
         f"{statistics.mean(late) - statistics.mean(early):+.1f} MiB"
     )
-    return not errors and not wrong
+    return not error_texts and not wrong
 
 
 def _line(seconds: Sequence[float], percentiles: Sequence[int]) -> str:
@@ -222,21 +224,23 @@ def report_repeated(
     server: Server, questions: Sequence[Question], scales: Sequence[int], rounds: int = 6
 ) -> bool:
     """Turn about: a new image at every scale; as many new images, one at each scale."""
-    pictures = (_marked(questions[0].image, number) for number in itertools.count())
+    pictures = (_marked(questions[0].image, picture_number) for picture_number in itertools.count())
     seconds: dict[bool, list[float]] = {True: [], False: []}
     runs: dict[bool, set[float]] = {True: set(), False: set()}
     with httpx2.Client(base_url=server.address, timeout=60) as http:
         for turn in range(2 * rounds):
-            same = turn % 2 == 0
-            shown = [next(pictures)] * len(scales) if same else [next(pictures) for _ in scales]
+            is_same = turn % 2 == 0
+            shown_pictures = (
+                [next(pictures)] * len(scales) if is_same else [next(pictures) for _ in scales]
+            )
             before, started = server.metric("m3_tower_runs_total"), time.perf_counter()
-            for image, scale in zip(shown, scales, strict=True):
+            for image, scale in zip(shown_pictures, scales, strict=True):
                 body = Question(image, questions[0].text, scale, 1, "").body(
                     server.name, stream=False
                 )
                 http.post("/v1/chat/completions", json=body).raise_for_status()
-            seconds[same].append(time.perf_counter() - started)
-            runs[same].add(server.metric("m3_tower_runs_total") - before)
+            seconds[is_same].append(time.perf_counter() - started)
+            runs[is_same].add(server.metric("m3_tower_runs_total") - before)
     ratio = statistics.median(seconds[True]) / statistics.median(seconds[False])
     print(
         f"\none image at {len(scales)} scales: tower runs {_set(runs[True])}; {len(scales)} "
@@ -252,7 +256,7 @@ def _marked(png: bytes, number: int) -> bytes:
 
 
 def _set(values: set[float]) -> str:
-    return ", ".join(f"{value:g}" for value in sorted(values))
+    return ", ".join(f"{scale_value:g}" for scale_value in sorted(values))
 
 
 # ---------------------------------------------------------------------- 4. the end
@@ -264,17 +268,17 @@ async def report_end(server: Server, questions: Sequence[Question], clients: int
     before = server.metric("m3_accepted_total")
     limits = httpx2.Limits(max_connections=clients)
     async with httpx2.AsyncClient(base_url=server.address, timeout=120, limits=limits) as http:
-        asked = [
+        asked_tasks = [
             asyncio.ensure_future(ask(http, server.name, rng.choice(questions), n % 2 == 0))
             for n in range(clients)
         ]
         while await asyncio.to_thread(server.metric, "m3_accepted_total") - before < clients:
             await asyncio.sleep(0.01)
-        waiting = sum(not one.done() for one in asked)
+        waiting = sum(not asked_task.done() for asked_task in asked_tasks)
         server.process.send_signal(signal.SIGTERM)
-        seen = await asyncio.gather(*asked)
+        end_replies = await asyncio.gather(*asked_tasks)
     code = await asyncio.to_thread(server.process.wait)
-    answered = sum(not one.error and one.is_right for one in seen)
+    answered = sum(not asked_task.error and asked_task.is_right for asked_task in end_replies)
     print(
         f"\nSIGTERM with {waiting} of {clients} requests under way: {answered} of {clients} "
         f"answered, exit code {code}"

@@ -30,13 +30,13 @@ class Question:
 
     def body(self, model: str, stream: bool) -> dict[str, Any]:
         address = f"data:image/png;base64,{base64.b64encode(self.image).decode()}"
-        content = [
+        message_content = [
             {"type": "image_url", "image_url": {"url": address}},
             {"type": "text", "text": self.text},
         ]
         return {
             "model": model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [{"role": "user", "content": message_content}],
             "max_tokens": self.max_tokens,
             "matryoshka_vis_token_scale": self.scale,
             "stream": stream,
@@ -68,41 +68,53 @@ async def load(
     """Each client asks one question after the other, every other one as a stream, until the time
     is over.
     """
-    seen: list[Seen] = []
-    end = time.monotonic() + seconds
+    load_replies: list[Seen] = []
+    load_deadline = time.monotonic() + seconds
 
     async def client(number: int) -> None:
         rng = random.Random(f"{seed} {number}")
         async with httpx2.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http:
-            while time.monotonic() < end:
-                seen.append(await ask(http, model, rng.choice(questions), rng.random() < 0.5))
+            while time.monotonic() < load_deadline:
+                load_replies.append(
+                    await ask(http, model, rng.choice(questions), rng.random() < 0.5)
+                )
 
-    await asyncio.gather(*(client(number) for number in range(clients)))
-    return seen
+    await asyncio.gather(*(client(client_number) for client_number in range(clients)))
+    return load_replies
 
 
 async def ask(http: httpx2.AsyncClient, model: str, question: Question, stream: bool) -> Seen:
-    started, first = time.perf_counter(), None
-    text, error = "", ""
+    started, first_second = time.perf_counter(), None
+    answer_text, error_text = "", ""
     try:
         if stream:
             async with http.stream(
                 "POST", "/v1/chat/completions", json=question.body(model, stream)
             ) as response:
-                async for line in response.aiter_lines():
-                    piece = _piece(line)
-                    first = time.perf_counter() - started if piece and first is None else first
-                    text += piece
+                async for stream_line in response.aiter_lines():
+                    piece = _piece(stream_line)
+                    first_second = (
+                        time.perf_counter() - started
+                        if piece and first_second is None
+                        else first_second
+                    )
+                    answer_text += piece
                 status = response.status_code
         else:
             response = await http.post("/v1/chat/completions", json=question.body(model, stream))
             status = response.status_code
-            text = response.json()["choices"][0]["message"]["content"] if status == 200 else ""
-        error = "" if status == 200 else f"status {status}"
+            answer_text = (
+                response.json()["choices"][0]["message"]["content"] if status == 200 else ""
+            )
+        error_text = "" if status == 200 else f"status {status}"
     except httpx2.HTTPError as failed:
-        error = type(failed).__name__
+        error_text = type(failed).__name__
     return Seen(
-        question.scale, time.perf_counter() - started, first, text == question.expected, error
+        question.scale,
+        time.perf_counter() - started,
+        first_second,
+        answer_text == question.expected,
+        error_text,
     )
 
 
@@ -110,5 +122,5 @@ def _piece(line: str) -> str:
     """The text in a line of an event stream."""
     if not line.startswith("data: {"):
         return ""
-    choices = json.loads(line.removeprefix("data: "))["choices"]
-    return (choices[0]["delta"].get("content") or "") if choices else ""
+    chunk_choices = json.loads(line.removeprefix("data: "))["choices"]
+    return (chunk_choices[0]["delta"].get("content") or "") if chunk_choices else ""

@@ -92,17 +92,17 @@ def suite_samples(images: int, rounds: int) -> list[Sample]:
     0: all of them.
     """
     families = list(FAMILIES)
-    rows = [
+    suite_rows = [
         train_row(families[n % len(families)], n // len(families), seed=0) for n in range(images)
     ]
-    for row in rows:
-        row["conversations"] = (
-            row["conversations"][: 2 * rounds] if rounds else row["conversations"]
+    for suite_row in suite_rows:
+        suite_row["conversations"] = (
+            suite_row["conversations"][: 2 * rounds] if rounds else suite_row["conversations"]
         )
     settings = SourceSettings(path="m3_tiny")
     return [
-        parse_conversation(Record(row, f"picture {n}", str(n)), settings)
-        for n, row in enumerate(rows)
+        parse_conversation(Record(suite_row, f"picture {n}", str(n)), settings)
+        for n, suite_row in enumerate(suite_rows)
     ]
 
 
@@ -169,21 +169,22 @@ def mixed_samples(processor: M3Processor, images: int, rounds: int) -> list[Samp
     """The same with texts of a lognormal length of 150 tokens in the mean, about as in LLaVA's
     instruction data.
     """
-    lengths = np.random.default_rng(0).lognormal(np.log(150) - 0.32, 0.8, images)
+    text_lengths = np.random.default_rng(0).lognormal(np.log(150) - 0.32, 0.8, images)
     return _noise_samples(
-        processor, [max(REAL_TEXT_TOKENS, min(int(length), 2000)) for length in lengths]
+        processor,
+        [max(REAL_TEXT_TOKENS, min(int(text_length), 2000)) for text_length in text_lengths],
     )
 
 
 def _noise_samples(processor: M3Processor, text_tokens: Sequence[int]) -> list[Sample]:
     random = np.random.default_rng(0)
     samples = []
-    for number, tokens in enumerate(text_tokens):
+    for picture_number, tokens in enumerate(text_tokens):
         buffer = io.BytesIO()
         Image.fromarray(random.integers(0, 255, (336, 336, 3), dtype=np.uint8)).save(buffer, "PNG")
         question = Turn("user", "<image>\n" + " ".join(["red"] * 20))
         sample = Sample(
-            f"noise {number}", (buffer.getvalue(),), (question, Turn("assistant", "blue"))
+            f"noise {picture_number}", (buffer.getvalue(),), (question, Turn("assistant", "blue"))
         )
         # one of them is the image's
         short = tokens + 1 - len(tokenize_sample(sample, processor).input_ids)

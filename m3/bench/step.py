@@ -100,13 +100,15 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(arguments.threads)
     device, dtype = torch.device(arguments.device), DTYPES[arguments.dtype]
     peak = matmul_peak(device, dtype)
-    where = f"{arguments.threads} threads" if device.type == "cpu" else device_name(device)
+    device_text = f"{arguments.threads} threads" if device.type == "cpu" else device_name(device)
     print(f"{arguments.shape}: {arguments.model or shape.title}")
-    print(f"{images} pictures, scales {list(scales)}, {where}, {arguments.repetitions} repetitions")
+    print(
+        f"{images} pictures, scales {list(scales)}, {device_text}, {arguments.repetitions} repetitions"
+    )
     second = "CPU second" if device.type == "cpu" else "second"
     print(f"{arguments.dtype} product: {peak / 1e9:.1f} GFLOP per {second}")
     print(HEADER)
-    rows: list[Row] = []
+    table_rows: list[Row] = []
     for tower in towers:
         setting = Setting(
             arguments.shape,
@@ -120,9 +122,9 @@ def main(argv: list[str]) -> int:
             arguments.device,
             arguments.dtype,
         )
-        rows += measure(setting, arguments.repetitions, peak)
-    print(f"worst: {min(row.speed for row in rows):.2f}x")
-    return 0 if max(row.error for row in rows) <= TOLERANCE[dtype] else 1
+        table_rows += measure(setting, arguments.repetitions, peak)
+    print(f"worst: {min(table_row.speed for table_row in table_rows):.2f}x")
+    return 0 if max(table_row.error for table_row in table_rows) <= TOLERANCE[dtype] else 1
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -149,13 +151,15 @@ def measure(setting: Setting, repetitions: int, peak: float) -> list[Row]:
     """Runs all ways in turns and prints a line for each."""
     bench = StepBench(setting)
     expected = bench.gradient(PUBLISHED)
-    errors = {way: relative_difference(bench.gradient(way), expected) for way in setting.ways}
-    steps = [lambda way=way: bench.step(way) for way in setting.ways]
+    gradient_errors = {
+        way: relative_difference(bench.gradient(way), expected) for way in setting.ways
+    }
+    step_calls = [lambda way=way: bench.step(way) for way in setting.ways]
     timings = dict(
-        zip(setting.ways, alternate(steps, repetitions, device=bench.device), strict=True)
+        zip(setting.ways, alternate(step_calls, repetitions, device=bench.device), strict=True)
     )
     memory = {way: bench.memory(way) for way in setting.ways}
-    rows = []
+    table_rows = []
     for way in setting.ways:
         timing, use = timings[way], bench.flops(way) / bench.seconds(timings[way]) / peak
         speed = bench.seconds(timings[PUBLISHED]) / bench.seconds(timing)
@@ -169,12 +173,12 @@ def measure(setting: Setting, repetitions: int, peak: float) -> list[Row]:
                 memory[way],
                 memory[PUBLISHED],
                 use,
-                errors[way],
+                gradient_errors[way],
             )
         )
         if way != PUBLISHED:
-            rows.append(Row(speed, errors[way]))
-    return rows
+            table_rows.append(Row(speed, gradient_errors[way]))
+    return table_rows
 
 
 def _line(
@@ -188,10 +192,11 @@ def _line(
     use: float,
     error: float,
 ) -> str:
-    rows, places = bench.rows(way)
+    row_count, place_count = bench.rows(way)
     rate = bench.tokens / bench.seconds(timing)
     return (
-        f"{tower:9}{way:>10}{rows:>6}{bench.tokens / places:7.2f}{timing.median:9.2f}{timing.spread:7.2f}{timing.cpu_median:9.2f}"
+        f"{tower:9}{way:>10}{row_count:>6}{bench.tokens / place_count:7.2f}"
+        f"{timing.median:9.2f}{timing.spread:7.2f}{timing.cpu_median:9.2f}"
         f"{rate:10.0f}{speed:7.2f}x{memory / 2**20:10.0f}{memory / published_memory:7.2f}x{use:7.0%}{error:10.1e}"
     )
 
@@ -211,8 +216,10 @@ class StepBench:
         self.model.model.freeze_unread()
         self.decoder = self.model.model.language_model
         self.native = self.decoder.config._attn_implementation
-        choice = choose_packed_attention(self.model.config.text_config, dtype == torch.bfloat16)
-        self.packed = choice.implementation or self.native
+        packed_choice = choose_packed_attention(
+            self.model.config.text_config, dtype == torch.bfloat16
+        )
+        self.packed = packed_choice.implementation or self.native
         samples = shape.make_samples(processor, setting.images, setting.rounds)
         self.loop = [
             self._move(batch) for batch in published_batches(samples, processor, setting.scales)
@@ -227,7 +234,9 @@ class StepBench:
         self.tokens = int(sum(batch["attention_mask"].sum() for batch in self.loop))
 
     def _move(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.device) for name, value in batch.items()}
+        return {
+            input_name: input_value.to(self.device) for input_name, input_value in batch.items()
+        }
 
     def seconds(self, timing: Timing) -> float:
         """What counts: CPU seconds of a CPU, which other work on it moves less, wall seconds of
@@ -260,7 +269,12 @@ class StepBench:
         """Gradients of all parameters in a row, after one step."""
         self.step(way)
         gradients = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
-        return torch.cat([values[:: 1 + values.numel() // GRADIENT_VALUES] for values in gradients])
+        return torch.cat(
+            [
+                gradient_values[:: 1 + gradient_values.numel() // GRADIENT_VALUES]
+                for gradient_values in gradients
+            ]
+        )
 
     def rows(self, way: str) -> tuple[int, int]:
         """Rows of the decoder's batches, and places in them."""
@@ -279,9 +293,12 @@ class StepBench:
             * head_dim(config.text_config)
         )
         batches = self.loop if way == PUBLISHED else [self.batches[way]]
-        lengths = torch.cat([_lengths(batch) for batch in batches]).double()
+        sequence_lengths = torch.cat([_lengths(batch) for batch in batches]).double()
         decoder = float(
-            (2 * lengths * costs.decoder.active(costs.top_k) + 2 * lengths.square() * width).sum()
+            (
+                2 * sequence_lengths * costs.decoder.active(costs.top_k)
+                + 2 * sequence_lengths.square() * width
+            ).sum()
         )
         targets = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
         heads = (
@@ -310,9 +327,9 @@ def _lengths(batch: dict[str, Tensor]) -> Tensor:
     return batch["sequence_lengths"][batch["sequence_lengths"] > 0]
 
 
-def relative_difference(one: Tensor, other: Tensor) -> float:
+def relative_difference(first_vector: Tensor, second_vector: Tensor) -> float:
     """Norm of the difference of two vectors, by the norm of the second."""
-    return float((one - other).float().norm() / other.float().norm())
+    return float((first_vector - second_vector).float().norm() / second_vector.float().norm())
 
 
 def run_once(mark: Callable[[], None], setting: Setting, way: str) -> None:

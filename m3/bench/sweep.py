@@ -52,42 +52,44 @@ def main(argv: list[str]) -> int:
     if arguments.repetitions:
         in_process(common, scales, arguments.repetitions)
     together, ours = swept(common, scales)
-    apart, theirs = harness(
+    apart, harness_answers = harness(
         arguments.model, arguments.tasks, scales, arguments.limit, arguments.include_path
     )
-    equal = sum(ours[key] == theirs[key] for key in theirs)
+    equal = sum(ours[answer_key] == harness_answers[answer_key] for answer_key in harness_answers)
     print(
         f"as commands:     one sweep {together:.1f} s, {len(scales)} processes of lmms-eval "
         f"{apart:.1f} s"
     )
     print(
-        f"the sweep takes {together / apart:.2f} of their time; {equal} of {len(theirs)} answers "
+        f"the sweep takes {together / apart:.2f} of their time; {equal} of {len(harness_answers)} answers "
         "are equal"
     )
-    return 0 if equal == len(theirs) == len(ours) else 1
+    return 0 if equal == len(harness_answers) == len(ours) else 1
 
 
 def in_process(common: Sequence[str], scales: Sequence[int], repetitions: int) -> None:
     """All scales against the largest alone, without the time that starting takes."""
 
     def inside(chosen: Sequence[int]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            code = sweep.main([*common, "--scales", joined(chosen), "--out", folder])
+        with tempfile.TemporaryDirectory() as run_folder:
+            code = sweep.main([*common, "--scales", joined(chosen), "--out", run_folder])
             if code:
                 raise RuntimeError(f"the sweep failed with code {code}")
 
-    every, largest = alternate([lambda: inside(scales), lambda: inside(scales[-1:])], repetitions)
+    every, largest_timing = alternate(
+        [lambda: inside(scales), lambda: inside(scales[-1:])], repetitions
+    )
     print(
         f"in one process:  all scales {every.median:.1f} s, {scales[-1]} alone "
-        f"{largest.median:.1f} s"
+        f"{largest_timing.median:.1f} s"
     )
-    print(f"all scales cost {every.median / largest.median:.2f}x the largest alone")
+    print(f"all scales cost {every.median / largest_timing.median:.2f}x the largest alone")
 
 
 def swept(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answers]:
     """Seconds and answers of `m3 sweep`, as a command."""
-    with tempfile.TemporaryDirectory() as name:
-        run = Path(name)
+    with tempfile.TemporaryDirectory() as run_name:
+        run = Path(run_name)
         command = [
             sys.executable,
             "-m",
@@ -97,7 +99,7 @@ def swept(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answers]
             "--scales",
             joined(scales),
             "--out",
-            name,
+            run_name,
         ]
         seconds = timed(command)
         answers: Answers = {}
@@ -107,8 +109,8 @@ def swept(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answers]
             for task in sorted(tasks):
                 for scale in scales:
                     assert result_path(run, model, task, scale).exists()
-                    for doc_id, key in read_keys(run, model, task, scale).items():
-                        answers[task, scale, doc_id] = store.answer(key).text
+                    for doc_id, answer_key in read_keys(run, model, task, scale).items():
+                        answers[task, scale, doc_id] = store.answer(answer_key).text
         return seconds, answers
 
 
@@ -118,7 +120,7 @@ def harness(
     """Seconds and answers of lmms-eval's own command, one process after the other."""
     seconds, answers = 0.0, {}
     for scale in scales:
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory() as output_name:
             command = [
                 sys.executable,
                 "-m",
@@ -136,27 +138,33 @@ def harness(
                 "--batch_size",
                 "16",
             ]
-            command += ["--include_path", str(include), "--log_samples", "--output_path", name]
+            command += [
+                "--include_path",
+                str(include),
+                "--log_samples",
+                "--output_path",
+                output_name,
+            ]
             seconds += timed(command)
-            for path in Path(name).rglob("*_samples_*.jsonl"):
-                task = path.stem.split("_samples_")[1]
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    sample = json.loads(line)
+            for samples_path in Path(output_name).rglob("*_samples_*.jsonl"):
+                task = samples_path.stem.split("_samples_")[1]
+                for sample_line in samples_path.read_text(encoding="utf-8").splitlines():
+                    sample = json.loads(sample_line)
                     # the harness writes a list of one answer as the answer
-                    said = sample["filtered_resps"]
+                    sample_answers = sample["filtered_resps"]
                     answers[task, scale, int(sample["doc_id"])] = (
-                        said if isinstance(said, str) else said[0]
+                        sample_answers if isinstance(sample_answers, str) else sample_answers[0]
                     )
     return seconds, answers
 
 
 def timed(command: Sequence[str]) -> float:
     """Seconds that a command takes; RuntimeError with its last words when it fails."""
-    start = time.perf_counter()
+    start_time = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - start
+    return time.perf_counter() - start_time
 
 
 def joined(scales: Sequence[int]) -> str:

@@ -33,8 +33,8 @@ class Timing:
         """Half the distance between the quartiles, in seconds."""
         if len(self.seconds) < 4:
             return (max(self.seconds) - min(self.seconds)) / 2
-        low, _, high = statistics.quantiles(self.seconds, n=4)
-        return (high - low) / 2
+        low_quartile, _, high_quartile = statistics.quantiles(self.seconds, n=4)
+        return (high_quartile - low_quartile) / 2
 
 
 CPU = torch.device("cpu")
@@ -75,16 +75,20 @@ def matmul_peak(
     """Floating-point operations per second of square products: CPU seconds with torch's threads
     as set, else wall seconds.
     """
-    clock, size = (time.process_time, 1536) if device.type == "cpu" else (time.perf_counter, 8192)
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    clock, matrix_size = (
+        (time.process_time, 1536) if device.type == "cpu" else (time.perf_counter, 8192)
+    )
+    left_matrix, right_matrix = (
+        torch.randn(matrix_size, matrix_size, device=device, dtype=dtype) for _ in range(2)
+    )
     fastest, began = math.inf, clock()
     while clock() - began < seconds:
         synchronize(device)
-        start = clock()
-        left @ right
+        start_time = clock()
+        left_matrix @ right_matrix
         synchronize(device)
-        fastest = min(fastest, clock() - start)
-    return 2 * size**3 / fastest
+        fastest = min(fastest, clock() - start_time)
+    return 2 * matrix_size**3 / fastest
 
 
 def peak_device_memory(task: Callable[[], object], device: torch.device) -> int:
@@ -123,9 +127,9 @@ def peak_memory(task: Callable[..., object], *arguments: Any) -> int:
 
 
 def _run(queue: Any, task: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    start: list[int] = []
-    task(lambda: start.append(_resident("VmRSS")), *arguments)
-    queue.put(_resident("VmHWM") - start[0])
+    start_bytes: list[int] = []
+    task(lambda: start_bytes.append(_resident("VmRSS")), *arguments)
+    queue.put(_resident("VmHWM") - start_bytes[0])
 
 
 def _resident(field: str) -> int:
@@ -134,6 +138,8 @@ def _resident(field: str) -> int:
     Not `getrusage`: its peak survives exec, so a spawned process starts with that of the process
         that spawned it.
     """
-    with open("/proc/self/status") as file:
-        line = next(line for line in file if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024
+    with open("/proc/self/status") as status_file:
+        field_line = next(
+            field_line for field_line in status_file if field_line.startswith(f"{field}:")
+        )
+    return int(field_line.split()[1]) * 1024

@@ -66,15 +66,15 @@ def main(argv: list[str]) -> int:
     setting = Setting(
         arguments.model, scales, arguments.images, arguments.pack_length, arguments.threads
     )
-    model, steps, tokens = prepare(setting)
-    found = [gradient(model, steps[way]) for way in WAYS]
-    errors = {
-        way: float((one - found[0]).norm() / found[0].norm())
-        for way, one in zip(WAYS, found, strict=True)
+    model, step_calls, tokens = prepare(setting)
+    way_gradients = [gradient(model, step_calls[way]) for way in WAYS]
+    gradient_errors = {
+        way: float((way_gradient - way_gradients[0]).norm() / way_gradients[0].norm())
+        for way, way_gradient in zip(WAYS, way_gradients, strict=True)
     }
-    del found
+    del way_gradients
     timings = alternate(
-        [lambda step=steps[way]: run(model, step) for way in WAYS], arguments.repetitions
+        [lambda step=step_calls[way]: run(model, step) for way in WAYS], arguments.repetitions
     )
     memory = {way: peak_memory(run_once, setting, way) for way in (*WAYS, "largest")}
     print(
@@ -88,10 +88,10 @@ def main(argv: list[str]) -> int:
         cpu, share = timing.cpu_median, memory[way] / memory["largest"]
         print(
             f"{way:12}{timing.median:9.3f}{timing.spread:7.3f}{cpu:9.3f}{tokens / cpu:10.0f}{timings[0].cpu_median / cpu:7.2f}x"
-            f"{memory[way] / 2**20:10.0f}{share:9.2f}x{errors[way]:10.1e}"
+            f"{memory[way] / 2**20:10.0f}{share:9.2f}x{gradient_errors[way]:10.1e}"
         )
     print(f"{'largest':12}{'':43}{memory['largest'] / 2**20:10.0f}{1:9.2f}x")
-    return 0 if max(errors.values()) <= 1e-5 else 1
+    return 0 if max(gradient_errors.values()) <= 1e-5 else 1
 
 
 def prepare(
@@ -106,9 +106,9 @@ def prepare(
     samples = mixed_samples(setting.images)
     padded = Collator(processor, scales=setting.scales)(samples)
     packed = Collator(processor, scales=setting.scales, pack_length=setting.pack_length)(samples)
-    largest = Collator(processor, scales=(max(setting.scales),), pack_length=setting.pack_length)(
-        samples
-    )
+    largest_batch = Collator(
+        processor, scales=(max(setting.scales),), pack_length=setting.pack_length
+    )(samples)
     loop = published_batches(samples, processor, setting.scales)
     tokens = int(padded["attention_mask"].sum())
     # row after row of the padded batch: measuring must not raise the peak of what is measured
@@ -116,22 +116,22 @@ def prepare(
         load = None if not model.model.routers else load_of(model, padded)
     decoder = model.model.language_model
     native = decoder.config._attn_implementation
-    own = choose_packed_attention(model.config.text_config).implementation or native
+    own_attention = choose_packed_attention(model.config.text_config).implementation or native
 
     def published() -> None:
         decoder.set_attn_implementation(native)
         published_loss(model, loop).backward()
-        decoder.set_attn_implementation(own)
+        decoder.set_attn_implementation(own_attention)
 
-    decoder.set_attn_implementation(own)
-    steps: dict[str, Callable[[], None]] = {
+    decoder.set_attn_implementation(own_attention)
+    step_calls: dict[str, Callable[[], None]] = {
         "published": published,
         "padded": lambda: model(**padded).loss.backward(),
         "packed": lambda: model(**packed).loss.backward(),
         "low": lambda: low(model, packed, tokens, load),
-        "largest": lambda: model(**largest).loss.backward(),
+        "largest": lambda: model(**largest_batch).loss.backward(),
     }
-    return model, steps, tokens
+    return model, step_calls, tokens
 
 
 def low(
@@ -141,12 +141,12 @@ def low(
     other ways balance.
     """
     weights = batch["loss_weights"][:, 1:][batch["labels"][:, 1:] != -100].sum()
-    options: dict[str, Tensor] = {"num_items_in_batch": weights}
+    loss_options: dict[str, Tensor] = {"num_items_in_batch": weights}
     if load is not None:
-        options |= {"router_load": load, "router_tokens": torch.tensor(float(tokens))}
+        loss_options |= {"router_load": load, "router_tokens": torch.tensor(float(tokens))}
 
     def read(row: dict[str, Tensor]) -> Tensor:
-        loss = model(**row, **options).loss
+        loss = model(**row, **loss_options).loss
         loss.backward()
         return loss.detach()
 
@@ -158,12 +158,12 @@ def load_of(model: M3ForConditionalGeneration, batch: dict[str, Tensor]) -> Tens
 
     A run takes it from the step before, and pays nothing for it.
     """
-    parts: list[Tensor] = []
+    load_parts: list[Tensor] = []
     features = model.get_image_features(batch["pixel_values"]).pooler_output
-    for row in split_rows(model, batch, features):
-        parts.append(model(**row).expert_load * row["input_ids"].numel())
-    total = torch.stack(parts).sum(0)
-    return total / total.sum(-1, keepdim=True)
+    for batch_row in split_rows(model, batch, features):
+        load_parts.append(model(**batch_row).expert_load * batch_row["input_ids"].numel())
+    total_load = torch.stack(load_parts).sum(0)
+    return total_load / total_load.sum(-1, keepdim=True)
 
 
 def mixed_samples(images: int) -> list[Sample]:
@@ -186,6 +186,6 @@ def run(model: M3ForConditionalGeneration, step: Callable[[], None]) -> None:
 
 def run_once(mark: Callable[[], None], setting: Setting, way: str) -> None:
     """One step in a fresh process, after `mark` has noted the memory at rest."""
-    model, steps, _ = prepare(setting)
+    model, step_calls, _ = prepare(setting)
     mark()
-    run(model, steps[way])
+    run(model, step_calls[way])

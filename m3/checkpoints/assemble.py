@@ -116,28 +116,33 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the connector and of the new tokens' rows"
     )
-    given = parser.parse_args(argv)
+    parsed_arguments = parser.parse_args(argv)
     scales = [
         scale.strip()
-        for scale in (given.matryoshka_vis_token_scale or "").split(",")
+        for scale in (parsed_arguments.matryoshka_vis_token_scale or "").split(",")
         if scale.strip()
     ]
     if not all(scale.isdecimal() for scale in scales):
         raise ValueError(
             "--matryoshka_vis_token_scale takes numbers with commas, such as 1,9,36; got "
-            f"{given.matryoshka_vis_token_scale!r}"
+            f"{parsed_arguments.matryoshka_vis_token_scale!r}"
         )
-    template = given.chat_template and given.chat_template.read_text()
-    choices = Choices(
-        given.connector,
-        given.nesting,
-        given.queries,
+    template = parsed_arguments.chat_template and parsed_arguments.chat_template.read_text()
+    assemble_choices = Choices(
+        parsed_arguments.connector,
+        parsed_arguments.nesting,
+        parsed_arguments.queries,
         [int(scale) for scale in scales],
         template,
-        given.seed,
+        parsed_arguments.seed,
     )
-    assemble(find(given.vision), find(given.decoder), given.dest, choices)
-    logger.info("written: %s", given.dest)
+    assemble(
+        find(parsed_arguments.vision),
+        find(parsed_arguments.decoder),
+        parsed_arguments.dest,
+        assemble_choices,
+    )
+    logger.info("written: %s", parsed_arguments.dest)
     return 0
 
 
@@ -151,8 +156,8 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
     refuse_existing(dest)
     tower_config = empty_tower(AutoConfig.from_pretrained(vision)).config
     text_config = AutoConfig.from_pretrained(decoder)
-    part, tokenizer, chat, new_ids = _decoder_part(decoder, text_config, choices)
-    kind, image_token_id = tower_config.model_type, tokenizer.get_vocab()[IMAGE_TOKEN]
+    decoder_part, tokenizer, chat, new_ids = _decoder_part(decoder, text_config, choices)
+    tower_type, image_token_id = tower_config.model_type, tokenizer.get_vocab()[IMAGE_TOKEN]
     config = M3Config(
         vision_config=tower_config,
         text_config=text_config.to_dict()
@@ -162,7 +167,7 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
         nesting={"kind": choices.nesting, "trained_scales": list(choices.scales)},
         image_token_id=image_token_id,
         new_token_ids=[token for token in new_ids if token != image_token_id],
-        vision_feature_layer=FEATURE_LAYERS.get(kind),
+        vision_feature_layer=FEATURE_LAYERS.get(tower_type),
         drop_class_token=has_class_token(tower_config),
         tie_word_embeddings=text_config.tie_word_embeddings,
         dtype=text_config.dtype,
@@ -172,7 +177,7 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
         processor=make_processor(config, load_image_processor(vision), tokenizer, chat),
         parts=(
             Part(vision, HubLayout(empty_tower(tower_config)), tower_keymap(tower_config)),
-            part,
+            decoder_part,
         ),
         generation=_generation(text_config, decoder, tokenizer, chat),
         new=new_connector(config, choices.seed),
@@ -213,13 +218,13 @@ def new_connector(config: M3Config, seed: int) -> dict[str, Tensor]:
     """Weights of the connector and of the reducer as a new model would draw them."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        parts = {"connector": build_connector(config), "reducer": build_reducer(config)}
-        for part in parts.values():
-            part.apply(empty_model(config)._init_weights)
+        new_parts = {"connector": build_connector(config), "reducer": build_reducer(config)}
+        for new_part in new_parts.values():
+            new_part.apply(empty_model(config)._init_weights)
     return {
-        f"model.{name}.{key}": tensor.to(config.dtype)
-        for name, part in parts.items()
-        for key, tensor in part.state_dict().items()
+        f"model.{part_name}.{weight_name}": tensor.to(config.dtype)
+        for part_name, new_part in new_parts.items()
+        for weight_name, tensor in new_part.state_dict().items()
     }
 
 
@@ -233,7 +238,9 @@ def _decoder_part(
         raise ValueError(f"{folder}: a model of type {config.model_type} is no causal decoder")
     settings = config.to_dict()
     changes = {
-        name: settings[name] for name in LOGIT_CHANGES if settings.get(name) not in (None, 1)
+        setting_name: settings[setting_name]
+        for setting_name in LOGIT_CHANGES
+        if settings.get(setting_name) not in (None, 1)
     }
     if changes:
         raise ValueError(
@@ -262,9 +269,11 @@ def _decoder_part(
             ),
         ),
     )
-    rows = max(config.vocab_size, len(tokenizer))
+    table_rows = max(config.vocab_size, len(tokenizer))
     return (
-        Part(folder, HubLayout(model), keymap, drawn_rows(new_ids, before, rows, choices.seed)),
+        Part(
+            folder, HubLayout(model), keymap, drawn_rows(new_ids, before, table_rows, choices.seed)
+        ),
         tokenizer,
         chat,
         new_ids,
@@ -275,14 +284,14 @@ def _check_names(folder: Path, model: PreTrainedModel) -> None:
     """M3 finds a decoder's tables by the names that most decoders give them; transformers says
     what this one's are.
     """
-    names = {id(module): name for name, module in model.named_modules()}
+    module_names = {id(module): module_name for module_name, module in model.named_modules()}
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     prefix, kind = model.base_model_prefix, model.config.model_type
-    read, said = names[id(embedding)], names.get(id(output))
-    if (read, said) != (f"{prefix}.embed_tokens", "lm_head"):
+    embedding_name, output_name = module_names[id(embedding)], module_names.get(id(output))
+    if (embedding_name, output_name) != (f"{prefix}.embed_tokens", "lm_head"):
         raise ValueError(
-            f"{folder}: a decoder of type {kind} keeps its embedding as {read!r} and its output as "
-            f"{said!r}; m3 assemble joins "
+            f"{folder}: a decoder of type {kind} keeps its embedding as {embedding_name!r} and its output as "
+            f"{output_name!r}; m3 assemble joins "
             f"decoders that have '{prefix}.embed_tokens' and 'lm_head', as Llama, Qwen, Mistral, "
             "Mixtral and gpt-oss"
         )
@@ -293,13 +302,15 @@ def _generation(
 ) -> GenerationConfig:
     """As the decoder's own; ChatML's end of a turn ends an answer too."""
     generation = generation_config(config, folder)
-    end = tokenizer.get_vocab()[CONTROL_TOKENS[1]] if chat is None else None
-    known = (
+    end_token = tokenizer.get_vocab()[CONTROL_TOKENS[1]] if chat is None else None
+    known_ends = (
         generation.eos_token_id
         if isinstance(generation.eos_token_id, list)
         else [generation.eos_token_id]
     )
-    generation.eos_token_id = sorted({one for one in (*known, end) if one is not None})
+    generation.eos_token_id = sorted(
+        {end_id for end_id in (*known_ends, end_token) if end_id is not None}
+    )
     if generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id
     return generation

@@ -87,9 +87,9 @@ class Format(ABC):
 
 def refuse(sentence: str, problems: Mapping[str, bool]) -> None:
     """A `ValueError` that opens with `sentence` and lists the problems that are true."""
-    found = [problem for problem, is_so in problems.items() if is_so]
-    if found:
-        raise ValueError(f"{sentence} {', nor '.join(found)}")
+    real_problems = [problem for problem, is_so in problems.items() if is_so]
+    if real_problems:
+        raise ValueError(f"{sentence} {', nor '.join(real_problems)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -97,23 +97,26 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}, so this is no checkpoint folder")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        json_content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
+    if not isinstance(json_content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(json_content).__name__}")
+    return json_content
 
 
 def generation_config(text_config: PreTrainedConfig, folder: Path) -> GenerationConfig:
     """The ids that begin, end and pad a text, from the checkpoint's own file or its decoder;
     sampling is the caller's.
     """
-    file = folder / "generation_config.json"
-    given = read_json(file) if file.is_file() else {}
+    generation_file = folder / "generation_config.json"
+    given_settings = read_json(generation_file) if generation_file.is_file() else {}
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     return GenerationConfig(
-        **{name: given.get(name, text_config.to_dict().get(name)) for name in ids}
+        **{
+            setting_name: given_settings.get(setting_name, text_config.to_dict().get(setting_name))
+            for setting_name in ids
+        }
     )
 
 
@@ -127,4 +130,8 @@ def expected_tensors(config: M3Config) -> dict[str, Tensor]:
     """What a native checkpoint must hold, on the meta device; tied tensors once."""
     model = empty_model(config)
     tied = set(model.all_tied_weights_keys)
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    return {
+        tensor_name: tensor
+        for tensor_name, tensor in model.state_dict().items()
+        if tensor_name not in tied
+    }

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     from m3.checkpoints.places import find
     from m3.checkpoints.streaming import MismatchError
 
-    options = Options(
+    convert_options = Options(
         vision_tower=arguments.vision_tower and find(arguments.vision_tower),
         tokenizer=arguments.tokenizer and find(arguments.tokenizer),
         chat_template=arguments.chat_template and arguments.chat_template.read_text(),
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
             arguments.dest,
             arguments.format,
             arguments.to,
-            options,
+            convert_options,
             shard_bytes,
         )
     except MismatchError as error:

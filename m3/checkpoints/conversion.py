@@ -82,19 +82,20 @@ class HubLayout(Layout):
             pattern: converter for converter in converters for pattern in converter.source_patterns
         }
         prefix = self._model.base_model_prefix
-        steps: list[Step] = []
-        groups: dict[str, list[tuple[str, str]]] = {}
+        reading_steps: list[Step] = []
+        target_groups: dict[str, list[tuple[str, str]]] = {}
         for name in sorted(names, key=dot_natural_key):
             target, pattern = rename_source_key(name, renamings, converters, prefix, self._modules)
             # the file holds module names already
             if target not in self._modules and name in self._modules:
                 target, pattern = name, None
             if pattern is None:
-                steps.append(renaming(name, target))
+                reading_steps.append(renaming(name, target))
             else:
-                groups.setdefault(target, []).append((pattern, name))
-        return steps + [
-            self._converting(templates, target, group, []) for target, group in groups.items()
+                target_groups.setdefault(target, []).append((pattern, name))
+        return reading_steps + [
+            self._converting(templates, target, group, [])
+            for target, group in target_groups.items()
         ]
 
     def writing(self, names: Iterable[str]) -> list[Step]:
@@ -105,17 +106,17 @@ class HubLayout(Layout):
         templates = {
             pattern: converter for converter in converters for pattern in converter.source_patterns
         }
-        steps: list[Step] = []
-        groups: dict[str, list[tuple[str, str]]] = {}
+        writing_steps: list[Step] = []
+        target_groups: dict[str, list[tuple[str, str]]] = {}
         for name in sorted(names, key=dot_natural_key):
             target, pattern = apply_converters(name, converters)
             if pattern is None:
-                steps.append(renaming(name, apply_renamings(name, renamings)))
+                writing_steps.append(renaming(name, apply_renamings(name, renamings)))
             else:
-                groups.setdefault(target, []).append((pattern, name))
-        return steps + [
+                target_groups.setdefault(target, []).append((pattern, name))
+        return writing_steps + [
             self._converting(templates, target, group, renamings)
-            for target, group in groups.items()
+            for target, group in target_groups.items()
         ]
 
     def _converting(
@@ -135,8 +136,11 @@ class HubLayout(Layout):
         convert = self._convert_by_experts if _stacks_experts(template) else self._convert
 
         def run(read: Read) -> Named:
-            made = convert(template, target, names, read)
-            return {apply_renamings(name, renamings): tensor for name, tensor in made.items()}
+            made_tensors = convert(template, target, names, read)
+            return {
+                apply_renamings(tensor_name, renamings): tensor
+                for tensor_name, tensor in made_tensors.items()
+            }
 
         return Step(tuple(name for _, name in group), target, run)
 
@@ -147,9 +151,10 @@ class HubLayout(Layout):
         for pattern, some in names.items():
             for name in some:
                 converter.add_tensor(target, name, pattern, read(name))  # pyright: ignore[reportArgumentType]  # or a Future
-        made = converter.convert(target, model=self._model, config=self._model.config)
+        made_tensors = converter.convert(target, model=self._model, config=self._model.config)
         return {
-            name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()
+            name: tensor[0] if isinstance(tensor, list) else tensor
+            for name, tensor in made_tensors.items()
         }
 
     def _convert_by_experts(
@@ -158,19 +163,23 @@ class HubLayout(Layout):
         """The same, some experts at a time: memory holds the result and few experts beside it,
         not all of them thrice.
         """
-        counts = {pattern: len(some) for pattern, some in names.items()}
-        experts = max(counts.values())
-        if set(counts) != set(template.source_patterns) or min(counts.values()) != experts:
-            raise RuntimeError(f"the experts have different numbers of tensors: {counts}")
+        expert_counts = {pattern: len(some) for pattern, some in names.items()}
+        experts = max(expert_counts.values())
+        if (
+            set(expert_counts) != set(template.source_patterns)
+            or min(expert_counts.values()) != experts
+        ):
+            raise RuntimeError(f"the experts have different numbers of tensors: {expert_counts}")
         out: Named = {}
-        for start in range(0, experts, EXPERTS_AT_ONCE):
-            few = {
-                pattern: some[start : start + EXPERTS_AT_ONCE] for pattern, some in names.items()
+        for first_expert in range(0, experts, EXPERTS_AT_ONCE):
+            few_names = {
+                pattern: some[first_expert : first_expert + EXPERTS_AT_ONCE]
+                for pattern, some in names.items()
             }
-            for name, piece in self._convert(template, target, few, read).items():
+            for name, piece in self._convert(template, target, few_names, read).items():
                 if name not in out:
                     out[name] = piece.new_empty(experts, *piece.shape[1:])
-                out[name][start : start + len(piece)] = piece
+                out[name][first_expert : first_expert + len(piece)] = piece
         return out
 
 
@@ -178,11 +187,14 @@ def _stacks_experts(converter: WeightConverter) -> bool:
     """Whether expert i of the result comes from expert i alone: stacked along the first axis,
     joined along others.
     """
-    first, *others = converter.operations
+    first_operation, *other_operations = converter.operations
     return (
-        isinstance(first, MergeModulelist)
-        and first.dim == 0
-        and all(isinstance(operation, Concatenate) and operation.dim > 0 for operation in others)
+        isinstance(first_operation, MergeModulelist)
+        and first_operation.dim == 0
+        and all(
+            isinstance(operation, Concatenate) and operation.dim > 0
+            for operation in other_operations
+        )
     )
 
 
@@ -193,6 +205,6 @@ def renaming(source: str, target: str) -> Step:
 def _by_kind(transforms: Iterable[object]) -> tuple[list[WeightRenaming], list[WeightConverter]]:
     transforms = list(transforms)
     return (
-        [one for one in transforms if isinstance(one, WeightRenaming)],
-        [one for one in transforms if isinstance(one, WeightConverter)],
+        [name_change for name_change in transforms if isinstance(name_change, WeightRenaming)],
+        [name_change for name_change in transforms if isinstance(name_change, WeightConverter)],
     )

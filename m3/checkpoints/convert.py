@@ -53,18 +53,18 @@ def write(native: Native, dest: Path, to: str, what: str, shard_bytes: int = SHA
 
     `what` names its source in errors.
     """
-    target = get_format(to).write(native)
+    foreign_model = get_format(to).write(native)
     with ExitStack() as stack:
-        made = Plan()
-        for part in native.parts:
-            plan_import(made, stack.enter_context(Weights(part.folder)), part)
-        made.add_new(native.new)
-        made.check(expected_tensors(native.config), what)
-        plan = plan_export(made, target)
+        export_plan = Plan()
+        for native_part in native.parts:
+            plan_import(export_plan, stack.enter_context(Weights(native_part.folder)), native_part)
+        export_plan.add_new(native.new)
+        export_plan.check(expected_tensors(native.config), what)
+        plan = plan_export(export_plan, foreign_model)
         if plan.unknown or plan.broken:
             raise MismatchError(
                 f"{what}: the format {to} has no place for {', '.join(plan.unknown + plan.broken)}"
             )
         with written_aside(dest) as folder:
-            target.save(folder)
+            foreign_model.save(folder)
             write_weights(plan, folder, shard_bytes)

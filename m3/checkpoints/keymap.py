@@ -42,18 +42,28 @@ class Keymap:
 
     def drops(self, foreign: str) -> bool:
         """Whether the table says that this tensor is left behind."""
-        return any(_match(entry.foreign, foreign) for entry in self.dropped)
+        return any(_match(dropped_row.foreign, foreign) for dropped_row in self.dropped)
 
     def to_native(self, foreign: str) -> str | None:
         """Our name of a foreign tensor; None when no row knows it."""
         return next(
-            (name for row in self.rows if (name := _rename(foreign, row.foreign, row.native))), None
+            (
+                native_name
+                for map_row in self.rows
+                if (native_name := _rename(foreign, map_row.foreign, map_row.native))
+            ),
+            None,
         )
 
     def to_foreign(self, native: str) -> str | None:
         """The foreign name of one of our tensors; None when no row knows it."""
         return next(
-            (name for row in self.rows if (name := _rename(native, row.native, row.foreign))), None
+            (
+                foreign_name
+                for map_row in self.rows
+                if (foreign_name := _rename(native, map_row.native, map_row.foreign))
+            ),
+            None,
         )
 
 
@@ -62,8 +72,11 @@ def _match(pattern: str, name: str) -> re.Match[str] | None:
 
 
 def _rename(name: str, source: str, target: str) -> str | None:
-    found = _match(source, name)
-    if found is None:
+    name_match = _match(source, name)
+    if name_match is None:
         return None
-    texts = iter(found.groups())
-    return "".join(next(texts) if part == "*" else part for part in re.split(r"(\*)", target))
+    matched_texts = iter(name_match.groups())
+    return "".join(
+        next(matched_texts) if target_piece == "*" else target_piece
+        for target_piece in re.split(r"(\*)", target)
+    )

@@ -26,32 +26,41 @@ def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
     """From the original's `config.json`; `side`: pixels of a tile, which are those of the
     tower's images.
     """
-    chosen = (str(config.get("image_aspect_ratio")), str(config.get("mm_patch_merge_type", "flat")))
-    if chosen not in KINDS:
-        known = "; ".join(f"{aspect} with {merge}" for aspect, merge in KINDS)
+    chosen_kind = (
+        str(config.get("image_aspect_ratio")),
+        str(config.get("mm_patch_merge_type", "flat")),
+    )
+    if chosen_kind not in KINDS:
+        known_kinds = "; ".join(f"{aspect} with {merge}" for aspect, merge in KINDS)
         raise ValueError(
-            f"image_aspect_ratio is {chosen[0]!r} and mm_patch_merge_type {chosen[1]!r}; this "
-            f"format is read with {known}"
+            f"image_aspect_ratio is {chosen_kind[0]!r} and mm_patch_merge_type {chosen_kind[1]!r}; this "
+            f"format is read with {known_kinds}"
         )
-    if KINDS[chosen] == "single":
+    if KINDS[chosen_kind] == "single":
         return TilingConfig()
-    given = config.get("image_grid_pinpoints")
+    given_pinpoints = config.get("image_grid_pinpoints")
     try:
-        pinpoints: Any = ast.literal_eval(given) if isinstance(given, str) else given
+        pinpoints: Any = (
+            ast.literal_eval(given_pinpoints)
+            if isinstance(given_pinpoints, str)
+            else given_pinpoints
+        )
         turned = [(int(height), int(width)) for width, height in pinpoints]
     except (SyntaxError, TypeError, ValueError) as error:
         raise ValueError(
-            f"image_grid_pinpoints is {given!r}; image_aspect_ratio anyres is read with pairs such "
+            f"image_grid_pinpoints is {given_pinpoints!r}; image_aspect_ratio anyres is read with pairs such "
             "as [[336, 672], [672, 336]]"
         ) from error
     return TilingConfig(
-        kind=KINDS[chosen], tile_size=side, grid_pinpoints=turned, unpad_rounding=ROUNDING
+        kind=KINDS[chosen_kind], tile_size=side, grid_pinpoints=turned, unpad_rounding=ROUNDING
     )
 
 
 def write_tiling(tiling: TilingConfig) -> dict[str, Any]:
     """The original's settings of a tiling that it can hold (`problems` is empty)."""
-    aspect, merge = next(names for names, kind in KINDS.items() if kind == tiling.kind)
+    aspect, merge = next(
+        kind_names for kind_names, tiling_kind in KINDS.items() if tiling_kind == tiling.kind
+    )
     turned = [[width, height] for height, width in tiling.grid_pinpoints]
     return {
         "image_aspect_ratio": aspect,

@@ -30,8 +30,8 @@ def room_for_placeholder(config: M3Config) -> tuple[int, Edits]:
     has one.
     """
     before = config.text_config.vocab_size
-    rows = max(before, config.image_token_id + 1)
-    return rows, drawn_rows(range(before, rows), before, rows)
+    row_count = max(before, config.image_token_id + 1)
+    return row_count, drawn_rows(range(before, row_count), before, row_count)
 
 
 def drawn_rows(ids: Sequence[int], used: int, rows: int, seed: int = 0) -> Edits:
@@ -51,18 +51,18 @@ def _with_drawn_rows(weight: Tensor, ids: list[int], used: int, rows: int, seed:
     Both tables draw the same `z`: a token is the same mixture of tokens where it is read and where
     it is said.
     """
-    places, table = sorted({*ids, *range(len(weight), rows)}), weight[:used]
+    new_places, table = sorted({*ids, *range(len(weight), rows)}), weight[:used]
     used = len(table)
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(len(places), used, generator=generator, dtype=torch.float64)
+    z = torch.randn(len(new_places), used, generator=generator, dtype=torch.float64)
     shares = (
         (1 / used + (z - z.mean(1, keepdim=True)) / math.sqrt(max(used - 1, 1)))
         .float()
         .to(weight.device)
     )
-    drawn = torch.zeros(len(places), weight.shape[1], device=weight.device)
+    drawn = torch.zeros(len(new_places), weight.shape[1], device=weight.device)
     for share, chunk in zip(shares.split(_CHUNK, dim=1), table.split(_CHUNK), strict=True):
         drawn += share @ chunk.float()
     grown = torch.cat([weight, weight.new_zeros(rows - len(weight), weight.shape[1])])
-    grown[places] = drawn.to(weight.dtype)
+    grown[new_places] = drawn.to(weight.dtype)
     return grown

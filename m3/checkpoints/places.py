@@ -12,9 +12,9 @@ def find(name: str) -> Path:
     """The folder `name`, or a snapshot of the hub repository of that id (weights only as
     safetensors).
     """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
+    local_folder = Path(name)
+    if local_folder.is_dir():
+        return local_folder
     try:
         return Path(snapshot_download(name, allow_patterns=list(WANTED)))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as error:

@@ -34,25 +34,25 @@ def load_tokenizer(folder: Path, given: Path | None, vocabulary: int) -> PreTrai
         vocabulary: rows of the model's embedding; a tokenizer with more ids belongs to another
             model.
     """
-    place = given or folder
-    if not any((place / name).is_file() for name in _TOKENIZER_FILES):
+    tokenizer_folder = given or folder
+    if not any((tokenizer_folder / file_name).is_file() for file_name in _TOKENIZER_FILES):
         raise ValueError(
-            f"{place} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name its "
+            f"{tokenizer_folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name its "
             "folder with --tokenizer"
         )
     tokenizer = (
-        load_sentencepiece(place)
-        if is_sentencepiece(place)
-        else AutoTokenizer.from_pretrained(place)
+        load_sentencepiece(tokenizer_folder)
+        if is_sentencepiece(tokenizer_folder)
+        else AutoTokenizer.from_pretrained(tokenizer_folder)
     )
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{place}: {type(tokenizer).__name__} has no fast form; give one with --tokenizer"
+            f"{tokenizer_folder}: {type(tokenizer).__name__} has no fast form; give one with --tokenizer"
         )
     ids = [i for token, i in tokenizer.get_vocab().items() if token != IMAGE_TOKEN]
     if max(ids) >= vocabulary:
         raise ValueError(
-            f"{place}: the tokenizer has ids up to {max(ids)}, but the model has embeddings for "
+            f"{tokenizer_folder}: the tokenizer has ids up to {max(ids)}, but the model has embeddings for "
             f"{vocabulary} tokens. "
             "Give the tokenizer that the model was trained with (--tokenizer)"
         )
@@ -71,28 +71,34 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[int]:
     """Makes sure of special tokens; returns the ids of those that were not there."""
-    new = [name for name in names if name not in tokenizer.get_vocab()]
+    new_names = [token_name for token_name in names if token_name not in tokenizer.get_vocab()]
     tokenizer.add_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in new], special_tokens=True
+        [AddedToken(token_name, special=True, normalized=False) for token_name in new_names],
+        special_tokens=True,
     )
-    return [tokenizer.get_vocab()[name] for name in new]
+    return [tokenizer.get_vocab()[token_name] for token_name in new_names]
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """A text model's own chat template, if it keeps images and marks answers for training ({%
     generation %}).
     """
-    own = tokenizer.chat_template
-    if not isinstance(own, str) or "generation" not in own:
+    saved_template = tokenizer.chat_template
+    if not isinstance(saved_template, str) or "generation" not in saved_template:
         return None
     return next(
-        (one for one in (own, _AS_PARTS + own) if carries_images(tokenizer, one, IMAGE_TOKEN)), None
+        (
+            tried_template
+            for tried_template in (saved_template, _AS_PARTS + saved_template)
+            if carries_images(tokenizer, tried_template, IMAGE_TOKEN)
+        ),
+        None,
     )
 
 
 def load_image_processor(folder: Path) -> BaseImageProcessor:
     """The image processor that a folder holds, PIL backend."""
-    if not any((folder / name).is_file() for name in _IMAGE_PROCESSOR_FILES):
+    if not any((folder / file_name).is_file() for file_name in _IMAGE_PROCESSOR_FILES):
         raise ValueError(f"{folder} has no image processor ({' or '.join(_IMAGE_PROCESSOR_FILES)})")
     return AutoImageProcessor.from_pretrained(folder, backend="pil")
 
@@ -100,7 +106,11 @@ def load_image_processor(folder: Path) -> BaseImageProcessor:
 def clip_image_processor(settings: Mapping[str, Any]) -> BaseImageProcessor:
     """A CLIP image processor from plain settings (m3/checkpoints/formats/clip.py)."""
     return CLIPImageProcessorPil(
-        **{key: value for key, value in settings.items() if key != "image_processor_type"}
+        **{
+            setting_name: setting_value
+            for setting_name, setting_value in settings.items()
+            if setting_name != "image_processor_type"
+        }
     )
 
 
@@ -129,14 +139,14 @@ def make_processor(
 
 def token_of(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> str:
     """The text of the placeholder; a `ValueError` when the tokenizer has no such id."""
-    known = {i: token for token, i in tokenizer.get_vocab().items()}
-    if image_token_id not in known:
+    tokens_by_id = {i: token for token, i in tokenizer.get_vocab().items()}
+    if image_token_id not in tokens_by_id:
         raise ValueError(
             f"the model's image token has the id {image_token_id}, but the tokenizer's ids end at "
-            f"{max(known)}. Give "
+            f"{max(tokens_by_id)}. Give "
             "the tokenizer that belongs to the model (--tokenizer)"
         )
-    return known[image_token_id]
+    return tokens_by_id[image_token_id]
 
 
 def choose_template(
@@ -150,16 +160,20 @@ def choose_template(
     """
     if given is not None:
         return given
-    old = folder / "chat_template.json"
-    own = json.loads(old.read_text())["chat_template"] if old.is_file() else tokenizer.chat_template
+    old_file = folder / "chat_template.json"
+    saved_template = (
+        json.loads(old_file.read_text())["chat_template"]
+        if old_file.is_file()
+        else tokenizer.chat_template
+    )
     image_token = token_of(tokenizer, config.image_token_id)
-    if isinstance(own, str):
-        for template in (own, _AS_PARTS + own):
+    if isinstance(saved_template, str):
+        for template in (saved_template, _AS_PARTS + saved_template):
             if carries_images(tokenizer, template, image_token):
                 return template
     if all(token in tokenizer.get_vocab() for token in CONTROL_TOKENS):
         return None
-    if own is None and config.text_config.model_type == "llama":
+    if saved_template is None and config.text_config.model_type == "llama":
         return vicuna(tokenizer, image_token)
     raise ValueError(
         f"{folder} has no chat template that keeps the images of a message, and its tokenizer has "
@@ -191,14 +205,16 @@ def carries_images(tokenizer: PreTrainedTokenizerBase, template: str, image_toke
     """Whether a chat template keeps text and image of a message, given as one string and as a
     list of parts.
     """
-    parts = [{"type": "image"}, {"type": "text", "text": "probe"}]
-    for content in (f"{image_token}\nprobe", parts):
-        messages = [{"role": "user", "content": content}]
+    message_parts = [{"type": "image"}, {"type": "text", "text": "probe"}]
+    for probe_content in (f"{image_token}\nprobe", message_parts):
+        probe_messages = [{"role": "user", "content": probe_content}]
         try:
-            text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+            probe_text = tokenizer.apply_chat_template(
+                probe_messages, chat_template=template, tokenize=False
+            )
         except (TemplateError, TypeError):
             return False
-        assert isinstance(text, str)  # since nothing is tokenised
-        if text.count(image_token) != 1 or "probe" not in text:
+        assert isinstance(probe_text, str)  # since nothing is tokenised
+        if probe_text.count(image_token) != 1 or "probe" not in probe_text:
             return False
     return True

@@ -45,58 +45,63 @@ class Plan(TensorSource):
     def add(self, step: Step, source: TensorSource) -> None:
         """Foresees `step` on tensors of `source`."""
         try:
-            made = step.run(source.meta.__getitem__)
+            made_tensors = step.run(source.meta.__getitem__)
         # torch refuses the shapes: for example one expert of a layer is absent
         except RuntimeError as error:
             self.broken.append(
                 f"{', '.join(step.sources[:4])}{', ...' if len(step.sources) > 4 else ''} ({error})"
             )
             return
-        self._maker |= dict.fromkeys(made, len(self.steps))
+        self._maker |= dict.fromkeys(made_tensors, len(self.steps))
         self.steps.append((step, source.read))
-        self.meta |= {name: tensor.to("meta") for name, tensor in made.items()}
+        self.meta |= {
+            tensor_name: tensor.to("meta") for tensor_name, tensor in made_tensors.items()
+        }
 
     def add_new(self, tensors: Mapping[str, Tensor]) -> None:
         """Tensors that are at hand already."""
-        for name, tensor in tensors.items():
-            self._maker[name] = len(self.steps)
-            self.steps.append((renaming(name, name), tensors.__getitem__))
-            self.meta[name] = tensor.to("meta")
+        for tensor_name, tensor in tensors.items():
+            self._maker[tensor_name] = len(self.steps)
+            self.steps.append((renaming(tensor_name, tensor_name), tensors.__getitem__))
+            self.meta[tensor_name] = tensor.to("meta")
 
     def read(self, name: str) -> Tensor:
         """Makes one of the tensors, so that another plan can go on from this one."""
-        step, read = self.steps[self._maker[name]]
-        return step.run(read)[name]
+        making_step, step_read = self.steps[self._maker[name]]
+        return making_step.run(step_read)[name]
 
     def check(self, expected: Mapping[str, Tensor], what: str) -> None:
         """A `MismatchError` with the lists, unless exactly the tensors of `expected` come out."""
         problems = {
-            "missing": [name for name in expected if name not in self.meta],
-            "unexpected": [*self.unknown, *(name for name in self.meta if name not in expected)],
+            "missing": [tensor_name for tensor_name in expected if tensor_name not in self.meta],
+            "unexpected": [
+                *self.unknown,
+                *(tensor_name for tensor_name in self.meta if tensor_name not in expected),
+            ],
             "of another shape": [
-                f"{name} {list(made.shape)}, expected {list(expected[name].shape)}"
-                for name, made in self.meta.items()
-                if name in expected and made.shape != expected[name].shape
+                f"{tensor_name} {list(made_tensor.shape)}, expected {list(expected[tensor_name].shape)}"
+                for tensor_name, made_tensor in self.meta.items()
+                if tensor_name in expected and made_tensor.shape != expected[tensor_name].shape
             ],
             "of whole numbers (quantised weights are not read)": [
-                f"{name} {made.dtype}"
-                for name, made in self.meta.items()
-                if name in expected
-                and expected[name].is_floating_point()
-                and not made.is_floating_point()
+                f"{tensor_name} {made_tensor.dtype}"
+                for tensor_name, made_tensor in self.meta.items()
+                if tensor_name in expected
+                and expected[tensor_name].is_floating_point()
+                and not made_tensor.is_floating_point()
             ],
             "that cannot be put together": self.broken,
         }
-        found = [
-            f"  {len(names)} {kind}: "
-            f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
-            for kind, names in problems.items()
-            if names
+        problem_texts = [
+            f"  {len(problem_names)} {problem_kind}: "
+            f"{', '.join(problem_names[:SHOWN])}{', ...' if len(problem_names) > SHOWN else ''}"
+            for problem_kind, problem_names in problems.items()
+            if problem_names
         ]
-        if found:
+        if problem_texts:
             raise MismatchError(
                 f"{what}: the tensors are not those that the configuration asks for.\n"
-                + "\n".join(found)
+                + "\n".join(problem_texts)
                 + "\n"
                 "Nothing was written. Is the checkpoint whole, and of this format?"
             )
@@ -104,43 +109,47 @@ class Plan(TensorSource):
 
 def plan_import(plan: Plan, source: TensorSource, part: Part) -> None:
     """Adds the steps from a part of a foreign checkpoint to our names."""
-    kept = [name for name in source.meta if not part.keymap.drops(name)]
-    for step in _in_order(part.layout.reading(kept), kept):
-        if part.keymap.to_native(step.target) is None:
-            plan.unknown += step.sources
+    kept_names = [tensor_name for tensor_name in source.meta if not part.keymap.drops(tensor_name)]
+    for reading_step in _in_order(part.layout.reading(kept_names), kept_names):
+        if part.keymap.to_native(reading_step.target) is None:
+            plan.unknown += reading_step.sources
         else:
-            plan.add(_renamed(step, part), source)
+            plan.add(_renamed(reading_step, part), source)
 
 
 def plan_export(source: TensorSource, target: Foreign) -> Plan:
     """The steps from our names to files of a foreign format."""
     plan = Plan()
     native: dict[str, str] = {}
-    for name in source.meta:
-        foreign = target.keymap.to_foreign(name)
+    for native_name in source.meta:
+        foreign = target.keymap.to_foreign(native_name)
         if foreign is None:
-            plan.unknown.append(name)
+            plan.unknown.append(native_name)
         else:
-            native[foreign] = name
-    for step in _in_order(target.layout.writing(native), list(native)):
-        plan.add(_reading_native(step, native, target), source)
+            native[foreign] = native_name
+    for writing_step in _in_order(target.layout.writing(native), list(native)):
+        plan.add(_reading_native(writing_step, native, target), source)
     return plan
 
 
 def _in_order(steps: list[Step], names: list[str]) -> list[Step]:
     """As their first tensors lie in the files, so that each file is opened once."""
-    place = {name: number for number, name in enumerate(names)}
-    return sorted(steps, key=lambda step: place[step.sources[0]])
+    name_positions = {tensor_name: name_position for name_position, tensor_name in enumerate(names)}
+    return sorted(steps, key=lambda step: name_positions[step.sources[0]])
 
 
 def _renamed(step: Step, part: Part) -> Step:
     def run(read: Read) -> Named:
-        made: Named = {}
+        made_tensors: Named = {}
         for foreign, tensor in step.run(read).items():
-            name = part.keymap.to_native(foreign)
-            assert name is not None, f"{foreign} comes out of a step whose first tensor has a row"
-            made[name] = part.edit[name](tensor) if name in part.edit else tensor
-        return made
+            native_name = part.keymap.to_native(foreign)
+            assert native_name is not None, (
+                f"{foreign} comes out of a step whose first tensor has a row"
+            )
+            made_tensors[native_name] = (
+                part.edit[native_name](tensor) if native_name in part.edit else tensor
+            )
+        return made_tensors
 
     return Step(step.sources, step.target, run)
 
@@ -148,12 +157,16 @@ def _renamed(step: Step, part: Part) -> Step:
 def _reading_native(step: Step, native: Mapping[str, str], target: Foreign) -> Step:
     def run(read: Read) -> Named:
         def read_native(foreign: str) -> Tensor:
-            name = native[foreign]
-            return target.edit[name](read(name)) if name in target.edit else read(name)
+            native_name = native[foreign]
+            return (
+                target.edit[native_name](read(native_name))
+                if native_name in target.edit
+                else read(native_name)
+            )
 
         return step.run(read_native)
 
-    return Step(tuple(native[source] for source in step.sources), step.target, run)
+    return Step(tuple(native[foreign_source] for foreign_source in step.sources), step.target, run)
 
 
 def write_weights(plan: Plan, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -162,18 +175,21 @@ def write_weights(plan: Plan, folder: Path, shard_bytes: int = SHARD_BYTES) -> N
     """
     split = split_torch_state_dict_into_shards(plan.meta, max_shard_size=shard_bytes)
     shards = iter(split.filename_to_tensors.items())
-    file, names = next(shards)
+    shard_file, shard_names = next(shards)
     waiting: Named = {}
     with tqdm(total=nbytes(plan.meta), unit="B", unit_scale=True, desc="converting") as progress:
-        for step, read in plan.steps:
-            made = step.run(read)
-            progress.update(nbytes(made))
-            waiting |= made
-            del made
-            while file and waiting.keys() >= set(names):
-                save_shard({name: waiting.pop(name) for name in names}, folder / file)
-                file, names = next(shards, ("", []))
-    assert not waiting and not file, f"left over after the last shard: {sorted(waiting)}"
+        for plan_step, step_read in plan.steps:
+            made_tensors = plan_step.run(step_read)
+            progress.update(nbytes(made_tensors))
+            waiting |= made_tensors
+            del made_tensors
+            while shard_file and waiting.keys() >= set(shard_names):
+                save_shard(
+                    {tensor_name: waiting.pop(tensor_name) for tensor_name in shard_names},
+                    folder / shard_file,
+                )
+                shard_file, shard_names = next(shards, ("", []))
+    assert not waiting and not shard_file, f"left over after the last shard: {sorted(waiting)}"
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        index_content = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index_content, indent=2) + "\n")

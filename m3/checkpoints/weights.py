@@ -51,18 +51,18 @@ class Weights(TensorSource):
     def __init__(self, folder: Path) -> None:
         self.meta = {}
         self._file: dict[str, Path] = {}
-        files, place = _shards(folder)
-        for file in files:
-            for name, tensor in _header(file).items():
+        shard_files, tensor_files = _shards(folder)
+        for shard_file in shard_files:
+            for tensor_name, tensor in _header(shard_file).items():
                 # a tensor that stands in two files is read where the index says
-                if place.get(name, file) == file:
-                    self.meta[name], self._file[name] = tensor, file
-        lost = [name for name in place if name not in self.meta]
-        if lost:
+                if tensor_files.get(tensor_name, shard_file) == shard_file:
+                    self.meta[tensor_name], self._file[tensor_name] = tensor, shard_file
+        lost_names = [tensor_name for tensor_name in tensor_files if tensor_name not in self.meta]
+        if lost_names:
             raise ValueError(
-                f"{folder}: {INDEX} places {len(lost)} tensors in files that do not hold them, "
-                f"such as {lost[0]} in "
-                f"{place[lost[0]].name}. Copy or download the checkpoint again"
+                f"{folder}: {INDEX} places {len(lost_names)} tensors in files that do not hold them, "
+                f"such as {lost_names[0]} in "
+                f"{tensor_files[lost_names[0]].name}. Copy or download the checkpoint again"
             )
         self._stack, self._open, self._read_bytes = ExitStack(), None, 0
         self._handle: Any = None
@@ -80,11 +80,11 @@ class Weights(TensorSource):
 
     def read(self, name: str) -> Tensor:
         """A copy of one tensor, on the CPU."""
-        file = self._file[name]
-        if file != self._open or self._read_bytes > MAPPED_BYTES:
+        shard_file = self._file[name]
+        if shard_file != self._open or self._read_bytes > MAPPED_BYTES:
             self._stack.close()
-            self._handle = self._stack.enter_context(safe_open(file, framework="pt"))
-            self._open, self._read_bytes = file, 0
+            self._handle = self._stack.enter_context(safe_open(shard_file, framework="pt"))
+            self._open, self._read_bytes = shard_file, 0
         tensor = self._handle.get_tensor(name).clone()  # a copy, so that the file can be let go
         self._read_bytes += tensor.nbytes
         return tensor
@@ -93,7 +93,7 @@ class Weights(TensorSource):
 def save_shard(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Writes one safetensors file."""
     save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        {tensor_name: tensor.contiguous() for tensor_name, tensor in tensors.items()},
         file,
         metadata={"format": "pt"},
     )
@@ -103,29 +103,33 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     """The files, and in which of them the index says that each tensor is (nothing where there is
     no index).
     """
-    index, single = folder / INDEX, folder / SINGLE
-    if index.is_file():
-        place = _weight_map(index)
-        files = sorted(set(place.values()))
-        strange = [file for file in files if Path(file).name != file]
+    index_file, single_file = folder / INDEX, folder / SINGLE
+    if index_file.is_file():
+        tensor_files = _weight_map(index_file)
+        shard_files = sorted(set(tensor_files.values()))
+        strange = [shard_name for shard_name in shard_files if Path(shard_name).name != shard_name]
         if strange:
             raise ValueError(
-                f"{index}: shards must be files of the same folder, got {', '.join(strange)}"
+                f"{index_file}: shards must be files of the same folder, got {', '.join(strange)}"
             )
-        missing = [file for file in files if not (folder / file).is_file()]
-        if missing:
+        missing_files = [
+            shard_name for shard_name in shard_files if not (folder / shard_name).is_file()
+        ]
+        if missing_files:
             raise ValueError(
-                f"{folder}: {len(missing)} of the {len(files)} shards that {INDEX} names are "
+                f"{folder}: {len(missing_files)} of the {len(shard_files)} shards that {INDEX} names are "
                 "missing: "
-                f"{', '.join(missing)}. Copy or download them again"
+                f"{', '.join(missing_files)}. Copy or download them again"
             )
-        return [folder / file for file in files], {
-            name: folder / file for name, file in place.items()
+        return [folder / shard_name for shard_name in shard_files], {
+            tensor_name: folder / shard_name for tensor_name, shard_name in tensor_files.items()
         }
-    if single.is_file():
-        return [single], {}
+    if single_file.is_file():
+        return [single_file], {}
     _refuse_adapter(folder)
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    pickled = sorted(
+        pickled_path.name for pattern in PICKLED for pickled_path in folder.glob(pattern)
+    )
     if pickled:
         raise ValueError(
             f"{folder} has pickled weights only ({', '.join(pickled[:4])}). Unpickling runs "
@@ -166,14 +170,18 @@ def _base_of(adapter: Path) -> str:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        place = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        tensor_files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{index}: not an index of shards ({error!r}). Copy or download it again"
         ) from error
-    if not isinstance(place, dict) or not all(isinstance(file, str) for file in place.values()):
-        raise ValueError(f"{index}: weight_map must say the file of each tensor, got {place!r}")
-    return place
+    if not isinstance(tensor_files, dict) or not all(
+        isinstance(shard_name, str) for shard_name in tensor_files.values()
+    ):
+        raise ValueError(
+            f"{index}: weight_map must say the file of each tensor, got {tensor_files!r}"
+        )
+    return tensor_files
 
 
 def _header(file: Path) -> dict[str, Tensor]:

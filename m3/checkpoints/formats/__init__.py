@@ -32,9 +32,9 @@ def get_format(name: str) -> Format:
 def recognise(folder: Path) -> str:
     """The name of the format that `config.json` is of; the folder's name does not matter."""
     config = read_json(folder / "config.json")
-    for name, form in FORMATS.items():
+    for format_name, form in FORMATS.items():
         if form.recognises(config):
-            return name
+            return format_name
     raise ValueError(
         f"{folder}: config.json has model_type {config.get('model_type')!r}, which no known format "
         "has "

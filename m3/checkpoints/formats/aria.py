@@ -108,9 +108,12 @@ class Aria(Format):
             initializer_range=aria.initializer_range,
             dtype=aria.dtype,
         )
-        part = Part(folder, HubLayout(empty_aria(aria)), KEYMAP)
+        weights_part = Part(folder, HubLayout(empty_aria(aria)), KEYMAP)
         return Native(
-            native, _processor(native, tokenizer, folder), (part,), generation_config(text, folder)
+            native,
+            _processor(native, tokenizer, folder),
+            (weights_part,),
+            generation_config(text, folder),
         )
 
     def write(self, native: Native) -> Foreign:
@@ -130,7 +133,7 @@ def aria_config(config: M3Config) -> AriaConfig:
     Raises:
         ValueError: parts that Aria does not have.
     """
-    kinds = {
+    part_kinds = {
         "decoder": (config.text_config.model_type, "aria_text"),
         "vision encoder": (config.vision_config.model_type, "idefics3_vision"),
         "connector": (config.connector.kind, "aria_projector"),
@@ -138,9 +141,9 @@ def aria_config(config: M3Config) -> AriaConfig:
         "tiling": (config.tiling.kind, "tiles"),
     }
     wrong = [
-        f"the {part} {kind} (it has {only} alone)"
-        for part, (kind, only) in kinds.items()
-        if kind != only
+        f"the {part_name} {part_kind} (it has {only} alone)"
+        for part_name, (part_kind, only) in part_kinds.items()
+        if part_kind != only
     ]
     if wrong:
         raise ValueError(
@@ -195,18 +198,18 @@ def _processor(config: M3Config, tokenizer: PreTrainedTokenizerBase, folder: Pat
             f"{IMAGE_TOKEN!r}. Give the "
             "tokenizer of the model with --tokenizer"
         )
-    theirs: Any = load_image_processor(folder)
+    aria_processor: Any = load_image_processor(folder)
     patch = config.vision_config.patch_size
     image_processor = AriaTileProcessor(
-        max_image_size=theirs.max_image_size,
-        min_image_size=theirs.min_image_size,
-        split_image=theirs.split_image,
+        max_image_size=aria_processor.max_image_size,
+        min_image_size=aria_processor.min_image_size,
+        split_image=aria_processor.split_image,
         size_tokens=[
             (math.isqrt(patches) * patch, queries)
             for patches, queries in config.connector.patch_queries
         ],
-        image_mean=theirs.image_mean,
-        image_std=theirs.image_std,
+        image_mean=aria_processor.image_mean,
+        image_std=aria_processor.image_std,
     )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -232,14 +235,19 @@ def _save(native: Native, aria: AriaConfig, folder: Path) -> None:
     aria.save_pretrained(folder)
     native.generation.save_pretrained(folder)
     native.processor.tokenizer.save_pretrained(folder)
-    file = folder / "tokenizer_config.json"  # AriaProcessor asks the tokenizer for its image token
-    file.write_text(
-        json.dumps(read_json(file) | {"image_token": IMAGE_TOKEN}, indent=2, sort_keys=True) + "\n"
+    tokenizer_file = (
+        folder / "tokenizer_config.json"
+    )  # AriaProcessor asks the tokenizer for its image token
+    tokenizer_file.write_text(
+        json.dumps(
+            read_json(tokenizer_file) | {"image_token": IMAGE_TOKEN}, indent=2, sort_keys=True
+        )
+        + "\n"
     )
     ours, template = native.processor.image_processor, native.processor.chat_template
     # `write` refuses the rest
     assert isinstance(ours, AriaTileProcessor) and isinstance(template, str)
-    theirs = AriaImageProcessorPil(
+    aria_processor = AriaImageProcessorPil(
         max_image_size=ours.max_image_size,
         min_image_size=ours.min_image_size,
         split_image=ours.split_image,
@@ -247,7 +255,7 @@ def _save(native: Native, aria: AriaConfig, folder: Path) -> None:
         image_std=ours.image_std,
     )
     AriaProcessor(
-        theirs,
+        aria_processor,
         AutoTokenizer.from_pretrained(folder),
         chat_template=template,
         size_conversion={int(size): int(tokens) for size, tokens in ours.size_tokens},

@@ -136,8 +136,10 @@ class HubLlava(Format):
             choose_template(tokenizer, folder, native, options.chat_template),
             token_of(tokenizer, native.image_token_id),
         )
-        part = Part(folder, HubLayout(self.empty(config)), self.keymap)
-        return Native(native, processor, (part,), generation_config(native.text_config, folder))
+        weights_part = Part(folder, HubLayout(self.empty(config)), self.keymap)
+        return Native(
+            native, processor, (weights_part,), generation_config(native.text_config, folder)
+        )
 
     def write(self, native: Native) -> Foreign:
         config = native.config

@@ -45,5 +45,10 @@ class LlavaHf(HubLlava):
     ) -> BaseImageProcessor:
         settings = image_processor.to_dict()
         return LlavaImageProcessorPil(
-            do_pad=True, **{key: settings[key] for key in IMAGE_SETTINGS if key in settings}
+            do_pad=True,
+            **{
+                setting_name: settings[setting_name]
+                for setting_name in IMAGE_SETTINGS
+                if setting_name in settings
+            },
         )

@@ -116,26 +116,28 @@ class LlavaM3(Format):
 
     def read(self, folder: Path, options: Options) -> Native:
         config = read_json(folder / "config.json")
-        for key, values in REQUIRED.items():
-            if config.get(key) not in values:
-                shown = " or ".join(map(repr, values))
+        for config_key, allowed_values in REQUIRED.items():
+            if config.get(config_key) not in allowed_values:
+                values_text = " or ".join(map(repr, allowed_values))
                 raise ValueError(
-                    f"{folder}: {key} is {config.get(key)!r}; this format is read with {shown} only"
+                    f"{folder}: {config_key} is {config.get(config_key)!r}; this format is read with {values_text} only"
                 )
-        for key, kind in TYPES.items():
-            if type(config.get(key)) is not kind:
+        for config_key, value_type in TYPES.items():
+            if type(config.get(config_key)) is not value_type:
                 raise ValueError(
-                    f"{folder}: {key} is {config.get(key)!r}; expected {kind.__name__}, as LLaVA "
+                    f"{folder}: {config_key} is {config.get(config_key)!r}; expected {value_type.__name__}, as LLaVA "
                     "writes it"
                 )
-        text_config = LlamaConfig(**{key: config[key] for key in TEXT_KEYS if key in config})
+        text_config = LlamaConfig(
+            **{config_key: config[config_key] for config_key in TEXT_KEYS if config_key in config}
+        )
         vision_config, image_processor = _tower(folder, config["mm_vision_tower"], options)
         tokenizer = load_tokenizer(folder, options.tokenizer, text_config.vocab_size)
-        kind = config["mm_projector_type"]
+        value_type = config["mm_projector_type"]
         native = M3Config(
             vision_config=vision_config,
             text_config=text_config,
-            connector={"kind": kind},
+            connector={"kind": value_type},
             nesting={
                 "kind": "grid_pool",
                 "trained_scales": config.get("matryoshka_vis_token_scale") or [],
@@ -148,13 +150,15 @@ class LlavaM3(Format):
             tie_word_embeddings=text_config.tie_word_embeddings,
             dtype=config.get("torch_dtype"),
         )
-        keymap = Keymap(ROWS + CONNECTOR_ROWS[kind], DROPPED)
-        parts = [Part(folder, ModuleLayout(), keymap)]
-        if not any(name.startswith(TOWER) for name in Weights(folder).meta):
-            parts.append(_tower_part(folder, vision_config, options))
+        keymap = Keymap(ROWS + CONNECTOR_ROWS[value_type], DROPPED)
+        weights_parts = [Part(folder, ModuleLayout(), keymap)]
+        if not any(tensor_name.startswith(TOWER) for tensor_name in Weights(folder).meta):
+            weights_parts.append(_tower_part(folder, vision_config, options))
         template = options.chat_template or _saved_template(folder, tokenizer) or vicuna(tokenizer)
         processor = make_processor(native, image_processor, tokenizer, template, IMAGE_TOKEN)
-        return Native(native, processor, tuple(parts), generation_config(text_config, folder))
+        return Native(
+            native, processor, tuple(weights_parts), generation_config(text_config, folder)
+        )
 
     def write(self, native: Native) -> Foreign:
         config = native.config
@@ -180,13 +184,13 @@ class LlavaM3(Format):
 
 def _saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """What `_save` wrote; the original code knows no such file."""
-    file = folder / CHAT_TEMPLATE_FILE
-    if not file.is_file():
+    template_file = folder / CHAT_TEMPLATE_FILE
+    if not template_file.is_file():
         return None
-    template = file.read_text(encoding="utf-8")
+    template = template_file.read_text(encoding="utf-8")
     if not carries_images(tokenizer, template, IMAGE_TOKEN):
         raise ValueError(
-            f"{file} loses the image of a message (given as a string with {IMAGE_TOKEN}, or as a "
+            f"{template_file} loses the image of a message (given as a string with {IMAGE_TOKEN}, or as a "
             "list of parts). Delete it for "
             "Vicuna's format, or give another with --chat-template FILE"
         )
@@ -199,10 +203,10 @@ def _tower(
     """Configuration and image processor of the tower: the user's, the checkpoint's own folder,
     or one known by name.
     """
-    place = options.vision_tower or folder / name
-    if (place / "config.json").is_file():
-        config = AutoConfig.from_pretrained(place)
-        return empty_tower(config).config, load_image_processor(place)
+    tower_folder = options.vision_tower or folder / name
+    if (tower_folder / "config.json").is_file():
+        config = AutoConfig.from_pretrained(tower_folder)
+        return empty_tower(config).config, load_image_processor(tower_folder)
     if name not in KNOWN_TOWERS:
         raise ValueError(
             f"{folder} names the vision tower {name!r}, which is neither a folder in it nor one of "
@@ -229,14 +233,14 @@ def _save(native: Native, folder: Path) -> None:
     """
     config, text = native.config, native.config.text_config.to_dict()
     vision = config.vision_config.to_dict()
-    known = [
-        name
-        for name, tower in KNOWN_TOWERS.items()
-        if all(vision[key] == tower[key] for key in tower)
+    known_towers = [
+        tower_name
+        for tower_name, tower in KNOWN_TOWERS.items()
+        if all(vision[config_key] == tower[config_key] for config_key in tower)
     ]
-    tower = known[0] if known else "vision_tower_src"
+    tower = known_towers[0] if known_towers else "vision_tower_src"
     rope = text["rope_parameters"]
-    original = {key: text[key] for key in TEXT_KEYS if key in text} | {
+    original = {config_key: text[config_key] for config_key in TEXT_KEYS if config_key in text} | {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
         **write_tiling(config.tiling),
@@ -267,6 +271,6 @@ def _save(native: Native, folder: Path) -> None:
     template = template.replace(native.processor.image_token, IMAGE_TOKEN)
     # for `read`; LLaVA's code does not look at it
     (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
-    if not known:
+    if not known_towers:
         config.vision_config.save_pretrained(folder / tower)
         native.processor.image_processor.save_pretrained(folder / tower)

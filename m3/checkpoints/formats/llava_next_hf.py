@@ -64,7 +64,9 @@ class LlavaNextHf(HubLlava):
                 ),
             },
         )
-        return clip_image_processor({key: settings[key] for key in IMAGE_SETTINGS})
+        return clip_image_processor(
+            {setting_name: settings[setting_name] for setting_name in IMAGE_SETTINGS}
+        )
 
     def unfit(self, tiling: TilingConfig) -> dict[str, bool]:
         return {
@@ -80,13 +82,15 @@ class LlavaNextHf(HubLlava):
     def write_image_processor(
         self, image_processor: BaseImageProcessor, tiling: TilingConfig
     ) -> BaseImageProcessor:
-        given = image_processor.to_dict()
+        own_settings = image_processor.to_dict()
         settings: dict[str, Any] = {
             "do_center_crop": False,
             "crop_size": {"height": tiling.tile_size, "width": tiling.tile_size},
         }
-        settings |= {key: given[key] for key in IMAGE_SETTINGS if key in given} | {
-            "resample": BICUBIC
-        }
+        settings |= {
+            setting_name: own_settings[setting_name]
+            for setting_name in IMAGE_SETTINGS
+            if setting_name in own_settings
+        } | {"resample": BICUBIC}
         settings |= {"image_grid_pinpoints": [list(pinpoint) for pinpoint in tiling.grid_pinpoints]}
         return LlavaNextImageProcessorPil(**settings)

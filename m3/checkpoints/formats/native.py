@@ -39,9 +39,11 @@ class M3Native(Format):
                 "and chat template"
             )
         config = M3Config.from_pretrained(folder)
-        part = Part(folder, HubLayout(empty_model(config)), KEYMAP)
+        weights_part = Part(folder, HubLayout(empty_model(config)), KEYMAP)
         processor = M3Processor.from_pretrained(folder)
-        return Native(config, processor, (part,), generation_config(config.text_config, folder))
+        return Native(
+            config, processor, (weights_part,), generation_config(config.text_config, folder)
+        )
 
     def write(self, native: Native) -> Foreign:
         def save(folder: Path) -> None:
