@@ -248,7 +248,12 @@ def test_the_report_opens_and_nothing_of_the_data_is_markup(run: Path):
 def test_a_task_of_texts_alone_has_its_own_cost_and_no_place_on_an_axis_of_tokens(run: Path):
     data = page_json((run / "report.html").read_text(encoding="utf-8"))
     costs = data["taskCosts"]["modèle_&_<b>%"]
-    assert costs["odd_texts"]["36"]["visual_tokens"] == 0 < costs["odd_modes"]["36"]["tokens"] == 36
+    assert (
+        costs["odd_texts"]["36"]["visual_tokens"]
+        == 0
+        < costs["odd_modes"]["36"]["visual_tokens"]
+        == 36
+    )
     with (run / "cost.csv").open() as file:
         assert {row["task"] for row in csv.DictReader(file)} == {"", *TASKS} - FAILED
     drawn = (run / "figures" / "accuracy_vs_cost.svg").read_text(encoding="utf-8")
