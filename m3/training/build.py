@@ -115,7 +115,7 @@ def load_checkpoint(
     packing = (
         None
         if quantisation_row is None
-        else quantisation_row.config(kept_modules(config), dtype, device)
+        else quantisation_row.config(unquantised_modules(config), dtype, device)
     )
     loaded = M3ForConditionalGeneration.from_pretrained(
         path, config=config, dtype=dtype, quantization_config=packing, output_loading_info=True
@@ -133,8 +133,8 @@ def load_checkpoint(
     }
     if wrong:
         raise ValueError(f"{path} does not hold the weights of its configuration: {wrong}")
-    if quantisation_row is not None and quantisation_row.after is not None:
-        quantisation_row.after(model)
+    if quantisation_row is not None and quantisation_row.after_loading is not None:
+        quantisation_row.after_loading(model)
     model.set_experts_implementation(experts_implementation)
     return train_at(model, M3Processor.from_pretrained(path), scales)
 

@@ -46,7 +46,9 @@ class Features:
         features: list[Tensor] = []
         for batch in prepared:
             # a view would keep its whole batch
-            features += [tile_features.clone() for tile_features in encode_tiles(self._model, batch)]
+            features += [
+                tile_features.clone() for tile_features in encode_tiles(self._model, batch)
+            ]
             self._metrics.tower_images.inc(len(batch.images))
         self._metrics.tower_runs.inc(len(prepared))
         seen_image = VisualFeatures(
