@@ -1,31 +1,36 @@
-"""Samples in, one training micro-batch out. Last stop before the model's `forward`.
+"""Collation: samples in, one training micro-batch out. Last stop before the model's `forward`.
 
-Comes in: a list of samples (or of `Positioned` ones, as `Mixture` gives them). Goes out, for `r`
-rows of `l` tokens showing `i` different images in `s` placeholder spans:
+In: a list of samples (or of `Positioned` ones, as `Mixture` gives them). Out, for `r` rows of `l`
+tokens showing `i` different images in `s` placeholder spans:
 
     input_ids     int64 [r, l]   sequences one after the other, then padding
     labels        int64 [r, l]   -100 where nothing is learned
     position_ids  int64 [r, l]   start at 0 with every sequence, and with the padding behind the last one
     sequence_lengths int64 [r, q] lengths of each row's sequences in order, zeros behind them; the
-    rest of the row is padding
-    loss_weights  float32 [r, l] of each label token: 1 / (number of scales) with images, 1 without
+                                 rest of the row is padding
+    loss_weights  float32 [r, l] weight of each label token: 1 / (number of scales) with images, 1 without
     pixel_values  float32 [t, 3, H, W]  the tiles of every image once, however many scales and rows read it
-    image_scales  int64 [s]      of each span, row by row, left to right
-    image_index   int64 [s]      which of the i images the span shows
+    image_scales  int64 [s]      scale of each span, row by row, left to right
+    image_index   int64 [s]      index (below i) of the image that the span shows
     image_tiles   int64 [i]      tiles of each image, where images are cut into tiles
     image_sizes   int64 [i, 2]   (height, width) of each image, where the tiling needs it
     attention_mask int64 [r, l]  only unpacked
-    teacher_index int64 [r, l]   of each label token of a coarser scale the position, rows one after the other, of the same one
-                                 at the largest scale, else -1; only where asked for
+    teacher_index int64 [r, l]   for each label token of a coarser scale the position, rows one after the other, of the same
+                                 token at the largest scale, else -1; only where asked for
                                  (m3/data/multiscale.py:teacher_index)
     left_out      int64 [2]      broken samples and samples too long that the batch lacks; only where such may be left out
 
 Without images all that speaks of them is absent. Packed (`pack_length`), sequences share rows and
-no attention mask
-is given: the lengths say where attention must stop, and the restarting positions say so to decoders
-that take no lengths. Unpacked, each sequence has a row of its own.
+no attention mask is given: the lengths say where attention must stop, and the restarting positions
+say so to decoders that take no lengths. Unpacked, each sequence has a row of its own.
 
-**Which scales a step trains** (`sandwich`, `random`) must be equal on all ranks and after a resume.
+An image is met three times, as tokens are counted before pixels are made:
+
+1. `processor.outline`: its size from the header, and so its tiles and its tokens at each scale;
+2. `expand` and `pack`: sequences with that many placeholders, in rows;
+3. `processor.prepare_images`: its pixels, once per batch.
+
+**The scales of a step** (`sandwich`, `random`) must be equal on all ranks and after a resume.
 A collate function runs in a worker process that knows neither step nor rank, but the position of
 its samples does: rank r's k-th batch of b samples holds positions [(k * world_size + r) * b, ... +
 b) (accelerate deals whole batches in turn). So the draw is a function of (seed, first position //
@@ -73,7 +78,7 @@ class Collator:
 
     processor: M3Processor
     scales: ScaleMode | tuple[int, ...] = "all"
-    """How each step's scales are chosen, or the scales themselves."""
+    """Rule that chooses each step's scales, or the scales themselves."""
     pack_length: int | None = None
     """Tokens a packed row may hold; None for one sequence per row."""
     max_images: int | None = None
@@ -84,14 +89,14 @@ class Collator:
     Nothing is ever cut.
     """
     overlong: Literal["error", "drop"] = "error"
-    """What to do with a sample that is too long or shows too many images.
+    """Treatment of a sample that is too long or shows too many images.
 
     Dropped ones are counted and logged.
     """
     pad_to_multiple_of: int = 8
     """Row lengths are rounded up to this."""
     seed: int = 0
-    """Of the scale draw."""
+    """Seed of the scale draw."""
     step_samples: int | None = None
     """Samples that draw alike, of all ranks (batch size x world size x micro-steps); for
     `sandwich` and `random` only.
@@ -99,19 +104,14 @@ class Collator:
     max_pixels: int = MAX_PIXELS
     """Larger images are refused."""
     scale_weights: Mapping[int, float] | None = None
-    """Of the scales in the loss; 1 for those that it does not name.
-
-    Together they weigh as much as without.
-    """
+    """Loss weight per scale (default 1), normalised so that a sample's total weight is unchanged."""
     broken: Literal["refuse", "skip"] = "refuse"
-    """What to do with a sample whose image cannot be read, and with `Broken` ones.
+    """Treatment of a sample whose image cannot be read, and of `Broken` ones.
 
     Skipped ones are counted and logged.
     """
     teacher_index: bool = False
-    """Whether the batch says where the largest scale of each sample stands, for
-    self-distillation.
-    """
+    """Add `teacher_index` to the batch, for self-distillation."""
 
     def __post_init__(self) -> None:
         if self.scales in ("sandwich", "random") and self.step_samples is None:
@@ -134,52 +134,15 @@ class Collator:
             self.processor.check_scales(self.scales)
 
     def __call__(self, batch: Sequence[AnySample | Positioned]) -> dict[str, Tensor]:
-        """See the module's docstring for what comes out."""
+        """The tensors that the module's docstring lists."""
         scales = self._scales_of(batch)
-        left_out = _LeftOut()
-        images = _ImageTable()
+        left_out, images = _LeftOut(), _ImageTable()
         sequences: list[ScaledSequence] = []
-        for position, item in enumerate(batch):
+        for number, item in enumerate(batch):
             sample = item.sample if isinstance(item, Positioned) else item
-            if isinstance(sample, Broken):
-                left_out.broken(sample.why)
-                continue
-            try:
-                outlines = [
-                    self.processor.outline(image, self.max_pixels) for image in sample.images
-                ]
-            except ValueError as error:
-                if self.broken != "skip":
-                    raise
-                left_out.broken(f"sample {sample.id!r}: {error}")
-                continue
-            try:
-                tokenized = tokenize_sample(sample, self.processor)
-            except TemplateRefusalError as error:
-                if self.broken != "skip":
-                    raise
-                left_out.broken(str(error))
-                continue
-            expanded = expand(tokenized, scales, self.processor, outlines, self.scale_weights)
-            too_much = excess(
-                sample,
-                expanded,
-                self.limit,
-                self.max_images if self.pack_length is not None else None,
-            )
-            if too_much is not None:
-                self._refuse_or_leave_out(too_much, left_out)
-                continue
-            try:
-                numbers = images.numbers(
-                    sample.images, self.max_pixels if self.broken == "skip" else None
-                )
-            except ValueError as error:
-                left_out.broken(f"sample {sample.id!r}: {error}")
-                continue
-            sequences += [_renumber(sequence, numbers, position) for sequence in expanded]
+            sequences += self._expand_sample(sample, number, scales, images, left_out)
         rows = self._rows(sequences)
-        tensors = _tensors(
+        tensors = _row_tensors(
             rows, _pad_id(self.processor), self.pad_to_multiple_of, masked=self.pack_length is None
         )
         if self.teacher_index:
@@ -187,19 +150,60 @@ class Collator:
                 teacher_index(rows, tensors["input_ids"].shape[1])
             )
         if images.sources:
-            spans = [sequence for row in rows for sequence in row]
-            # Spans are listed in the order of the rows, not of the samples: the model meets them in
-            # this order.
-            prepared = self.processor.prepare_images(images.sources, self.max_pixels)
-            tensors |= prepared.entries(self.processor.reader.tiling)
-            tensors["image_scales"] = torch.tensor(
-                [scale for s in spans for scale in s.scales], dtype=torch.int64
-            )
-            tensors["image_index"] = torch.tensor(
-                [image for s in spans for image in s.images], dtype=torch.int64
-            )
+            tensors |= self._image_tensors(rows, images)
         if self.broken == "skip" or self.overlong == "drop":
             tensors["left_out"] = torch.tensor(left_out.counts, dtype=torch.int64)
+        return tensors
+
+    def _expand_sample(
+        self,
+        sample: AnySample | Broken,
+        number: int,
+        scales: tuple[int, ...],
+        images: "_ImageTable",
+        left_out: "_LeftOut",
+    ) -> list[ScaledSequence]:
+        """Sequences of sample `number` of the batch, none if it is left out."""
+        if isinstance(sample, Broken):
+            left_out.add_broken(sample.reason)
+            return []
+        try:
+            outlines = [self.processor.outline(image, self.max_pixels) for image in sample.images]
+        except ValueError as error:
+            self._refuse_or_skip(error, f"sample {sample.id!r}: {error}", left_out)
+            return []
+        try:
+            tokenized = tokenize_sample(sample, self.processor)
+        except TemplateRefusalError as error:
+            self._refuse_or_skip(error, str(error), left_out)
+            return []
+        sequences = expand(tokenized, scales, self.processor, outlines, self.scale_weights)
+        max_images = self.max_images if self.pack_length is not None else None
+        too_much = excess(sample, sequences, self.limit, max_images)
+        if too_much is not None:
+            self._refuse_or_drop(too_much, left_out)
+            return []
+        try:
+            open_up_to = self.max_pixels if self.broken == "skip" else None
+            image_numbers = images.add_images(sample.images, open_up_to)
+        except ValueError as error:
+            left_out.add_broken(f"sample {sample.id!r}: {error}")
+            return []
+        return [_renumber(sequence, image_numbers, number) for sequence in sequences]
+
+    def _image_tensors(
+        self, rows: list[list[ScaledSequence]], images: "_ImageTable"
+    ) -> dict[str, Tensor]:
+        # spans are listed in the order of the rows, not of the samples: the model meets them so
+        spans = [sequence for row in rows for sequence in row]
+        prepared = self.processor.prepare_images(images.sources, self.max_pixels)
+        tensors = prepared.entries(self.processor.reader.tiling)
+        tensors["image_scales"] = torch.tensor(
+            [scale for sequence in spans for scale in sequence.scales], dtype=torch.int64
+        )
+        tensors["image_index"] = torch.tensor(
+            [image for sequence in spans for image in sequence.images], dtype=torch.int64
+        )
         return tensors
 
     def _scales_of(self, batch: Sequence[AnySample | Positioned]) -> tuple[int, ...]:
@@ -220,25 +224,29 @@ class Collator:
         """Tokens a sequence may have."""
         return self.pack_length if self.max_length is None else self.max_length
 
-    def _refuse_or_leave_out(self, too_much: str, left_out: "_LeftOut") -> None:
+    def _refuse_or_skip(self, error: ValueError, reason: str, left_out: "_LeftOut") -> None:
+        if self.broken != "skip":
+            raise error
+        left_out.add_broken(reason)
+
+    def _refuse_or_drop(self, too_much: str, left_out: "_LeftOut") -> None:
         if self.overlong == "error":
             raise ValueError(
                 f"{too_much}. Raise the limit, leave the sample out, drop such: `data.too_long: "
-                "drop` in a recipe, or "
-                "overlong='drop' of a Collator"
+                "drop` in a recipe, or overlong='drop' of a Collator"
             )
-        left_out.too_long(too_much)
+        left_out.add_too_long(too_much)
 
     def _rows(self, sequences: list[ScaledSequence]) -> list[list[ScaledSequence]]:
         if self.pack_length is None:
             return [[sequence] for sequence in sequences]
-        packed = pack(
+        row_members = pack(
             [len(sequence.input_ids) for sequence in sequences],
             [sequence.images for sequence in sequences],
             self.pack_length,
             self.max_images,
         )
-        return [[sequences[number] for number in row] for row in packed]
+        return [[sequences[number] for number in row] for row in row_members]
 
 
 def excess(
@@ -247,31 +255,33 @@ def excess(
     max_length: int | None,
     max_images: int | None,
 ) -> str | None:
-    """What of the sample does not fit a row, in words; None if it fits."""
-    longest = max(sequences, key=lambda sequence: len(sequence.input_ids))
-    length = len(longest.input_ids)
+    """A sentence on what is too much for a row; None if the sample fits."""
+    longest_sequence = max(sequences, key=lambda sequence: len(sequence.input_ids))
+    length = len(longest_sequence.input_ids)
     if max_length is not None and length > max_length:
-        at = f" at {longest.scales[0]} tokens per image" if longest.scales else ""
-        return f"sample {sample.id!r} has {length} tokens{at}, the limit is {max_length}"
-    images = len(set(sample.images))
-    if max_images is not None and images > max_images:
-        return f"sample {sample.id!r} has {images} images, a row may show {max_images}"
+        scale_note = (
+            f" at {longest_sequence.scales[0]} tokens per image" if longest_sequence.scales else ""
+        )
+        return f"sample {sample.id!r} has {length} tokens{scale_note}, the limit is {max_length}"
+    num_images = len(set(sample.images))
+    if max_images is not None and num_images > max_images:
+        return f"sample {sample.id!r} has {num_images} images, a row may show {max_images}"
     return None
 
 
 class _LeftOut:
-    """Counts what a batch lacks, and says why."""
+    """Counts the samples that a batch lacks, and logs why."""
 
     def __init__(self) -> None:
         self.counts = [0, 0]
 
-    def broken(self, why: str) -> None:
+    def add_broken(self, reason: str) -> None:
         self.counts[0] += 1
-        logger.warning("skipped: %s", why)
+        logger.warning("skipped: %s", reason)
 
-    def too_long(self, why: str) -> None:
+    def add_too_long(self, reason: str) -> None:
         self.counts[1] += 1
-        logger.warning("dropped: %s", why)
+        logger.warning("dropped: %s", reason)
 
 
 class _ImageTable:
@@ -281,16 +291,16 @@ class _ImageTable:
         self.sources: list[ImageSource] = []
         self._numbers: dict[str | Path | bytes, int] = {}
 
-    def numbers(self, images: Sequence[str | Path | bytes], open_up_to: int | None) -> list[int]:
-        """Of a sample's images.
+    def add_images(self, images: Sequence[str | Path | bytes], open_up_to: int | None) -> list[int]:
+        """Numbers of a sample's images.
 
         `open_up_to` pixels: each new one is decoded now, so that a bad one leaves no trace.
         """
-        new = [image for image in dict.fromkeys(images) if image not in self._numbers]
-        opened: list[ImageSource] = [
-            image if open_up_to is None else load_image(image, open_up_to) for image in new
+        new_images = [image for image in dict.fromkeys(images) if image not in self._numbers]
+        new_sources: list[ImageSource] = [
+            image if open_up_to is None else load_image(image, open_up_to) for image in new_images
         ]
-        for image, source in zip(new, opened, strict=True):
+        for image, source in zip(new_images, new_sources, strict=True):
             self._numbers[image] = len(self.sources)
             self.sources.append(source)
         return [self._numbers[image] for image in images]
@@ -303,51 +313,55 @@ def _renumber(sequence: ScaledSequence, numbers: list[int], sample: int) -> Scal
 
 
 def _pad_id(processor: M3Processor) -> int:
-    pad = processor.tokenizer.pad_token_id
-    if pad is None:
+    pad_token_id = processor.tokenizer.pad_token_id
+    if pad_token_id is None:
         raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token")
-    return pad
+    return pad_token_id
 
 
-def _tensors(
+def _row_tensors(
     rows: list[list[ScaledSequence]], pad_id: int, multiple: int, masked: bool
 ) -> dict[str, Tensor]:
     """`[r, l]` tensors.
 
     A batch of which every sample was dropped becomes one row of padding that trains nothing.
     """
-    filled = [sum(len(sequence.input_ids) for sequence in row) for row in rows] or [0]
-    length = max(multiple, -(-max(filled) // multiple) * multiple)
-    shape = (len(filled), length)
-    input_ids = np.full(shape, pad_id, dtype=np.int64)
-    labels = np.full(shape, IGNORED, dtype=np.int64)
-    position_ids = np.zeros(shape, dtype=np.int64)
-    loss_weights = np.zeros(shape, dtype=np.float32)
-    for number, row in enumerate(rows):
-        start = 0
+    filled_lengths = [sum(len(sequence.input_ids) for sequence in row) for row in rows] or [0]
+    row_length = max(multiple, -(-max(filled_lengths) // multiple) * multiple)
+    row_shape = (len(filled_lengths), row_length)
+    input_ids = np.full(row_shape, pad_id, dtype=np.int64)
+    labels = np.full(row_shape, IGNORED, dtype=np.int64)
+    position_ids = np.zeros(row_shape, dtype=np.int64)
+    loss_weights = np.zeros(row_shape, dtype=np.float32)
+    for row_number, row in enumerate(rows):
+        row_start = 0
         for sequence in row:
-            end = start + len(sequence.input_ids)
-            input_ids[number, start:end] = sequence.input_ids
-            labels[number, start:end] = sequence.labels
-            position_ids[number, start:end] = np.arange(end - start)
-            loss_weights[number, start:end] = np.where(
+            row_end = row_start + len(sequence.input_ids)
+            input_ids[row_number, row_start:row_end] = sequence.input_ids
+            labels[row_number, row_start:row_end] = sequence.labels
+            position_ids[row_number, row_start:row_end] = np.arange(row_end - row_start)
+            loss_weights[row_number, row_start:row_end] = np.where(
                 sequence.labels == IGNORED, 0.0, sequence.weight
             )
-            start = end
-    attention_mask = (np.arange(length)[None] < np.asarray(filled)[:, None]).astype(np.int64)
+            row_start = row_end
+    attention_mask = (np.arange(row_length)[None] < np.asarray(filled_lengths)[:, None]).astype(
+        np.int64
+    )
     # 0, 1, 2 ... behind the last sequence
-    tail = np.arange(length)[None] - np.asarray(filled)[:, None]
-    position_ids = np.where(attention_mask == 1, position_ids, tail)
-    lengths = np.zeros((len(filled), max((len(row) for row in rows), default=1)), dtype=np.int64)
-    for number, row in enumerate(rows):
-        lengths[number, : len(row)] = [len(sequence.input_ids) for sequence in row]
-    arrays = {
+    padding_positions = np.arange(row_length)[None] - np.asarray(filled_lengths)[:, None]
+    position_ids = np.where(attention_mask == 1, position_ids, padding_positions)
+    sequence_lengths = np.zeros(
+        (len(filled_lengths), max((len(row) for row in rows), default=1)), dtype=np.int64
+    )
+    for row_number, row in enumerate(rows):
+        sequence_lengths[row_number, : len(row)] = [len(sequence.input_ids) for sequence in row]
+    row_arrays = {
         "input_ids": input_ids,
         "labels": labels,
         "position_ids": position_ids,
-        "sequence_lengths": lengths,
+        "sequence_lengths": sequence_lengths,
         "loss_weights": loss_weights,
     }
     if masked:
-        arrays["attention_mask"] = attention_mask
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        row_arrays["attention_mask"] = attention_mask
+    return {name: torch.from_numpy(array) for name, array in row_arrays.items()}

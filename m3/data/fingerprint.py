@@ -1,18 +1,17 @@
-"""Fingerprints of data: what a run that goes on compares, so that it sees the samples that it was
-going to see.
+"""Fingerprints of data, by which a resumed run checks that it goes on with the same samples.
 
-in: a recipe's source and its samples, or files; out: a few digests. What is read is bounded, for a
-    run must begin at once:
+In: a recipe's source and its samples, or files. Out: a few digests. What is read is bounded, as a
+run must begin at once:
 
 - record files of text (JSON, JSON lines, plain text) whole, so every text, every name of a picture,
   and their order;
-- files that hold pictures too (tar, parquet, Arrow) whole up to `WHOLE` bytes in all, above that
-  their sizes and blocks spread evenly over them, never further apart than a `WHOLE / BLOCK`-th of
-  all;
-- samples as they are read, drawn from the whole source: up to `SAMPLES`, or until they hold `HELD`
-  bytes of pictures themselves (of a tar, of a table, frames of videos). Of each its texts and its
-  pictures' bytes, or their files' names and sizes; and the content of these files, spread over
-  them, of as many as `WHOLE` bytes allow.
+- files that hold pictures too (tar, parquet, Arrow) whole up to `MAX_READ_BYTES` in all, above that
+  their sizes and blocks spread evenly over them, never further apart than a
+  `MAX_READ_BYTES / BLOCK_SIZE`-th of all;
+- samples as they are read, drawn from the whole source: up to `MAX_SAMPLES`, or until they hold
+  `MAX_HELD_BYTES` of pictures themselves (of a tar, of a table, frames of videos). Each counts with
+  its texts and its pictures' bytes, or their files' names and sizes; and with the content of these
+  files, spread over them, as many as `MAX_READ_BYTES` allow.
 """
 
 import hashlib
@@ -26,11 +25,11 @@ from m3.data.formats import FORMATS
 from m3.data.recipe import Source
 from m3.data.sample import AnySample, Document, SampleSource
 
-WHOLE = 2**30
-"""Bytes of a source's binary files that are read, and of its picture files."""
-BLOCK = 2**16
-SAMPLES = 20_000
-HELD = 2**28
+MAX_READ_BYTES = 2**30
+"""Bytes that are read of a source's binary files, and of its picture files."""
+BLOCK_SIZE = 2**16
+MAX_SAMPLES = 20_000
+MAX_HELD_BYTES = 2**28
 THREADS = 16
 """Files are often far away, and most of the time is waiting for them."""
 
@@ -41,12 +40,12 @@ def fingerprint(source: Source, samples: SampleSource) -> dict[str, str]:
     files = reader.find_files(source.path)
     root = Path(source.path)
     records = digest_files(
-        files, root if root.is_dir() else root.parent, None if reader.is_text else WHOLE
+        files, root if root.is_dir() else root.parent, None if reader.is_text else MAX_READ_BYTES
     )
     return {"samples": str(len(samples)), "records": records, "content": _digest_samples(samples)}
 
 
-def digest_files(files: Sequence[Path], root: Path, limit: int | None = WHOLE) -> str:
+def digest_files(files: Sequence[Path], root: Path, limit: int | None = MAX_READ_BYTES) -> str:
     """Digest of names (relative to `root`), sizes and contents of files; of all bytes, or of
     blocks of about `limit` in all.
     """
@@ -54,24 +53,24 @@ def digest_files(files: Sequence[Path], root: Path, limit: int | None = WHOLE) -
     step = 1 if limit is None else -(-sum(sizes) // limit)
     with ThreadPoolExecutor(THREADS) as threads:
         contents = threads.map(lambda file: _digest_blocks(file, step), files)
-        digest = hashlib.sha256()
-        for file, size, content in zip(files, sizes, contents, strict=True):
+        files_digest = hashlib.sha256()
+        for file, file_size, content in zip(files, sizes, contents, strict=True):
             name = file.relative_to(root) if file.is_relative_to(root) else file
-            _add(digest, str(name), str(size), content)
-    return digest.hexdigest()
+            _add_contents(files_digest, str(name), str(file_size), content)
+    return files_digest.hexdigest()
 
 
 def _digest_blocks(file: Path, step: int) -> bytes:
     """Digest of every `step`-th block of a file, the first and the last among them."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
+    block_digest = hashlib.sha256()
+    with file.open("rb") as opened_file:
         if step == 1:
-            return hashlib.file_digest(opened, "sha256").digest()
-        last = max(file.stat().st_size - 1, 0) // BLOCK
-        for block in sorted({*range(0, last + 1, step), last}):
-            opened.seek(block * BLOCK)
-            digest.update(opened.read(BLOCK))
-    return digest.digest()
+            return hashlib.file_digest(opened_file, "sha256").digest()
+        last_block = max(file.stat().st_size - 1, 0) // BLOCK_SIZE
+        for block in sorted({*range(0, last_block + 1, step), last_block}):
+            opened_file.seek(block * BLOCK_SIZE)
+            block_digest.update(opened_file.read(BLOCK_SIZE))
+    return block_digest.digest()
 
 
 def _digest_samples(samples: SampleSource) -> str:
@@ -79,31 +78,31 @@ def _digest_samples(samples: SampleSource) -> str:
 
     Those that cannot be read count as such.
     """
-    digest, held = hashlib.sha256(), 0
+    sample_digest, held_bytes = hashlib.sha256(), 0
     files: list[Path] = []
-    for number in np.random.default_rng(0).permutation(len(samples))[:SAMPLES].tolist():
-        if held > HELD:
+    for record_number in np.random.default_rng(0).permutation(len(samples))[:MAX_SAMPLES].tolist():
+        if held_bytes > MAX_HELD_BYTES:
             break
         try:
-            sample = samples[number]
+            sample = samples[record_number]
         except ValueError:
-            _add(digest, "broken")
+            _add_contents(sample_digest, "broken")
             continue
-        _add(digest, *_texts(sample))
+        _add_contents(sample_digest, *_sample_texts(sample))
         for image in sample.images:
             if isinstance(image, str | Path) and not str(image).startswith("data:"):
                 files.append(Path(image))
-            held += len(image) if isinstance(image, bytes) else 0
-            _add(digest, image if isinstance(image, bytes) else str(image))
+            held_bytes += len(image) if isinstance(image, bytes) else 0
+            _add_contents(sample_digest, image if isinstance(image, bytes) else str(image))
     with ThreadPoolExecutor(THREADS) as threads:
-        sizes = list(threads.map(_size, files))
-        step = max(-(-sum(sizes) // WHOLE), 1)
-        _add(digest, *map(str, sizes))
-        _add(digest, *threads.map(_content, files[::step]))
-    return digest.hexdigest()
+        sizes = list(threads.map(_file_size, files))
+        step = max(-(-sum(sizes) // MAX_READ_BYTES), 1)
+        _add_contents(sample_digest, *map(str, sizes))
+        _add_contents(sample_digest, *threads.map(_file_digest, files[::step]))
+    return sample_digest.hexdigest()
 
 
-def _texts(sample: AnySample) -> Iterator[str]:
+def _sample_texts(sample: AnySample) -> Iterator[str]:
     yield sample.id
     if isinstance(sample, Document):
         yield from sample.texts
@@ -112,18 +111,18 @@ def _texts(sample: AnySample) -> Iterator[str]:
         yield from (turn.role, str(turn.learned), *turn.texts)
 
 
-def _size(file: Path) -> int:
+def _file_size(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def _content(file: Path) -> bytes:
+def _file_digest(file: Path) -> bytes:
     if not file.is_file():
         return b"missing"
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
+    with file.open("rb") as opened_file:
+        return hashlib.file_digest(opened_file, "sha256").digest()
 
 
-def _add(digest: "hashlib._Hash", *parts: str | bytes) -> None:
-    for part in parts:
-        content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        digest.update(len(content).to_bytes(8, "little") + content)
+def _add_contents(digest: "hashlib._Hash", *contents: str | bytes) -> None:
+    for content in contents:
+        encoded = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)

@@ -1,9 +1,8 @@
-"""Equal work for every device: the samples of a step are dealt to its batches by length.
+"""Length balancing: the samples of a step are dealt to its batches so that devices work equally.
 
-Comes in: how many tokens each sample costs (`m3 data check --lengths FILE` measured it). Goes out:
-which sample takes which place within its step. No sample changes its step, and the deal is a
-function of the step's samples alone, so it is the same for any number of workers and after a
-resume.
+In: tokens of each sample (`m3 data check --lengths FILE` measured them). Out: the order of the
+samples within their step. No sample changes its step, and the order is a function of the step's
+samples alone, so it is the same for any number of workers and after a resume.
 
 Greedy, longest first, each to the batch that has least and still has room (Graham 1969, for
 makespan; with a limit on their number as batches have a fixed size).
@@ -18,11 +17,11 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Window:
-    """The samples that are dealt among each other: one micro-step of all devices."""
+class LengthWindow:
+    """Samples that are dealt among each other: one micro-step of all devices."""
 
     lengths: tuple[np.ndarray, ...]
-    """Of each source: tokens of every record over all scales, int32 `[records]`."""
+    """Tokens of every record over all scales, int32 `[records]` for each source."""
     batch_size: int
     batches: int
     """Number of devices: their batches follow each other in the order of positions."""
@@ -34,64 +33,72 @@ class Window:
 
     def costs(self, sources: np.ndarray, records: np.ndarray) -> np.ndarray:
         """Tokens of each (source, record), int64 `[n]`."""
-        found = [
+        sample_costs = [
             int(self.lengths[source][record])
             for source, record in zip(sources, records, strict=True)
         ]
-        return np.asarray(found, dtype=np.int64)
+        return np.asarray(sample_costs, dtype=np.int64)
 
-    def check(self, sizes: Sequence[int]) -> None:
-        """Raises a ValueError unless there is one length for every record of every source."""
-        counted = [len(lengths) for lengths in self.lengths]
-        if counted != list(sizes):
+    def check(self, source_sizes: Sequence[int]) -> None:
+        """Raise a ValueError unless there is one length for every record of every source."""
+        length_counts = [len(lengths) for lengths in self.lengths]
+        if length_counts != list(source_sizes):
             raise ValueError(
-                f"data.lengths counts {counted} samples, the sources hold {list(sizes)}. Measure "
+                f"data.lengths counts {length_counts} samples, the sources hold {list(source_sizes)}. Measure "
                 "them again with "
                 "`m3 data check RECIPE --lengths FILE`"
             )
 
 
-def deal(costs: np.ndarray, batches: int) -> np.ndarray:
-    """Sample numbers in dealt order, int64 `[n]`: the first `n / batches` of them make up the first
-    batch, and so on.
+def deal_samples(costs: np.ndarray, batches: int) -> np.ndarray:
+    """Sample numbers in dealt order, int64 `[n]`: first the `n / batches` of the first batch, ...
 
     Within a batch the original order is kept.
     """
-    room = len(costs) // batches
-    assert room * batches == len(costs), f"{len(costs)} samples for {batches} batches"
-    hands: list[list[int]] = [[] for _ in range(batches)]
-    sums = [0] * batches
+    batch_size = len(costs) // batches
+    assert batch_size * batches == len(costs), f"{len(costs)} samples for {batches} batches"
+    batch_samples: list[list[int]] = [[] for _ in range(batches)]
+    batch_costs = [0] * batches
     for sample in np.argsort(-costs, kind="stable").tolist():
-        batch = min((b for b in range(batches) if len(hands[b]) < room), key=lambda b: (sums[b], b))
-        hands[batch].append(sample)
-        sums[batch] += int(costs[sample])
-    return np.asarray([sample for hand in hands for sample in sorted(hand)], dtype=np.int64)
+        batch_number = min(
+            (b for b in range(batches) if len(batch_samples[b]) < batch_size),
+            key=lambda b: (batch_costs[b], b),
+        )
+        batch_samples[batch_number].append(sample)
+        batch_costs[batch_number] += int(costs[sample])
+    return np.asarray(
+        [sample for members in batch_samples for sample in sorted(members)], dtype=np.int64
+    )
 
 
-def write_lengths(path: Path, lengths: Sequence[np.ndarray], names: Sequence[str]) -> None:
-    """Writes aside, then renames into place."""
-    aside = path.with_name(f".{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with aside.open("wb") as file:
+def write_lengths(
+    file_path: Path, lengths: Sequence[np.ndarray], source_names: Sequence[str]
+) -> None:
+    """Write under another name, then rename: the file is whole or absent."""
+    temporary_path = file_path.with_name(f".{file_path.name}")
+    file_path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_path.open("wb") as file:
         arrays = {f"lengths_{number}": array for number, array in enumerate(lengths)}
         np.savez_compressed(
-            file, allow_pickle=False, names=np.asarray(names, dtype=np.str_), **arrays
+            file, allow_pickle=False, names=np.asarray(source_names, dtype=np.str_), **arrays
         )
-    aside.replace(path)
+    temporary_path.replace(file_path)
 
 
-def read_lengths(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """What `write_lengths` wrote for these sources.
+def read_lengths(file_path: Path, source_names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Lengths that `write_lengths` wrote for these sources.
 
     Raises:
         ValueError: no such file, one that was not written by it, or of other sources.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; `m3 data check RECIPE --lengths {path}` writes it")
+    if not file_path.is_file():
+        raise ValueError(
+            f"{file_path}: no such file; `m3 data check RECIPE --lengths {file_path}` writes it"
+        )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(file_path, allow_pickle=False) as file:
             arrays = dict(file)
-        found = arrays["names"].tolist()
+        file_names = arrays["names"].tolist()
     except (
         OSError,
         EOFError,
@@ -102,13 +109,13 @@ def read_lengths(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
         zipfile.BadZipFile,
     ) as error:
         raise ValueError(
-            f"{path}: not a file of lengths, or damaged ({error!r}); `m3 data check RECIPE "
-            f"--lengths {path}` writes one"
+            f"{file_path}: not a file of lengths, or damaged ({error!r}); `m3 data check RECIPE "
+            f"--lengths {file_path}` writes one"
         ) from error
-    if found != list(names):
+    if file_names != list(source_names):
         raise ValueError(
-            f"{path}: holds the lengths of {', '.join(found)}; expected those of "
-            f"{', '.join(names)}. Measure them "
-            f"again with `m3 data check RECIPE --lengths {path}`"
+            f"{file_path}: holds the lengths of {', '.join(file_names)}; expected those of "
+            f"{', '.join(source_names)}. Measure them "
+            f"again with `m3 data check RECIPE --lengths {file_path}`"
         )
-    return tuple(arrays[f"lengths_{number}"] for number in range(len(names)))
+    return tuple(arrays[f"lengths_{number}"] for number in range(len(source_names)))

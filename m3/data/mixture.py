@@ -1,4 +1,4 @@
-"""Several sources become one ordered data set of which any position can be asked for at once.
+"""Mixture of several sources: one ordered data set, of which any position can be read at once.
 
 Position is the one clock of the data: it says which sample comes, in which pass over its source,
 and (through the collator) at which scales a step trains. Everything is a function of (seed,
@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from m3.data.length_balancing import Window, deal, read_lengths
+from m3.data.length_balancing import LengthWindow, deal_samples, read_lengths
 from m3.data.recipe import Data, open_source
 from m3.data.sample import AnySample, SampleSource
 
@@ -27,12 +27,12 @@ from m3.data.sample import AnySample, SampleSource
 class Broken:
     """Stands for a sample that could not be read."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Positioned:
-    """A sample and where in the training order it stands."""
+    """A sample and its position in the training order."""
 
     position: int
     sample: AnySample | Broken
@@ -54,7 +54,7 @@ class Mixture:
         seed: int = 0,
         length: int | None = None,
         broken: Literal["refuse", "skip"] = "refuse",
-        window: Window | None = None,
+        window: LengthWindow | None = None,
     ) -> None:
         """
         Args:
@@ -71,24 +71,31 @@ class Mixture:
         """
         sizes = [len(source) for source in sources]
         weights = [1.0] * len(sizes) if weights is None else [float(weight) for weight in weights]
-        _check(sizes, weights, length)
+        _check_shares(sizes, weights, length)
         self.sources = tuple(sources)
         self.seed = seed
         self.length = pass_length(sizes, weights) if length is None else length
         self.broken = broken
-        shares = [_share(size, weight) for size, weight in zip(sizes, weights, strict=True)]
-        counts = _apportion(self.length, shares)
-        generator = np.random.default_rng([seed, 0])
-        self._source_of = generator.permutation(
+        pass_shares = [
+            _pass_share(source_size, weight)
+            for source_size, weight in zip(sizes, weights, strict=True)
+        ]
+        counts = _apportion_counts(self.length, pass_shares)
+        source_generator = np.random.default_rng([seed, 0])
+        self._source_of = source_generator.permutation(
             np.repeat(np.arange(len(sizes), dtype=np.int32), counts)
         )
         self._record_of = np.empty(self.length, dtype=np.int64)
-        for number, (size, weight, count) in enumerate(zip(sizes, weights, counts, strict=True)):
-            self._record_of[self._source_of == number] = _records(size, weight, count, seed, number)
+        for source_number, (source_size, weight, source_count) in enumerate(
+            zip(sizes, weights, counts, strict=True)
+        ):
+            self._record_of[self._source_of == source_number] = _record_order(
+                source_size, weight, source_count, seed, source_number
+            )
         if window is not None:
             window.check(sizes)
         self._window = window
-        self._dealt = functools.lru_cache(maxsize=4)(self._deal)
+        self._dealt_positions = functools.lru_cache(maxsize=4)(self._deal_window)
 
     def __len__(self) -> int:
         return self.length
@@ -99,7 +106,7 @@ class Mixture:
             IndexError: beyond the end.
             ValueError: the sample cannot be read, unless `broken` is `skip`.
         """
-        source, record = self.place(position)
+        source, record = self.record_at(position)
         try:
             return Positioned(position, self.sources[source][record])
         except ValueError as error:
@@ -107,28 +114,29 @@ class Mixture:
                 raise
             return Positioned(position, Broken(str(error)))
 
-    def place(self, position: int) -> tuple[int, int]:
-        """(source, record) that stand at `position`."""
+    def record_at(self, position: int) -> tuple[int, int]:
+        """Number of the source, and of its record, at `position`."""
         if not 0 <= position < self.length:
             raise IndexError(f"position {position} of a mixture of {self.length}")
         if self._window is not None:
-            number, slot = divmod(position, self._window.samples)
-            position = int(self._dealt(number)[slot])
+            window_number, slot = divmod(position, self._window.samples)
+            position = int(self._dealt_positions(window_number)[slot])
         return int(self._source_of[position]), int(self._record_of[position])
 
-    def _deal(self, number: int) -> np.ndarray:
-        """Which position each slot of a window shows.
+    def _deal_window(self, window_number: int) -> np.ndarray:
+        """Positions in dealt order: slot n of the window takes the n-th of them.
 
         The last window may be short, and is then left as it is.
         """
         assert self._window is not None
         positions = np.arange(
-            number * self._window.samples, min((number + 1) * self._window.samples, self.length)
+            window_number * self._window.samples,
+            min((window_number + 1) * self._window.samples, self.length),
         )
         if len(positions) < self._window.samples:
             return positions
         costs = self._window.costs(self._source_of[positions], self._record_of[positions])
-        return positions[deal(costs, self._window.batches)]
+        return positions[deal_samples(costs, self._window.batches)]
 
 
 def read_mixture(
@@ -163,71 +171,85 @@ def read_mixture(
     window = None
     if data.lengths is not None:
         names = [source.name for source in used_sources]
-        window = Window(read_lengths(Path(data.lengths), names), batch_size, devices)
+        window = LengthWindow(read_lengths(Path(data.lengths), names), batch_size, devices)
     return Mixture(sources, weights, seed, steps * step_samples, data.broken, window)
 
 
 def pass_length(sizes: Sequence[int], weights: Sequence[float]) -> int:
     """Positions of one pass over sources of these sizes."""
-    return sum(_share(size, weight) for size, weight in zip(sizes, weights, strict=True))
+    return sum(_pass_share(size, weight) for size, weight in zip(sizes, weights, strict=True))
 
 
-def _share(size: int, weight: float) -> int:
+def _pass_share(source_size: int, weight: float) -> int:
     """Samples of one pass over a source."""
-    whole, part = divmod(weight, 1)
-    return size * int(whole) + _part(size, part)
+    whole_passes, rest_share = divmod(weight, 1)
+    return source_size * int(whole_passes) + _round_share(source_size, rest_share)
 
 
-def _part(size: int, part: float) -> int:
-    """Rounded to the nearest whole number of samples, halves upwards."""
-    return int(size * part + 0.5)
+def _round_share(source_size: int, share: float) -> int:
+    """A share of the samples, rounded to the nearest whole number, halves upwards."""
+    return int(source_size * share + 0.5)
 
 
-def _check(sizes: list[int], weights: list[float], length: int | None) -> None:
-    if not sizes:
+def _check_shares(source_sizes: list[int], weights: list[float], length: int | None) -> None:
+    if not source_sizes:
         raise ValueError("a mixture needs at least one source and got none")
-    if 0 in sizes:
-        raise ValueError(f"source {sizes.index(0)} of the mixture is empty; leave it out")
-    if len(weights) != len(sizes):
-        raise ValueError(f"{len(weights)} weights for {len(sizes)} sources; give one per source")
+    if 0 in source_sizes:
+        raise ValueError(f"source {source_sizes.index(0)} of the mixture is empty; leave it out")
+    if len(weights) != len(source_sizes):
+        raise ValueError(
+            f"{len(weights)} weights for {len(source_sizes)} sources; give one per source"
+        )
     if any(weight < 0 for weight in weights) or sum(weights) <= 0:
         raise ValueError(f"weights must not be negative and not all zero, got {weights}")
-    for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
-        if weight > 0 and _share(size, weight) == 0:
+    for source_number, (source_size, weight) in enumerate(zip(source_sizes, weights, strict=True)):
+        if weight > 0 and _pass_share(source_size, weight) == 0:
             raise ValueError(
-                f"source {number}: {weight} of {size} samples is no sample. Raise the weight, or "
+                f"source {source_number}: {weight} of {source_size} samples is no sample. Raise the weight, or "
                 "set it to 0"
             )
     if length is not None and length < 1:
         raise ValueError(f"a mixture needs at least one position, got length={length}")
 
 
-def _apportion(total: int, shares: list[int]) -> list[int]:
-    """Whole numbers that add up to `total` in the proportion of `shares` (largest remainder;
-    exact integers).
+def _apportion_counts(total: int, pass_shares: list[int]) -> list[int]:
+    """Whole numbers that add up to `total` in the proportion of `pass_shares`.
+
+    By largest remainder, in exact integers.
     """
-    whole = sum(shares)
-    counts = [total * share // whole for share in shares]
-    remainders = [total * share % whole for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda n: (-remainders[n], n))
-    for number in by_remainder[: total - sum(counts)]:
-        counts[number] += 1
+    share_sum = sum(pass_shares)
+    counts = [total * share // share_sum for share in pass_shares]
+    remainders = [total * share % share_sum for share in pass_shares]
+    by_remainder = sorted(range(len(pass_shares)), key=lambda n: (-remainders[n], n))
+    for source_number in by_remainder[: total - sum(counts)]:
+        counts[source_number] += 1
     return counts
 
 
-def _records(size: int, weight: float, count: int, seed: int, source: int) -> np.ndarray:
-    """`count` record numbers below `size`, pass after pass; in a pass first the whole rounds,
-    then the part.
+def _record_order(
+    source_size: int, weight: float, num_records: int, seed: int, source_number: int
+) -> np.ndarray:
+    """`num_records` numbers below `source_size`, pass after pass.
+
+    A pass is its whole rounds first, and then the rest.
     """
-    whole, part = divmod(weight, 1)
-    chosen = np.random.default_rng([seed, 2, source]).permutation(size)[: _part(size, part)]
-    rounds = [np.arange(size, dtype=np.int64)] * int(whole) + ([chosen] if len(chosen) else [])
-    shuffled: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
-    missing = count
-    number = 0
-    while missing > 0:
-        generator = np.random.default_rng([seed, 1, source, number])
-        shuffled.append(generator.permutation(rounds[number % len(rounds)])[:missing])
-        missing -= len(shuffled[-1])
-        number += 1
-    return np.concatenate(shuffled)
+    whole_rounds, rest_share = divmod(weight, 1)
+    drawn_records = np.random.default_rng([seed, 2, source_number]).permutation(source_size)[
+        : _round_share(source_size, rest_share)
+    ]
+    round_records = [np.arange(source_size, dtype=np.int64)] * int(whole_rounds) + (
+        [drawn_records] if len(drawn_records) else []
+    )
+    shuffled_records: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    num_missing = num_records
+    round_number = 0
+    while num_missing > 0:
+        round_generator = np.random.default_rng([seed, 1, source_number, round_number])
+        shuffled_records.append(
+            round_generator.permutation(round_records[round_number % len(round_records)])[
+                :num_missing
+            ]
+        )
+        num_missing -= len(shuffled_records[-1])
+        round_number += 1
+    return np.concatenate(shuffled_records)

@@ -1,5 +1,4 @@
-"""All-scales training as data: one tokenised sample becomes one sequence per scale, all reading the
-same images.
+"""All-scales training as data: a tokenised sample becomes a sequence per scale, of equal images.
 
 M3 (arXiv 2405.17430) averages the loss over the scales. Here each label token of a sample with
 images carries the weight 1 / (number of scales), and a text-only sample goes in once with weight 1.
@@ -20,10 +19,10 @@ from m3.nesting import Tiles
 from m3.processing.processor import M3Processor, repeats
 
 IGNORED = -100
-"""The label that no loss looks at."""
+"""The label that no loss counts."""
 
 NO_TEACHER = -1
-"""In `teacher_index`: a token that learns from no other scale."""
+"""`teacher_index` of a token that learns from no other scale."""
 
 ScaleMode = Literal["all", "sandwich", "random"]
 
@@ -44,11 +43,11 @@ class ScaledSequence:
     """
     scales: tuple[int, ...]
     images: tuple[int, ...]
-    """Which image of the sample each span shows; the collator renumbers them for the batch."""
+    """Index of the image in the sample for each span; the collator renumbers them for the batch."""
     weight: float
-    """Of each label token."""
+    """Weight of each label token."""
     sample: int = 0
-    """Which sample of the batch this is; the collator numbers them."""
+    """Index of the sample in the batch, set by the collator."""
 
 
 def expand(
@@ -65,65 +64,65 @@ def expand(
     `weight` is what the sample's label tokens weigh together over all scales, `scale_weights` how
     they share it (default: alike).
     """
-    ids = np.asarray(tokenized.input_ids, dtype=np.int64)
-    labels = np.where(np.asarray(tokenized.labels_mask, dtype=bool), ids, IGNORED)
+    token_ids = np.asarray(tokenized.input_ids, dtype=np.int64)
+    labels = np.where(np.asarray(tokenized.labels_mask, dtype=bool), token_ids, IGNORED)
     if tokenized.num_images == 0:
-        return [ScaledSequence(ids, labels, (), (), weight)]
+        return [ScaledSequence(token_ids, labels, (), (), weight)]
     if not scales:
         raise ValueError("no scales to expand to; name at least one")
-    own = {scale: (scale_weights or {}).get(scale, 1.0) for scale in scales}
+    weight_of = {scale: (scale_weights or {}).get(scale, 1.0) for scale in scales}
     sequences: list[ScaledSequence] = []
     for scale in scales:
-        times = repeats(
-            ids, processor.image_token_id, processor.counts([scale] * len(images), images)
+        repeat_counts = repeats(
+            token_ids, processor.image_token_id, processor.counts([scale] * len(images), images)
         )
         sequences.append(
             ScaledSequence(
-                input_ids=np.repeat(ids, times),
-                labels=np.repeat(labels, times),
+                input_ids=np.repeat(token_ids, repeat_counts),
+                labels=np.repeat(labels, repeat_counts),
                 scales=(scale,) * tokenized.num_images,
                 images=tuple(range(tokenized.num_images)),
-                weight=weight * own[scale] / sum(own.values()),
+                weight=weight * weight_of[scale] / sum(weight_of.values()),
             )
         )
     return sequences
 
 
 def teacher_index(rows: Sequence[Sequence[ScaledSequence]], length: int) -> np.ndarray:
-    """int64 [r, length]: of each label token where in the rows, read one after the other, the same
-    label token stands at
-    the largest scale of its sample; -1 at the largest scale itself, in text-only samples and at all
-    other tokens.
+    """Flat index of the teacher of each label token, int64 [r, length].
 
-    A sample's label tokens are the same in the same order at every scale, wherever its sequences
-    were packed.
+    The teacher is the same label token in its sample's copy at the largest scale; indices go
+    through the rows one after the other. -1 at the largest scale itself, in text-only samples and
+    at all other tokens. A sample's label tokens are the same in the same order at every scale,
+    wherever its sequences were packed.
     """
-    # sample -> scale, where its label tokens stand
+    # sample -> scales, and the positions of its label tokens at each
     copies: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        start = number * length
+    for row_number, row in enumerate(rows):
+        row_start = row_number * length
         for sequence in row:
             if sequence.scales:
-                places = start + np.flatnonzero(sequence.labels != IGNORED)
-                copies[sequence.sample].append((sequence.scales[0], places))
-            start += len(sequence.input_ids)
-    found = np.full(max(len(rows), 1) * length, NO_TEACHER, dtype=np.int64)
-    for of_sample in copies.values():
-        largest, teacher = max(of_sample, key=lambda copy: copy[0])
-        for scale, places in of_sample:
-            assert len(places) == len(teacher), (
+                label_positions = row_start + np.flatnonzero(sequence.labels != IGNORED)
+                copies[sequence.sample].append((sequence.scales[0], label_positions))
+            row_start += len(sequence.input_ids)
+    teacher_of = np.full(max(len(rows), 1) * length, NO_TEACHER, dtype=np.int64)
+    for scale_copies in copies.values():
+        largest_scale, teacher_positions = max(scale_copies, key=lambda copy: copy[0])
+        for scale, label_positions in scale_copies:
+            assert len(label_positions) == len(teacher_positions), (
                 "the scales of a sample have different numbers of label tokens"
             )
-            if scale < largest:
-                found[places] = teacher
-    return found.reshape(-1, length)
+            if scale < largest_scale:
+                teacher_of[label_positions] = teacher_positions
+    return teacher_of.reshape(-1, length)
 
 
 def draw_scales(
     mode: ScaleMode, trained_scales: tuple[int, ...], seed: int, step: int, between: int = 2
 ) -> tuple[int, ...]:
-    """The scales of one step, ascending: a function of its arguments alone, so equal on all ranks
-    and after a resume.
+    """The scales of one step, ascending.
+
+    A function of its arguments alone, so equal on all ranks and after a resume.
 
     `all`: every trained scale (M3). `random`: one of them (MQT-LLaVA, arXiv 2405.19315).
     `sandwich`: the smallest, the largest and up to `between` random ones in the middle (the
@@ -135,7 +134,7 @@ def draw_scales(
         raise ValueError("no trained scales to draw from")
     if mode == "all":
         return scales
-    # Ordered by a hash: unlike a generator's shuffle, the same in every version of every library.
+    # ordered by a hash: unlike a generator's shuffle, the same in every version of every library.
     shuffled = sorted(
         scales, key=lambda scale: hashlib.sha256(f"{seed}/{step}/{scale}".encode()).digest()
     )

@@ -1,9 +1,9 @@
-"""Put sequences of different lengths into as few rows as needed, filled evenly.
+"""Packing: sequences of different lengths in as few rows as needed, filled evenly.
 
 All rows of a batch are padded to the fullest, so what is wasted is the difference between rows, not
-the room that is left in
-them: the longest sequence goes into the emptiest row (Graham 1969, LPT: the fullest row is at most
-4/3 of the shortest possible one). Where that overfills a row, one row more is taken.
+the room that is left in them: the longest sequence goes into the emptiest row (Graham 1969, LPT:
+the fullest row is at most 4/3 of the shortest possible one). Where that overfills a row, one row
+more is taken.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,53 +29,59 @@ def pack(
     """
     if len(lengths) != len(images):
         raise ValueError(f"{len(lengths)} lengths but image sets for {len(images)} sequences")
-    for number, (length, shown) in enumerate(zip(lengths, images, strict=True)):
+    for sequence_number, (length, image_set) in enumerate(zip(lengths, images, strict=True)):
         if length > max_length:
-            raise ValueError(f"sequence {number} has {length} tokens; a row holds {max_length}")
-        if max_images is not None and len(set(shown)) > max_images:
             raise ValueError(
-                f"sequence {number} shows {len(set(shown))} images; a row may show {max_images}"
+                f"sequence {sequence_number} has {length} tokens; a row holds {max_length}"
             )
-    rows = -(-sum(lengths) // max_length)
+        if max_images is not None and len(set(image_set)) > max_images:
+            raise ValueError(
+                f"sequence {sequence_number} shows {len(set(image_set))} images; a row may show {max_images}"
+            )
+    num_rows = -(-sum(lengths) // max_length)
     while True:
-        packed = _spread(lengths, images, rows, max_length, max_images, prefer_shown=False)
-        if (
-            packed is None and max_images is not None
-        ):  # evenly filled rows show more images than rows filled image by image
-            packed = _spread(lengths, images, rows, max_length, max_images, prefer_shown=True)
-        if packed is not None:
-            return packed
-        rows += 1
+        row_members = _spread_sequences(
+            lengths, images, num_rows, max_length, max_images, prefer_seen=False
+        )
+        if row_members is None and max_images is not None:
+            # evenly filled rows show more images than rows filled image by image
+            row_members = _spread_sequences(
+                lengths, images, num_rows, max_length, max_images, prefer_seen=True
+            )
+        if row_members is not None:
+            return row_members
+        num_rows += 1
 
 
-def _spread(
+def _spread_sequences(
     lengths: Sequence[int],
     images: Sequence[Collection[int]],
-    rows: int,
+    num_rows: int,
     max_length: int,
     max_images: int | None,
-    prefer_shown: bool,
+    prefer_seen: bool,
 ) -> list[list[int]] | None:
-    """Longest first, each into the emptiest row that may take it; None where a sequence finds no
-    row.
+    """Put each sequence, longest first, into the emptiest row with room for it; None without any.
 
-    prefer_shown: among those rows, into one that shows most of the sequence's images already.
+    prefer_seen: among those rows, into one that shows most of the sequence's images already.
     """
-    packed: list[list[int]] = [[] for _ in range(rows)]
-    shown: list[set[int]] = [set() for _ in range(rows)]
-    tokens = [0] * rows
-    for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        best: tuple[int, int, int] | None = None
-        for row in range(rows):
-            new_images = len(set(images[number]) - shown[row])
-            has_room = tokens[row] + lengths[number] <= max_length
-            if has_room and (max_images is None or len(shown[row]) + new_images <= max_images):
-                rank = (new_images if prefer_shown else 0, tokens[row], row)
-                best = rank if best is None else min(best, rank)
-        if best is None:
+    row_members: list[list[int]] = [[] for _ in range(num_rows)]
+    row_images: list[set[int]] = [set() for _ in range(num_rows)]
+    row_tokens = [0] * num_rows
+    for sequence_number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        best_rank: tuple[int, int, int] | None = None
+        for row_number in range(num_rows):
+            new_images = len(set(images[sequence_number]) - row_images[row_number])
+            has_room = row_tokens[row_number] + lengths[sequence_number] <= max_length
+            if has_room and (
+                max_images is None or len(row_images[row_number]) + new_images <= max_images
+            ):
+                rank = (new_images if prefer_seen else 0, row_tokens[row_number], row_number)
+                best_rank = rank if best_rank is None else min(best_rank, rank)
+        if best_rank is None:
             return None
-        row = best[-1]
-        packed[row].append(number)
-        shown[row].update(images[number])
-        tokens[row] += lengths[number]
-    return packed
+        row_number = best_rank[-1]
+        row_members[row_number].append(sequence_number)
+        row_images[row_number].update(images[sequence_number])
+        row_tokens[row_number] += lengths[sequence_number]
+    return row_members

@@ -1,7 +1,4 @@
-"""What a recipe says about its data: the sources, their weights, and how samples become rows.
-
-Strict, from YAML.
-"""
+"""The data of a recipe: its sources, their weights, and how samples become rows. Strict YAML."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -52,7 +49,7 @@ def open_source(source: Source) -> FormatSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is read, and how it is packed.
+    """Sources of a run, and how their samples are packed.
 
     `sources` may be written short as `{path: weight, ...}`, which means LLaVA JSON files.
     """
@@ -64,16 +61,14 @@ class Data:
     """Tokens a sequence may have; null for what a row holds."""
     max_images_per_row: int | None = None
     too_long: Literal["refuse", "drop"] = "refuse"
-    """What to do with a sample that does not fit. Dropped ones are counted in the run's metrics."""
+    """Treatment of a sample that does not fit; dropped ones are counted in the run's metrics."""
     broken: Literal["refuse", "skip"] = "refuse"
-    """What to do with a sample that cannot be read.
-
-    Skipped ones are counted in the run's metrics.
-    """
+    """Treatment of a sample that cannot be read; skipped ones are counted in the run's metrics."""
     lengths: str | None = None
-    """What `m3 data check --lengths FILE` wrote: the samples of a step are then dealt so that all
-    devices get about
-    equally many tokens."""
+    """A file of `m3 data check --lengths FILE`.
+
+    The samples of a step are then dealt so that all devices get about equally many tokens.
+    """
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -123,11 +118,11 @@ class Data:
 
     @property
     def may_show_images(self) -> bool:
-        """Whether any source that is read may hold images."""
+        """True if any source that is read may hold images."""
         return any(FORMATS[source.format].shows_images for source in self.used_sources)
 
     @property
     def listed(self) -> tuple[Source, ...]:
-        """The sources, however they were written."""
+        """The sources, in either form that a recipe may write them in."""
         assert not isinstance(self.sources, dict)  # __post_init__ made a tuple of it
         return self.sources

@@ -1,4 +1,4 @@
-"""What every data format becomes: a conversation or a document, and the images it shows.
+"""Samples, which every data format becomes: a conversation or a document, and its images.
 
 Images stay what the file holds (a path, or the bytes of an encoded image) until a batch is made, so
 a data set of any size costs only its text. `<image>` in a user's turn marks where each image
@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 IMAGE_MARK = "<image>"
-"""How files mark an image, whatever the tokenizer calls it.
+"""Mark of an image in files, whatever the tokenizer calls it.
 
 Only in user turns; in an answer it is ordinary text.
 """
 
 
-def check_text(text: str, where: str) -> None:
-    """A `ValueError` for half of a character: JSON may write one (`\\ud83d` alone), and no
-    tokenizer takes it.
+def check_text(text: str, location: str) -> None:
+    """Raise a `ValueError` for half of a character.
+
+    JSON may write one (`\\ud83d` alone), and no tokenizer takes it.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        code = f"U+{ord(text[error.start]):04X}"
+        code_point = f"U+{ord(text[error.start]):04X}"
         raise ValueError(
-            f"{where} holds half of a character ({code}), which cannot be written as UTF-8"
+            f"{location} holds half of a character ({code_point}), which cannot be written as UTF-8"
         ) from None
 
 
@@ -40,21 +41,21 @@ Role = Literal["system", "user", "assistant"]
 class Turn:
     """Words of one side. `learned`: whether an answer is.
 
-    `said` is a text, in which a user's `<image>` marks stand for images; or the texts around the
+    `content` is a text, in which a user's `<image>` marks stand for images; or the texts around the
     images, one more than images, in which `<image>` is ordinary text.
     """
 
     role: Role
-    said: InitVar[str | tuple[str, ...]]
+    content: InitVar[str | tuple[str, ...]]
     learned: bool = True
     texts: tuple[str, ...] = field(init=False)
 
-    def __post_init__(self, said: str | tuple[str, ...]) -> None:
-        if isinstance(said, str):
-            said = tuple(said.split(IMAGE_MARK)) if self.role == "user" else (said,)
+    def __post_init__(self, content: str | tuple[str, ...]) -> None:
+        if isinstance(content, str):
+            content = tuple(content.split(IMAGE_MARK)) if self.role == "user" else (content,)
         # the formats refuse images that a user does not show
-        assert self.role == "user" or len(said) == 1
-        object.__setattr__(self, "texts", said)  # frozen
+        assert self.role == "user" or len(content) == 1
+        object.__setattr__(self, "texts", content)  # frozen
 
     @property
     def text(self) -> str:
@@ -82,9 +83,9 @@ class Sample:
 
     def __post_init__(self) -> None:
         roles = [turn.role for turn in self.turns]
-        talk = roles[1:] if roles[:1] == ["system"] else roles
-        expected = ["user", "assistant"] * max(1, (len(talk) + 1) // 2)
-        if talk != expected:
+        turn_roles = roles[1:] if roles[:1] == ["system"] else roles
+        expected_roles = ["user", "assistant"] * max(1, (len(turn_roles) + 1) // 2)
+        if turn_roles != expected_roles:
             raise ValueError(
                 f"sample {self.id!r}: turns must go user, assistant, user, assistant ... and end "
                 "with an assistant, behind a "
@@ -103,10 +104,10 @@ class Sample:
                 f"sample {self.id!r}: all of its answers have weight 0; there is "
                 "nothing to learn from it"
             )
-        marks = sum(len(turn.texts) - 1 for turn in self.turns)
-        if marks != len(self.images):
+        num_marks = sum(len(turn.texts) - 1 for turn in self.turns)
+        if num_marks != len(self.images):
             raise ImageMarksError(
-                f"sample {self.id!r}: {marks} {IMAGE_MARK} marks in the user's turns but "
+                f"sample {self.id!r}: {num_marks} {IMAGE_MARK} marks in the user's turns but "
                 f"{len(self.images)} images. "
                 f"Write one {IMAGE_MARK} where each image stands"
             )
@@ -116,10 +117,10 @@ class Sample:
 class Document:
     """Text and images in reading order.
 
-    Nobody asks and nobody answers: all of the text is learned, and its end.
+    There are no questions and answers: all of the text is learned, and its end.
 
-    `texts` has one entry more than `images`: what stands before the first image, between the images
-    and behind the last. An entry may be empty. `<image>` in a text is ordinary text. `unused` is
+    `texts` has one entry more than `images`: before the first image, between the images and behind
+    the last. An entry may be empty. `<image>` in a text is ordinary text. `unused` is
     that of `Sample`.
 
     Raises:

@@ -74,7 +74,7 @@ def test_every_format_says_its_files() -> None:
 
 def test_large_files_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every change longer than the distance of two blocks is seen, and so is every other size."""
-    monkeypatch.setattr(module, "BLOCK", 64)
+    monkeypatch.setattr(module, "BLOCK_SIZE", 64)
     content = bytes(range(256)) * 64
     file = tmp_path / "a.tar"
     file.write_bytes(content)

@@ -11,7 +11,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from m3.data.length_balancing import Window, read_lengths, write_lengths
+from m3.data.length_balancing import LengthWindow, read_lengths, write_lengths
 from m3.data.mixture import Broken, Mixture, Positioned, pass_length
 from m3.data.sample import Sample, Turn
 
@@ -136,21 +136,22 @@ def test_broken_samples_are_refused_or_marked() -> None:
     with pytest.raises(ValueError, match="a, record [036]: torn"):
         ids(Mixture([Torn("a", 9)]))
     items = [Mixture([Torn("a", 9)], broken="skip")[position] for position in range(9)]
-    torn = [item.sample.why for item in items if isinstance(item.sample, Broken)]
+    torn = [item.sample.reason for item in items if isinstance(item.sample, Broken)]
     assert sorted(torn) == [f"a, record {n}: torn" for n in (0, 3, 6)]
     assert [item.position for item in items] == list(range(9)), "no position is lost"
 
 
 def test_equal_tokens_for_every_device() -> None:
     lengths = (np.random.default_rng(0).lognormal(5, 1, 200).astype(np.int32),)
-    window = Window(lengths, batch_size=4, batches=4)
+    window = LengthWindow(lengths, batch_size=4, batches=4)
     plain, dealt = (
         Mixture([Numbered("a", 200)], seed=1, length=400, window=w) for w in (None, window)
     )
     spread: dict[str, list[float]] = {"plain": [], "dealt": []}
     for start in range(0, 400, 16):
         steps = [
-            [mixture.place(p)[1] for p in range(start, start + 16)] for mixture in (plain, dealt)
+            [mixture.record_at(p)[1] for p in range(start, start + 16)]
+            for mixture in (plain, dealt)
         ]
         assert sorted(steps[0]) == sorted(steps[1]), "no sample changes its step"
         for name, step in zip(spread, steps, strict=True):
@@ -159,15 +160,15 @@ def test_equal_tokens_for_every_device() -> None:
     assert np.mean(spread["plain"]) > 1.3
     assert np.mean(spread["dealt"]) < 1.1
     backwards = Mixture([Numbered("a", 200)], seed=1, length=400, window=window)
-    assert [backwards.place(p) for p in reversed(range(400))][::-1] == [
-        dealt.place(p) for p in range(400)
+    assert [backwards.record_at(p) for p in reversed(range(400))][::-1] == [
+        dealt.record_at(p) for p in range(400)
     ]
 
 
 def test_a_last_short_window_is_left_alone() -> None:
-    window = Window((np.arange(10, dtype=np.int32),), batch_size=2, batches=2)
+    window = LengthWindow((np.arange(10, dtype=np.int32),), batch_size=2, batches=2)
     mixtures = [Mixture([Numbered("a", 10)], seed=1, window=w) for w in (None, window)]
-    assert [mixture.place(9) for mixture in mixtures] == [mixtures[0].place(9)] * 2
+    assert [mixture.record_at(9) for mixture in mixtures] == [mixtures[0].record_at(9)] * 2
     assert sorted(ids(mixtures[1])) == sorted(ids(mixtures[0]))
 
 
@@ -203,11 +204,11 @@ def test_lengths_are_kept_with_the_names_of_their_sources(tmp_path: Path) -> Non
         match=r"data\.lengths counts \[3, 1\] samples, the sources hold "
         r"\[3, 2\]",
     ):
-        Mixture([Numbered("a", 3), Numbered("b", 2)], window=Window(lengths, 1, 1))
+        Mixture([Numbered("a", 3), Numbered("b", 2)], window=LengthWindow(lengths, 1, 1))
 
 
 def stream(
-    world_size: int, workers: int, window: Window | None, skipped: int = 0
+    world_size: int, workers: int, window: LengthWindow | None, skipped: int = 0
 ) -> list[tuple[int, str]]:
     """What all ranks together read, batch k of rank r at place k * world_size + r; 8 samples a
     step in all.
@@ -233,7 +234,7 @@ def test_one_order_however_it_is_read(world_size: int, workers: int, dealt: bool
     everything is equal.
     """
     lengths = tuple(np.random.default_rng(n).integers(1, 100, 30, dtype=np.int32) for n in (0, 1))
-    window = Window(lengths, 8 // world_size, world_size) if dealt else None
+    window = LengthWindow(lengths, 8 // world_size, world_size) if dealt else None
     found, plain = stream(world_size, workers, window), stream(1, 0, None)
     assert [position for position, _ in found] == list(range(48))
     for start in range(0, 48, 8):

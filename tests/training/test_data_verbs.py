@@ -174,7 +174,7 @@ def test_check_of_every_format_is_clean_and_keeps_lengths(
     assert np.ptp(conversation) == 0
     data = load(path, Recipe, [f"data.lengths={lengths}"]).data
     mixture = read_mixture(data, seed=0, step_samples=8, steps=3, devices=2, batch_size=4)
-    costs = [int(found[source][record]) for source, record in map(mixture.place, range(24))]
+    costs = [int(found[source][record]) for source, record in map(mixture.record_at, range(24))]
     for step in (costs[:8], costs[8:16], costs[16:]):
         assert abs(sum(step[:4]) - sum(step[4:])) <= max(step), "what a recipe's lengths are for"
 

@@ -94,11 +94,11 @@ def view_position(
     limits: SampleLimits,
 ) -> SampleView:
     """The sample that training would see at `position`, or why it would not."""
-    source, record = mixture.place(position)
+    source, record = mixture.record_at(position)
     view = SampleView(position, names[source], record)
     sample = mixture[position].sample
     if isinstance(sample, Broken):
-        return replace(view, error=sample.why)
+        return replace(view, error=sample.reason)
     kind = "document" if isinstance(sample, Document) else "conversation"
     view = replace(view, id=sample.id, kind=kind)
     try:

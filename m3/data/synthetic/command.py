@@ -16,53 +16,71 @@ from m3.data.synthetic.vocabulary import IMAGE_SIZE, PATCH_CLASSES, PATCH_SIZE, 
 logger = logging.getLogger(__name__)
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    argument_parser = argparse.ArgumentParser(
         prog="m3 data tiny", description="Draw the embedded suite from a seed as parquet."
     )
-    made.add_argument(
+    argument_parser.add_argument(
         "--out",
         type=Path,
         required=True,
         help="folder that receives train/, test/, tokenizer/ and suite.json",
     )
-    made.add_argument(
+    argument_parser.add_argument(
         "--train", type=int, default=2000, help="training pictures PER FAMILY (0: none)"
     )
-    made.add_argument("--test", type=int, default=200, help="test pictures PER FAMILY (0: none)")
-    made.add_argument("--seed", type=int, default=0, help="every picture depends on the seed alone")
-    made.add_argument(
+    argument_parser.add_argument(
+        "--test", type=int, default=200, help="test pictures PER FAMILY (0: none)"
+    )
+    argument_parser.add_argument(
+        "--seed", type=int, default=0, help="every picture depends on the seed alone"
+    )
+    argument_parser.add_argument(
         "--families", nargs="+", choices=tuple(FAMILIES), default=tuple(FAMILIES), metavar="FAMILY"
     )
-    made.add_argument(
+    argument_parser.add_argument(
         "--workers",
         type=int,
         default=2,
         help="processes that draw; the result does not depend on it",
     )
-    return made
+    return argument_parser
 
 
 def main(argv: list[str]) -> int:
-    """Write the splits asked for, `test/baselines.json`, the tokenizer, and `suite.json`, which
-    says how all was made.
+    """Write the splits asked for, `test/baselines.json`, the tokenizer and `suite.json`.
+
+    The last holds the settings, and is there only when all the rest is.
     """
-    options = parser().parse_args(argv)
+    options = make_parser().parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    wanted: dict[Split, int] = {"train": options.train, "test": options.test}
-    for split, number in wanted.items():
-        if number:
+    split_sizes: dict[Split, int] = {"train": options.train, "test": options.test}
+    for split, count_per_family in split_sizes.items():
+        if count_per_family:
             files = generate(
-                split, number, options.seed, options.out, options.families, options.workers
+                split,
+                count_per_family,
+                options.seed,
+                options.out,
+                options.families,
+                options.workers,
             )
             logger.info(
-                "%s: %d pictures in %d files", split, number * len(options.families), len(files)
+                "%s: %d pictures in %d files",
+                split,
+                count_per_family * len(options.families),
+                len(files),
             )
             if split == "test":
-                found = baselines(read_rows(files, ["family", "question", "answer"]), options.seed)
-                blind = {family: dataclasses.asdict(numbers) for family, numbers in found.items()}
-                _write_json(options.out / "test" / "baselines.json", blind)
-    made = {
+                family_baselines = baselines(
+                    read_rows(files, ["family", "question", "answer"]), options.seed
+                )
+                baseline_rows = {
+                    family: dataclasses.asdict(numbers)
+                    for family, numbers in family_baselines.items()
+                }
+                _write_json(options.out / "test" / "baselines.json", baseline_rows)
+    settings = {
         "seed": options.seed,
         "families": list(options.families),
         "train_per_family": options.train,
@@ -73,15 +91,15 @@ def main(argv: list[str]) -> int:
         "patch_slots": PATCH_SLOTS,
     }
     build_tokenizer().save_pretrained(options.out / "tokenizer")
-    _write_json(options.out / "suite.json", made)  # last: where it is, all the rest is
+    _write_json(options.out / "suite.json", settings)  # last: where it is, all the rest is
     return 0
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(file_path: Path, content: dict[str, Any]) -> None:
     """Write aside, then rename: the file is whole or absent."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    temporary_path = file_path.with_suffix(".tmp")
+    temporary_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary_path, file_path)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,17 @@ from random import Random
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from m3.data.synthetic.drawing import Drawn, PatchMap, QuestionKind, Split, pale
+from m3.data.synthetic.drawing import DrawnPicture, PatchMap, QuestionKind, Split, pale_colour
 from m3.data.synthetic.vocabulary import IMAGE_SIZE, LINES, WORDS
 
 FONT_SIZES = (17, 18)
 LINE = QuestionKind(
     "document_line",
     (
-        "Read the {place} line.",
-        "What does the {place} line say?",
-        "Which word is on the {place} line?",
-        "What is written on the {place} line?",
+        "Read the {subject} line.",
+        "What does the {subject} line say?",
+        "Which word is on the {subject} line?",
+        "What is written on the {subject} line?",
     ),
     WORDS,
     LINES,
@@ -28,32 +28,32 @@ KINDS = (LINE,)
 
 
 @functools.cache
-def typeface(size: int) -> ImageFont.FreeTypeFont:
+def typeface(font_size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans Bold at a size in pixels, laid out by FreeType alone so that machines agree."""
     properties = font_manager.FontProperties(family="DejaVu Sans", weight="bold")
-    path = font_manager.findfont(properties, fallback_to_default=False)
-    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+    font_path = font_manager.findfont(properties, fallback_to_default=False)
+    return ImageFont.truetype(font_path, font_size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def draw(rng: Random, split: Split) -> Drawn:
+def draw_picture(rng: Random, split: Split) -> DrawnPicture:
     """Draw one picture; `split` makes no difference here."""
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), pale(rng, 215, 250, 8))
-    picture = ImageDraw.Draw(image)
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), pale_colour(rng, 215, 250, 8))
+    image_canvas = ImageDraw.Draw(image)
     patches = PatchMap(threshold=0.3)
-    ink = tuple(rng.randint(0, 60) for _ in range(3))
-    words = rng.sample(WORDS, len(LINES))
-    height = IMAGE_SIZE // len(LINES)
-    for index, (line, word) in enumerate(zip(LINES, words, strict=True)):
+    ink_colour = tuple(rng.randint(0, 60) for _ in range(3))
+    line_words = rng.sample(WORDS, len(LINES))
+    line_height = IMAGE_SIZE // len(LINES)
+    for line_index, (line, word) in enumerate(zip(LINES, line_words, strict=True)):
         font = typeface(rng.choice(FONT_SIZES))
-        width = round(font.getlength(word))
-        left = rng.randint(3, max(3, IMAGE_SIZE - 3 - width))
-        baseline = height * index + 17 + rng.randint(-1, 1)
-        picture.text((left, baseline), word, fill=ink, font=font, anchor="ls")
+        word_width = round(font.getlength(word))
+        word_left = rng.randint(3, max(3, IMAGE_SIZE - 3 - word_width))
+        baseline = line_height * line_index + 17 + rng.randint(-1, 1)
+        image_canvas.text((word_left, baseline), word, fill=ink_colour, font=font, anchor="ls")
         patches.add_box(
-            picture.textbbox((left, baseline), word, font=font, anchor="ls"),
+            image_canvas.textbbox((word_left, baseline), word, font=font, anchor="ls"),
             f"word {word}",
             f"line {line}",
         )
-    questions = [LINE.ask(rng, word, line) for line, word in zip(LINES, words, strict=True)]
+    questions = [LINE.ask(rng, word, line) for line, word in zip(LINES, line_words, strict=True)]
     rng.shuffle(questions)
-    return Drawn(image, tuple(questions), questions[0], *patches.labels())
+    return DrawnPicture(image, tuple(questions), questions[0], *patches.labels())

@@ -1,7 +1,6 @@
-"""What every family of the embedded suite shares: questions, drawn pictures, shapes and per-patch
-labels.
+"""Questions, drawn pictures, shapes and patch labels, which all families of the suite share.
 
-In: a seeded `random.Random`. Out: `Drawn`, one picture with its questions and its patch labels.
+In: a seeded `random.Random`. Out: `DrawnPicture`, with its questions and its patch labels.
 """
 
 import math
@@ -29,26 +28,26 @@ Number = int | float
 
 @dataclass(frozen=True)
 class QuestionKind:
-    """One kind of question: its phrasings, what `{place}` may stand for, and every answer it can
-    have.
-    """
+    """One kind of question: its phrasings, the words for `{subject}`, and every possible answer."""
 
     name: str
     templates: tuple[str, ...]
     answers: tuple[str, ...]
-    places: tuple[str, ...] = ("",)
+    subjects: tuple[str, ...] = ("",)
 
     def texts(self) -> tuple[str, ...]:
-        """Every wording of this kind, for every place."""
+        """Every wording of this kind, for every subject."""
         return tuple(
-            template.format(place=place) for template in self.templates for place in self.places
+            template.format(subject=subject)
+            for template in self.templates
+            for subject in self.subjects
         )
 
-    def ask(self, rng: Random, answer: str, place: str = "") -> "Question":
+    def ask(self, rng: Random, answer: str, subject: str = "") -> "Question":
         """Word the question in one of its ways; the answer must be one of the possible ones."""
         assert answer in self.answers, (self.name, answer)
-        assert place in self.places, (self.name, place)
-        return Question(self.name, rng.choice(self.templates).format(place=place), answer)
+        assert subject in self.subjects, (self.name, subject)
+        return Question(self.name, rng.choice(self.templates).format(subject=subject), answer)
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A picture (96x96 RGB), its training questions, the one question it gets in the test, and
-    labels [12, 12].
-    """
+class DrawnPicture:
+    """A picture (96x96 RGB), its training questions, its one test question, and labels [12, 12]."""
 
     image: Image.Image
     questions: tuple[Question, ...]
@@ -73,7 +70,7 @@ class Drawn:
 
 @dataclass
 class PatchMap:
-    """Which thing covers which pixel, reduced to labels per patch.
+    """Labels per patch, from the thing that covers each pixel.
 
     Things are painted into an id image beside the picture. A patch takes the thing that covers most
     of it, if that covers at least `threshold` of the patch.
@@ -92,42 +89,47 @@ class PatchMap:
     def add_box(
         self, box: tuple[Number, Number, Number, Number], class_name: str, slot_name: str = "none"
     ) -> None:
-        """Register a thing that fills the box (left, top, right, bottom), right and bottom
-        excluded.
-        """
-        left, top, right, bottom = (round(edge) for edge in box)
-        painted = (left, top, right - 1, bottom - 1)
-        ImageDraw.Draw(self.ids).rectangle(painted, fill=self.add(class_name, slot_name))
+        """Register a thing that fills the box (left, top, right, bottom), its ends excluded."""
+        box_left, box_top, box_right, box_bottom = (round(edge) for edge in box)
+        pixel_box = (box_left, box_top, box_right - 1, box_bottom - 1)
+        ImageDraw.Draw(self.ids).rectangle(pixel_box, fill=self.add(class_name, slot_name))
 
     def labels(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Class and slot per patch, each [12, 12] uint8."""
-        tiles = np.asarray(self.ids).reshape(PATCH_GRID, PATCH_SIZE, PATCH_GRID, PATCH_SIZE)
-        cover = np.zeros((len(self.things) + 1, PATCH_GRID, PATCH_GRID))
-        for thing in range(1, len(self.things) + 1):
-            cover[thing] = (tiles == thing).mean(axis=(1, 3))
-        winner = np.where(cover.max(axis=0) >= self.threshold, cover.argmax(axis=0), 0)
-        classes = [CLASS_INDEX[self.background], *(CLASS_INDEX[name] for name, _ in self.things)]
-        slots = [SLOT_INDEX["none"], *(SLOT_INDEX[name] for _, name in self.things)]
-        return np.array(classes, dtype=np.uint8)[winner], np.array(slots, dtype=np.uint8)[winner]
+        patch_ids = np.asarray(self.ids).reshape(PATCH_GRID, PATCH_SIZE, PATCH_GRID, PATCH_SIZE)
+        cover_shares = np.zeros((len(self.things) + 1, PATCH_GRID, PATCH_GRID))
+        for thing_id in range(1, len(self.things) + 1):
+            cover_shares[thing_id] = (patch_ids == thing_id).mean(axis=(1, 3))
+        winner_ids = np.where(
+            cover_shares.max(axis=0) >= self.threshold, cover_shares.argmax(axis=0), 0
+        )
+        class_labels = [
+            CLASS_INDEX[self.background],
+            *(CLASS_INDEX[name] for name, _ in self.things),
+        ]
+        slot_labels = [SLOT_INDEX["none"], *(SLOT_INDEX[name] for _, name in self.things)]
+        class_table = np.array(class_labels, dtype=np.uint8)
+        slot_table = np.array(slot_labels, dtype=np.uint8)
+        return class_table[winner_ids], slot_table[winner_ids]
 
 
-def jittered(rng: Random, colour: str, amount: int = 14) -> Colour:
+def vary_colour(rng: Random, colour: str, max_offset: int = 14) -> Colour:
     """A shade of the named colour, each channel off by at most `amount`."""
     red, green, blue = (
-        max(0, min(255, level + rng.randint(-amount, amount))) for level in COLOURS[colour]
+        max(0, min(255, level + rng.randint(-max_offset, max_offset))) for level in COLOURS[colour]
     )
     return red, green, blue
 
 
-def pale(rng: Random, low: int = 205, high: int = 235, tint: int = 8) -> Colour:
+def pale_colour(rng: Random, darkest: int = 205, lightest: int = 235, max_tint: int = 8) -> Colour:
     """A pale, nearly neutral ground."""
-    level = rng.randint(low, high)
-    red, green, blue = (min(255, level + rng.randint(-tint, tint)) for _ in range(3))
+    grey_level = rng.randint(darkest, lightest)
+    red, green, blue = (min(255, grey_level + rng.randint(-max_tint, max_tint)) for _ in range(3))
     return red, green, blue
 
 
 def draw_shape(
-    draw: ImageDraw.ImageDraw,
+    canvas: ImageDraw.ImageDraw,
     shape: str,
     centre: tuple[Number, Number],
     size: Number,
@@ -137,30 +139,30 @@ def draw_shape(
     x, y = centre
     radius = size / 2
     if shape == "circle":
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
     elif shape == "square":
-        side = radius * 0.88
-        draw.rectangle((x - side, y - side, x + side, y + side), fill=fill)
+        half_side = radius * 0.88
+        canvas.rectangle((x - half_side, y - half_side, x + half_side, y + half_side), fill=fill)
     elif shape == "triangle":
-        draw.polygon(
+        canvas.polygon(
             ((x, y - radius), (x + radius, y + radius * 0.85), (x - radius, y + radius * 0.85)),
             fill=fill,
         )
     elif shape == "star":
-        draw.polygon(_star(x, y, radius * 1.1), fill=fill)
+        canvas.polygon(_star_corners(x, y, radius * 1.1), fill=fill)
     elif shape == "cross":
-        arm = radius * 0.34
-        draw.rectangle((x - radius, y - arm, x + radius, y + arm), fill=fill)
-        draw.rectangle((x - arm, y - radius, x + arm, y + radius), fill=fill)
+        half_width = radius * 0.34
+        canvas.rectangle((x - radius, y - half_width, x + radius, y + half_width), fill=fill)
+        canvas.rectangle((x - half_width, y - radius, x + half_width, y + radius), fill=fill)
     else:
         raise AssertionError(f"no such shape: {shape}")
 
 
-def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+def _star_corners(x: float, y: float, radius: float) -> list[tuple[float, float]]:
     """The ten corners of a five-pointed star, one point up."""
     corners: list[tuple[float, float]] = []
-    for corner in range(10):
-        reach = radius if corner % 2 == 0 else radius * 0.42
-        angle = math.pi * corner / 5
-        corners.append((x + reach * math.sin(angle), y - reach * math.cos(angle)))
+    for corner_number in range(10):
+        corner_radius = radius if corner_number % 2 == 0 else radius * 0.42
+        angle = math.pi * corner_number / 5
+        corners.append((x + corner_radius * math.sin(angle), y - corner_radius * math.cos(angle)))
     return corners

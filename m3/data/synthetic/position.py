@@ -12,24 +12,24 @@ from random import Random
 from PIL import Image, ImageDraw
 
 from m3.data.synthetic.drawing import (
-    Drawn,
+    DrawnPicture,
     PatchMap,
     Question,
     QuestionKind,
     Split,
     draw_shape,
-    jittered,
-    pale,
+    pale_colour,
+    vary_colour,
 )
 from m3.data.synthetic.vocabulary import CORNERS, IMAGE_SIZE, OBJECTS, SHAPE_COLOURS, SHAPES
 
 OBJECT = QuestionKind(
     "position_object",
     (
-        "What is in the {place} corner?",
-        "What can be seen in the {place} corner?",
-        "Which object is in the {place} corner?",
-        "Name the object in the {place} corner.",
+        "What is in the {subject} corner?",
+        "What can be seen in the {subject} corner?",
+        "Which object is in the {subject} corner?",
+        "Name the object in the {subject} corner.",
     ),
     OBJECTS,
     CORNERS,
@@ -37,9 +37,9 @@ OBJECT = QuestionKind(
 SHAPE = QuestionKind(
     "position_shape",
     (
-        "What shape is in the {place} corner?",
-        "Which shape is in the {place} corner?",
-        "What is the shape of the object in the {place} corner?",
+        "What shape is in the {subject} corner?",
+        "Which shape is in the {subject} corner?",
+        "What is the shape of the object in the {subject} corner?",
     ),
     SHAPES,
     CORNERS,
@@ -47,9 +47,9 @@ SHAPE = QuestionKind(
 COLOUR = QuestionKind(
     "position_colour",
     (
-        "What colour is the shape in the {place} corner?",
-        "Which colour is the object in the {place} corner?",
-        "What is the colour of the object in the {place} corner?",
+        "What colour is the shape in the {subject} corner?",
+        "Which colour is the object in the {subject} corner?",
+        "What is the colour of the object in the {subject} corner?",
     ),
     SHAPE_COLOURS,
     CORNERS,
@@ -57,49 +57,55 @@ COLOUR = QuestionKind(
 KINDS = (OBJECT, SHAPE, COLOUR)
 
 
-def draw(rng: Random, split: Split) -> Drawn:
+def draw_picture(rng: Random, split: Split) -> DrawnPicture:
     """Draw one picture; `split` makes no difference here."""
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), pale(rng))
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), pale_colour(rng))
     patches = PatchMap()
-    picture, ids = ImageDraw.Draw(image), ImageDraw.Draw(patches.ids)
-    things: dict[str, tuple[str, str]] = {}
-    for index, corner in enumerate(CORNERS):
+    image_canvas, id_canvas = ImageDraw.Draw(image), ImageDraw.Draw(patches.ids)
+    corner_shapes: dict[str, tuple[str, str]] = {}
+    for corner_index, corner in enumerate(CORNERS):
         colour, shape, size = rng.choice(SHAPE_COLOURS), rng.choice(SHAPES), rng.uniform(25, 36)
-        play = (IMAGE_SIZE / 2 - size) / 2 - 2
+        free_play = (IMAGE_SIZE / 2 - size) / 2 - 2
         centre = (
-            24 + 48 * (index % 2) + rng.uniform(-play, play),
-            24 + 48 * (index // 2) + rng.uniform(-play, play),
+            24 + 48 * (corner_index % 2) + rng.uniform(-free_play, free_play),
+            24 + 48 * (corner_index // 2) + rng.uniform(-free_play, free_play),
         )
-        draw_shape(picture, shape, centre, size, jittered(rng, colour))
-        draw_shape(ids, shape, centre, size, patches.add(f"{colour} {shape}", f"corner {corner}"))
-        things[corner] = (colour, shape)
-    test_question = _test_question(rng, things)
-    return Drawn(image, _questions(rng, things), test_question, *patches.labels())
+        draw_shape(image_canvas, shape, centre, size, vary_colour(rng, colour))
+        draw_shape(
+            id_canvas, shape, centre, size, patches.add(f"{colour} {shape}", f"corner {corner}")
+        )
+        corner_shapes[corner] = (colour, shape)
+    test_question = _test_question(rng, corner_shapes)
+    return DrawnPicture(
+        image, _training_questions(rng, corner_shapes), test_question, *patches.labels()
+    )
 
 
-def _questions(rng: Random, things: dict[str, tuple[str, str]]) -> tuple[Question, ...]:
+def _training_questions(
+    rng: Random, corner_shapes: dict[str, tuple[str, str]]
+) -> tuple[Question, ...]:
     """Two corners: one for the whole object, one for shape and colour apart.
 
     No answer gives another away, and the corners left out keep the later answers from being found
     by elimination.
     """
-    whole, apart = rng.sample(CORNERS, 2)
-    colour, shape = things[apart]
+    object_corner, detail_corner = rng.sample(CORNERS, 2)
+    colour, shape = corner_shapes[detail_corner]
     questions = [
-        OBJECT.ask(rng, " ".join(things[whole]), whole),
-        SHAPE.ask(rng, shape, apart),
-        COLOUR.ask(rng, colour, apart),
+        OBJECT.ask(rng, " ".join(corner_shapes[object_corner]), object_corner),
+        SHAPE.ask(rng, shape, detail_corner),
+        COLOUR.ask(rng, colour, detail_corner),
     ]
     rng.shuffle(questions)
     return tuple(questions)
 
 
-def _test_question(rng: Random, things: dict[str, tuple[str, str]]) -> Question:
+def _test_question(rng: Random, corner_shapes: dict[str, tuple[str, str]]) -> Question:
     """Three in five ask for the whole object."""
-    corner, chosen = rng.choice(CORNERS), rng.random()
-    colour, shape = things[corner]
-    if chosen < 0.6:
+    corner, draw_number = rng.choice(CORNERS), rng.random()
+    colour, shape = corner_shapes[corner]
+    if draw_number < 0.6:
         return OBJECT.ask(rng, f"{colour} {shape}", corner)
-    if chosen < 0.8:
+    if draw_number < 0.8:
         return SHAPE.ask(rng, shape, corner)
     return COLOUR.ask(rng, colour, corner)

@@ -7,7 +7,14 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from m3.data.synthetic.drawing import Drawn, PatchMap, QuestionKind, Split, draw_shape, jittered
+from m3.data.synthetic.drawing import (
+    DrawnPicture,
+    PatchMap,
+    QuestionKind,
+    Split,
+    draw_shape,
+    vary_colour,
+)
 from m3.data.synthetic.vocabulary import COLOURS, IMAGE_SIZE, SHAPE_COLOURS, SHAPES
 
 COLOUR = QuestionKind(
@@ -23,9 +30,9 @@ COLOUR = QuestionKind(
 IS_COLOUR = QuestionKind(
     "scene_is_colour",
     (
-        "Is the background {place}?",
-        "Is most of the picture {place}?",
-        "Is {place} the main colour?",
+        "Is the background {subject}?",
+        "Is most of the picture {subject}?",
+        "Is {subject} the main colour?",
     ),
     ("yes", "no"),
     tuple(COLOURS),
@@ -33,24 +40,29 @@ IS_COLOUR = QuestionKind(
 KINDS = (COLOUR, IS_COLOUR)
 
 
-def draw(rng: Random, split: Split) -> Drawn:
+def draw_picture(rng: Random, split: Split) -> DrawnPicture:
     """Draw one picture; `split` makes no difference here."""
     background = rng.choice(tuple(COLOURS))
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), jittered(rng, background))
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), vary_colour(rng, background))
     patches = PatchMap(background=f"background {background}")
-    picture, ids = ImageDraw.Draw(image), ImageDraw.Draw(patches.ids)
-    clutter = [colour for colour in SHAPE_COLOURS if colour != background]
+    image_canvas, id_canvas = ImageDraw.Draw(image), ImageDraw.Draw(patches.ids)
+    clutter_colours = [colour for colour in SHAPE_COLOURS if colour != background]
     for _ in range(rng.randint(3, 8)):
-        colour, shape, size = rng.choice(clutter), rng.choice(SHAPES), rng.uniform(8, 15)
+        colour, shape, size = rng.choice(clutter_colours), rng.choice(SHAPES), rng.uniform(8, 15)
         centre = (rng.uniform(6, IMAGE_SIZE - 6), rng.uniform(6, IMAGE_SIZE - 6))
-        draw_shape(picture, shape, centre, size, jittered(rng, colour))
-        draw_shape(ids, shape, centre, size, patches.add(f"{colour} {shape}"))
-    main = COLOUR.ask(rng, background)
-    others = rng.sample([colour for colour in COLOURS if colour != background], 2)
-    probes = [*others, background] if rng.random() < 0.5 else [others[0], background]
+        draw_shape(image_canvas, shape, centre, size, vary_colour(rng, colour))
+        draw_shape(id_canvas, shape, centre, size, patches.add(f"{colour} {shape}"))
+    main_question = COLOUR.ask(rng, background)
+    other_colours = rng.sample([colour for colour in COLOURS if colour != background], 2)
+    probed_colours = (
+        [*other_colours, background] if rng.random() < 0.5 else [other_colours[0], background]
+    )
     questions = [
-        main,
-        *(IS_COLOUR.ask(rng, "yes" if colour == background else "no", colour) for colour in probes),
+        main_question,
+        *(
+            IS_COLOUR.ask(rng, "yes" if colour == background else "no", colour)
+            for colour in probed_colours
+        ),
     ]
     rng.shuffle(questions)
-    return Drawn(image, tuple(questions), main, *patches.labels())
+    return DrawnPicture(image, tuple(questions), main_question, *patches.labels())

@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from m3.data.synthetic import chart, count, digits, document, position, scene
-from m3.data.synthetic.drawing import Drawn, Question, QuestionKind, Split
+from m3.data.synthetic.drawing import DrawnPicture, Question, QuestionKind, Split
 from m3.data.synthetic.vocabulary import IMAGE_SIZE
 
 SHARD_ROWS: Final = 1024
@@ -37,17 +37,17 @@ SHARD_ROWS: Final = 1024
 class Family:
     """One family of pictures: how one is drawn, and the kinds of question it carries."""
 
-    draw: Callable[[Random, Split], Drawn]
+    draw_picture: Callable[[Random, Split], DrawnPicture]
     kinds: tuple[QuestionKind, ...]
 
 
 FAMILIES: Final[dict[str, Family]] = {
-    "scene": Family(scene.draw, scene.KINDS),
-    "position": Family(position.draw, position.KINDS),
-    "count": Family(count.draw, count.KINDS),
-    "digits": Family(digits.draw, digits.KINDS),
-    "chart": Family(chart.draw, chart.KINDS),
-    "document": Family(document.draw, document.KINDS),
+    "scene": Family(scene.draw_picture, scene.KINDS),
+    "position": Family(position.draw_picture, position.KINDS),
+    "count": Family(count.draw_picture, count.KINDS),
+    "digits": Family(digits.draw_picture, digits.KINDS),
+    "chart": Family(chart.draw_picture, chart.KINDS),
+    "document": Family(document.draw_picture, document.KINDS),
 }
 
 TRAIN_FEATURES: Final = Features(
@@ -74,9 +74,7 @@ TEST_FEATURES: Final = Features(
 
 @dataclass(frozen=True)
 class Baselines:
-    """What needs no eyes: expected accuracy of uniform guessing, and of the best constant answer
-    per kind.
-    """
+    """Accuracy without eyes: of uniform guessing, and of the best constant answer per kind."""
 
     chance: float
     majority: float
@@ -84,7 +82,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class _Shard:
-    """One output file: which pictures (family, index) it holds, in order."""
+    """One output file, and the pictures (family, index) that it holds, in order."""
 
     path: Path
     split: Split
@@ -92,14 +90,14 @@ class _Shard:
     pictures: tuple[tuple[str, int], ...]
 
 
-def draw(split: Split, family: str, index: int, seed: int) -> Drawn:
+def draw_picture(split: Split, family: str, index: int, seed: int) -> DrawnPicture:
     """Picture `index` of a family.
 
     The split is part of the seed, so train and test share no picture.
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}: expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[family].draw(Random(f"{seed}/{split}/{family}/{index}"), split)
+    return FAMILIES[family].draw_picture(Random(f"{seed}/{split}/{family}/{index}"), split)
 
 
 def generate(
@@ -127,41 +125,41 @@ def generate(
             "expected at least 1 picture per family and 1 worker, got "
             f"{count_per_family} and {workers}"
         )
-    folder = Path(out_dir) / split
-    shards = _plan(split, count_per_family, seed, folder, families, shard_rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    expected = {shard.path for shard in shards}
-    for stale in folder.glob("*.parquet"):
-        if stale not in expected:
-            stale.unlink()
+    split_folder = Path(out_dir) / split
+    shards = _plan_shards(split, count_per_family, seed, split_folder, families, shard_rows)
+    split_folder.mkdir(parents=True, exist_ok=True)
+    shard_paths = {shard.path for shard in shards}
+    for old_shard in split_folder.glob("*.parquet"):
+        if old_shard not in shard_paths:
+            old_shard.unlink()
     with tqdm(
         total=count_per_family * len(families),
         desc=f"drawing {split}",
         unit="img",
         disable=not progress,
-    ) as bar:
+    ) as progress_bar:
         if workers == 1:
             for shard in shards:
-                bar.update(_write_shard(shard))
+                progress_bar.update(_write_shard(shard))
         else:
             with multiprocessing.get_context("spawn").Pool(workers) as pool:
-                for rows in pool.imap_unordered(_write_shard, shards):
-                    bar.update(rows)
+                for num_rows in pool.imap_unordered(_write_shard, shards):
+                    progress_bar.update(num_rows)
     return [shard.path for shard in shards]
 
 
-def _plan(
+def _plan_shards(
     split: Split,
     count_per_family: int,
     seed: int,
-    folder: Path,
+    split_folder: Path,
     families: Sequence[str],
     shard_rows: int,
 ) -> list[_Shard]:
     if split == "test":
         return [
             _Shard(
-                folder / f"{family}.parquet",
+                split_folder / f"{family}.parquet",
                 split,
                 seed,
                 tuple((family, index) for index in range(count_per_family)),
@@ -171,67 +169,65 @@ def _plan(
     if split != "train":
         raise ValueError(f"unknown split {split!r}: expected train or test")
     pictures = [(family, index) for index in range(count_per_family) for family in families]
-    starts = range(0, len(pictures), shard_rows)
+    shard_starts = range(0, len(pictures), shard_rows)
     return [
         _Shard(
-            folder / f"train-{number:05d}-of-{len(starts):05d}.parquet",
+            split_folder / f"train-{shard_number:05d}-of-{len(shard_starts):05d}.parquet",
             split,
             seed,
-            tuple(pictures[start : start + shard_rows]),
+            tuple(pictures[first_picture : first_picture + shard_rows]),
         )
-        for number, start in enumerate(starts)
+        for shard_number, first_picture in enumerate(shard_starts)
     ]
 
 
 def _write_shard(shard: _Shard) -> int:
     """Draw and write one file; returns its number of rows."""
-    row, features = (
+    make_row, features = (
         (train_row, TRAIN_FEATURES) if shard.split == "train" else (test_row, TEST_FEATURES)
     )
-    rows = [row(family, index, shard.seed) for family, index in shard.pictures]
-    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
-    aside = shard.path.with_suffix(".tmp")
-    pq.write_table(table, aside, compression="zstd", row_group_size=256)
-    os.replace(aside, shard.path)
-    return len(rows)
+    shard_rows = [make_row(family, index, shard.seed) for family, index in shard.pictures]
+    arrow_table = pa.Table.from_pylist(shard_rows, schema=features.arrow_schema)
+    temporary_path = shard.path.with_suffix(".tmp")
+    pq.write_table(arrow_table, temporary_path, compression="zstd", row_group_size=256)
+    os.replace(temporary_path, shard.path)
+    return len(shard_rows)
 
 
 def train_row(family: str, index: int, seed: int) -> dict[str, Any]:
-    """One training row: the picture, all its questions as a LLaVA conversation, class and slot
-    of its 144 patches.
-    """
-    drawn = draw("train", family, index, seed)
-    name = f"train-{family}-{index:06d}"
+    """One training row: picture, questions as a LLaVA conversation, labels of its 144 patches."""
+    picture = draw_picture("train", family, index, seed)
+    picture_name = f"train-{family}-{index:06d}"
     conversations: list[dict[str, str]] = []
-    for number, question in enumerate(drawn.questions):
-        text = f"<image>\n{question.text}" if number == 0 else question.text
+    for question_number, question in enumerate(picture.questions):
+        text = f"<image>\n{question.text}" if question_number == 0 else question.text
         conversations.append({"from": "human", "value": text})
         conversations.append({"from": "gpt", "value": question.answer})
     return {
-        "id": name,
+        "id": picture_name,
         "family": family,
-        "image": {"bytes": _png(drawn.image), "path": f"{name}.png"},
+        "image": {"bytes": _encode_png(picture.image), "path": f"{picture_name}.png"},
         "conversations": conversations,
-        "patch_class": drawn.patch_class.tobytes(),
-        "patch_slot": drawn.patch_slot.tobytes(),
+        "patch_class": picture.patch_class.tobytes(),
+        "patch_slot": picture.patch_slot.tobytes(),
     }
 
 
 def test_row(family: str, index: int, seed: int) -> dict[str, Any]:
     """One test row: the picture and its one question."""
-    drawn = draw("test", family, index, seed)
-    name = f"test-{family}-{index:06d}"
+    picture = draw_picture("test", family, index, seed)
+    picture_name = f"test-{family}-{index:06d}"
     return {
-        "id": name,
+        "id": picture_name,
         "family": family,
-        "image": {"bytes": _png(drawn.image), "path": f"{name}.png"},
-        "question": drawn.test_question.text,
-        "answer": drawn.test_question.answer,
-        "cluster": name,
+        "image": {"bytes": _encode_png(picture.image), "path": f"{picture_name}.png"},
+        "question": picture.test_question.text,
+        "answer": picture.test_question.answer,
+        "cluster": picture_name,
     }
 
 
-def _png(image: Image.Image) -> bytes:
+def _encode_png(image: Image.Image) -> bytes:
     assert (image.size, image.mode) == ((IMAGE_SIZE, IMAGE_SIZE), "RGB")
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=9)
@@ -244,62 +240,62 @@ def read_rows(files: Iterable[Path], columns: list[str] | None = None) -> list[d
 
 
 def content_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 over what test rows say and show: ids, questions, answers and decoded pixels, not
-    file encodings.
-    """
+    """SHA-256 of test rows: ids, questions, answers and decoded pixels, not file encodings."""
     digest = hashlib.sha256()
     for row in rows:
         with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-            pixels = image.convert("RGB").tobytes()
-        for part in (row["id"], row["question"], row["answer"]):
-            digest.update(f"{part}\n".encode())
-        digest.update(pixels)
+            image_pixels = image.convert("RGB").tobytes()
+        for text in (row["id"], row["question"], row["answer"]):
+            digest.update(f"{text}\n".encode())
+        digest.update(image_pixels)
     return digest.hexdigest()
 
 
-def kind_of(family: str, question: str) -> QuestionKind:
-    """The kind a question's text belongs to."""
+def question_kind(family: str, question: str) -> QuestionKind:
+    """The kind that a question's text belongs to."""
     for kind in FAMILIES[family].kinds:
         if question in kind.texts():
             return kind
     raise ValueError(f"the family {family!r} asks no such question: {question!r}")
 
 
-def majority_answers(family: str, count: int, seed: int) -> dict[str, str]:
-    """The most frequent answer per kind of question over `count` training pictures (ties: first
-    in the alphabet).
+def majority_answers(family: str, num_pictures: int, seed: int) -> dict[str, str]:
+    """The most frequent answer per kind of question in the first `num_pictures` of training.
+
+    Of equally frequent ones, the first in the alphabet.
     """
-    seen: dict[str, Counter[str]] = defaultdict(Counter)
-    for index in range(count):
-        drawn = draw("train", family, index, seed)
-        for question in (*drawn.questions, drawn.test_question):
-            seen[question.kind][question.answer] += 1
+    answer_counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(num_pictures):
+        picture = draw_picture("train", family, index, seed)
+        for question in (*picture.questions, picture.test_question):
+            answer_counts[question.kind][question.answer] += 1
     return {
         kind: min(answers, key=lambda answer: (-answers[answer], answer))
-        for kind, answers in seen.items()
+        for kind, answers in answer_counts.items()
     }
 
 
 def baselines(
     test_rows: Iterable[Mapping[str, Any]], seed: int, training_pictures: int = 100
 ) -> dict[str, Baselines]:
-    """Chance and majority baseline of each family present in the rows (columns family, question,
-    answer).
+    """Chance and majority baseline of each family in the rows (family, question, answer).
 
     Chance is the expected accuracy of an answer drawn uniformly from those possible for that kind
     of question; majority gives, for every kind, the answer most frequent in the first
     `training_pictures` training pictures of the seed.
     """
-    asked: dict[str, list[Question]] = defaultdict(list)
+    family_questions: dict[str, list[Question]] = defaultdict(list)
     chances: dict[str, list[float]] = defaultdict(list)
     for row in test_rows:
-        kind = kind_of(row["family"], row["question"])
-        asked[row["family"]].append(Question(kind.name, row["question"], row["answer"]))
+        kind = question_kind(row["family"], row["question"])
+        family_questions[row["family"]].append(Question(kind.name, row["question"], row["answer"]))
         chances[row["family"]].append(1 / len(kind.answers))
-    found: dict[str, Baselines] = {}
-    for family, questions in asked.items():
-        constant = majority_answers(family, training_pictures, seed)
-        hits = sum(question.answer == constant[question.kind] for question in questions)
+    family_baselines: dict[str, Baselines] = {}
+    for family, questions in family_questions.items():
+        best_constants = majority_answers(family, training_pictures, seed)
+        num_hits = sum(question.answer == best_constants[question.kind] for question in questions)
         chance = sum(chances[family]) / len(questions)
-        found[family] = Baselines(chance=round(chance, 6), majority=round(hits / len(questions), 6))
-    return found
+        family_baselines[family] = Baselines(
+            chance=round(chance, 6), majority=round(num_hits / len(questions), 6)
+        )
+    return family_baselines

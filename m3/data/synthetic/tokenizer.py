@@ -1,5 +1,4 @@
-"""The tokenizer of the tiny models: a small byte-level BPE learnt from the embedded suite's own
-words.
+"""Tokenizer of the tiny models: a small byte-level BPE learnt from the embedded suite's words.
 
 In: nothing. Out: `PreTrainedTokenizerFast` with a ChatML template whose assistant tokens can be
 told apart. Every word of the suite is one token, digits stand alone, and any other text falls back
@@ -18,11 +17,11 @@ PAD: Final = "<pad>"
 TURN_START: Final = "<|im_start|>"
 TURN_END: Final = "<|im_end|>"
 IMAGE: Final = "<image>"
-MOST_TOKENS: Final = 1024  # an upper bound; merging stops on its own once every word is one token
+MAX_TOKENS: Final = 1024  # an upper bound; merging stops on its own once every word is one token
 MAX_LENGTH: Final = 4096
-# What a token may not reach across: a word with the blank before it ("top-left" is one), a digit, a
+# Pieces that a token may not reach across: a word with the blank before it ("top-left" is one), a digit, a
 # mark, other blanks.
-PIECE: Final = r" ?\p{L}+(?:-\p{L}+)*|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PIECE_PATTERN: Final = r" ?\p{L}+(?:-\p{L}+)*|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # ChatML. The answer and its end mark are the generated (trained) part of an assistant turn. Content
 # is a string, or a list of {"type": "image"} and {"type": "text", "text": ...}; an image is
@@ -67,13 +66,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECE), "isolated"),
+            pre_tokenizers.Split(Regex(PIECE_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=MOST_TOKENS,
+        vocab_size=MAX_TOKENS,
         min_frequency=1,
         show_progress=False,
         special_tokens=[PAD, TURN_START, TURN_END, IMAGE],
@@ -81,11 +80,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     # Each distinct word once: merges then depend on the words alone, and rare ones become whole as
     # well.
-    words = {
+    distinct_words = {
         piece for text in corpus() for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)
     }
     tokenizer.train_from_iterator(sorted(corpus()), trainer)
-    fast = PreTrainedTokenizerFast(
+    fast_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=TURN_END,
@@ -94,7 +93,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
-    whole = set(fast.get_vocab())
-    assert words <= whole, f"words in pieces: {sorted(words - whole)}"
-    return fast
+    fast_tokenizer.chat_template = CHAT_TEMPLATE
+    whole_tokens = set(fast_tokenizer.get_vocab())
+    assert distinct_words <= whole_tokens, (
+        f"words in pieces: {sorted(distinct_words - whole_tokens)}"
+    )
+    return fast_tokenizer

@@ -1,8 +1,7 @@
-"""The words and numbers the embedded suite is made of, and the class tables of its per-patch
-labels.
+"""Words and numbers of the embedded suite, and the class tables of its per-patch labels.
 
 In: nothing. Out: literal tables that the families draw from, and the two label tables a tower can
-    be pre-trained on.
+be pre-trained on.
 """
 
 from typing import Final
@@ -39,7 +38,7 @@ WORDS: Final = (
     "zebra", "bread", "cloud", "milk", "drum", "salt", "fork", "kite",
 )  # fmt: skip
 
-# What lies on a patch. Class 0 is plain ground; every other class belongs to one kind of thing.
+# Things on a patch. Class 0 is plain ground; every other class belongs to one kind of thing.
 PATCH_CLASSES: Final[tuple[str, ...]] = (
     "ground",
     *OBJECTS,
@@ -48,11 +47,11 @@ PATCH_CLASSES: Final[tuple[str, ...]] = (
     *(f"bar {colour}" for colour in SHAPE_COLOURS),
     *(f"word {word}" for word in WORDS),
 )
-# Where the thing on a patch belongs. Slot 0 is nowhere in particular.
+# Places in the picture that things belong to. Slot 0 is nowhere in particular.
 PATCH_SLOTS: Final[tuple[str, ...]] = (
     "none",
     *(f"corner {corner}" for corner in CORNERS),
-    *(f"digit {place}" for place in DIGIT_PLACES),
+    *(f"digit {position}" for position in DIGIT_PLACES),
     *(f"value {value}" for value in BAR_VALUES),
     *(f"line {line}" for line in LINES),
 )

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from m3.data.synthetic import digits
-from m3.data.synthetic.drawing import Drawn, PatchMap, Question
-from m3.data.synthetic.suite import FAMILIES, draw, kind_of
+from m3.data.synthetic.drawing import DrawnPicture, PatchMap, Question
+from m3.data.synthetic.suite import FAMILIES, draw_picture, question_kind
 from m3.data.synthetic.vocabulary import (
     BAR_VALUES,
     COLOURS,
@@ -36,7 +36,7 @@ def nearest_colour(pixel: NDArray[np.uint8]) -> str:
     return min(distance, key=lambda name: distance[name])
 
 
-def class_in_slot(drawn: Drawn, slot: str) -> str:
+def class_in_slot(drawn: DrawnPicture, slot: str) -> str:
     """The one class seen on the patches of a slot."""
     classes = set(drawn.patch_class[drawn.patch_slot == SLOT_INDEX[slot]].tolist())
     assert len(classes) == 1, (slot, classes)
@@ -48,7 +48,7 @@ def place_of(question: Question, places: tuple[str, ...]) -> str:
     return place
 
 
-def scene_answer(drawn: Drawn, question: Question) -> str:
+def scene_answer(drawn: DrawnPicture, question: Question) -> str:
     background = PATCH_CLASSES[np.bincount(drawn.patch_class.ravel()).argmax()].removeprefix(
         "background "
     )
@@ -57,7 +57,7 @@ def scene_answer(drawn: Drawn, question: Question) -> str:
     return "yes" if background in question.text else "no"
 
 
-def position_answer(drawn: Drawn, question: Question) -> str:
+def position_answer(drawn: DrawnPicture, question: Question) -> str:
     colour, shape = class_in_slot(drawn, f"corner {place_of(question, CORNERS)}").split()
     return {
         "position_object": f"{colour} {shape}",
@@ -66,7 +66,7 @@ def position_answer(drawn: Drawn, question: Question) -> str:
     }[question.kind]
 
 
-def count_answer(drawn: Drawn, question: Question) -> str:
+def count_answer(drawn: DrawnPicture, question: Question) -> str:
     """Shapes stay in their places of 3x3 patches, so each place with a class holds one shape."""
     cells = drawn.patch_class.reshape(4, 3, 4, 3).transpose(0, 2, 1, 3).reshape(16, 9)
     found = [PATCH_CLASSES[cell.max()].split() for cell in cells if cell.any()]
@@ -79,7 +79,7 @@ def count_answer(drawn: Drawn, question: Question) -> str:
     return str(sum(plural.startswith(shape) for _, shape in found))
 
 
-def digits_answer(drawn: Drawn, question: Question) -> str:
+def digits_answer(drawn: DrawnPicture, question: Question) -> str:
     if question.kind == "digits_number":
         return " ".join(
             class_in_slot(drawn, f"digit {place}").removeprefix("digit ") for place in DIGIT_PLACES
@@ -87,7 +87,7 @@ def digits_answer(drawn: Drawn, question: Question) -> str:
     return class_in_slot(drawn, f"digit {place_of(question, DIGIT_PLACES)}").removeprefix("digit ")
 
 
-def chart_answer(drawn: Drawn, question: Question) -> str:
+def chart_answer(drawn: DrawnPicture, question: Question) -> str:
     """Values are read from the height of each bar in patches, not from the slots."""
     heights: dict[str, int] = {}
     for colour in SHAPE_COLOURS:
@@ -103,15 +103,15 @@ def chart_answer(drawn: Drawn, question: Question) -> str:
     )
 
 
-def class_in_slot_values(drawn: Drawn, own: NDArray[np.bool_]) -> set[str]:
+def class_in_slot_values(drawn: DrawnPicture, own: NDArray[np.bool_]) -> set[str]:
     return {PATCH_SLOTS[slot] for slot in drawn.patch_slot[own].tolist()}
 
 
-def document_answer(drawn: Drawn, question: Question) -> str:
+def document_answer(drawn: DrawnPicture, question: Question) -> str:
     return class_in_slot(drawn, f"line {place_of(question, LINES)}").removeprefix("word ")
 
 
-ANSWERS: dict[str, Callable[[Drawn, Question], str]] = {
+ANSWERS: dict[str, Callable[[DrawnPicture, Question], str]] = {
     "scene": scene_answer,
     "position": position_answer,
     "count": count_answer,
@@ -125,7 +125,7 @@ ANSWERS: dict[str, Callable[[Drawn, Question], str]] = {
 def test_answers_follow_from_the_patch_labels(family: str) -> None:
     checked = 0
     for index in range(PICTURES):
-        drawn = draw("train", family, index, seed=3)
+        drawn = draw_picture("train", family, index, seed=3)
         assert drawn.patch_class.shape == drawn.patch_slot.shape == (PATCH_GRID, PATCH_GRID)
         for question in (*drawn.questions, drawn.test_question):
             assert ANSWERS[family](drawn, question) == question.answer, (index, question)
@@ -136,11 +136,11 @@ def test_answers_follow_from_the_patch_labels(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_questions_of_a_picture_differ_and_name_their_kind(family: str) -> None:
     for index in range(PICTURES):
-        drawn = draw("train", family, index, seed=4)
+        drawn = draw_picture("train", family, index, seed=4)
         texts = [question.text for question in drawn.questions]
         assert len(texts) == len(set(texts)) >= 3
         for question in (*drawn.questions, drawn.test_question):
-            assert kind_of(family, question.text).name == question.kind
+            assert question_kind(family, question.text).name == question.kind
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,7 +155,7 @@ def test_labels_agree_with_the_pixels(family: str) -> None:
     """The pixel in the middle of a patch that a thing fills all around has that thing's colour."""
     checked = 0
     for index in range(PICTURES):
-        drawn = draw("test", family, index, seed=5)
+        drawn = draw_picture("test", family, index, seed=5)
         pixels = np.asarray(drawn.image)
         labels = drawn.patch_class
         for row in range(1, PATCH_GRID - 1):

@@ -181,11 +181,11 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"unknown family 'scenes': {known}"):
         generate("train", 1, 0, tmp_path, families=("scenes",))
     with pytest.raises(ValueError, match=f"unknown family 'maps': {known}"):
-        suite.draw("test", "maps", 0, 0)
+        suite.draw_picture("test", "maps", 0, 0)
     with pytest.raises(
         ValueError, match="expected at least 1 picture per family and 1 worker, got 0 and 1"
     ):
         generate("train", 0, 0, tmp_path)
     with pytest.raises(ValueError, match="the family 'scene' asks no such question: 'Why\\?'"):
-        suite.kind_of("scene", "Why?")
+        suite.question_kind("scene", "Why?")
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from lmms_eval.protocol import ChatMessages
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
 
-from m3.data.synthetic.suite import FAMILIES, kind_of, majority_answers
+from m3.data.synthetic.suite import FAMILIES, majority_answers, question_kind
 
 TASKS = Path(__file__).parents[3] / "lmms_eval_tasks"
 DOCUMENTS = 200
@@ -107,7 +107,9 @@ def test_an_oracle_is_always_right(is_simple: bool, elsewhere: Path) -> None:
 def test_constant_answers_score_the_stated_majority_baseline(elsewhere: Path) -> None:
     family = "digits"
     constant = majority_answers(family, 100, seed=0)
-    model = Answerer(lambda doc: constant[kind_of(family, doc["question"]).name], is_simple=False)
+    model = Answerer(
+        lambda doc: constant[question_kind(family, doc["question"]).name], is_simple=False
+    )
     results = evaluate(model, [f"m3_tiny_{family}"])
     stated = json.loads((TASKS / "m3_tiny" / "data" / "baselines.json").read_text(encoding="utf-8"))
     assert results["results"][f"m3_tiny_{family}"]["exact_match,none"] == pytest.approx(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from m3.data.synthetic.suite import FAMILIES, draw
+from m3.data.synthetic.suite import FAMILIES, draw_picture
 from m3.data.synthetic.tokenizer import IMAGE, PAD, TURN_END, TURN_START, build_tokenizer
 from m3.data.synthetic.vocabulary import COLOURS, SHAPES, WORDS
 
@@ -46,7 +46,7 @@ def test_words_are_one_token_and_digits_stand_alone(tokenizer: PreTrainedTokeniz
 def test_a_question_takes_one_token_per_word_and_mark(
     tokenizer: PreTrainedTokenizerFast, family: str
 ) -> None:
-    for question in draw("test", family, 0, 0).questions:
+    for question in draw_picture("test", family, 0, 0).questions:
         words = question.text.split()
         assert len(tokenizer(question.text).input_ids) == len(words) + 1, question.text
 

@@ -257,7 +257,7 @@ class TurnReader:
 
 
 def _is_learned(weight: Any, role: Role, location: str) -> bool:
-    """Whether a turn is learned, by the weight that it names; by default answers are."""
+    """Tell whether a turn is learned, by the weight that it names; by default answers are."""
     if weight is None:
         return True
     if not isinstance(weight, bool | int | float) or weight not in (0, 1):

@@ -118,5 +118,5 @@ def _character_end(content: bytes, start: int, end: int) -> int:
 
 
 def _continues(content: bytes, position: int) -> bool:
-    """Whether a byte continues a character of UTF-8 (10xxxxxx)."""
+    """Tell whether a byte continues a character of UTF-8 (10xxxxxx)."""
     return content[position] & 0xC0 == 0x80
