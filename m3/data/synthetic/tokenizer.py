@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from m3.data.synthetic.suite import FAMILIES
+from m3.processing.chat_template import chatml_template
 
 PAD: Final = "<pad>"
 TURN_START: Final = "<|im_start|>"
@@ -22,34 +23,6 @@ MAX_LENGTH: Final = 4096
 # Pieces that a token may not reach across: a word with the blank before it ("top-left" is one), a digit, a
 # mark, other blanks.
 PIECE_PATTERN: Final = r" ?\p{L}+(?:-\p{L}+)*|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-# ChatML. The answer and its end mark are the generated (trained) part of an assistant turn. Content
-# is a string, or a list of {"type": "image"} and {"type": "text", "text": ...}; an image is
-# followed by a newline, as in LLaVA's data.
-CHAT_TEMPLATE: Final = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}"
-    "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
-    "{%- for item in message['content'] if item['type'] == 'text' -%}{{- item['text'] -}}{%- "
-    "endfor -%}"
-    "{%- endif -%}"
-    "{{- '<|im_end|>' -}}"
-    "{%- endgeneration -%}"
-    "{%- elif message['content'] is string -%}"
-    "{{- message['content'] + '<|im_end|>' -}}"
-    "{%- else -%}"
-    "{%- for item in message['content'] -%}"
-    "{%- if item['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- item['text'] -}}{%- "
-    "endif -%}"
-    "{%- endfor -%}"
-    "{{- '<|im_end|>' -}}"
-    "{%- endif -%}"
-    "{{- '\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
 
 
 def corpus() -> Iterator[str]:
@@ -93,7 +66,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    fast_tokenizer.chat_template = CHAT_TEMPLATE
+    fast_tokenizer.chat_template = chatml_template(IMAGE)
     whole_tokens = set(fast_tokenizer.get_vocab())
     assert distinct_words <= whole_tokens, (
         f"words in pieces: {sorted(distinct_words - whole_tokens)}"
