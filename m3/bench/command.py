@@ -29,15 +29,13 @@ BENCHES = {
 
 
 def main(argv: list[str]) -> int:
-    """Runs the bench that the first argument names."""
-    bench_lines = "\n".join(
-        f"  {bench_name:8}{bench_help}" for bench_name, (_, bench_help) in BENCHES.items()
-    )
+    """Run the bench that the first argument names."""
+    lines = "\n".join(f"  {bench_name:8}{text}" for bench_name, (_, text) in BENCHES.items())
     parser = argparse.ArgumentParser(
         prog="m3 bench",
-        description=f"{__doc__}\n\n{bench_lines}",
+        description=f"{__doc__}\n\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=BENCHES)
-    bench_name, rest = parser.parse_args(argv[:1]).what, argv[1:]
-    return importlib.import_module(BENCHES[bench_name][0]).main(rest)
+    bench_name, bench_arguments = parser.parse_args(argv[:1]).what, argv[1:]
+    return importlib.import_module(BENCHES[bench_name][0]).main(bench_arguments)

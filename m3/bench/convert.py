@@ -1,8 +1,8 @@
 """`m3 bench convert`: the memory that a conversion needs, against the size of the checkpoint.
 
-The checkpoint is transformers' LLaVA around a Qwen3-MoE decoder with every expert in a tensor of
-its own, so that the conversion has all to do that it can have: names change, and the experts of a
-layer are stacked. Its tensors are zeros in sparse files, which take no disk; what is written does.
+The checkpoint is transformers' LLaVA around a Qwen3-MoE decoder with a tensor per expert, so that
+the conversion does all that it can: rename weights and stack the experts of a layer. Its tensors
+are zeros in sparse files, which take no disk space; the converted files do.
 """
 
 import argparse
@@ -25,11 +25,8 @@ from m3.data.synthetic.tokenizer import build_tokenizer
 
 
 @dataclass(frozen=True)
-class Size:
-    """Of the decoder: width, experts per layer, width of an expert, layers.
-
-    The default layer has 1.2 GB (bfloat16).
-    """
+class DecoderSize:
+    """Sizes of the decoder; a layer of the default sizes has 1.2 GB (bfloat16)."""
 
     width: int = 2048
     experts: int = 128
@@ -38,7 +35,7 @@ class Size:
 
 
 def main(argv: list[str]) -> int:
-    """Prints the size of the checkpoint, the peak of memory above the start, and their ratio."""
+    """Print the size of the checkpoint, the peak of memory above the start, and their ratio."""
     parser = argparse.ArgumentParser(prog="m3 bench convert", description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=8.0, help="size of the checkpoint")
     parser.add_argument(
@@ -46,44 +43,45 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--folder", help="where to write; default: the system's temporary folder")
     arguments = parser.parse_args(argv)
-    layers = max(1, round(arguments.gigabytes / 1.23))
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as work_folder:
-        source_folder, dest = Path(work_folder) / "source", Path(work_folder) / "dest"
-        source_bytes = write_source(source_folder, Size(layers=layers))
-        peak = peak_memory(convert_marked, source_folder, dest, int(arguments.shard_gb * 1e9))
-        shard_files = sorted(dest.glob("*.safetensors"))
-        largest_shard = max(shard_file.stat().st_size for shard_file in shard_files)
+    layer_count = max(1, round(arguments.gigabytes / 1.23))
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        source, dest = Path(folder) / "source", Path(folder) / "dest"
+        source_bytes = write_source(source, DecoderSize(layers=layer_count))
+        peak_bytes = peak_memory(convert_marked, source, dest, int(arguments.shard_gb * 1e9))
+        files = sorted(dest.glob("*.safetensors"))
+        largest_bytes = max(file.stat().st_size for file in files)
     print(
-        f"checkpoint {source_bytes / 1e9:.2f} GB; {len(shard_files)} files written, the largest "
-        f"{largest_shard / 1e9:.2f} GB"
+        f"checkpoint {source_bytes / 1e9:.2f} GB; {len(files)} files written, the largest "
+        f"{largest_bytes / 1e9:.2f} GB"
     )
-    print(
-        f"peak memory above the start {peak / 1e9:.2f} GB: {peak / source_bytes:.2f} of the checkpoint"
-    )
+    ratio = peak_bytes / source_bytes
+    print(f"peak memory above the start {peak_bytes / 1e9:.2f} GB: {ratio:.2f} of the checkpoint")
     return 0
 
 
-def convert_marked(mark: Callable[[], object], source: Path, dest: Path, shard_bytes: int) -> None:
+def convert_marked(
+    mark_start: Callable[[], object], source: Path, dest: Path, shard_bytes: int
+) -> None:
     """A task for `peak_memory`."""
-    mark()
+    mark_start()
     convert(source, dest, shard_bytes=shard_bytes)
 
 
-def write_source(folder: Path, size: Size, shard_bytes: int = 4 * 10**9) -> int:
-    """Writes the checkpoint and returns its bytes."""
+def write_source(folder: Path, decoder_size: DecoderSize, shard_bytes: int = 4 * 10**9) -> int:
+    """Write the checkpoint and return its size in bytes."""
     tokenizer = build_tokenizer()
     config = LlavaConfig(
         vision_config={"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
         text_config={
             "model_type": "qwen3_moe",
             "vocab_size": len(tokenizer),
-            "hidden_size": size.width,
-            "num_experts": size.experts,
-            "moe_intermediate_size": size.expert_width,
-            "num_hidden_layers": size.layers,
+            "hidden_size": decoder_size.width,
+            "num_experts": decoder_size.experts,
+            "moe_intermediate_size": decoder_size.expert_width,
+            "num_hidden_layers": decoder_size.layers,
             "num_attention_heads": 16,
             "num_key_value_heads": 4,
-            "head_dim": size.width // 16,
+            "head_dim": decoder_size.width // 16,
         },
         image_token_index=tokenizer.get_vocab()["<image>"],
         dtype="bfloat16",
@@ -92,42 +90,36 @@ def write_source(folder: Path, size: Size, shard_bytes: int = 4 * 10**9) -> int:
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 336}).save_pretrained(folder)
     model = LlavaHf().empty(config)
-    modules = {tensor_name: tensor.bfloat16() for tensor_name, tensor in model.state_dict().items()}
+    module_weights = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
     tensors: dict[str, Tensor] = {}
-    for writing_step in HubLayout(model).writing(modules):
-        tensors |= writing_step.run(modules.__getitem__)
+    for step in HubLayout(model).writing(module_weights):
+        tensors |= step.run(module_weights.__getitem__)
     _write_sparse(folder, tensors, shard_bytes)
     return nbytes(tensors)
 
 
 def _write_sparse(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
     shards: list[dict[str, Tensor]] = [{}]
-    for tensor_name, tensor in tensors.items():
-        if shards[-1] and nbytes(shards[-1]) + nbytes({tensor_name: tensor}) > shard_bytes:
+    for name, tensor in tensors.items():
+        if shards[-1] and nbytes(shards[-1]) + nbytes({name: tensor}) > shard_bytes:
             shards.append({})
-        shards[-1][tensor_name] = tensor
+        shards[-1][name] = tensor
     weight_map: dict[str, str] = {}
     for shard_number, shard in enumerate(shards, 1):
-        shard_name = f"model-{shard_number:05}-of-{len(shards):05}.safetensors"
-        weight_map |= dict.fromkeys(shard, shard_name)
-        _write_zeros(folder / shard_name, shard)
+        file_name = f"model-{shard_number:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(shard, file_name)
+        _write_zeros(folder / file_name, shard)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def _write_zeros(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file of bfloat16 zeros: eight bytes of header length, the header, and a
-    hole.
-    """
+def _write_zeros(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a sparse safetensors file of bfloat16 zeros: header length, header, and a hole."""
     header: dict[str, object] = {}
-    byte_end = 0
-    for tensor_name, tensor in tensors.items():
-        byte_start, byte_end = byte_end, byte_end + 2 * tensor.numel()
-        header[tensor_name] = {
-            "dtype": "BF16",
-            "shape": list(tensor.shape),
-            "data_offsets": [byte_start, byte_end],
-        }
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + 2 * tensor.numel()
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
     header_bytes = json.dumps(header).encode()
-    with file.open("wb") as out:
-        out.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
-        out.truncate(8 + len(header_bytes) + byte_end)
+    with path.open("wb") as output:
+        output.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
+        output.truncate(8 + len(header_bytes) + end)

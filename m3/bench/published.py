@@ -1,9 +1,8 @@
-"""The published way to train over scales, kept as the reference that ours is measured and tested
-against.
+"""Published training loop over scales, the reference for benches and tests of ours.
 
 `llava/model/language_model/llava_llama.py` of M3 (https://github.com/mu-cai/matryoshka-mm): for
 each scale the vision tower, the connector and the decoder run on the padded batch; the losses are
-averaged; one backward goes through all.
+averaged; one backward pass goes through all.
 """
 
 from collections.abc import Sequence
@@ -25,18 +24,12 @@ def published_batches(
     scales: Sequence[int],
     max_length: int | None = None,
 ) -> list[dict[str, Tensor]]:
-    """One padded batch per scale, each with its own copy of the pixels; a mask says what is
-    padding, as in the original.
-    """
+    """One padded batch per scale with an attention mask and its own copy of the pixels."""
     batches = [
         Collator(processor, scales=(scale,), max_length=max_length)(samples) for scale in scales
     ]
     return [
-        {
-            input_name: input_value
-            for input_name, input_value in batch.items()
-            if input_name != "sequence_lengths"
-        }
+        {name: value for name, value in batch.items() if name != "sequence_lengths"}
         for batch in batches
     ]
 
@@ -44,9 +37,7 @@ def published_batches(
 def published_loss(
     model: M3ForConditionalGeneration, batches: Sequence[dict[str, Tensor]]
 ) -> Tensor:
-    """The mean over scales of the language loss; the router losses, which M3's dense decoder has
-    not, over all together.
-    """
+    """Mean over scales of the language loss, plus router losses over all scales together."""
     top_k = model.model.router_top_k
     if top_k is None:
         return torch.stack([whole_logits_loss(model, batch) for batch in batches]).mean()
@@ -57,22 +48,18 @@ def published_loss(
         for layers in zip(*(output.router_logits for output in outputs), strict=True)
     )
     is_real = torch.cat([batch["attention_mask"].flatten().bool() for batch in batches])
-    routers = router_losses(logits, top_k, is_real)
+    router_terms = router_losses(logits, top_k, is_real)
     return (
         loss
-        + model.config.router_balance_coef * routers.balance.sum()
-        + model.config.router_z_coef * routers.z.sum()
+        + model.config.router_balance_coef * router_terms.balance.sum()
+        + model.config.router_z_coef * router_terms.z.sum()
     )
 
 
 def whole_logits_loss(model: M3ForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
-    """As `LlamaForCausalLM.forward`, which M3's loop calls: logits of all places in float32,
-    then the shifted cross entropy.
-    """
+    """Shifted cross entropy of float32 logits at all positions, as `LlamaForCausalLM.forward`."""
     inputs = {
-        input_name: input_value
-        for input_name, input_value in batch.items()
-        if input_name not in ("labels", "loss_weights")
+        name: value for name, value in batch.items() if name not in ("labels", "loss_weights")
     }
     logits = model(**inputs).logits.float()[:, :-1]
     return cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)

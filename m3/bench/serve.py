@@ -1,11 +1,10 @@
-"""`m3 bench serve`: a server under load, on this machine's loopback: clients at mixed scales, equal
-answers, memory, a clean end.
+"""`m3 bench serve`: a server under load on this machine's loopback, with clients at mixed scales.
 
-1. what the questions are answered without a server, one after the other
+1. reference answers without a server, one after the other
 2. many clients for some minutes: errors, answers that differ, seconds per scale, throughput against
    1., memory over time
-3. one image at all scales against as many images: time, and how often the tower ran
-4. SIGTERM while all clients wait for an answer: how many of the accepted requests were answered
+3. one image at all scales against as many images: time, and runs of the vision tower
+4. SIGTERM while all clients wait for an answer: number of accepted requests that were answered
 """
 
 import argparse
@@ -26,20 +25,20 @@ from pathlib import Path
 
 import httpx2
 
-from m3.bench.serve_load import Question, Seen, ask, load
+from m3.bench.serve_load import Question, RequestResult, ask_server, run_clients
 from m3.data.synthetic.suite import FAMILIES, test_row
 from m3.inference import Conversation, Generation
 from m3.inference import load as load_model
 
 START_SECONDS = 180.0
 SAMPLES = 20
-"""Of the server's memory, over the whole load."""
+"""Samples of the server's memory over the duration of the load."""
 
 
 def main(argv: list[str]) -> int:
-    """Prints the four parts.
+    """Print the four reports.
 
-    1 where a request failed, an answer differs, the tower ran twice, or one was lost at the end.
+    1 where a request failed or was lost, an answer differs, or the tower encoded an image twice.
     """
     parser = argparse.ArgumentParser(
         prog="m3 bench serve",
@@ -55,91 +54,93 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="the server's settings")
     arguments = parser.parse_intermixed_args(argv)
-    questions, alone = prepare(arguments.model, arguments.pictures, arguments.max_tokens)
+    questions, seconds_alone = reference_answers(
+        arguments.model, arguments.pictures, arguments.max_tokens
+    )
     scales = sorted({question.scale for question in questions})
     print(
         f"{len(questions)} questions at scales {scales}; alone, one after the other: "
-        f"{1 / alone:.1f} a second"
+        f"{1 / seconds_alone:.1f} a second"
     )
-    with serving(arguments.model, arguments.settings) as server:
-        load_replies, memory = asyncio.run(
-            under_load(server, questions, arguments.clients, arguments.minutes * 60)
+    with start_server(arguments.model, arguments.settings) as server:
+        results, memory = asyncio.run(
+            run_load(server, questions, arguments.clients, arguments.minutes * 60)
         )
-        is_right = report_load(load_replies, memory, arguments.minutes * 60, alone)
-        once = report_repeated(server, questions, scales)
-        kept_answers = asyncio.run(report_end(server, questions, arguments.clients))
-    return 0 if is_right and once and kept_answers else 1
+        answers_equal = report_load(results, memory, arguments.minutes * 60, seconds_alone)
+        encoded_once = report_tower_runs(server, questions, scales)
+        shutdown_clean = asyncio.run(report_shutdown(server, questions, arguments.clients))
+    return 0 if answers_equal and encoded_once and shutdown_clean else 1
 
 
 # ---------------------------------------------------------------------- 1. without a server
-def prepare(path: str, pictures: int, max_tokens: int) -> tuple[list[Question], float]:
-    """Every question at every trained scale with its answer, and the median seconds of one."""
-    model, processor = load_model(path)
-    prepared_questions, seconds = [], []
-    for family, picture_index in itertools.product(FAMILIES, range(pictures)):
-        suite_row = test_row(family, picture_index, seed=0)
+def reference_answers(
+    model_path: str, pictures_per_family: int, max_tokens: int
+) -> tuple[list[Question], float]:
+    """Questions at every trained scale with the model's answers, and median seconds per answer."""
+    model, processor = load_model(model_path)
+    questions, question_seconds = [], []
+    for family, index in itertools.product(FAMILIES, range(pictures_per_family)):
+        row = test_row(family, index, seed=0)
         for scale in processor.trained_scales:
-            started = time.perf_counter()
+            start_time = time.perf_counter()
             conversation = Conversation(model, processor, Generation(max_tokens))
-            conversation.show_image(suite_row["image"]["bytes"])
-            answer = conversation.ask(suite_row["question"], scale).text
-            seconds.append(time.perf_counter() - started)
-            prepared_questions.append(
-                Question(
-                    suite_row["image"]["bytes"], suite_row["question"], scale, max_tokens, answer
-                )
+            conversation.show_image(row["image"]["bytes"])
+            answer = conversation.ask(row["question"], scale).text
+            question_seconds.append(time.perf_counter() - start_time)
+            questions.append(
+                Question(row["image"]["bytes"], row["question"], scale, max_tokens, answer)
             )
-    return prepared_questions, statistics.median(seconds)
+    return questions, statistics.median(question_seconds)
 
 
 # ---------------------------------------------------------------------- the server
 @dataclass(frozen=True)
 class Server:
-    """A process of its own; `log` has what it wrote."""
+    """A server process on the loopback."""
 
     process: subprocess.Popen[bytes]
     address: str
     name: str
 
     def memory(self) -> float:
-        """MiB resident."""
-        process_status = Path(f"/proc/{self.process.pid}/status").read_text()
-        memory_match = re.search(r"VmRSS:\s+(\d+) kB", process_status)
-        assert memory_match is not None  # Linux writes it
-        return int(memory_match[1]) / 1024
+        """Resident memory in MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        match = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert match is not None  # Linux writes it
+        return int(match[1]) / 1024
 
     def metric(self, name: str) -> float:
-        metrics_page = httpx2.get(f"{self.address}/metrics").text
+        metrics_text = httpx2.get(f"{self.address}/metrics").text
         return sum(
-            float(metrics_line.split()[-1])
-            for metrics_line in metrics_page.splitlines()
-            if metrics_line.startswith((f"{name} ", f"{name}{{"))
+            float(line.split()[-1])
+            for line in metrics_text.splitlines()
+            if line.startswith((f"{name} ", f"{name}{{"))
         )
 
 
 @contextlib.contextmanager
-def serving(model: str, settings: Sequence[str]) -> Iterator[Server]:
-    """`m3 serve` on a free port of the loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def start_server(model_path: str, settings: Sequence[str]) -> Iterator[Server]:
+    """Run `m3 serve` on a free port of the loopback, and end it after the block."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     command = [
         sys.executable,
         "-m",
         "m3.cli",
         "serve",
         "--model-path",
-        model,
+        model_path,
         "--port",
         str(port),
         *settings,
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    server = Server(process, f"http://127.0.0.1:{port}", Path(model).resolve().name)
+    server = Server(process, f"http://127.0.0.1:{port}", Path(model_path).resolve().name)
     try:
-        start_deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not _is_up(server):
-            if process.poll() is not None or time.monotonic() > start_deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start: {' '.join(command)}")
             time.sleep(0.2)
         yield server
@@ -157,130 +158,124 @@ def _is_up(server: Server) -> bool:
 
 
 # ---------------------------------------------------------------------- 2. load
-async def under_load(
-    server: Server, questions: Sequence[Question], clients: int, seconds: float
-) -> tuple[list[Seen], list[float]]:
-    """What the clients saw, and the server's memory over time."""
+async def run_load(
+    server: Server, questions: Sequence[Question], client_count: int, load_seconds: float
+) -> tuple[list[RequestResult], list[float]]:
+    """Results of all requests, and the server's memory over time."""
     memory: list[float] = []
 
     async def watch() -> None:
         for _ in range(SAMPLES):
-            await asyncio.sleep(seconds / SAMPLES)
+            await asyncio.sleep(load_seconds / SAMPLES)
             memory.append(server.memory())
 
-    load_replies, _ = await asyncio.gather(
-        load(server.address, server.name, questions, clients, seconds), watch()
+    results, _ = await asyncio.gather(
+        run_clients(server.address, server.name, questions, client_count, load_seconds), watch()
     )
-    return load_replies, memory
+    return results, memory
 
 
 def report_load(
-    seen: Sequence[Seen], memory: Sequence[float], seconds: float, alone: float
+    results: Sequence[RequestResult],
+    memory: Sequence[float],
+    load_seconds: float,
+    seconds_alone: float,
 ) -> bool:
-    """Whether all were answered, and as they would be alone."""
-    error_texts = [load_reply.error for load_reply in seen if load_reply.error]
-    wrong = sum(not load_reply.is_right for load_reply in seen if not load_reply.error)
+    """Print the results; true if all answers are those without a server."""
+    error_texts = [result.error for result in results if result.error]
+    wrong_count = sum(not result.is_right for result in results if not result.error)
     print(
-        f"\n{len(seen)} requests in {seconds:.0f} s, {len(error_texts)} errors, {wrong} answers that "
-        "differ"
+        f"\n{len(results)} requests in {load_seconds:.0f} s, {len(error_texts)} errors, {wrong_count} "
+        "answers that differ"
     )
     for error_text in sorted(set(error_texts)):
         print(f"  {error_text}: {error_texts.count(error_text)}")
     print("scale  requests  seconds p50   p90   p99   first text p50   p99")
-    for scale in sorted({load_reply.scale for load_reply in seen}):
-        reply_seconds = [load_reply.seconds for load_reply in seen if load_reply.scale == scale]
-        first = [
-            load_reply.first_seconds
-            for load_reply in seen
-            if load_reply.scale == scale and load_reply.first_seconds is not None
-        ]
+    for scale in sorted({result.scale for result in results}):
+        scale_results = [result for result in results if result.scale == scale]
+        seconds_whole = [result.seconds for result in scale_results]
+        seconds_first = [r.first_seconds for r in scale_results if r.first_seconds is not None]
         print(
-            f"{scale:5d}  {len(reply_seconds):8d}  {_line(reply_seconds, (50, 90, 99))}  "
-            f"{_line(first, (50, 99)):>20}"
+            f"{scale:5d}  {len(scale_results):8d}  "
+            f"{_percentile_cells(seconds_whole, (50, 90, 99))}  "
+            f"{_percentile_cells(seconds_first, (50, 99)):>20}"
         )
-    rate = len(seen) / seconds
+    request_rate = len(results) / load_seconds
     print(
-        f"throughput {rate:.1f} a second, {rate * alone:.2f}x that of one after the other "
-        "without a server"
+        f"throughput {request_rate:.1f} a second, {request_rate * seconds_alone:.2f}x that of one "
+        "after the other without a server"
     )
-    early, late = memory[len(memory) // 5 : 2 * len(memory) // 5], memory[-(len(memory) // 5) :]
-    print(f"memory in MiB: {' '.join(f'{load_reply:.0f}' for load_reply in memory)}")
-    print(
-        "its growth from the second fifth to the last: "
-        f"{statistics.mean(late) - statistics.mean(early):+.1f} MiB"
-    )
-    return not error_texts and not wrong
+    fifth = len(memory) // 5
+    growth = statistics.mean(memory[-fifth:]) - statistics.mean(memory[fifth : 2 * fifth])
+    print(f"memory in MiB: {' '.join(f'{mebibytes:.0f}' for mebibytes in memory)}")
+    print(f"its growth from the second fifth to the last: {growth:+.1f} MiB")
+    return not error_texts and not wrong_count
 
 
-def _line(seconds: Sequence[float], percentiles: Sequence[int]) -> str:
-    if len(seconds) < 2:
+def _percentile_cells(durations: Sequence[float], percentiles: Sequence[int]) -> str:
+    if len(durations) < 2:
         return "-"
-    cut = statistics.quantiles(seconds, n=100, method="inclusive")
-    return "  ".join(f"{cut[percentile - 1]:10.3f}"[4:] for percentile in percentiles)
+    percentile_cuts = statistics.quantiles(durations, n=100, method="inclusive")
+    return "  ".join(f"{percentile_cuts[percentile - 1]:10.3f}"[4:] for percentile in percentiles)
 
 
 # ---------------------------------------------------------------------- 3. one image at all scales
-def report_repeated(
+def report_tower_runs(
     server: Server, questions: Sequence[Question], scales: Sequence[int], rounds: int = 6
 ) -> bool:
-    """Turn about: a new image at every scale; as many new images, one at each scale."""
-    pictures = (_marked(questions[0].image, picture_number) for picture_number in itertools.count())
+    """Compare one new image at all scales with as many new images, one at each scale."""
+    new_pictures = (_unique_png(questions[0].image, number) for number in itertools.count())
     seconds: dict[bool, list[float]] = {True: [], False: []}
     runs: dict[bool, set[float]] = {True: set(), False: set()}
-    with httpx2.Client(base_url=server.address, timeout=60) as http:
-        for turn in range(2 * rounds):
-            is_same = turn % 2 == 0
-            shown_pictures = (
-                [next(pictures)] * len(scales) if is_same else [next(pictures) for _ in scales]
-            )
-            before, started = server.metric("m3_tower_runs_total"), time.perf_counter()
-            for image, scale in zip(shown_pictures, scales, strict=True):
-                body = Question(image, questions[0].text, scale, 1, "").body(
-                    server.name, stream=False
-                )
-                http.post("/v1/chat/completions", json=body).raise_for_status()
-            seconds[is_same].append(time.perf_counter() - started)
-            runs[is_same].add(server.metric("m3_tower_runs_total") - before)
+    with httpx2.Client(base_url=server.address, timeout=60) as http_client:
+        for turn_number in range(2 * rounds):
+            is_repeated = turn_number % 2 == 0
+            turn_pictures = [next(new_pictures) for _ in (scales[:1] if is_repeated else scales)]
+            runs_before, start_time = server.metric("m3_tower_runs_total"), time.perf_counter()
+            for image, scale in zip(itertools.cycle(turn_pictures), scales, strict=False):
+                question = Question(image, questions[0].text, scale, 1, "")
+                request_body = question.body(server.name, stream=False)
+                http_client.post("/v1/chat/completions", json=request_body).raise_for_status()
+            seconds[is_repeated].append(time.perf_counter() - start_time)
+            runs[is_repeated].add(server.metric("m3_tower_runs_total") - runs_before)
     ratio = statistics.median(seconds[True]) / statistics.median(seconds[False])
     print(
-        f"\none image at {len(scales)} scales: tower runs {_set(runs[True])}; {len(scales)} "
-        f"images: {_set(runs[False])}"
+        f"\none image at {len(scales)} scales: tower runs {_number_list(runs[True])}; "
+        f"{len(scales)} images: {_number_list(runs[False])}"
     )
     print(f"the one image takes {ratio:.2f} of the time of the {len(scales)}")
     return runs == {True: {1.0}, False: {float(len(scales))}}
 
 
-def _marked(png: bytes, number: int) -> bytes:
-    """The same picture as another file: a PNG may have anything behind its end."""
+def _unique_png(png: bytes, number: int) -> bytes:
+    """The same picture as another file: decoders ignore bytes after the end of a PNG."""
     return png + f"{number} {time.time_ns()}".encode()
 
 
-def _set(values: set[float]) -> str:
-    return ", ".join(f"{scale_value:g}" for scale_value in sorted(values))
+def _number_list(values: set[float]) -> str:
+    return ", ".join(f"{number:g}" for number in sorted(values))
 
 
 # ---------------------------------------------------------------------- 4. the end
-async def report_end(server: Server, questions: Sequence[Question], clients: int) -> bool:
-    """Whether the server, told to end once it had accepted a request of every client, answered
-    them all and ended by itself.
-    """
+async def report_shutdown(server: Server, questions: Sequence[Question], client_count: int) -> bool:
+    """Send SIGTERM with a request of every client accepted; true if it answers all, then ends."""
     rng = random.Random(1)
-    before = server.metric("m3_accepted_total")
-    limits = httpx2.Limits(max_connections=clients)
+    expected_count = server.metric("m3_accepted_total") + client_count
+    limits = httpx2.Limits(max_connections=client_count)
     async with httpx2.AsyncClient(base_url=server.address, timeout=120, limits=limits) as http:
-        asked_tasks = [
-            asyncio.ensure_future(ask(http, server.name, rng.choice(questions), n % 2 == 0))
-            for n in range(clients)
+        request_tasks = [
+            asyncio.ensure_future(ask_server(http, server.name, rng.choice(questions), n % 2 == 0))
+            for n in range(client_count)
         ]
-        while await asyncio.to_thread(server.metric, "m3_accepted_total") - before < clients:
+        while await asyncio.to_thread(server.metric, "m3_accepted_total") < expected_count:
             await asyncio.sleep(0.01)
-        waiting = sum(not asked_task.done() for asked_task in asked_tasks)
+        waiting_count = sum(not task.done() for task in request_tasks)
         server.process.send_signal(signal.SIGTERM)
-        end_replies = await asyncio.gather(*asked_tasks)
-    code = await asyncio.to_thread(server.process.wait)
-    answered = sum(not asked_task.error and asked_task.is_right for asked_task in end_replies)
+        results = await asyncio.gather(*request_tasks)
+    exit_code = await asyncio.to_thread(server.process.wait)
+    answered_count = sum(not result.error and result.is_right for result in results)
     print(
-        f"\nSIGTERM with {waiting} of {clients} requests under way: {answered} of {clients} "
-        f"answered, exit code {code}"
+        f"\nSIGTERM with {waiting_count} of {client_count} requests under way: {answered_count} of "
+        f"{client_count} answered, exit code {exit_code}"
     )
-    return answered == clients and code == 0
+    return answered_count == client_count and exit_code == 0

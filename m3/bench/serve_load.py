@@ -1,7 +1,7 @@
-"""Many clients of one server: what they ask, and what they saw.
+"""Load of many clients on one server.
 
-In: the server's address, questions with the answers they must get, how many clients, how long. Out:
-    a `Seen` per request.
+In: the server's address, questions with their expected answers, number of clients, duration. Out: a
+`RequestResult` per request.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Question:
-    """`expected`: what the model answers without a server, alone and unbatched."""
+    """A request; `expected` is the model's answer without a server, unbatched."""
 
     image: bytes
     text: str
@@ -30,13 +30,13 @@ class Question:
 
     def body(self, model: str, stream: bool) -> dict[str, Any]:
         address = f"data:image/png;base64,{base64.b64encode(self.image).decode()}"
-        message_content = [
+        content = [
             {"type": "image_url", "image_url": {"url": address}},
             {"type": "text", "text": self.text},
         ]
         return {
             "model": model,
-            "messages": [{"role": "user", "content": message_content}],
+            "messages": [{"role": "user", "content": content}],
             "max_tokens": self.max_tokens,
             "matryoshka_vis_token_scale": self.scale,
             "stream": stream,
@@ -44,11 +44,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One request.
-
-    `first_seconds`: to the first text, of streams alone; `error` is empty where there was none.
-    """
+class RequestResult:
+    """Result of a request; `first_seconds` until the first text, measured for streams only."""
 
     scale: int
     seconds: float
@@ -57,70 +54,68 @@ class Seen:
     error: str
 
 
-async def load(
+async def run_clients(
     address: str,
     model: str,
     questions: Sequence[Question],
-    clients: int,
+    client_count: int,
     seconds: float,
     seed: int = 0,
-) -> list[Seen]:
-    """Each client asks one question after the other, every other one as a stream, until the time
-    is over.
-    """
-    load_replies: list[Seen] = []
-    load_deadline = time.monotonic() + seconds
+) -> list[RequestResult]:
+    """Let every client ask questions in turn, about half of them as streams, for `seconds`."""
+    results: list[RequestResult] = []
+    deadline = time.monotonic() + seconds
 
     async def client(number: int) -> None:
         rng = random.Random(f"{seed} {number}")
-        async with httpx2.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http:
-            while time.monotonic() < load_deadline:
-                load_replies.append(
-                    await ask(http, model, rng.choice(questions), rng.random() < 0.5)
+        async with httpx2.AsyncClient(base_url=address, timeout=PATIENCE_SECONDS) as http_client:
+            while time.monotonic() < deadline:
+                results.append(
+                    await ask_server(http_client, model, rng.choice(questions), rng.random() < 0.5)
                 )
 
-    await asyncio.gather(*(client(client_number) for client_number in range(clients)))
-    return load_replies
+    await asyncio.gather(*(client(number) for number in range(client_count)))
+    return results
 
 
-async def ask(http: httpx2.AsyncClient, model: str, question: Question, stream: bool) -> Seen:
-    started, first_second = time.perf_counter(), None
-    answer_text, error_text = "", ""
+async def ask_server(
+    http_client: httpx2.AsyncClient, model: str, question: Question, is_stream: bool
+) -> RequestResult:
+    start_time, first_seconds = time.perf_counter(), None
+    answer_text, error = "", ""
     try:
-        if stream:
-            async with http.stream(
-                "POST", "/v1/chat/completions", json=question.body(model, stream)
+        if is_stream:
+            async with http_client.stream(
+                "POST", "/v1/chat/completions", json=question.body(model, is_stream)
             ) as response:
-                async for stream_line in response.aiter_lines():
-                    piece = _piece(stream_line)
-                    first_second = (
-                        time.perf_counter() - started
-                        if piece and first_second is None
-                        else first_second
-                    )
-                    answer_text += piece
+                async for line in response.aiter_lines():
+                    answer_text += _event_text(line)
+                    if answer_text and first_seconds is None:
+                        first_seconds = time.perf_counter() - start_time
                 status = response.status_code
         else:
-            response = await http.post("/v1/chat/completions", json=question.body(model, stream))
+            response = await http_client.post(
+                "/v1/chat/completions", json=question.body(model, is_stream)
+            )
             status = response.status_code
             answer_text = (
                 response.json()["choices"][0]["message"]["content"] if status == 200 else ""
             )
-        error_text = "" if status == 200 else f"status {status}"
-    except httpx2.HTTPError as failed:
-        error_text = type(failed).__name__
-    return Seen(
+        error = "" if status == 200 else f"status {status}"
+    except httpx2.HTTPError as http_error:
+        error = type(http_error).__name__
+    return RequestResult(
         question.scale,
-        time.perf_counter() - started,
-        first_second,
+        time.perf_counter() - start_time,
+        first_seconds,
         answer_text == question.expected,
-        error_text,
+        error,
     )
 
 
-def _piece(line: str) -> str:
-    """The text in a line of an event stream."""
+def _event_text(line: str) -> str:
+    """Text in a line of an event stream."""
     if not line.startswith("data: {"):
         return ""
-    chunk_choices = json.loads(line.removeprefix("data: "))["choices"]
-    return (chunk_choices[0]["delta"].get("content") or "") if chunk_choices else ""
+    choices = json.loads(line.removeprefix("data: "))["choices"]
+    return (choices[0]["delta"].get("content") or "") if choices else ""

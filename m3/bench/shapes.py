@@ -1,10 +1,9 @@
-"""Models that a training step is measured on: the shipped tiny one, or random ones with the token
-grid of a real one.
+"""Models for measuring a training step: the shipped tiny one, or random ones of realistic shape.
 
 `real` is drawn in a second: the tower of LLaVA-1.5 (CLIP, 336 pixels, patches of 14: 24 x 24 = 576
-tokens) and a Llama decoder, narrow and shallow enough for a CPU, so that tower, decoder, attention
-and head stand in realistic proportion. `llava_7b` has LLaVA-1.5-7B's own sizes, 7 billion weights,
-and texts of mixed length; it needs a GPU.
+tokens) and a Llama decoder, narrow and shallow enough for a CPU, with tower, decoder, attention and
+head in realistic proportion. `llava_7b` has LLaVA-1.5-7B's own sizes, 7 billion weights, and texts
+of mixed length; it needs a GPU.
 """
 
 import io
@@ -28,7 +27,7 @@ from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.build import load_checkpoint
 
-Loaded = tuple[M3ForConditionalGeneration, M3Processor]
+ModelAndProcessor = tuple[M3ForConditionalGeneration, M3Processor]
 REAL_TEXT_TOKENS = 60
 REAL_SIZES: dict[str, dict[str, Any]] = {
     "text_config": {
@@ -64,67 +63,65 @@ LLAVA_7B_SIZES: dict[str, dict[str, Any]] = {  # config.json of llava-hf/llava-1
 
 @dataclass(frozen=True)
 class Shape:
-    """One row of `SHAPES`: how its model and its samples are made, and what is measured on them by
-    default.
+    """A row of `SHAPES`: model, samples, and defaults of the measurement.
 
-    load: (checkpoint or None, scales) -> model and processor, drawn on the default device in the
-        default type.
-    make_samples: (processor, images, rounds) -> samples.
-    towers: whether the vision tower is frozen, trained, or each in turn.
+    load_model: (checkpoint or None, scales) -> model and processor, drawn on the default device in
+        the default type.
+    make_samples: (processor, image count, rounds) -> samples.
+    towers: states of the vision tower to measure, frozen or trained.
     """
 
     title: str
-    load: Callable[[str | None, Sequence[int]], Loaded]
+    load_model: Callable[[str | None, Sequence[int]], ModelAndProcessor]
     make_samples: Callable[[M3Processor, int, int], list[Sample]]
     scales: str
-    images: int
+    image_count: int
     pack_lengths: str
     towers: tuple[str, ...]
 
 
-def load_tiny(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
-    """A checkpoint folder, by default the shipped one."""
-    return load_checkpoint(checkpoint or "playground/m3-tiny-base", scales)
+def load_tiny(checkpoint_path: str | None, scales: Sequence[int]) -> ModelAndProcessor:
+    """Load a checkpoint folder, by default the shipped one."""
+    return load_checkpoint(checkpoint_path or "playground/m3-tiny-base", scales)
 
 
-def suite_samples(images: int, rounds: int) -> list[Sample]:
-    """Training pictures of the embedded suite, its families in turn; `rounds` questions of each,
-    0: all of them.
-    """
+def suite_samples(image_count: int, rounds: int) -> list[Sample]:
+    """Samples of the embedded suite, its families in turn, `rounds` questions each (0: all)."""
     families = list(FAMILIES)
-    suite_rows = [
-        train_row(families[n % len(families)], n // len(families), seed=0) for n in range(images)
+    rows = [
+        train_row(families[n % len(families)], n // len(families), seed=0)
+        for n in range(image_count)
     ]
-    for suite_row in suite_rows:
-        suite_row["conversations"] = (
-            suite_row["conversations"][: 2 * rounds] if rounds else suite_row["conversations"]
+    for row in rows:
+        row["conversations"] = (
+            row["conversations"][: 2 * rounds] if rounds else row["conversations"]
         )
     settings = SourceSettings(path="m3_tiny")
     return [
-        parse_conversation(Record(suite_row, f"picture {n}", str(n)), settings)
-        for n, suite_row in enumerate(suite_rows)
+        parse_conversation(Record(row, f"picture {n}", str(n)), settings)
+        for n, row in enumerate(rows)
     ]
 
 
-def draw_real(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
+def draw_real(checkpoint_path: str | None, scales: Sequence[int]) -> ModelAndProcessor:
     """28.6 million random weights, always the same."""
-    return _draw("real", checkpoint, scales, REAL_SIZES)
+    return _draw_model("real", checkpoint_path, scales, REAL_SIZES)
 
 
-def draw_llava_7b(checkpoint: str | None, scales: Sequence[int]) -> Loaded:
+def draw_llava_7b(checkpoint_path: str | None, scales: Sequence[int]) -> ModelAndProcessor:
     """7.1 billion random weights, always the same."""
-    return _draw("llava_7b", checkpoint, scales, LLAVA_7B_SIZES)
+    return _draw_model("llava_7b", checkpoint_path, scales, LLAVA_7B_SIZES)
 
 
-def _draw(
-    shape: str,
-    checkpoint: str | None,
+def _draw_model(
+    shape_name: str,
+    checkpoint_path: str | None,
     scales: Sequence[int],
     sizes: Mapping[str, Mapping[str, Any]],
-) -> Loaded:
-    if checkpoint is not None:
+) -> ModelAndProcessor:
+    if checkpoint_path is not None:
         raise ValueError(
-            f"--shape {shape} draws its own model; leave --model out, or take --shape tiny"
+            f"--shape {shape_name} draws its own model; leave --model out, or take --shape tiny"
         )
     tokenizer: PreTrainedTokenizerBase = build_tokenizer()
     text = {
@@ -141,7 +138,7 @@ def _draw(
         **sizes["vision_config"],
     }
     nesting = {"kind": "grid_pool", "trained_scales": sorted(scales)}
-    # of one token; a list only of several
+    # for one token it returns an integer, for several a list
     image_token_id = cast(int, tokenizer.convert_tokens_to_ids("<image>"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -154,41 +151,40 @@ def _draw(
             nesting=nesting,
         )
         model = M3ForConditionalGeneration(config)
-    pixels = CLIPImageProcessorPil(
+    image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
     )
-    return model, M3Processor(pixels, tokenizer, grid=(24, 24), nesting=nesting)
+    return model, M3Processor(image_processor, tokenizer, grid=(24, 24), nesting=nesting)
 
 
-def equal_samples(processor: M3Processor, images: int, rounds: int) -> list[Sample]:
-    """Pictures of noise with one question and answer each, `REAL_TEXT_TOKENS` of text in all."""
-    return _noise_samples(processor, [REAL_TEXT_TOKENS] * images)
+def equal_samples(processor: M3Processor, image_count: int, rounds: int) -> list[Sample]:
+    """Pictures of noise with one question and answer each, `REAL_TEXT_TOKENS` of text."""
+    return _noise_samples(processor, [REAL_TEXT_TOKENS] * image_count)
 
 
-def mixed_samples(processor: M3Processor, images: int, rounds: int) -> list[Sample]:
-    """The same with texts of a lognormal length of 150 tokens in the mean, about as in LLaVA's
-    instruction data.
-    """
-    text_lengths = np.random.default_rng(0).lognormal(np.log(150) - 0.32, 0.8, images)
+def mixed_samples(processor: M3Processor, image_count: int, rounds: int) -> list[Sample]:
+    """Pictures of noise with lognormal text lengths (mean 150), as in LLaVA's instruction data."""
+    lengths = np.random.default_rng(0).lognormal(np.log(150) - 0.32, 0.8, image_count)
     return _noise_samples(
-        processor,
-        [max(REAL_TEXT_TOKENS, min(int(text_length), 2000)) for text_length in text_lengths],
+        processor, [max(REAL_TEXT_TOKENS, min(int(length), 2000)) for length in lengths]
     )
 
 
 def _noise_samples(processor: M3Processor, text_tokens: Sequence[int]) -> list[Sample]:
-    random = np.random.default_rng(0)
+    random_source = np.random.default_rng(0)
     samples = []
-    for picture_number, tokens in enumerate(text_tokens):
+    for sample_number, token_count in enumerate(text_tokens):
         buffer = io.BytesIO()
-        Image.fromarray(random.integers(0, 255, (336, 336, 3), dtype=np.uint8)).save(buffer, "PNG")
+        Image.fromarray(random_source.integers(0, 255, (336, 336, 3), dtype=np.uint8)).save(
+            buffer, "PNG"
+        )
         question = Turn("user", "<image>\n" + " ".join(["red"] * 20))
         sample = Sample(
-            f"noise {picture_number}", (buffer.getvalue(),), (question, Turn("assistant", "blue"))
+            f"noise {sample_number}", (buffer.getvalue(),), (question, Turn("assistant", "blue"))
         )
-        # one of them is the image's
-        short = tokens + 1 - len(tokenize_sample(sample, processor).input_ids)
-        answer = Turn("assistant", " ".join(["blue"] * (1 + short)))
+        # one of these ids is the image token
+        missing_tokens = token_count + 1 - len(tokenize_sample(sample, processor).input_ids)
+        answer = Turn("assistant", " ".join(["blue"] * (1 + missing_tokens)))
         samples.append(Sample(sample.id, sample.images, (question, answer)))
     return samples
 
@@ -197,30 +193,30 @@ SHAPES: Mapping[str, Shape] = {
     "tiny": Shape(
         title="a checkpoint folder (by default the tiny base: 12 x 12 grid, mixture of experts) on "
         "the embedded suite",
-        load=load_tiny,
-        make_samples=lambda processor, images, rounds: suite_samples(images, rounds),
+        load_model=load_tiny,
+        make_samples=lambda processor, image_count, rounds: suite_samples(image_count, rounds),
         scales="1,4,9,36,144",
-        images=24,
+        image_count=24,
         pack_lengths="512,4096",
         towers=("trained",),
     ),
     "real": Shape(
         title="24 x 24 grid: CLIP tower 336/14 (width 256, 6 layers), Llama decoder (width 512, 6 "
         "layers, 4096 words)",
-        load=draw_real,
+        load_model=draw_real,
         make_samples=equal_samples,
         scales="1,9,36,144,576",
-        images=4,
+        image_count=4,
         pack_lengths="640,2048,4096,8192",
         towers=("frozen", "trained"),
     ),
     "llava_7b": Shape(
         title="24 x 24 grid: CLIP tower ViT-L 336/14, Llama decoder of 6.7 billion weights, texts "
         "of mixed length",
-        load=draw_llava_7b,
+        load_model=draw_llava_7b,
         make_samples=mixed_samples,
         scales="1,9,36,144,576",
-        images=4,
+        image_count=4,
         pack_lengths="2048,4096,8192",
         towers=("frozen", "trained"),
     ),

@@ -1,6 +1,4 @@
-"""`m3 bench sweep`: a sweep of all scales against the largest scale alone, and against one
-lmms-eval process per scale.
-"""
+"""`m3 bench sweep`: all scales against the largest alone, and against lmms-eval per scale."""
 
 import argparse
 import json
@@ -17,13 +15,13 @@ from m3.evaluation.results.store import Store
 from m3.evaluation.sweep import sweep
 
 Answers = dict[tuple[str, int, int], str]
-"""(task, scale, document) -> what was answered."""
+"""Answer text per (task, scale, document)."""
 
 
 def main(argv: list[str]) -> int:
-    """Prints seconds and their ratios; every sweep starts from an empty store.
+    """Print seconds and their ratios; 1 when sweep and lmms-eval answer differently.
 
-    1 when the two ways answer differently.
+    Every sweep starts from an empty store.
     """
     parser = argparse.ArgumentParser(prog="m3 bench sweep", description=__doc__)
     parser.add_argument("--model", default="playground/m3-tiny-base")
@@ -36,136 +34,101 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args(argv)
     scales = sorted(int(scale) for scale in arguments.scales.split(","))
-    common = [
-        arguments.model,
-        "--tasks",
-        arguments.tasks,
-        "--limit",
-        str(arguments.limit),
-        "--no-latency",
-    ]
-    common += ["--include-path", str(arguments.include_path)]
+    common = [arguments.model, "--tasks", arguments.tasks, "--limit", str(arguments.limit)]
+    common += ["--no-latency", "--include-path", str(arguments.include_path)]
     print(
         f"{len(scales)} scales {scales}, {arguments.limit} documents per task, "
         f"{arguments.repetitions} repetitions"
     )
     if arguments.repetitions:
-        in_process(common, scales, arguments.repetitions)
-    together, ours = swept(common, scales)
-    apart, harness_answers = harness(
+        compare_in_process(common, scales, arguments.repetitions)
+    sweep_seconds, sweep_answers = run_sweep(common, scales)
+    harness_seconds, harness_answers = run_harness(
         arguments.model, arguments.tasks, scales, arguments.limit, arguments.include_path
     )
-    equal = sum(ours[answer_key] == harness_answers[answer_key] for answer_key in harness_answers)
+    equal_count = sum(sweep_answers[key] == answer for key, answer in harness_answers.items())
     print(
-        f"as commands:     one sweep {together:.1f} s, {len(scales)} processes of lmms-eval "
-        f"{apart:.1f} s"
+        f"as commands:     one sweep {sweep_seconds:.1f} s, {len(scales)} processes of lmms-eval "
+        f"{harness_seconds:.1f} s"
     )
     print(
-        f"the sweep takes {together / apart:.2f} of their time; {equal} of {len(harness_answers)} answers "
-        "are equal"
+        f"the sweep takes {sweep_seconds / harness_seconds:.2f} of their time; {equal_count} of "
+        f"{len(harness_answers)} answers are equal"
     )
-    return 0 if equal == len(harness_answers) == len(ours) else 1
+    return 0 if equal_count == len(harness_answers) == len(sweep_answers) else 1
 
 
-def in_process(common: Sequence[str], scales: Sequence[int], repetitions: int) -> None:
-    """All scales against the largest alone, without the time that starting takes."""
+def compare_in_process(common: Sequence[str], scales: Sequence[int], repetitions: int) -> None:
+    """Time all scales against the largest alone, without the time to start a process."""
 
-    def inside(chosen: Sequence[int]) -> None:
-        with tempfile.TemporaryDirectory() as run_folder:
-            code = sweep.main([*common, "--scales", joined(chosen), "--out", run_folder])
+    def sweep_scales(chosen_scales: Sequence[int]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            code = sweep.main([*common, "--scales", scale_list(chosen_scales), "--out", folder])
             if code:
                 raise RuntimeError(f"the sweep failed with code {code}")
 
-    every, largest_timing = alternate(
-        [lambda: inside(scales), lambda: inside(scales[-1:])], repetitions
+    all_timing, largest_timing = alternate(
+        [lambda: sweep_scales(scales), lambda: sweep_scales(scales[-1:])], repetitions
     )
     print(
-        f"in one process:  all scales {every.median:.1f} s, {scales[-1]} alone "
+        f"in one process:  all scales {all_timing.median:.1f} s, {scales[-1]} alone "
         f"{largest_timing.median:.1f} s"
     )
-    print(f"all scales cost {every.median / largest_timing.median:.2f}x the largest alone")
+    print(f"all scales cost {all_timing.median / largest_timing.median:.2f}x the largest alone")
 
 
-def swept(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answers]:
-    """Seconds and answers of `m3 sweep`, as a command."""
-    with tempfile.TemporaryDirectory() as run_name:
-        run = Path(run_name)
-        command = [
-            sys.executable,
-            "-m",
-            "m3.cli",
-            "sweep",
-            *common,
-            "--scales",
-            joined(scales),
-            "--out",
-            run_name,
-        ]
-        seconds = timed(command)
+def run_sweep(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answers]:
+    """Seconds and answers of the command `m3 sweep`."""
+    with tempfile.TemporaryDirectory() as folder_name:
+        run_folder = Path(folder_name)
+        command = [sys.executable, "-m", "m3.cli", "sweep", *common]
+        command += ["--scales", scale_list(scales), "--out", folder_name]
+        seconds = command_seconds(command)
         answers: Answers = {}
-        store = Store(run / "store")
-        for model in sorted(path.name for path in (run / "results").iterdir()):
-            tasks = {path.stem.rpartition("@")[0] for path in (run / "results" / model).iterdir()}
-            for task in sorted(tasks):
+        store = Store(run_folder / "store")
+        for model_folder in sorted((run_folder / "results").iterdir()):
+            model_name = model_folder.name
+            for task_name in sorted({p.stem.rpartition("@")[0] for p in model_folder.iterdir()}):
                 for scale in scales:
-                    assert result_path(run, model, task, scale).exists()
-                    for doc_id, answer_key in read_keys(run, model, task, scale).items():
-                        answers[task, scale, doc_id] = store.answer(answer_key).text
+                    assert result_path(run_folder, model_name, task_name, scale).exists()
+                    for doc_id, key in read_keys(run_folder, model_name, task_name, scale).items():
+                        answers[task_name, scale, doc_id] = store.answer(key).text
         return seconds, answers
 
 
-def harness(
-    model: str, tasks: str, scales: Sequence[int], limit: int, include: Path
+def run_harness(
+    model_path: str, task_list: str, scales: Sequence[int], limit: int, include_path: Path
 ) -> tuple[float, Answers]:
-    """Seconds and answers of lmms-eval's own command, one process after the other."""
+    """Seconds and answers of lmms-eval's own command, one process per scale."""
     seconds, answers = 0.0, {}
     for scale in scales:
-        with tempfile.TemporaryDirectory() as output_name:
-            command = [
-                sys.executable,
-                "-m",
-                "lmms_eval",
-                "--model",
-                "m3",
-                "--tasks",
-                tasks,
-                "--limit",
-                str(limit),
-            ]
-            command += [
-                "--model_args",
-                f"pretrained={model},matryoshka_vis_token_scale={scale}",
-                "--batch_size",
-                "16",
-            ]
-            command += [
-                "--include_path",
-                str(include),
-                "--log_samples",
-                "--output_path",
-                output_name,
-            ]
-            seconds += timed(command)
-            for samples_path in Path(output_name).rglob("*_samples_*.jsonl"):
-                task = samples_path.stem.split("_samples_")[1]
-                for sample_line in samples_path.read_text(encoding="utf-8").splitlines():
-                    sample = json.loads(sample_line)
-                    # the harness writes a list of one answer as the answer
-                    sample_answers = sample["filtered_resps"]
-                    answers[task, scale, int(sample["doc_id"])] = (
-                        sample_answers if isinstance(sample_answers, str) else sample_answers[0]
+        with tempfile.TemporaryDirectory() as folder_name:
+            model_args = f"pretrained={model_path},matryoshka_vis_token_scale={scale}"
+            command = [sys.executable, "-m", "lmms_eval", "--model", "m3", "--tasks", task_list]
+            command += ["--limit", str(limit), "--model_args", model_args, "--batch_size", "16"]
+            command += ["--include_path", str(include_path), "--log_samples"]
+            command += ["--output_path", folder_name]
+            seconds += command_seconds(command)
+            for path in Path(folder_name).rglob("*_samples_*.jsonl"):
+                task_name = path.stem.split("_samples_")[1]
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    sample = json.loads(line)
+                    # the harness unpacks a list of one answer
+                    filtered_answer = sample["filtered_resps"]
+                    answers[task_name, scale, int(sample["doc_id"])] = (
+                        filtered_answer if isinstance(filtered_answer, str) else filtered_answer[0]
                     )
     return seconds, answers
 
 
-def timed(command: Sequence[str]) -> float:
-    """Seconds that a command takes; RuntimeError with its last words when it fails."""
-    start_time = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - start_time
+def command_seconds(command: Sequence[str]) -> float:
+    """Run a command and return its seconds; a RuntimeError with its last output if it fails."""
+    start = time.perf_counter()
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{completed.stderr[-2000:]}")
+    return time.perf_counter() - start
 
 
-def joined(scales: Sequence[int]) -> str:
+def scale_list(scales: Sequence[int]) -> str:
     return ",".join(map(str, scales))

@@ -1,4 +1,4 @@
-"""Measuring two things in one run: each in a process of its own for memory, turn about for time."""
+"""Measuring in one run: time of tasks that alternate, memory of a task in its own process."""
 
 import math
 import statistics
@@ -13,9 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall seconds of every repetition in order, and CPU seconds of all threads, which other
-    work on the machine moves less.
-    """
+    """Wall seconds and CPU seconds of every repetition (other work disturbs the latter less)."""
 
     seconds: tuple[float, ...]
     cpu_seconds: tuple[float, ...] = ()
@@ -33,8 +31,8 @@ class Timing:
         """Half the distance between the quartiles, in seconds."""
         if len(self.seconds) < 4:
             return (max(self.seconds) - min(self.seconds)) / 2
-        low_quartile, _, high_quartile = statistics.quantiles(self.seconds, n=4)
-        return (high_quartile - low_quartile) / 2
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / 2
 
 
 CPU = torch.device("cpu")
@@ -46,25 +44,25 @@ def alternate(
     warm_up: int = 1,
     device: torch.device = CPU,
 ) -> list[Timing]:
-    """Runs the tasks turn about, so that whatever slows the machine slows all of them alike.
+    """Run the tasks in turn, so that other load on the machine slows all of them alike.
 
-    device: waited for before and after each task, since an accelerator works on while Python goes
-        ahead.
+    device: synchronised before and after each task, since an accelerator runs asynchronously.
     """
-    measured: list[list[tuple[float, float]]] = [[] for _ in tasks]
+    task_seconds: list[list[tuple[float, float]]] = [[] for _ in tasks]
     for repetition in range(warm_up + repetitions):
-        for task, seconds in zip(tasks, measured, strict=True):
+        for task, repetition_seconds in zip(tasks, task_seconds, strict=True):
             synchronize(device)
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
             task()
             synchronize(device)
             if repetition >= warm_up:
-                seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return [Timing(*map(tuple, zip(*seconds, strict=True))) for seconds in measured]
+                wall_seconds = time.perf_counter() - wall_start
+                repetition_seconds.append((wall_seconds, time.process_time() - cpu_start))
+    return [Timing(*map(tuple, zip(*seconds, strict=True))) for seconds in task_seconds]
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for what an accelerator has been given to do."""
+    """Wait until an accelerator has finished its queue."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -72,46 +70,39 @@ def synchronize(device: torch.device) -> None:
 def matmul_peak(
     device: torch.device = CPU, dtype: torch.dtype = torch.float32, seconds: float = 1.0
 ) -> float:
-    """Floating-point operations per second of square products: CPU seconds with torch's threads
-    as set, else wall seconds.
-    """
-    clock, matrix_size = (
-        (time.process_time, 1536) if device.type == "cpu" else (time.perf_counter, 8192)
-    )
+    """Floating-point operations per second (on a CPU: CPU second) of square matrix products."""
+    clock, size = (time.process_time, 1536) if device.type == "cpu" else (time.perf_counter, 8192)
     left_matrix, right_matrix = (
-        torch.randn(matrix_size, matrix_size, device=device, dtype=dtype) for _ in range(2)
+        torch.randn(size, size, device=device, dtype=dtype) for _ in range(2)
     )
-    fastest, began = math.inf, clock()
-    while clock() - began < seconds:
+    fastest_seconds, first_start = math.inf, clock()
+    while clock() - first_start < seconds:
         synchronize(device)
-        start_time = clock()
+        product_start = clock()
         left_matrix @ right_matrix
         synchronize(device)
-        fastest = min(fastest, clock() - start_time)
-    return 2 * matrix_size**3 / fastest
+        fastest_seconds = min(fastest_seconds, clock() - product_start)
+    return 2 * size**3 / fastest_seconds
 
 
 def peak_device_memory(task: Callable[[], object], device: torch.device) -> int:
-    """Bytes of an accelerator's memory by which tensors peak above rest while `task` runs in
-    this process.
-    """
+    """Peak bytes of tensors on an accelerator above rest while `task` runs in this process."""
     torch.accelerator.empty_cache()
     torch.accelerator.reset_peak_memory_stats(device)
-    rest = torch.accelerator.memory_allocated(device)
+    rest_bytes = torch.accelerator.memory_allocated(device)
     task()
     synchronize(device)
-    return torch.accelerator.max_memory_allocated(device) - rest
+    return torch.accelerator.max_memory_allocated(device) - rest_bytes
 
 
 def peak_memory(task: Callable[..., object], *arguments: Any) -> int:
-    """Bytes by which the resident memory of a fresh process peaks while it runs `task(*arguments)`.
+    """Peak bytes of resident memory above the start while a fresh process runs `task`.
 
-    `task` must prepare itself, call the function it is given to mark the start, then do the work:
-    `task(mark, ...)`.
+    `task(mark_start, *arguments)` must prepare itself, call `mark_start()`, then do the work.
     """
     context = get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_run, args=(queue, task, arguments))
+    process = context.Process(target=_measure_task, args=(queue, task, arguments))
     process.start()
     try:
         while True:
@@ -126,20 +117,17 @@ def peak_memory(task: Callable[..., object], *arguments: Any) -> int:
         process.join()
 
 
-def _run(queue: Any, task: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    start_bytes: list[int] = []
-    task(lambda: start_bytes.append(_resident("VmRSS")), *arguments)
-    queue.put(_resident("VmHWM") - start_bytes[0])
+def _measure_task(queue: Any, task: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    start: list[int] = []
+    task(lambda: start.append(_memory_field("VmRSS")), *arguments)
+    queue.put(_memory_field("VmHWM") - start[0])
 
 
-def _resident(field: str) -> int:
-    """Bytes resident now (VmRSS) or at the peak (VmHWM) of this process, on Linux.
+def _memory_field(field_name: str) -> int:
+    """Resident bytes of this process now (VmRSS) or at the peak (VmHWM), on Linux.
 
-    Not `getrusage`: its peak survives exec, so a spawned process starts with that of the process
-        that spawned it.
+    Not `getrusage`: its peak survives exec, so a spawned process starts with its parent's.
     """
-    with open("/proc/self/status") as status_file:
-        field_line = next(
-            field_line for field_line in status_file if field_line.startswith(f"{field}:")
-        )
-    return int(field_line.split()[1]) * 1024
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(f"{field_name}:"))
+    return int(line.split()[1]) * 1024

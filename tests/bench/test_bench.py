@@ -61,7 +61,7 @@ def test_step_compares_ours_with_the_published_loop(
 
 
 def test_both_ways_of_a_step_give_one_loss() -> None:
-    setting = step.Setting("real", None, (1, 9, 36), 2, 1, (100,), "trained", 1)
+    setting = step.StepSetting("real", None, (1, 9, 36), 2, 1, (100,), "trained", 1)
     bench = step.StepBench(setting)
     published, ours = (bench.loss(way).item() for way in setting.ways)
     assert abs(published - ours) < 1e-6 * published

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m3.bench.convert import Size, convert_marked, write_source
+from m3.bench.convert import DecoderSize, convert_marked, write_source
 from m3.bench.timing import peak_memory
 from m3.checkpoints.base import Options
 from m3.checkpoints.convert import convert
@@ -27,7 +27,9 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
     peaks, sizes = [], []
     for layers in (4, 12):
         source = tmp_path / f"source_{layers}"
-        sizes.append(write_source(source, Size(256, 64, 384, layers), shard_bytes=20_000_000))
+        sizes.append(
+            write_source(source, DecoderSize(256, 64, 384, layers), shard_bytes=20_000_000)
+        )
         peaks.append(peak_memory(convert_marked, source, tmp_path / f"dest_{layers}", 20_000_000))
     assert sizes[1] - sizes[0] > 250e6
     assert peaks[1] - peaks[0] < 100e6, (peaks, sizes)

@@ -106,7 +106,7 @@ def test_the_trial_on_the_device_takes_packed_attention(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_packed_step_on_the_device_is_the_published_loop(dtype: str) -> None:
-    setting = step.Setting(
+    setting = step.StepSetting(
         "real", None, (1, 9, 36, 144, 576), 2, 1, (1500,), "trained", 1, "cuda", dtype
     )
     bench = step.StepBench(setting)
