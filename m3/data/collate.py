@@ -73,7 +73,7 @@ class Collator:
 
     Raises (when called):
         ValueError: a sample that does not fit `max_length` or `max_images`, unless
-            `overlong="drop"`; an image that cannot be read; see also `tokenize_sample`.
+            `too_long="drop"`; an image that cannot be read; see also `tokenize_sample`.
     """
 
     processor: M3Processor
@@ -88,7 +88,7 @@ class Collator:
 
     Nothing is ever cut.
     """
-    overlong: Literal["error", "drop"] = "error"
+    too_long: Literal["refuse", "drop"] = "refuse"
     """Treatment of a sample that is too long or shows too many images.
 
     Dropped ones are counted and logged.
@@ -104,7 +104,7 @@ class Collator:
     max_pixels: int = MAX_PIXELS
     """Larger images are refused."""
     scale_weights: Mapping[int, float] | None = None
-    """Loss weight per scale (default 1), normalised so that a sample's total weight is unchanged."""
+    """Loss weight per scale (default 1), normalised to an unchanged total weight of a sample."""
     broken: Literal["refuse", "skip"] = "refuse"
     """Treatment of a sample whose image cannot be read, and of `Broken` ones.
 
@@ -117,8 +117,7 @@ class Collator:
         if self.scales in ("sandwich", "random") and self.step_samples is None:
             raise ValueError(
                 f"scales={self.scales!r} needs step_samples (batch size x number of ranks), so "
-                "that all ranks draw "
-                "alike"
+                "that all ranks draw alike"
             )
         if (
             self.pack_length is not None
@@ -151,7 +150,7 @@ class Collator:
             )
         if images.sources:
             tensors |= self._image_tensors(rows, images)
-        if self.broken == "skip" or self.overlong == "drop":
+        if self.broken == "skip" or self.too_long == "drop":
             tensors["left_out"] = torch.tensor(left_out.counts, dtype=torch.int64)
         return tensors
 
@@ -230,10 +229,10 @@ class Collator:
         left_out.add_broken(reason)
 
     def _refuse_or_drop(self, too_much: str, left_out: "_LeftOut") -> None:
-        if self.overlong == "error":
+        if self.too_long == "refuse":
             raise ValueError(
                 f"{too_much}. Raise the limit, leave the sample out, drop such: `data.too_long: "
-                "drop` in a recipe, or overlong='drop' of a Collator"
+                "drop` in a recipe, or too_long='drop' of a Collator"
             )
         left_out.add_too_long(too_much)
 

@@ -44,9 +44,9 @@ class LengthWindow:
         length_counts = [len(lengths) for lengths in self.lengths]
         if length_counts != list(source_sizes):
             raise ValueError(
-                f"data.lengths counts {length_counts} samples, the sources hold {list(source_sizes)}. Measure "
-                "them again with "
-                "`m3 data check RECIPE --lengths FILE`"
+                f"data.lengths counts {length_counts} samples, the sources hold "
+                f"{list(source_sizes)}. Measure them again with `m3 data check RECIPE --lengths "
+                "FILE`"
             )
 
 
@@ -115,7 +115,7 @@ def read_lengths(file_path: Path, source_names: Sequence[str]) -> tuple[np.ndarr
     if file_names != list(source_names):
         raise ValueError(
             f"{file_path}: holds the lengths of {', '.join(file_names)}; expected those of "
-            f"{', '.join(source_names)}. Measure them "
-            f"again with `m3 data check RECIPE --lengths {file_path}`"
+            f"{', '.join(source_names)}. Measure them again with `m3 data check RECIPE --lengths "
+            f"{file_path}`"
         )
     return tuple(arrays[f"lengths_{number}"] for number in range(len(source_names)))

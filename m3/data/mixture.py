@@ -205,8 +205,8 @@ def _check_shares(source_sizes: list[int], weights: list[float], length: int | N
     for source_number, (source_size, weight) in enumerate(zip(source_sizes, weights, strict=True)):
         if weight > 0 and _pass_share(source_size, weight) == 0:
             raise ValueError(
-                f"source {source_number}: {weight} of {source_size} samples is no sample. Raise the weight, or "
-                "set it to 0"
+                f"source {source_number}: {weight} of {source_size} samples is no sample. Raise "
+                "the weight, or set it to 0"
             )
     if length is not None and length < 1:
         raise ValueError(f"a mixture needs at least one position, got length={length}")

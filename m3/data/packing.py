@@ -36,7 +36,8 @@ def pack(
             )
         if max_images is not None and len(set(image_set)) > max_images:
             raise ValueError(
-                f"sequence {sequence_number} shows {len(set(image_set))} images; a row may show {max_images}"
+                f"sequence {sequence_number} shows {len(set(image_set))} images; a row may show "
+                f"{max_images}"
             )
     num_rows = -(-sum(lengths) // max_length)
     while True:

@@ -92,8 +92,7 @@ class Data:
         if self.pack_length is None and self.max_images_per_row is not None:
             raise ValueError(
                 "data.max_images_per_row is of packed rows, and data.pack_length null packs none; "
-                "give pack_length, or leave "
-                "max_images_per_row out"
+                "give pack_length, or leave max_images_per_row out"
             )
         if (
             self.pack_length is not None
@@ -102,8 +101,7 @@ class Data:
         ):
             raise ValueError(
                 f"data.max_length {self.max_length} is more than a row of data.pack_length "
-                f"{self.pack_length} tokens holds; "
-                "lower the one or raise the other"
+                f"{self.pack_length} tokens holds; lower the one or raise the other"
             )
 
     @property

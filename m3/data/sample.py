@@ -88,8 +88,8 @@ class Sample:
         if turn_roles != expected_roles:
             raise ValueError(
                 f"sample {self.id!r}: turns must go user, assistant, user, assistant ... and end "
-                "with an assistant, behind a "
-                f"system prompt or none; got {', '.join(roles) if roles else 'no turns'}"
+                "with an assistant, behind a system prompt or none; got "
+                f"{', '.join(roles) if roles else 'no turns'}"
             )
         for number, turn in enumerate(self.turns):
             for text in turn.texts:
@@ -101,15 +101,14 @@ class Sample:
                 )
         if not any(turn.learned for turn in self.turns if turn.role == "assistant"):
             raise ValueError(
-                f"sample {self.id!r}: all of its answers have weight 0; there is "
-                "nothing to learn from it"
+                f"sample {self.id!r}: all of its answers have weight 0; there is nothing to learn "
+                "from it"
             )
         num_marks = sum(len(turn.texts) - 1 for turn in self.turns)
         if num_marks != len(self.images):
             raise ImageMarksError(
                 f"sample {self.id!r}: {num_marks} {IMAGE_MARK} marks in the user's turns but "
-                f"{len(self.images)} images. "
-                f"Write one {IMAGE_MARK} where each image stands"
+                f"{len(self.images)} images. Write one {IMAGE_MARK} where each image stands"
             )
 
 
@@ -136,8 +135,8 @@ class Document:
         if len(self.texts) != len(self.images) + 1:
             raise ImageMarksError(
                 f"document {self.id!r}: {len(self.texts)} texts around {len(self.images)} images; "
-                "expected one more "
-                "than images (before the first, between, behind the last; empty ones count)"
+                "expected one more than images (before the first, between, behind the last; empty "
+                "ones count)"
             )
         for number, text in enumerate(self.texts):
             check_text(text, f"document {self.id!r}: text {number}")

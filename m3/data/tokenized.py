@@ -68,7 +68,7 @@ def _tokenize_document(document: Document, processor: M3Processor) -> Tokenized:
 
 
 def _tokenize_conversation(sample: Sample, processor: M3Processor) -> Tokenized:
-    """Rendered with the chat template, and encoded without special tokens of the tokenizer's own."""
+    """Rendered with the chat template; the tokenizer adds no special tokens of its own."""
     template = processor.chat_template
     if not isinstance(template, str) or "generation" not in template:
         raise ValueError(
@@ -141,7 +141,7 @@ def _learned_stretches(sample: Sample, generated: list[tuple[int, int]]) -> np.n
             raise TemplateRefusalError(
                 f"sample {sample.id!r}: has answers of weight 0, and the chat template marks "
                 f"{len(generated)} stretches of {len(answers)} answers, so it cannot be told which "
-                f"they are. Mark each answer once with {{% generation %}}"
+                "they are. Mark each answer once with {% generation %}"
             )
         pairs = zip(generated, answers, strict=True)
         generated = [stretch for stretch, turn in pairs if turn.learned]

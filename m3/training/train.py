@@ -272,7 +272,7 @@ def _collator(recipe: Recipe, processor: M3Processor, step_samples: int) -> Coll
         pack_length=data_section.pack_length,
         max_images=data_section.max_images_per_row,
         max_length=data_section.max_length,
-        overlong="error" if data_section.too_long == "refuse" else "drop",
+        too_long=data_section.too_long,
         broken=data_section.broken,
         seed=recipe.schedule.seed,
         step_samples=step_samples,

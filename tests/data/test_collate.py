@@ -263,7 +263,7 @@ def test_a_system_prompt_without_a_place_is_refused_or_skipped(
 def test_too_long_is_dropped_whole_and_counted(
     processor: M3Processor, make_sample: MakeSample, caplog: pytest.LogCaptureFixture
 ) -> None:
-    collator = Collator(processor, pack_length=200, overlong="drop")
+    collator = Collator(processor, pack_length=200, too_long="drop")
     with caplog.at_level(logging.WARNING, logger="m3.data.collate"):
         batch = collator([make_sample("big", (1, 2)), make_sample("fits", (3,))])
     assert batch["left_out"].tolist() == [0, 1]
@@ -319,7 +319,7 @@ def test_documents_and_conversations_of_all_sources_share_rows(
 def test_a_batch_without_survivors_trains_nothing(
     processor: M3Processor, make_sample: MakeSample
 ) -> None:
-    batch = Collator(processor, pack_length=50, overlong="drop")([make_sample("big", (1,))])
+    batch = Collator(processor, pack_length=50, too_long="drop")([make_sample("big", (1,))])
     assert batch["input_ids"].tolist() == [[processor.tokenizer.pad_token_id] * 8]
     assert batch["labels"].unique().tolist() == [-100]
     assert batch["loss_weights"].sum() == 0

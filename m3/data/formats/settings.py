@@ -23,8 +23,8 @@ class Filters:
     def __post_init__(self) -> None:
         if (self.min_similarity, self.min_resolution, self.max_aspect_ratio) == (None, None, None):
             raise ValueError(
-                "filters: give min_similarity, min_resolution or max_aspect_ratio, or "
-                "leave filters out"
+                "filters: give min_similarity, min_resolution or max_aspect_ratio, or leave "
+                "filters out"
             )
         check_positive("filters", min_resolution=self.min_resolution)
         if self.min_similarity is not None and not math.isfinite(self.min_similarity):

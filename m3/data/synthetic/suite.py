@@ -122,8 +122,8 @@ def generate(
             raise ValueError(f"unknown family {family!r}: expected one of {', '.join(FAMILIES)}")
     if count_per_family < 1 or workers < 1:
         raise ValueError(
-            "expected at least 1 picture per family and 1 worker, got "
-            f"{count_per_family} and {workers}"
+            f"expected at least 1 picture per family and 1 worker, got {count_per_family} and "
+            f"{workers}"
         )
     split_folder = Path(out_dir) / split
     shards = _plan_shards(split, count_per_family, seed, split_folder, families, shard_rows)

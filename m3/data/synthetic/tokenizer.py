@@ -20,8 +20,8 @@ TURN_END: Final = "<|im_end|>"
 IMAGE: Final = "<image>"
 MAX_TOKENS: Final = 1024  # an upper bound; merging stops on its own once every word is one token
 MAX_LENGTH: Final = 4096
-# Pieces that a token may not reach across: a word with the blank before it ("top-left" is one), a digit, a
-# mark, other blanks.
+# Pieces that a token may not reach across: a word with the blank before it ("top-left" is one), a
+# digit, a mark, other blanks.
 PIECE_PATTERN: Final = r" ?\p{L}+(?:-\p{L}+)*|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 

@@ -144,8 +144,8 @@ class TurnReader:
             or layout.text_key not in entry
         ):
             raise ValueError(
-                f"{location}: expected an object with {layout.role_key!r} and "
-                f"{layout.text_key!r}, got {shorten(entry)}"
+                f"{location}: expected an object with {layout.role_key!r} and {layout.text_key!r}, "
+                f"got {shorten(entry)}"
             )
         fields = RecordFields(entry, location, self.media.unused, layout.column)
         role_name = fields.read_raw(layout.role_key)
@@ -243,7 +243,7 @@ class TurnReader:
         return self._claim_visual()
 
     def _take_images(self, pieces: Sequence[str | Visual]) -> tuple[str, ...]:
-        """The texts around the images of `pieces`; frames of a video stand on lines of their own."""
+        """The texts around the images of `pieces`; frames of a video stand on their own lines."""
         texts = [""]
         for piece in pieces:
             if isinstance(piece, str):
@@ -267,8 +267,8 @@ def _is_learned(weight: Any, role: Role, location: str) -> bool:
         )
     if weight and role != "assistant":
         raise ValueError(
-            f"{location}: asks to learn what the {role} says; only answers of the "
-            "assistant are learned"
+            f"{location}: asks to learn what the {role} says; only answers of the assistant are "
+            "learned"
         )
     return bool(weight) or role != "assistant"
 

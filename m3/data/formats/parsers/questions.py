@@ -25,8 +25,8 @@ def parse_ocr(record: Record, settings: SourceSettings) -> Sample:
         or not all(isinstance(text, str) for text in texts)
     ):
         raise ValueError(
-            f"{record.location}: 'data' must be a list [prompt, answer, prompt, answer, ...], "
-            f"got {shorten(texts)}"
+            f"{record.location}: 'data' must be a list [prompt, answer, prompt, answer, ...], got "
+            f"{shorten(texts)}"
         )
     return make_dialogue(parser, texts)
 
@@ -59,8 +59,8 @@ def _read_round(entry: Any, location: str, parser: RecordParser) -> tuple[str, s
     question, answer = fields.read_raw("user"), fields.read_raw("assistant")
     if not isinstance(question, str) or not isinstance(answer, str):
         raise ValueError(
-            f"{location}: expected an object with 'user' and 'assistant', texts "
-            f"both; got {shorten(entry)}"
+            f"{location}: expected an object with 'user' and 'assistant', texts both; got "
+            f"{shorten(entry)}"
         )
     fields.close()
     return question, answer

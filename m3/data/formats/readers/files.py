@@ -20,8 +20,8 @@ def check_uncompressed(path: Path) -> None:
     for magic, compression in COMPRESSED.items():
         if first_bytes.startswith(magic):
             raise ValueError(
-                f"{path}: is compressed ({compression}), so no sample can be reached at "
-                "once. Decompress it"
+                f"{path}: is compressed ({compression}), so no sample can be reached at once. "
+                "Decompress it"
             )
 
 

@@ -79,8 +79,8 @@ class LlavaParquet(TableReader):
     def check_columns(self, columns: list[str], settings: SourceSettings) -> None:
         if "conversations" not in columns:
             raise ValueError(
-                f"{self.name}: no column 'conversations' (columns: {', '.join(columns)}). "
-                f"LLaVA's columns are {', '.join(LLAVA_COLUMNS)}"
+                f"{self.name}: no column 'conversations' (columns: {', '.join(columns)}). LLaVA's "
+                f"columns are {', '.join(LLAVA_COLUMNS)}"
             )
 
 

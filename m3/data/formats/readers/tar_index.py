@@ -88,8 +88,8 @@ class Group:
                 return member
         known_names = ", ".join(f"{last_name}.{member.suffix}" for member in self.members)
         raise ValueError(
-            f"{self.location}: names {name!r}, which is no member of the sample "
-            f"(members: {known_names})"
+            f"{self.location}: names {name!r}, which is no member of the sample (members: "
+            f"{known_names})"
         )
 
 
@@ -194,9 +194,9 @@ def _check_header(path: Path, name: str, header: tarfile.TarInfo) -> None:
         )
     if name.rpartition(".")[2].lower() in PICKLE_SUFFIXES:
         raise ValueError(
-            f"{path}: member {name!r} is a pickle. Opening one can run any program it holds, "
-            "so none is read. Write its content as JSON first, on a machine where you trust the "
-            "file: see 'Pickled data' in docs/data.md"
+            f"{path}: member {name!r} is a pickle. Opening one can run any program it holds, so "
+            "none is read. Write its content as JSON first, on a machine where you trust the file: "
+            "see 'Pickled data' in docs/data.md"
         )
 
 
