@@ -29,10 +29,11 @@ class Verb:
 
 DATA_VERBS: Mapping[str, Verb] = {
     "check": Verb(
-        "m3.training.data_check", "read everything a recipe names, and say what is wrong: RECIPE"
+        "m3.training.checks.data_check",
+        "read everything a recipe names, and say what is wrong: RECIPE",
     ),
     "show": Verb(
-        "m3.training.data_show",
+        "m3.training.checks.data_show",
         "samples with their masks, as they are trained, on a page: RECIPE --out page.html",
     ),
     "tiny": Verb(

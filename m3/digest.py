@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from inspect import getsourcefile
 from pathlib import Path
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -29,3 +30,11 @@ def digest_files(paths: Iterable[Path], root: Path) -> str:
         with path.open("rb") as file:
             contents[str(path.relative_to(root))] = hashlib.file_digest(file, "sha256").hexdigest()
     return digest(contents)
+
+
+def source_digest(kind: type) -> str:
+    """Digest of the file that defines a class: what a changed method computes is another thing."""
+    file = getsourcefile(kind)
+    if file is None:
+        raise ValueError(f"{kind.__module__}.{kind.__name__} has no source file to tell it by")
+    return digest(Path(file).read_bytes())

@@ -9,9 +9,9 @@ from pathlib import Path
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training import command
-from m3.training.dry_run import planned_config, zero_stage
-from m3.training.evaluations import check_folders
-from m3.training.recipe import Recipe
+from m3.training.checks.dry_run import planned_config, zero_stage
+from m3.training.loop.evaluations import check_folders
+from m3.training.recipe.recipe import Recipe
 
 
 def main(argv: list[str]) -> int:

@@ -25,7 +25,7 @@ from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.data.tokenized import tokenize_sample
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
-from m3.training.build import load_checkpoint
+from m3.training.setup.build import load_checkpoint
 
 ModelAndProcessor = tuple[M3ForConditionalGeneration, M3Processor]
 REAL_TEXT_TOKENS = 60

@@ -3,7 +3,7 @@
     published   one padded batch, tower pass and decoder pass per scale (m3/bench/published.py)
     padded      the tower once; every sequence in a padded row of its own
     packed      the tower once; sequences share rows
-    low         the tower once; packed rows one at a time (m3/training/row_by_row.py)
+    low         the tower once; packed rows one at a time (m3/training/loop/row_by_row.py)
     largest     the largest scale alone, packed: the reference for memory
 
 Tokens exclude padding; all ways but `largest` have the same number. Speeds are of CPU seconds. The
@@ -24,8 +24,8 @@ from m3.data.collate import Collator
 from m3.data.sample import Sample
 from m3.model import M3ForConditionalGeneration
 from m3.model.packing_check import choose_packed_attention
-from m3.training.build import load_checkpoint
-from m3.training.row_by_row import row_by_row, split_rows
+from m3.training.loop.row_by_row import row_by_row, split_rows
+from m3.training.setup.build import load_checkpoint
 
 WAYS = ("published", "padded", "packed", "low")
 

@@ -74,7 +74,7 @@ class M3Config(PreTrainedConfig):
             embedding and is never generated.
         new_token_ids: tokens of text that the decoder's vocabulary got without any pre-training
             (`m3 assemble`): their rows are trained where the decoder's tables are not
-            (m3/training/new_tokens.py).
+            (m3/training/setup/new_tokens.py).
         vision_feature_layer: index into the encoder's hidden states (LLaVA: -2); None is its last,
             normalised output.
         drop_class_token: whether the first feature is a class token to drop (CLIP, DINOv2: yes;

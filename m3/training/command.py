@@ -7,16 +7,16 @@ import logging
 from pathlib import Path
 
 from m3.config import load
-from m3.training.distributed import world
-from m3.training.evaluations import OpenBenchmarks
-from m3.training.recipe import Recipe, TowerRecipe
-from m3.training.stages import Chain, recipes
+from m3.training.loop.distributed import world
+from m3.training.loop.evaluations import OpenBenchmarks
+from m3.training.recipe.recipe import Recipe, TowerRecipe
+from m3.training.recipe.stages import Chain, recipes
 
 
 def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
     """Parses the arguments and trains; returns the exit code.
 
-    `open_benchmarks`: see m3/training/evaluations.py.
+    `open_benchmarks`: see m3/training/loop/evaluations.py.
     """
     parser = argparse.ArgumentParser(prog="m3 train", description=__doc__)
     parser.add_argument("recipe", help="a YAML file (see m3/recipes), or the name of a shipped one")
@@ -48,8 +48,8 @@ def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
     if arguments.dry_run:
         return _say(given_recipes, arguments.devices)
     # the giants are imported once the arguments are known to be good
-    from m3.training.tower import train_tower
-    from m3.training.train import train_model
+    from m3.training.loop.tower import train_tower
+    from m3.training.loop.train import train_model
 
     for recipe in given_recipes:
         _check_resume(recipe.run, arguments.resume)
@@ -102,7 +102,7 @@ def find_recipe(name: str) -> Path:
 
 
 def _say(given_recipes: list[Recipe] | list[TowerRecipe], devices: int) -> int:
-    from m3.training.dry_run import plan, planned_config
+    from m3.training.checks.dry_run import plan, planned_config
 
     before = None
     for recipe in given_recipes:

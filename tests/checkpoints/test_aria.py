@@ -28,8 +28,8 @@ from m3.data.sample import Sample, Turn
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.processing.aria_tiles import AriaTileProcessor
-from m3.training.parameter_groups import apply_parts
-from m3.training.sections import Parts
+from m3.training.recipe.sections import Parts
+from m3.training.setup.parameter_groups import apply_parts
 
 SAME = 1e-4  # measured: 5e-7, of logits up to 4
 QUESTION = [

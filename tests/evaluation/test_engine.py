@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from m3.digest import source_digest
 from m3.evaluation.answering.decoding import Decoding
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.questions import Picture, Question, Reply
+from m3.model.reducers.grid_pool import GridPoolReducer
+from m3.model.reducers.query_prefix import QueryPrefixReducer
 from tests.evaluation.conftest import SCALES, make_image
 
 GREEDY = Decoding(max_new_tokens=5)
@@ -177,3 +180,18 @@ def test_decoding_is_read_strictly():
         ValueError, match="unknown generation setting max_tokns; known: .*max_new_tokens"
     ):
         read({"max_tokns": 5})
+
+
+def test_answers_of_other_code_are_other_answers(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reducer that is being written has no weights that change: its file tells it apart."""
+    before = Engine.load(str(model_folder)).weights
+    assert Engine.load(str(model_folder)).weights == before
+    monkeypatch.setattr("m3.evaluation.answering.engine.source_digest", lambda kind: "changed")
+    assert Engine.load(str(model_folder)).weights != before
+
+
+def test_code_is_told_apart_by_its_file() -> None:
+    assert source_digest(GridPoolReducer) == source_digest(GridPoolReducer)
+    assert source_digest(GridPoolReducer) != source_digest(QueryPrefixReducer)

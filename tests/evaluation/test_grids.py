@@ -69,7 +69,7 @@ def test_a_cut_picture_is_seen_in_tiles_and_as_a_whole(
 
 def test_what_cannot_be_drawn_is_said():
     assert drawn(QUERIES, example(30, 20), [1, 4]) == {}
-    assert "learned queries, which have no place" in grid_note(QUERIES)
+    assert "do not stand for cells of one" in grid_note(QUERIES)
     control = replace(SQUARE, name="m+random", method="random", base="m")
     assert drawn(control, example(30, 20), [1, 4]) == {}
     assert grid_note(control) == "No grid is drawn: m+random does not average cells."

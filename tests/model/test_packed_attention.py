@@ -23,7 +23,7 @@ from m3.model import packed_attention
 from m3.model.packed_attention import PACKED_ATTENTION, MaskRule, Scores, packed_mask
 from m3.model.packed_sequences import PackedSequences, real_tokens
 from m3.model.packing_check import choose_packed_attention
-from m3.training.compiling import compile_layers
+from m3.training.setup.compiling import compile_layers
 
 BASE = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,

@@ -11,15 +11,15 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from m3.data.collate import Collator
 from m3.data.recipe import Source, open_source
-from m3.training.build import load_checkpoint
-from m3.training.distributed import gather_experts_at_once
-from m3.training.hf_arguments import training_arguments
-from m3.training.parameter_groups import apply_parts
-from m3.training.router_load import RouterLoad
-from m3.training.run_folder import RunFolder
-from m3.training.sections import Hardware, Optimiser, Parts, Schedule
-from m3.training.step_metrics import measure
-from m3.training.trainer import RunTrainer
+from m3.training.loop.distributed import gather_experts_at_once
+from m3.training.loop.hf_arguments import training_arguments
+from m3.training.loop.router_load import RouterLoad
+from m3.training.loop.run_folder import RunFolder
+from m3.training.loop.step_metrics import measure
+from m3.training.loop.trainer import RunTrainer
+from m3.training.recipe.sections import Hardware, Optimiser, Parts, Schedule
+from m3.training.setup.build import load_checkpoint
+from m3.training.setup.parameter_groups import apply_parts
 
 SCALES = (1, 4, 36)
 STEPS = 4

@@ -8,8 +8,8 @@ import torch
 
 from m3.config import load
 from m3.data.collate import Collator
-from m3.training.build import build, train_at
-from m3.training.recipe import Recipe
+from m3.training.recipe.recipe import Recipe
+from m3.training.setup.build import build, train_at
 
 
 def test_what_rows_are_filled_with_has_no_part_in_router_losses(

@@ -11,8 +11,8 @@ import pytest
 from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
-from m3.training.build_lock import LONGEST_BUILD, build_locks, check_build_locks
-from m3.training.distributed import start_deepspeed
+from m3.training.checks.build_lock import LONGEST_BUILD, build_locks, check_build_locks
+from m3.training.loop.distributed import start_deepspeed
 
 ZERO3 = Path(__file__).resolve().parents[2] / "scripts" / "deepspeed" / "zero3.json"
 

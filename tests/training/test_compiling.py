@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 
 from m3.data.collate import Collator
 from m3.training.command import main
-from m3.training.compiling import compile_layers
-from m3.training.run_folder import RunFolder
+from m3.training.loop.run_folder import RunFolder
+from m3.training.setup.compiling import compile_layers
 
 ZERO3 = Path(__file__).resolve().parents[2] / "scripts" / "deepspeed" / "zero3.json"
 

@@ -7,7 +7,7 @@ import torch
 
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.training.command import main
-from m3.training.run_folder import RunFolder
+from m3.training.loop.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

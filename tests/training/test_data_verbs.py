@@ -21,8 +21,8 @@ from m3.cli import main
 from m3.config import load
 from m3.data.length_balancing import read_lengths
 from m3.data.mixture import read_mixture
-from m3.training.recipe import Recipe
-from m3.training.run_folder import RunFolder
+from m3.training.loop.run_folder import RunFolder
+from m3.training.recipe.recipe import Recipe
 
 RECIPE = """
 run: {folder}/run

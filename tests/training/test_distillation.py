@@ -18,8 +18,8 @@ from m3.model import M3ForConditionalGeneration
 from m3.model.distillation import divergences, teachers
 from m3.processing import M3Processor
 from m3.training.command import find_recipe, main
-from m3.training.recipe import Recipe
-from m3.training.run_folder import RunFolder
+from m3.training.loop.run_folder import RunFolder
+from m3.training.recipe.recipe import Recipe
 
 SCALES = (1, 4, 9, 36, 144)
 Make = Callable[..., M3ForConditionalGeneration]

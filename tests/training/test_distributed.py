@@ -21,7 +21,7 @@ from training_runs import make_new_tokens, weights
 from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.model import M3ForConditionalGeneration
 from m3.train import main
-from m3.training.run_folder import RunFolder
+from m3.training.loop.run_folder import RunFolder
 
 pytest.importorskip("deepspeed")
 ROOT = Path(__file__).resolve().parents[2]

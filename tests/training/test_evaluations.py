@@ -17,8 +17,8 @@ from m3.evaluation.results.store import Store
 from m3.evaluation.sweep import sweep
 from m3.train import main
 from m3.training import command
-from m3.training.evaluations import kept_random_state
-from m3.training.run_folder import RunFolder
+from m3.training.loop.evaluations import kept_random_state
+from m3.training.loop.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ["m3_tiny_scene", "m3_tiny_count"]

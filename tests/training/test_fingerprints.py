@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from training_runs import weights
 
+from m3.training.checks.fingerprints import FILE
 from m3.training.command import main
-from m3.training.fingerprints import FILE
-from m3.training.run_folder import RunFolder
+from m3.training.loop.run_folder import RunFolder
 
 SHORT = ["schedule.steps=2", "schedule.save_every=1"]
 ADAPTER = "adapter={rank: 2, targets: [attention]}"

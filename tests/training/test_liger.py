@@ -12,8 +12,8 @@ import torch
 from tiny_models import make_config, make_model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from m3.training import liger
 from m3.training.command import main
+from m3.training.setup import liger
 
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 

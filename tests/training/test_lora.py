@@ -11,7 +11,7 @@ from training_runs import check_merged, weights
 
 from m3.config import load
 from m3.training.command import main
-from m3.training.recipe import Recipe
+from m3.training.recipe.recipe import Recipe
 
 ADAPTER = "adapter={rank: 4, alpha: 8, targets: [attention, shared_experts, routed_experts]}"
 

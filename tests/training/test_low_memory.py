@@ -16,9 +16,9 @@ from m3.model import M3ForConditionalGeneration
 from m3.model.packed_sequences import real_tokens
 from m3.processing import M3Processor
 from m3.training.command import find_recipe, main
-from m3.training.recipe import Recipe
-from m3.training.row_by_row import row_by_row
-from m3.training.run_folder import RunFolder
+from m3.training.loop.row_by_row import row_by_row
+from m3.training.loop.run_folder import RunFolder
+from m3.training.recipe.recipe import Recipe
 
 Make = Callable[..., M3ForConditionalGeneration]
 

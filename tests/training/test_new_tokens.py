@@ -18,8 +18,8 @@ from m3.cli import main
 from m3.inference.loading import load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
-from m3.training.new_tokens import alike_rows
-from m3.training.run_folder import RunFolder
+from m3.training.loop.run_folder import RunFolder
+from m3.training.setup.new_tokens import alike_rows
 
 END = 98
 LORA = "adapter={rank: 8, targets: [attention, mlp]}"

@@ -5,10 +5,10 @@ not here.
 import pytest
 
 from m3.config import load
+from m3.training.checks.dry_run import count_parameters, plan, planned_config
+from m3.training.checks.throughput import meter, peak_flops
 from m3.training.command import find_recipe, main, read_recipes
-from m3.training.dry_run import count_parameters, plan, planned_config
-from m3.training.recipe import Recipe
-from m3.training.throughput import meter, peak_flops
+from m3.training.recipe.recipe import Recipe
 
 
 @pytest.mark.parametrize(

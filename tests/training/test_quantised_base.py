@@ -11,12 +11,12 @@ from training_runs import check_merged, make_new_tokens, weights
 
 from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.config import load
-from m3.training.build import build
 from m3.training.command import find_recipe, main
-from m3.training.lora import add_lora, lora_config
-from m3.training.parameter_groups import apply_parts
-from m3.training.recipe import Recipe
-from m3.training.run_folder import RunFolder
+from m3.training.loop.run_folder import RunFolder
+from m3.training.recipe.recipe import Recipe
+from m3.training.setup.build import build
+from m3.training.setup.lora import add_lora, lora_config
+from m3.training.setup.parameter_groups import apply_parts
 
 pytest.importorskip("bitsandbytes")
 

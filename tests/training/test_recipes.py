@@ -10,8 +10,8 @@ import yaml
 import m3.training
 from m3.config import dump, load
 from m3.training.command import find_recipe, main
-from m3.training.recipe import Recipe, TowerRecipe
-from m3.training.sections import Schedule
+from m3.training.recipe.recipe import Recipe, TowerRecipe
+from m3.training.recipe.sections import Schedule
 
 RECIPES = sorted((Path(m3.training.__file__).parents[1] / "recipes").glob("*.yaml"))
 

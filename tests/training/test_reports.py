@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from m3.training.command import main
-from m3.training.run_folder import RunFolder
+from m3.training.loop.run_folder import RunFolder
 
 
 def test_tensorboard_has_the_loss_of_every_scale(recipe: Path) -> None:

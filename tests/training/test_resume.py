@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from m3.config import load
+from m3.training.checks.resume import check_resume
 from m3.training.command import main
-from m3.training.distributed import start_deepspeed
-from m3.training.recipe import Recipe
-from m3.training.resume import check_resume
-from m3.training.run_folder import WHOLE, RunFolder
-from m3.training.sections import Schedule
+from m3.training.loop.distributed import start_deepspeed
+from m3.training.loop.run_folder import WHOLE, RunFolder
+from m3.training.recipe.recipe import Recipe
+from m3.training.recipe.sections import Schedule
 
 KEPT = Schedule(batch_size=1, global_batch=4, steps=8)
 

@@ -8,10 +8,10 @@ from tiny_models import make_config
 
 from m3.config import load
 from m3.model import M3Config
-from m3.training.build import build
-from m3.training.dry_run import plan
-from m3.training.recipe import Recipe
-from m3.training.row_attention import choose_row_attention
+from m3.training.checks.dry_run import plan
+from m3.training.recipe.recipe import Recipe
+from m3.training.setup.build import build
+from m3.training.setup.row_attention import choose_row_attention
 
 BLOOM = {"model_type": "bloom", "n_layer": 1, "n_head": 4, "hidden_size": 32, "vocab_size": 96}
 

@@ -10,8 +10,8 @@ from tiny_models import make_model
 from training_runs import weights
 
 from m3.training.command import main
-from m3.training.parameter_groups import apply_parts
-from m3.training.sections import Parts
+from m3.training.recipe.sections import Parts
+from m3.training.setup.parameter_groups import apply_parts
 
 LAYER = "model.language_model.layers"
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from m3.training.command import main
-from m3.training.run_folder import RunFolder
-from m3.training.trainer import RunTrainer
+from m3.training.loop.run_folder import RunFolder
+from m3.training.loop.trainer import RunTrainer
 
 
 def test_a_loss_that_is_no_number_stops_the_run(

@@ -10,8 +10,8 @@ from transformers import AutoImageProcessor, AutoModel, SiglipVisionConfig
 
 from m3.data.synthetic import command as draw
 from m3.training.command import main
-from m3.training.patch_labels import PatchLabeller
-from m3.training.run_folder import RunFolder
+from m3.training.loop.patch_labels import PatchLabeller
+from m3.training.loop.run_folder import RunFolder
 
 RECIPE = """
 run: {folder}/run

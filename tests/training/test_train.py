@@ -18,9 +18,9 @@ from m3.config import load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.command import main
-from m3.training.recipe import Recipe
-from m3.training.run_folder import RunFolder
-from m3.training.sections import Schedule
+from m3.training.loop.run_folder import RunFolder
+from m3.training.recipe.recipe import Recipe
+from m3.training.recipe.sections import Schedule
 
 
 def test_a_run_explains_itself_and_its_checkpoint_is_ready(

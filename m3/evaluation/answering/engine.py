@@ -23,7 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from m3.digest import digest, digest_files
+from m3.digest import digest, digest_files, source_digest
 from m3.evaluation.answering.confidence import ChosenTokens
 from m3.evaluation.answering.decoding import Decoding
 from m3.evaluation.answering.expert_routing import Recorded, recording
@@ -98,7 +98,10 @@ class Engine:
             for weight_file in checkpoint_folder.iterdir()
             if weight_file.is_file() and weight_file.suffix in WEIGHT_SUFFIXES
         ]
-        weights = digest([digest_files(weight_files, checkpoint_folder), str(model.dtype)])
+        reducer_code = source_digest(type(model.model.reducer))
+        weights = digest(
+            [digest_files(weight_files, checkpoint_folder), str(model.dtype), reducer_code]
+        )
         model.to(torch.device(device))  # pyright: ignore[reportArgumentType] (transformers wraps `to` without its types)
         return cls(model, processor, weights)
 

@@ -11,13 +11,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.instance import Instance
 from PIL import Image
 from tqdm import tqdm
 
-from m3.digest import Json, digest
+from m3.digest import Json, digest, digest_files
 from m3.evaluation.answering.decoding import SCALE
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.expert_routing import is_recorded
@@ -25,6 +27,7 @@ from m3.evaluation.answering.questions import Picture, Question, Reply
 from m3.evaluation.harness.lmms_model import CHUNK, FRAMES, EngineModel
 from m3.evaluation.harness.tasks import FOREIGN, LoadedTask
 from m3.evaluation.results.store import Answer, Cell, Store
+from m3.evaluation.token_reduction import table
 from m3.evaluation.token_reduction.table import OWN, stored_name
 
 logger = logging.getLogger(__name__)
@@ -221,7 +224,8 @@ class StoredModel(EngineModel):
 
     def _at(self, cell: Cell, budget: Budget) -> Cell:
         method = stored_name(budget.method, self.engine.model.config.nesting.kind)
-        return replace(cell, scale=budget.scale, method=method)
+        code = "" if budget.method == OWN else controls_code()
+        return replace(cell, scale=budget.scale, method=method, code=code)
 
     def _cell(self, request: Instance, document: dict[str, Any], question: Question) -> Cell:
         _, task, split = request.arguments[-3:]
@@ -272,3 +276,10 @@ def fingerprint(value: object) -> Json:
     if isinstance(value, list | tuple):
         return [fingerprint(item_value) for item_value in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+@cache
+def controls_code() -> str:
+    """Digest of the code of all controls: answers of a changed one are other answers."""
+    folder = Path(table.__file__).parent
+    return digest_files(folder.glob("*.py"), folder)

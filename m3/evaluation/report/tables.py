@@ -411,9 +411,7 @@ def model_description(model: ModelRow) -> str:
     if model.method != OWN:
         return f"{get_method(model.method).about}, a control without training"
     scales = ", ".join(str(scale) for scale in model.trained_scales)
-    return (
-        f"trained at {scales} visual tokens; * marks scales it was not trained at (plain pooling)"
-    )
+    return f"trained at {scales} visual tokens; * marks scales it was not trained at"
 
 
 def write_csv(summary: Summary) -> Path:

@@ -59,7 +59,7 @@ def grid_note(model: ModelRow) -> str:
     if model.method not in (OWN, POOLING):
         return f"No grid is drawn: {model.name} does not average cells."
     if not is_on_grid(model):
-        return f"No grid is drawn: the visual tokens of {model.name} are learned queries, which have no place on the image."
+        return f"No grid is drawn: the visual tokens of {model.name} do not stand for cells of one."
     if model.tiling is None:
         return (
             "Each visual token is the mean over one cell. This run is of an older version and does "

@@ -36,6 +36,7 @@ class Cell:
     prompt: str  # the text after the chat template and the images, in order
     scale: int  # visual tokens per image
     method: str  # how the visual tokens were made: the kind of nesting
+    code: str = ""  # of a control: the files that choose its tokens
 
     @cached_property
     def key(self) -> str:

@@ -16,9 +16,9 @@ from m3.data.formats.settings import OPTIONS
 from m3.data.recipe import Source, open_source
 from m3.data.sample import Sample
 from m3.processing import load_image
-from m3.training.recipe import Recipe
-from m3.training.run_folder import RunFolder
-from m3.training.train import train_model
+from m3.training.loop.run_folder import RunFolder
+from m3.training.loop.train import train_model
+from m3.training.recipe.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,9 @@ from m3.config import load
 from m3.data.formats import FormatName
 from m3.data.recipe import Source, open_source
 from m3.data.sample import AnySample, Document, Sample, Turn
-from m3.training.recipe import Recipe
-from m3.training.run_folder import RunFolder
-from m3.training.train import train_model
+from m3.training.loop.run_folder import RunFolder
+from m3.training.loop.train import train_model
+from m3.training.recipe.recipe import Recipe
 
 ASK = "What colour is the background?"
 

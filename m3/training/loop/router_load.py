@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from m3.model import M3Output
 from m3.model.router_losses import RouterStep
-from m3.training.distributed import sum_over_processes
+from m3.training.loop.distributed import sum_over_processes
 
 FILE = "router_load.json"
 
@@ -59,7 +59,7 @@ class RouterLoad(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
     ) -> None:
         if state.is_world_process_zero:
-            assert args.output_dir is not None  # m3/training/hf_arguments.py always names one
+            assert args.output_dir is not None  # m3/training/loop/hf_arguments.py always names one
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE).write_text(
                 json.dumps(self.load.tolist())
             )

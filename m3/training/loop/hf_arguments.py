@@ -6,9 +6,9 @@ import torch
 from transformers import TrainingArguments
 
 from m3.optional import require
-from m3.training.distributed import start_deepspeed, world
-from m3.training.run_folder import RunFolder
-from m3.training.sections import Hardware, Optimiser, Schedule
+from m3.training.loop.distributed import start_deepspeed, world
+from m3.training.loop.run_folder import RunFolder
+from m3.training.recipe.sections import Hardware, Optimiser, Schedule
 
 
 def training_arguments(

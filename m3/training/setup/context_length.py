@@ -11,8 +11,8 @@ changes here.
 from copy import deepcopy
 
 from m3.model import M3Config
-from m3.training.recipe import Recipe
-from m3.training.sections import Context
+from m3.training.recipe.recipe import Recipe
+from m3.training.recipe.sections import Context
 
 
 def extended(config: M3Config, context: Context | None) -> M3Config:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from m3.training.build_lock import check_build_locks
+from m3.training.checks.build_lock import check_build_locks
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def start_deepspeed(config: str) -> bool:
 
     Raises:
         ValueError: no such file, no launcher, a setting under which the run would end without its
-            weights, a lock that DeepSpeed would wait for (m3/training/build_lock.py).
+            weights, a lock that DeepSpeed would wait for (m3/training/checks/build_lock.py).
     """
     zero = zero_options(config)
     if zero["stage"] == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save", False):

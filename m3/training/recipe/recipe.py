@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from m3.data.recipe import Data
-from m3.training.sections import (
+from m3.training.recipe.sections import (
     Adapter,
     Context,
     Distil,
@@ -32,7 +32,7 @@ class Recipe:
     scales). `scales`: all of them every step, or a seeded draw.
     `scale_weights`: of the scales in the loss, 1 where none is given. `distil`: coarser scales
         learn from the largest too.
-    `memory`: `low` reads rows one at a time (m3/training/row_by_row.py). `context`: more positions
+    `memory`: `low` reads rows one at a time (m3/training/loop/row_by_row.py). `context`: more positions
     for the decoder of `model`. `reset_connector`: of `model`, drawn anew; a chain does so in its
     first stage. `reducer`: another token reducer for `model`, such as `{kind: attention_pool}`; its
     parameters are drawn. `report_to`: beside the run's own metrics. `architecture`: what `--dry-run` lays
@@ -174,7 +174,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TowerRecipe:
-    """Pre-training of a vision encoder on dense patch labels (m3/training/patch_labels.py)."""
+    """Pre-training of a vision encoder on dense patch labels (m3/training/loop/patch_labels.py)."""
 
     run: str
     vision_config: dict

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from m3.config import dump, load
-from m3.training.distributed import world
-from m3.training.recipe import Recipe, TowerRecipe
+from m3.training.loop.distributed import world
+from m3.training.recipe.recipe import Recipe, TowerRecipe
 
 PACKAGES = (
     "torch",
@@ -191,7 +191,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the source tree that is running, when it is a git checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
     git_output = subprocess.run(

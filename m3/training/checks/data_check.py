@@ -14,11 +14,11 @@ from m3.data.length_balancing import write_lengths
 from m3.data.recipe import Source, open_source
 from m3.data.sample import Sample
 from m3.processing import M3Processor
-from m3.training.build import build_processor
+from m3.training.checks.dry_run import planned_config
 from m3.training.command import find_recipe
-from m3.training.dry_run import planned_config
-from m3.training.new_tokens import endless, new_rows, unsayable_tokens, warning
-from m3.training.recipe import Recipe
+from m3.training.recipe.recipe import Recipe
+from m3.training.setup.build import build_processor
+from m3.training.setup.new_tokens import endless, new_rows, unsayable_tokens, warning
 
 
 def main(argv: list[str]) -> int:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3.training.distributed import world
-from m3.training.run_folder import RunFolder
-from m3.training.sections import Schedule
+from m3.training.loop.distributed import world
+from m3.training.loop.run_folder import RunFolder
+from m3.training.recipe.sections import Schedule
 
 SAMPLES = "data.json"
 """Name of the file in a run's folder that says how many samples each source held."""

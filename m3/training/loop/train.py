@@ -24,27 +24,27 @@ from m3.data.mixture import Mixture, read_mixture
 from m3.data.recipe import open_source
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
-from m3.training.build import build, build_processor
-from m3.training.compiling import check_compile
-from m3.training.context_length import check_context, extended
-from m3.training.distributed import gather_experts_at_once, world
-from m3.training.dry_run import check_sharding, plan, planned_config
-from m3.training.evaluations import Benchmarks, Evaluation, OpenBenchmarks
-from m3.training.fingerprints import check_fingerprints
-from m3.training.hf_arguments import training_arguments
-from m3.training.liger import check_liger
-from m3.training.lora import add_lora, lora_config, merge
-from m3.training.new_tokens import NewRows, new_rows, train_rows, unsayable_tokens, warning
-from m3.training.parameter_groups import apply_parts, chosen_rates
-from m3.training.recipe import Recipe
-from m3.training.resume import check_data, check_resume
-from m3.training.router_load import RouterLoad
-from m3.training.row_attention import choose_row_attention
-from m3.training.run_folder import RunFolder
-from m3.training.sections import HeldOut
-from m3.training.step_metrics import measure
-from m3.training.throughput import meter
-from m3.training.trainer import RunTrainer
+from m3.training.checks.dry_run import check_sharding, plan, planned_config
+from m3.training.checks.fingerprints import check_fingerprints
+from m3.training.checks.resume import check_data, check_resume
+from m3.training.checks.throughput import meter
+from m3.training.loop.distributed import gather_experts_at_once, world
+from m3.training.loop.evaluations import Benchmarks, Evaluation, OpenBenchmarks
+from m3.training.loop.hf_arguments import training_arguments
+from m3.training.loop.router_load import RouterLoad
+from m3.training.loop.run_folder import RunFolder
+from m3.training.loop.step_metrics import measure
+from m3.training.loop.trainer import RunTrainer
+from m3.training.recipe.recipe import Recipe
+from m3.training.recipe.sections import HeldOut
+from m3.training.setup.build import build, build_processor
+from m3.training.setup.compiling import check_compile
+from m3.training.setup.context_length import check_context, extended
+from m3.training.setup.liger import check_liger
+from m3.training.setup.lora import add_lora, lora_config, merge
+from m3.training.setup.new_tokens import NewRows, new_rows, train_rows, unsayable_tokens, warning
+from m3.training.setup.parameter_groups import apply_parts, chosen_rates
+from m3.training.setup.row_attention import choose_row_attention
 
 logger = logging.getLogger(__name__)
 

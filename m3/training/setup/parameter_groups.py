@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from m3.model import M3ForConditionalGeneration
-from m3.training.sections import Parts, Rate
+from m3.training.recipe.sections import Parts, Rate
 
 PART_PREFIXES: dict[str, tuple[str, ...]] = {
     "vision_tower": ("model.vision_tower.",),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m3.config import decode
-from m3.training.recipe import Recipe
+from m3.training.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

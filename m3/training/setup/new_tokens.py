@@ -24,7 +24,7 @@ from m3.data.sample import Sample, SampleSource, Turn
 from m3.data.tokenized import tokenize_sample
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
-from m3.training.recipe import Recipe
+from m3.training.recipe.recipe import Recipe
 
 SAMPLES = 500
 """Of each source, spread over it: as many are tokenised to see what its answers hold."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from m3.model import M3Config
 from m3.model.packed_attention import takes_sequences
 from m3.model.packing_check import choose_packed_attention, packing_refusal
-from m3.training.recipe import Recipe
+from m3.training.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

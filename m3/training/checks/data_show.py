@@ -10,9 +10,9 @@ from m3.config import load
 from m3.data.checking.sample_check import SampleLimits
 from m3.data.checking.sample_page import sample_page
 from m3.data.mixture import read_mixture
-from m3.training.build import build_processor
 from m3.training.command import find_recipe
-from m3.training.recipe import Recipe
+from m3.training.recipe.recipe import Recipe
+from m3.training.setup.build import build_processor
 
 
 def main(argv: list[str]) -> int:

@@ -18,17 +18,24 @@ from m3.config import load
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import CostModel
 from m3.processing import M3Processor
-from m3.training.build import build_processor, exchange_reducer, new_config
-from m3.training.context_length import check_context, extended
-from m3.training.distributed import zero_options
-from m3.training.evaluations import check_folders
-from m3.training.lora import lora_config
-from m3.training.new_tokens import NewRows, describe, endless, new_rows, unsayable_tokens, warning
-from m3.training.parameter_groups import PARTS, apply_parts, part_of, router_names
-from m3.training.recipe import Recipe
-from m3.training.row_attention import choose_row_attention
-from m3.training.sections import Evaluation
-from m3.training.throughput import peak_flops
+from m3.training.checks.throughput import peak_flops
+from m3.training.loop.distributed import zero_options
+from m3.training.loop.evaluations import check_folders
+from m3.training.recipe.recipe import Recipe
+from m3.training.recipe.sections import Evaluation
+from m3.training.setup.build import build_processor, exchange_reducer, new_config
+from m3.training.setup.context_length import check_context, extended
+from m3.training.setup.lora import lora_config
+from m3.training.setup.new_tokens import (
+    NewRows,
+    describe,
+    endless,
+    new_rows,
+    unsayable_tokens,
+    warning,
+)
+from m3.training.setup.parameter_groups import PARTS, apply_parts, part_of, router_names
+from m3.training.setup.row_attention import choose_row_attention
 
 TEXT_TOKENS = 120
 """Assumed of a sample, in the estimates of tokens and time."""
@@ -131,7 +138,7 @@ def _stated_config(recipe: Recipe) -> M3Config:
             "architecture to plan with"
         )
     shipped = (
-        Path(__file__).resolve().parents[1]
+        Path(__file__).resolve().parents[2]
         / "recipes"
         / "architectures"
         / f"{recipe.architecture}.yaml"
@@ -246,7 +253,7 @@ def _size_lines(
         return [
             *size_lines,
             "time            unknown: the peak of this machine's processor is not in "
-            "m3/training/throughput.py",
+            "m3/training/checks/throughput.py",
         ]
     seconds = flops / (peak * UTILISATION * devices)
     total_hours = (

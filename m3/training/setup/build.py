@@ -23,12 +23,12 @@ from m3.model.backbone import build_connector
 from m3.model.configuration import decode_nesting
 from m3.model.packed_attention import PACKED_ATTENTION
 from m3.processing import M3Processor
-from m3.training.compiling import compile_layers
-from m3.training.context_length import extended
-from m3.training.liger import apply_liger
-from m3.training.recipe import Recipe
-from m3.training.row_attention import RowAttention, choose_row_attention
-from m3.training.sections import Context, NewModel
+from m3.training.recipe.recipe import Recipe
+from m3.training.recipe.sections import Context, NewModel
+from m3.training.setup.compiling import compile_layers
+from m3.training.setup.context_length import extended
+from m3.training.setup.liger import apply_liger
+from m3.training.setup.row_attention import RowAttention, choose_row_attention
 
 
 def build(

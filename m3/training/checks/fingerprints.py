@@ -14,9 +14,9 @@ from pathlib import Path
 from m3.data.fingerprint import digest_files, fingerprint
 from m3.data.recipe import open_source
 from m3.data.sample import SampleSource
-from m3.training.distributed import say_to_everyone, world
-from m3.training.recipe import Recipe, TowerRecipe
-from m3.training.run_folder import RunFolder, installed_packages
+from m3.training.loop.distributed import say_to_everyone, world
+from m3.training.loop.run_folder import RunFolder, installed_packages
+from m3.training.recipe.recipe import Recipe, TowerRecipe
 
 logger = logging.getLogger(__name__)
 

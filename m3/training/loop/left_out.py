@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from m3.training.distributed import sum_over_processes
+from m3.training.loop.distributed import sum_over_processes
 
 LEFT_OUT = ("left_out_broken", "left_out_too_long")
 """Names in the metrics of what a batch's `left_out` counts."""

@@ -11,15 +11,15 @@ import torch
 from datasets import Dataset, Image, load_dataset
 from transformers import AutoConfig, SiglipImageProcessorPil
 
-from m3.training.compiling import check_compile, compile_layers
-from m3.training.distributed import world
-from m3.training.fingerprints import check_tower_fingerprints
-from m3.training.hf_arguments import training_arguments
-from m3.training.patch_labels import PatchLabelCollator, PatchLabeller, PatchLabellerOutput
-from m3.training.recipe import TowerRecipe
-from m3.training.resume import check_resume
-from m3.training.run_folder import RunFolder
-from m3.training.trainer import RunTrainer
+from m3.training.checks.fingerprints import check_tower_fingerprints
+from m3.training.checks.resume import check_resume
+from m3.training.loop.distributed import world
+from m3.training.loop.hf_arguments import training_arguments
+from m3.training.loop.patch_labels import PatchLabelCollator, PatchLabeller, PatchLabellerOutput
+from m3.training.loop.run_folder import RunFolder
+from m3.training.loop.trainer import RunTrainer
+from m3.training.recipe.recipe import TowerRecipe
+from m3.training.setup.compiling import check_compile, compile_layers
 
 
 def train_tower(recipe: TowerRecipe) -> RunFolder:

@@ -1,4 +1,4 @@
-"""The sections of a recipe as typed data; m3/training/recipe.py puts them together.
+"""The sections of a recipe as typed data; m3/training/recipe/recipe.py puts them together.
 
 Unknown keys are refused.
 """
@@ -23,7 +23,7 @@ class Parts:
     `router`: of the decoder's routers, null for the decoder's own rate. `new_tokens`: of the rows
     of tokens that the decoder's pre-training has not seen, where the tables are frozen (an adapter,
     a frozen decoder); null for the rate of the decoder, or else of the connector
-    (m3/training/new_tokens.py). `*_last_layers`: only so many of the part's last layers train, and
+    (m3/training/setup/new_tokens.py). `*_last_layers`: only so many of the part's last layers train, and
     nothing of it outside them.
     """
 
@@ -85,7 +85,7 @@ class NewModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """More positions for the decoder (m3/training/context_length.py).
+    """More positions for the decoder (m3/training/setup/context_length.py).
 
     `rope_theta`: the new base of its rotations; null keeps it.
     """
@@ -219,8 +219,8 @@ class Hardware:
 
     `attention`: transformers' implementation (sdpa, flash_attention_2, ...) or `packed`; null for
     the best one that keeps packed sequences apart (m3/model/packing_check.py). `liger`: Liger's
-    kernels in the decoder (m3/training/liger.py). `compile`: torch.compile of the tower's and the
-    decoder's layers (m3/training/compiling.py).
+    kernels in the decoder (m3/training/setup/liger.py). `compile`: torch.compile of the tower's and the
+    decoder's layers (m3/training/setup/compiling.py).
     """
 
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from m3.model import M3ForConditionalGeneration
 from m3.model.image_inputs import IMAGE_INPUTS, ImageInputs
-from m3.training.distributed import sum_over_processes, world
+from m3.training.loop.distributed import sum_over_processes, world
 
 OF_ROWS = (
     "input_ids",

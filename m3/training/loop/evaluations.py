@@ -17,9 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
-from m3.training.recipe import Recipe
-from m3.training.sections import TASKS_FOLDER
-from m3.training.sections import Evaluation as Settings
+from m3.training.recipe.recipe import Recipe
+from m3.training.recipe.sections import TASKS_FOLDER
+from m3.training.recipe.sections import Evaluation as Settings
 
 Benchmarks = Callable[[M3ForConditionalGeneration, M3Processor, int], dict[str, float]]
 """Scores of the live model at a step, as names and numbers of the metrics.

@@ -25,14 +25,14 @@ from transformers.utils.generic import ModelOutput
 
 from m3.model import M3ForConditionalGeneration, M3Output
 from m3.model.packed_sequences import real_tokens
-from m3.training.distributed import sum_over_processes, union_over_processes, wait_for_everyone
-from m3.training.evaluations import AskWhenDue, Evaluation, kept_random_state
-from m3.training.left_out import LEFT_OUT, LeftOut
-from m3.training.router_load import RouterLoad
-from m3.training.row_by_row import average_gradients, row_by_row
-from m3.training.run_folder import WHOLE, RunFolder
-from m3.training.sections import Distil
-from m3.training.throughput import Meter
+from m3.training.checks.throughput import Meter
+from m3.training.loop.distributed import sum_over_processes, union_over_processes, wait_for_everyone
+from m3.training.loop.evaluations import AskWhenDue, Evaluation, kept_random_state
+from m3.training.loop.left_out import LEFT_OUT, LeftOut
+from m3.training.loop.router_load import RouterLoad
+from m3.training.loop.row_by_row import average_gradients, row_by_row
+from m3.training.loop.run_folder import WHOLE, RunFolder
+from m3.training.recipe.sections import Distil
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class MarkWhole(TrainerCallback):
     ) -> None:
         wait_for_everyone()
         if state.is_world_process_zero:
-            assert args.output_dir is not None  # m3/training/hf_arguments.py always names one
+            assert args.output_dir is not None  # m3/training/loop/hf_arguments.py always names one
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
 

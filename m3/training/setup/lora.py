@@ -1,7 +1,7 @@
 """LoRA by PEFT: adapters on the decoder's layers, the small parts trained whole, and the adapter
 merged at the end.
 
-in: a model whose parts are chosen (m3/training/parameter_groups.py) and an `Adapter`; out: a
+in: a model whose parts are chosen (m3/training/setup/parameter_groups.py) and an `Adapter`; out: a
 `PeftModel` in which adapters stand for the decoder's weights. Routed experts are one parameter
 `[experts, ...]` per projection, which PEFT reaches by `target_parameters`;
 `target_modules="all-linear"` would silently leave them frozen.
@@ -20,10 +20,10 @@ from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.inference.adapters import add_adapter
 from m3.inference.quantisation import fused_experts
 from m3.model import M3Config, M3ForConditionalGeneration
-from m3.training.build import load_checkpoint
-from m3.training.new_tokens import NewRows
-from m3.training.parameter_groups import chosen_rates, part_of, router_names
-from m3.training.sections import Adapter, Parts
+from m3.training.recipe.sections import Adapter, Parts
+from m3.training.setup.build import load_checkpoint
+from m3.training.setup.new_tokens import NewRows
+from m3.training.setup.parameter_groups import chosen_rates, part_of, router_names
 
 TOKEN_ROWS = ".trainable_tokens_delta."
 """In PEFT's names of parameters that are single rows of a table."""

@@ -1,0 +1,1 @@
+"""Training itself: trainer, metrics, processes, the run folder, the tower stage."""

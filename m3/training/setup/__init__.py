@@ -1,0 +1,1 @@
+"""Model of a run: weights, parts and learning rates, adapters, kernels, attention."""
