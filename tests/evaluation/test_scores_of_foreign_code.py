@@ -87,7 +87,11 @@ def test_the_key_is_the_digest_of_all_fields():
         "prompt": "p",
         "scale": 1,
     }
-    assert cell.key == digest({**fields, "method": "grid_pool"}) == "903b5a646c11fc591c83bfcb"
+    assert (
+        cell.key
+        == digest({**fields, "method": "grid_pool", "code": ""})
+        == "1924d192ebf90b72e0bb3293"
+    )
 
 
 def test_documents_that_share_a_picture_are_one_cluster():
