@@ -31,6 +31,7 @@ from m3.model.reducers import REDUCERS, TokenReducer
 from m3.model.splice import splice
 from m3.model.vision import TileGroup, patch_mask, vision_grid, vision_inputs
 from m3.nesting import get_nesting
+from m3.nesting.layout import Reduce
 
 
 class M3PreTrainedModel(PreTrainedModel):
@@ -220,17 +221,21 @@ class M3Model(M3PreTrainedModel):
         if written:
             input_ids = input_ids.clone()  # no span may take them for its own
             input_ids[0, torch.where(input_ids[0] == token)[0][-written:]] = -1
-        return splice(
-            inputs_embeds,
-            input_ids,
-            features,
-            inputs.images(),
-            spans,
-            token,
-            self.config.reader,
-            newline,
-            self.reducer,
-        )
+
+        def read(features: Tensor, reduce: Reduce) -> Tensor:
+            return splice(
+                inputs_embeds,
+                input_ids,
+                features,
+                inputs.images(),
+                spans,
+                token,
+                self.config.reader,
+                newline,
+                reduce,
+            )
+
+        return self.reducer(features, read)
 
     def packed_sequences(
         self,
@@ -311,30 +316,19 @@ class M3Model(M3PreTrainedModel):
         return input_ids.masked_fill(input_ids == token, 0)
 
     def _every_part(self) -> Tensor:
-        """0, by way of all that looks at images: under ZeRO-3 or FSDP every rank must run it,
-        also without an image.
+        """A zero that depends on every vision parameter, so that all ranks run the same modules
+        also for batches of text alone (ZeRO-3, FSDP).
         """
         vision = self.config.vision_config
         size = vision_inputs(vision).image_size(vision)
         smallest = self.config.connector.smallest_tile()
         if smallest is not None:
             size = (math.isqrt(smallest) * vision.patch_size,) * 2
-        zero = (
-            0.0
-            * self._tokens(
-                torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device), None
-            ).sum()
-        )
-        for parameter in self.reducer.parameters():
-            zero = zero + 0.0 * parameter.sum()
-        return zero if self.image_newline is None else zero + 0.0 * self.image_newline.sum()
-
-    def _tokens(
-        self, pixel_values: Float[Tensor, "t c h w"], pixel_mask: Bool[Tensor, "t h w"] | None
-    ) -> Float[Tensor, "t n d"]:
-        tokens = self.get_image_features(pixel_values, pixel_mask).pooler_output
+        black_tile = torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device)
+        tokens = self.get_image_features(black_tile).pooler_output
         assert tokens is not None  # get_image_features always gives it
-        return tokens
+        zero = self.reducer(tokens, lambda tokens, reduce: 0.0 * tokens.sum())
+        return zero if self.image_newline is None else zero + 0.0 * self.image_newline.sum()
 
 
 def build_connector(config: M3Config) -> Connector:

@@ -125,7 +125,7 @@ def test_every_scale_is_a_slice_of_their_projector(
     assert seen.tile_tokens.tolist() == [tokens] == [whole.shape[1]]
     assert ours.config.reader.nesting.reachable(tokens) == tuple(range(1, tokens + 1))
     for scale in (1, 2, 7, 100, tokens):
-        read = ours.model.reducer(seen.pooler_output, scale, tokens)
+        read = ours.model.reducer.reduce(seen.pooler_output, scale, tokens)
         torch.testing.assert_close(read, whole[:, :scale], rtol=0, atol=1e-5)
         assert read.shape[1] == scale
 

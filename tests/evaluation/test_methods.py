@@ -47,7 +47,7 @@ def test_chosen_tokens_take_the_place_of_the_models_reducer(engine: Engine):
     own = model.reducer
     with model.reducing_by(reducer):
         assert model.reducer is reducer
-        assert torch.equal(model.reducer(chosen, 4, GRID), chosen[:, :4])
+        assert torch.equal(model.reducer.reduce(chosen, 4, GRID), chosen[:, :4])
     assert model.reducer is own
 
 

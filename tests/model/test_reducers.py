@@ -33,10 +33,10 @@ def test_every_scale_has_exactly_its_tokens(kind: str, grid: int | tuple[int, in
     reducer = REDUCERS[kind](options, nesting, grid, 8)
     tokens = torch.randn(2, number, 8)
     for scale in nesting.reachable(grid):
-        reduced = reducer(tokens, scale, grid)
+        reduced = reducer.reduce(tokens, scale, grid)
         assert reduced.shape == (2, scale, 8)
-        torch.testing.assert_close(reduced[:1], reducer(tokens[:1], scale, grid))
-    torch.testing.assert_close(reducer(tokens, number, grid), tokens)
+        torch.testing.assert_close(reduced[:1], reducer.reduce(tokens[:1], scale, grid))
+    torch.testing.assert_close(reducer.reduce(tokens, number, grid), tokens)
 
 
 @pytest.mark.parametrize("kind", REDUCERS)
@@ -46,7 +46,7 @@ def test_reducers_are_differentiable(kind: str) -> None:
         for parameter in reducer.parameters():
             parameter.normal_()
     tokens = torch.randn(2, 16, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda given: reducer(given, 4, 16), tokens)
+    assert torch.autograd.gradcheck(lambda given: reducer.reduce(given, 4, 16), tokens)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -55,7 +55,9 @@ def test_new_attention_pooling_is_grid_pooling(scale: int) -> None:
     reducer.init_weights(0.02)
     tokens = torch.randn(3, 144, 32)
     pooled = pool_grid(tokens, scale, (12, 12))
-    torch.testing.assert_close(reducer(tokens, scale, (12, 12)), pooled, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        reducer.reduce(tokens, scale, (12, 12)), pooled, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_attention_pooling_looks_at_what_its_queries_ask_for() -> None:
@@ -66,7 +68,7 @@ def test_attention_pooling_looks_at_what_its_queries_ask_for() -> None:
         reducer.queries[reducer.scales.index(1), 0, 5] = 1000.0
         tokens = torch.randn(1, 144, 32)
         tokens[0, 77, 5] = 10.0
-        (chosen,) = reducer(tokens, 1, (12, 12))[0]
+        (chosen,) = reducer.reduce(tokens, 1, (12, 12))[0]
     assert torch.equal(chosen, tokens[0, 77])
 
 

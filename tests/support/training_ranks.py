@@ -11,7 +11,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from m3.data.collate import Collator
 from m3.data.recipe import Source, open_source
-from m3.training.loop.distributed import gather_experts_at_once
+from m3.training.loop.distributed import gather_parts_at_once
 from m3.training.loop.hf_arguments import training_arguments
 from m3.training.loop.router_load import RouterLoad
 from m3.training.loop.run_folder import RunFolder
@@ -43,10 +43,13 @@ def main(
     arguments = training_arguments(
         run, schedule, Optimiser(), Hardware(deepspeed=config), 1e-3, 0, STEPS
     )
-    model, processor = load_checkpoint(checkpoint, SCALES)
-    rates = apply_parts(model, Parts(vision_tower="frozen", connector=1e-3, decoder=1e-3))
+    torch.manual_seed(0)  # the new reducer is drawn
+    model, processor = load_checkpoint(checkpoint, SCALES, reducer={"kind": "attention_pool"})
+    rates = apply_parts(
+        model, Parts(vision_tower="frozen", connector=1e-3, reducer=1e-2, decoder=1e-3)
+    )
     if is_deepspeed_zero3_enabled():
-        gather_experts_at_once(model, model.model.routers)
+        gather_parts_at_once(model)
     trainer = RunTrainer(
         run=run,
         measure=measure,

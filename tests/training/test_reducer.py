@@ -53,7 +53,7 @@ def test_an_exchanged_reducer_trains(base: Path, learned: Path) -> None:
     assert model.config.nesting.options.key_width == 8
     tokens = torch.randn(1, 36, 16)
     assert not torch.allclose(
-        model.model.reducer(tokens, 4, (6, 6)), pool_grid(tokens, 4, (6, 6)), atol=1e-4
+        model.model.reducer.reduce(tokens, 4, (6, 6)), pool_grid(tokens, 4, (6, 6)), atol=1e-4
     )
 
 

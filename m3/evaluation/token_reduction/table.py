@@ -207,7 +207,7 @@ def is_own(method: str, nesting: str) -> bool:
 class ChosenTokenReducer(TokenReducer):
     """The reducer of tokens that a method has chosen already: the first `scale` of each tile."""
 
-    def forward(
+    def reduce(
         self, tokens: Float[Tensor, "t n d"], scale: int, grid: Grid
     ) -> Float[Tensor, "t {scale} d"]:
         return tokens[:, :scale]

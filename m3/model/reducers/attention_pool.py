@@ -63,13 +63,13 @@ class AttentionPool(TokenReducer):
         nn.init.zeros_(self.queries)
         nn.init.normal_(self.key.weight, std=std)
 
-    def forward(
+    def reduce(
         self, tokens: Float[Tensor, "t n d"], scale: int, grid: Grid
     ) -> Float[Tensor, "t {scale} d"]:
         rows, columns = as_rectangle(grid)
         down, across = as_rectangle(self.nesting.shape((rows, columns), scale))
         if scale == rows * columns:
-            return tokens + self._unused() if self.training else tokens
+            return tokens
         if scale not in self.scales:
             raise ValueError(
                 f"attention_pool has queries for the scales {list(self.scales)} of its own grid, "
@@ -94,7 +94,3 @@ class AttentionPool(TokenReducer):
             return 0
         tokens, keys = rows * columns, self.options.heads * self.options.key_width
         return 2 * tokens * (self.width * keys + keys + self.width)
-
-    def _unused(self) -> Tensor:
-        """A zero that depends on every parameter, so that each has a gradient at every scale."""
-        return 0.0 * (self.queries.sum() + self.key.weight.sum())

@@ -1,7 +1,7 @@
 """The interface of every token reducer: its options, its parameters, its tokens at a scale."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from m3.nesting import Grid, Nesting
+from m3.nesting.layout import Reduce
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,25 @@ class TokenReducer(nn.Module, ABC):
         self.options, self.nesting, self.grid, self.width = options, nesting, grid, width
 
     @abstractmethod
-    def forward(
+    def reduce(
         self, tokens: Float[Tensor, "t n d"], scale: int, grid: Grid
     ) -> Float[Tensor, "t {scale} d"]:
         """The tokens of each tile at `scale`; `grid` is that of these tiles. Differentiable."""
+
+    def forward(
+        self, tokens: Float[Tensor, "t n d"], read: Callable[[Tensor, Reduce], Tensor]
+    ) -> Tensor:
+        """`read(tokens, self.reduce)`, which reduces as often as a batch has scales.
+
+        The model calls this once per forward pass, with or without images: ZeRO-3 and FSDP gather
+        the parameters by the calls of modules, which must be equally many on all ranks. In
+        training every parameter has a gradient, also at scales that do not use it.
+        """
+        result = read(tokens, self.reduce)
+        if self.training:
+            for parameter in self.parameters():
+                result = result + 0.0 * parameter.sum()
+        return result
 
     def init_weights(self, std: float) -> None:
         """Draw the parameters of a new reducer; std: the model's `initializer_range`."""

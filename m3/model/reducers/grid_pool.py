@@ -10,7 +10,7 @@ from m3.nesting import Grid, pool_grid
 class GridPoolReducer(TokenReducer):
     """Means of square cells."""
 
-    def forward(
+    def reduce(
         self, tokens: Float[Tensor, "t n d"], scale: int, grid: Grid
     ) -> Float[Tensor, "t {scale} d"]:
         return pool_grid(tokens, scale, grid)

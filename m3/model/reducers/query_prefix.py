@@ -10,7 +10,7 @@ from m3.nesting import Grid, take_prefix
 class QueryPrefixReducer(TokenReducer):
     """The first `scale` tokens; the queries are the connector's."""
 
-    def forward(
+    def reduce(
         self, tokens: Float[Tensor, "t n d"], scale: int, grid: Grid
     ) -> Float[Tensor, "t {scale} d"]:
         return take_prefix(tokens, scale)

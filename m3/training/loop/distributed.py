@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
+from m3.model import M3ForConditionalGeneration
 from m3.training.checks.build_lock import check_build_locks
 
 
@@ -126,18 +127,19 @@ def start_deepspeed(config: str) -> bool:
     return True
 
 
-def gather_experts_at_once(model: nn.Module, routers: list[nn.Module]) -> None:
-    """ZeRO-3: every block that holds a router is fetched and reduced as one module.
+def gather_parts_at_once(model: M3ForConditionalGeneration) -> None:
+    """ZeRO-3: the token reducer and every block that holds a router are gathered as one module.
 
-    DeepSpeed fetches parameters in the order of an earlier step, and which expert a token visits
-    differs between ranks (https://github.com/deepspeedai/DeepSpeed/pull/4966).
+    DeepSpeed gathers parameters in the order of an earlier step; which experts a token visits
+    (https://github.com/deepspeedai/DeepSpeed/pull/4966) and which scales a batch has differ between
+    ranks.
     """
     from deepspeed.utils import set_z3_leaf_modules
 
+    routers = model.model.routers
     blocks = {
         type(module)
         for module in model.modules()
         if any(child in routers for child in module.children())
     }
-    if blocks:
-        set_z3_leaf_modules(model, list(blocks))
+    set_z3_leaf_modules(model, [type(model.model.reducer), *blocks])

@@ -28,7 +28,7 @@ from m3.training.checks.dry_run import check_sharding, plan, planned_config
 from m3.training.checks.fingerprints import check_fingerprints
 from m3.training.checks.resume import check_data, check_resume
 from m3.training.checks.throughput import meter
-from m3.training.loop.distributed import gather_experts_at_once, world
+from m3.training.loop.distributed import gather_parts_at_once, world
 from m3.training.loop.evaluations import Benchmarks, Evaluation, OpenBenchmarks
 from m3.training.loop.hf_arguments import training_arguments
 from m3.training.loop.router_load import RouterLoad
@@ -101,7 +101,7 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
     model, processor = new_model or build(recipe, attention)
     rates, adapted = apply_parts(model, recipe.parts), None
     if is_deepspeed_zero3_enabled():
-        gather_experts_at_once(model, model.model.routers)
+        gather_parts_at_once(model)
     router = _router_load(model, device)
     tables = {}
     if lora is not None:
