@@ -29,7 +29,7 @@ class VisualFeatures:
     name: str
     description: str
     tiles: tuple[Tiles, ...]  # of each picture
-    features: tuple[Float[Tensor, "t n d"], ...]  # of each picture: connector's tokens, not reduced
+    features: tuple[Float[Tensor, "_ _ d"], ...]  # of each picture: connector's tokens, not reduced
 
     @property
     def number_of_tiles(self) -> int:
@@ -47,7 +47,7 @@ def tile_batches(
 @torch.no_grad()
 def encode_tiles(
     model: M3ForConditionalGeneration, tiled_images: TiledImages
-) -> list[Float[Tensor, "t n d"]]:
+) -> list[Float[Tensor, "_ _ d"]]:
     """Tokens of each picture after tower and connector, before token reduction."""
     mask = None if tiled_images.pixel_mask is None else tiled_images.pixel_mask.to(model.device)
     image_tokens = model.get_image_features(
@@ -77,7 +77,7 @@ def encode_visual(
     return VisualFeatures(name, description, tuple(tiles), tuple(features))
 
 
-def pad_features(pictures: Sequence[Float[Tensor, "_ n d"]]) -> Float[Tensor, "t m d"]:
+def pad_features(pictures: Sequence[Float[Tensor, "_ _ d"]]) -> Float[Tensor, "t m d"]:
     """Concatenate the tiles of several pictures, padded at the end to equal token counts."""
     most_tokens = max(features.shape[1] for features in pictures)
     return torch.cat(

@@ -33,7 +33,7 @@ class PictureCache:
         self.processor = processor
         self.limit = limit
         self.images_seen = 0
-        self._features: OrderedDict[str, Float[Tensor, "t n d"]] = OrderedDict()
+        self._features: OrderedDict[str, Float[Tensor, "_ _ d"]] = OrderedDict()
 
     @torch.no_grad()
     def see(self, pictures: Sequence[Picture], batch_size: int) -> None:
