@@ -111,7 +111,11 @@ def test_an_assembled_model_trains_a_step_and_answers(vision: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("connector", "decoder"),
-    [*(("linear", decoder) for decoder in DECODERS), ("resampler", "qwen3_moe")],
+    [
+        *(("linear", decoder) for decoder in DECODERS),
+        ("resampler", "qwen3_moe"),
+        ("pixel_shuffle", "qwen3"),
+    ],
 )
 def test_every_part_is_where_it_came_from(
     connector: str, decoder: str, vision: Path, tmp_path: Path

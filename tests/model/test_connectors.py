@@ -10,7 +10,13 @@ from tiny_models import batch, make_config, make_connector, make_model, prompt
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.connectors import CONNECTORS, OwnParameters, connector_config
 
-GRIDS = {"mlp2x_gelu": (12, 12), "linear": (12, 12), "resampler": 36, "aria_projector": 36}
+GRIDS = {
+    "mlp2x_gelu": (12, 12),
+    "linear": (12, 12),
+    "pixel_shuffle": (6, 6),
+    "resampler": 36,
+    "aria_projector": 36,
+}
 
 
 def test_every_connector_is_tested() -> None:

@@ -58,6 +58,7 @@ VISION: dict[str, dict] = {
 CONNECTORS: dict[str, dict] = {
     "mlp2x_gelu": {},
     "linear": {},
+    "pixel_shuffle": {},
     "resampler": {"num_queries": 36, "num_heads": 4},
     "aria_projector": {"num_queries": 36, "num_heads": 4, "patch_queries": [[144, 36]]},
 }

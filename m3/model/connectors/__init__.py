@@ -1,7 +1,8 @@
 """Connectors: patch features of the vision encoder -> embeddings of the decoder.
 
 A row of `CONNECTORS` is a class (`base.py`) that owns all that is true of a connector: its
-configuration, the grid of its tokens, its operations, its initialisation.
+configuration, the grid of its tokens, its operations, its initialisation. docs/add_a_connector.md adds
+one.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from m3.model.connectors.aria import AriaProjector
 from m3.model.connectors.base import Connector, ConnectorConfig, ConnectorSizes, OwnParameters
 from m3.model.connectors.mlp import Linear, Mlp
+from m3.model.connectors.pixel_shuffle import PixelShuffle
 from m3.model.connectors.resampler import Resampler
 
 CONNECTORS: dict[str, type[Connector]] = {
@@ -18,6 +20,7 @@ CONNECTORS: dict[str, type[Connector]] = {
     "linear": Linear,
     "resampler": Resampler,
     "aria_projector": AriaProjector,
+    "pixel_shuffle": PixelShuffle,
 }
 UNUSED_DEFAULTS: dict[str, Any] = {"num_queries": 64, "num_heads": 8, "patch_queries": []}
 """Settings that a config.json may state of any connector; where a connector has no such setting,
