@@ -57,7 +57,7 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Torch:
-    """What a fresh Python says of torch.
+    """Facts about torch, from a fresh Python process.
 
     `cuda`, `hip`: what it was built for; `gpus`: names of those it can use.
 
@@ -73,7 +73,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was seen.
+    """Everything that the checks look at.
 
     `torch` is the error text where its import failed; `import_errors` holds failed imports alone.
     """
@@ -185,7 +185,7 @@ def examine(facts: Facts) -> list[Check]:
 
 
 def accelerator(facts: Facts) -> Accelerator:
-    """What torch will compute on."""
+    """Name of the device that torch will compute on."""
     if not isinstance(facts.torch, Torch):
         return "CPU"
     if facts.torch.device == "cuda" and facts.torch.hip:

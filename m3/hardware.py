@@ -1,4 +1,4 @@
-"""Where to compute: the one choice that every verb makes.
+"""Devices: the one choice that every verb makes.
 
 In: what the user asked for, if anything. Out: a `torch.device`. torch knows one kind of accelerator
 per process (`torch.accelerator`): CUDA or ROCm ("cuda"), Apple ("mps"), Ascend through torch_npu

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
 def open_benchmarks(
     recipe: Recipe, folder: Path
 ) -> Callable[[M3ForConditionalGeneration, M3Processor, int], dict[str, float]]:
-    """What sweeps the live model of `recipe` into `folder`."""
+    """Build the sweep of the live model of `recipe` into `folder`."""
     from m3.evaluation.sweep.during_training import (
         Choice,
         LiveSweep,

@@ -80,7 +80,7 @@ behind `lm_head`; M3 does not.
 
 @dataclass(frozen=True)
 class Choices:
-    """What joins the two, and the seed of the new weights.
+    """Settings of the parts between encoder and decoder, and the seed of the new weights.
 
     `queries`: of a connector that has learned queries; None for its default. `scales`: to be
     trained; none for the largest.
@@ -193,7 +193,7 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
 
 
 def has_class_token(config: PreTrainedConfig) -> bool:
-    """Whether the encoder gives one token more than its grid has patches: seen on one layer of
+    """Tell whether the encoder gives one token more than its grid has patches, from one layer of
     random weights.
     """
     shallow = deepcopy(config)

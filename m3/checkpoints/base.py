@@ -1,4 +1,4 @@
-"""What a format is: one class per foreign format, one row each in
+"""The interface of a format: one class per foreign format, one row each in
 `m3/checkpoints/formats/__init__.py:FORMATS`.
 
 Reading gives `Native`: the checkpoint in our terms, its configuration, processor and where its
@@ -28,8 +28,8 @@ Edits = Mapping[str, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Options:
-    """What a checkpoint may lack and the user brings: folders of a vision tower and a tokenizer,
-    a chat template.
+    """Files that a checkpoint may lack and the user brings: folders of a vision tower and a
+    tokenizer, a chat template.
     """
 
     vision_tower: Path | None = None
@@ -39,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    """Where some of the weights lie, and how their names become ours."""
+    """A folder with some of the weights, and the table that maps their names to ours."""
 
     folder: Path
     layout: Layout
@@ -61,7 +61,7 @@ class Native:
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a foreign folder is to hold: `save(folder)` writes all but the weights."""
+    """The content of a foreign folder to be written: `save(folder)` writes all but the weights."""
 
     layout: Layout
     keymap: Keymap
@@ -74,7 +74,7 @@ class Format(ABC):
 
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        """Whether `config.json` is of this format."""
+        """Tell whether `config.json` is of this format."""
 
     @abstractmethod
     def read(self, folder: Path, options: Options) -> Native:
@@ -127,7 +127,7 @@ def empty_model(config: M3Config) -> M3ForConditionalGeneration:
 
 
 def expected_tensors(config: M3Config) -> dict[str, Tensor]:
-    """What a native checkpoint must hold, on the meta device; tied tensors once."""
+    """Tensors of a native checkpoint, on the meta device; tied tensors once."""
     model = empty_model(config)
     tied = set(model.all_tied_weights_keys)
     return {

@@ -184,7 +184,7 @@ class HubLayout(Layout):
 
 
 def _stacks_experts(converter: WeightConverter) -> bool:
-    """Whether expert i of the result comes from expert i alone: stacked along the first axis,
+    """Tell whether expert i of the result comes from expert i alone: stacked along the first axis,
     joined along others.
     """
     first_operation, *other_operations = converter.operations

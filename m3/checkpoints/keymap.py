@@ -41,7 +41,7 @@ class Keymap:
     dropped: tuple[Dropped, ...] = ()
 
     def drops(self, foreign: str) -> bool:
-        """Whether the table says that this tensor is left behind."""
+        """Tell whether the table says that this tensor is left behind."""
         return any(_match(dropped_row.foreign, foreign) for dropped_row in self.dropped)
 
     def to_native(self, foreign: str) -> str | None:

@@ -70,7 +70,7 @@ def write_tiling(tiling: TilingConfig) -> dict[str, Any]:
 
 
 def problems(tiling: TilingConfig, rounding: str) -> dict[str, bool]:
-    """What a LLaVA format that rounds as `rounding` cannot hold of a tiling."""
+    """Properties of a tiling that a LLaVA format which rounds as `rounding` cannot hold."""
     return {
         f"tiling {tiling.kind} without grid_pinpoints": tiling.kind != "single"
         and not tiling.grid_pinpoints,

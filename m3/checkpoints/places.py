@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a folder, or the hub's cached copy of a repository."""
+"""Path of a checkpoint: a folder, or the hub's cached copy of a repository."""
 
 from pathlib import Path
 

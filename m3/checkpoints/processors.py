@@ -202,7 +202,7 @@ becomes one part.
 
 
 def carries_images(tokenizer: PreTrainedTokenizerBase, template: str, image_token: str) -> bool:
-    """Whether a chat template keeps text and image of a message, given as one string and as a
+    """Tell whether a chat template keeps text and image of a message, given as one string and as a
     list of parts.
     """
     message_parts = [{"type": "image"}, {"type": "text", "text": "probe"}]

@@ -32,7 +32,7 @@ MODEL, FAST, SETTINGS = "tokenizer.model", "tokenizer.json", "tokenizer_config.j
 
 
 def is_sentencepiece(folder: Path) -> bool:
-    """Whether the folder's tokenizer is a sentencepiece model alone."""
+    """Tell whether the folder's tokenizer is a sentencepiece model alone."""
     return (folder / MODEL).is_file() and not (folder / FAST).is_file()
 
 
@@ -69,5 +69,5 @@ def load_sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def begins_anew(tokenizer: PreTrainedTokenizerBase, image_token: str) -> bool:
-    """Whether a text is encoded behind an image as at the start."""
+    """Tell whether a text behind an image is encoded as at the start."""
     return tokenizer.tokenize(f"{image_token}A")[1:] == tokenizer.tokenize("A")

@@ -111,8 +111,8 @@ def read_paper(path: Path) -> list[PublishedScore]:
 
 
 def beside(task: str, models: Sequence[str] | None = None) -> list[PublishedScore]:
-    """What is published for a task of the harness (`pope`), of `models` or of all; empty where
-    nothing is.
+    """Published scores for a task of the harness (`pope`), of `models` or of all; empty where there
+    are none.
 
     Scores of the same data by another metric come last and say so (`differs`).
     """

@@ -1,4 +1,4 @@
-"""How sure a score is: clustered standard errors, paired differences, and the rows a score must
+"""Uncertainty of scores: clustered standard errors, paired differences, and the rows a score must
 beat.
 
 In: scores per document and the image each document shows. Out: mean, standard error, difference

@@ -76,8 +76,6 @@ def metric_of(task: str) -> str | None:
 
 
 def unit_of(task: str) -> str:
-    """What a task's metric counts in; a share (of one, or of a hundred) where no suite says
-    otherwise.
-    """
+    """Unit of a task's metric; a share (of one, or of a hundred) where no suite says otherwise."""
     suite_task = known_tasks().get(task)
     return "share" if suite_task is None else suite_task.unit

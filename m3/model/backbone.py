@@ -35,7 +35,7 @@ from m3.nesting.layout import Reduce
 
 
 class M3PreTrainedModel(PreTrainedModel):
-    """What transformers needs to know of every M3 model."""
+    """Declarations for transformers that every M3 model shares."""
 
     config_class = M3Config
     config: M3Config
@@ -348,7 +348,7 @@ def build_reducer(config: M3Config) -> TokenReducer:
 def _together(
     parts: Sequence[Float[Tensor, "_ _ d"]], groups: Sequence[TileGroup]
 ) -> Float[Tensor, "t n d"]:
-    """What was seen of each group, in the order of the batch, padded to the longest."""
+    """Features of the groups in the order of the batch, padded to the longest."""
     if len(parts) == 1:
         return parts[0]
     longest = max(part.shape[1] for part in parts)

@@ -136,7 +136,7 @@ class M3Config(PreTrainedConfig):
 
     @property
     def grid(self) -> Grid:
-        """Where the connector's tokens stand: (rows, columns), or their number."""
+        """Grid of the connector's tokens: (rows, columns), or their number."""
         return self.connector.grid(vision_grid(self.vision_config))
 
     def to_dict(self) -> dict:

@@ -1,4 +1,4 @@
-"""What reading an image at a scale costs, by formula: floating-point operations, cache, parameters
+"""Cost of reading an image at a scale, by formula: floating-point operations, cache, parameters
 read.
 
 In: a model (or its configuration: nothing is computed and no weight is allocated), a scale, a

@@ -21,10 +21,11 @@ from torch.nn.functional import kl_div
 
 @dataclass(frozen=True)
 class Distillation:
-    """What one forward pass is asked for.
+    """Request for distillation in one forward pass.
 
     `teacher_index`: of each token the position in the batch, read row by row, of
-    the label token that teaches it, -1 where none does. `weight`: of the divergence in the loss."""
+    the label token that teaches it, -1 where none does. `weight`: of the divergence in the loss.
+    """
 
     teacher_index: Int[Tensor, "b l"]
     weight: float
@@ -34,8 +35,8 @@ class Distillation:
 def teachers(
     is_target: Bool[Tensor, "b l_minus_1"], teacher_index: Int[Tensor, "b l"]
 ) -> tuple[Bool[Tensor, " n"], Int[Tensor, " k"]]:
-    """Of the `n` label tokens (`is_target[:, c]`: token c + 1 is one): which have a teacher, and
-    which of the `n` it is.
+    """Find the teachers of the `n` label tokens (`is_target[:, c]`: token c + 1 is one): which of
+    them have one, and which of the `n` it is.
 
     Raises:
         ValueError: a teacher that is no label token of the batch.

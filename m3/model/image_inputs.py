@@ -1,5 +1,4 @@
-"""What `forward` is told of the images of a batch, in one object that knows how many tokens each
-placeholder span has.
+"""Image inputs of `forward`, in one object that knows how many tokens each placeholder span has.
 
 in:  tensors as the processor, the collator or a user give them (`ImageInputs`);
 out: per image its `Tiles`, per placeholder span a `Span`: the scale, the image it shows, the number
@@ -57,7 +56,7 @@ class ImageInputs:
         return 0 if seen is None else len(seen)
 
     def images(self) -> list[Tiles]:
-        """What is known of each image.
+        """Tiles of each image.
 
         Raises:
             ValueError: tensors that do not speak of the same number of images or tiles.
@@ -85,8 +84,8 @@ class ImageInputs:
         return [Tiles(*image) for image in zip(tiles, sizes, tokens, strict=True)]
 
     def check_tokens(self, made: Int[Tensor, " t"], reader: ImageReader) -> None:
-        """Whether tiles have as many tokens as the batch says; behind them there is padding, which
-        must not be read.
+        """Check that tiles have as many tokens as the batch says; behind them there is padding,
+        which must not be read.
 
         Raises:
             ValueError: naming both.

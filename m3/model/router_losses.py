@@ -26,8 +26,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RouterStep:
-    """Of a whole optimiser step: `load` stands for f, `tokens` is the number of real tokens in
-    it.
+    """Router statistics of a whole optimiser step: `load` stands for f, `tokens` is the number of
+    real tokens in it.
     """
 
     load: Float[Tensor, "layers experts"]

@@ -67,7 +67,7 @@ def _tiles(
 
 
 def _check(rows: Int[Tensor, " p"], columns: Int[Tensor, " p"], spans: Sequence[Span]) -> None:
-    """Whether every span finds its placeholders (`rows`, `columns`: where each stands) in one
+    """Check that every span finds its placeholders (`rows`, `columns`: where each stands) in one
     row, side by side.
     """
     ends = list(accumulate(span.count for span in spans))

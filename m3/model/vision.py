@@ -1,4 +1,4 @@
-"""What differs between vision encoders, as one table: the grid of their patches and the inputs of
+"""Differences between vision encoders, as one table: the grid of their patches and the inputs of
 their forward.
 
 in: `pixel_values [t, 3, H, W]`, tiles or whole images, and `pixel_mask [t, H, W]` where they are
@@ -51,7 +51,7 @@ class VisionInputs(ABC):
         pixel_values: Float[Tensor, "t 3 h w"],
         pixel_mask: Bool[Tensor, "t h w"] | None,
     ) -> list[TileGroup]:
-        """What the encoder sees in one pass each: tiles of one size."""
+        """Group the tiles that the encoder sees in one pass: those of one size."""
         return [TileGroup(torch.arange(len(pixel_values)), pixel_values, pixel_mask)]
 
     def unread(self, config: PreTrainedConfig, feature_layer: int | None) -> tuple[str, ...]:
@@ -175,7 +175,7 @@ class VariableResolution(SquareImages):
 def patch_mask(
     config: PreTrainedConfig, pixel_mask: Bool[Tensor, "t h w"]
 ) -> Bool[Tensor, "t rows columns"]:
-    """Which patches show at least one pixel of the image."""
+    """Mark the patches that show at least one pixel of the image."""
     height, width = _pair(config.patch_size)
     return reduce(pixel_mask, "t (y h) (x w) -> t y x", "any", h=height, w=width)
 

@@ -70,7 +70,7 @@ def fitted_size(width: int, height: int, size: int, least: int) -> tuple[int, in
 
 @dataclass(frozen=True)
 class TileOptions:
-    """What a call may choose for an image; None is the image processor's own setting.
+    """Choices of a call for an image; None is the image processor's own setting.
 
     `max_image_size`: side of its tiles in pixels. `split_image`: whether it is cut, with the whole
         image in front.
@@ -134,11 +134,11 @@ class AriaTileProcessor(BaseImageProcessor):
         return known[size]
 
     def is_split(self, options: TileOptions = AS_CONFIGURED) -> bool:
-        """Whether an image is cut."""
+        """Tell whether an image is cut."""
         return self.split_image if options.split_image is None else options.split_image
 
     def outline(self, height: int, width: int, options: TileOptions = AS_CONFIGURED) -> Tiles:
-        """What becomes of an image of this size in pixels, without looking at it."""
+        """Tiles of an image of this size in pixels, without looking at it."""
         number = 1
         if self.is_split(options):
             columns, rows = nearest_grid(width, height, self._size(options))

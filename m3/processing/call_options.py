@@ -14,7 +14,7 @@ T = TypeVar("T", int, bool)
 
 
 class M3ImagesKwargs(ImagesKwargs, total=False):
-    """How images are read in one call.
+    """Options of one call for reading images.
 
     Attributes:
         matryoshka_vis_token_scale: visual tokens per image: one number for all, one per image, or
@@ -91,7 +91,7 @@ def plain_numbers(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_numbers(name: str, given: Any) -> int | list[int]:
-    """What a call gave as `name` as plain numbers; a `ValueError` where it is none."""
+    """The values that a call gave as `name` as plain numbers; a `ValueError` where one is none."""
     values = given.tolist() if isinstance(given, np.ndarray | np.generic | Tensor) else given
     several = list(values) if isinstance(values, list | tuple) else [values]
     many: list[Any] = [
@@ -105,7 +105,7 @@ def whole_numbers(name: str, given: Any) -> int | list[int]:
 
 
 def per_image(name: str, given: T | Sequence[T], number: int) -> list[T]:
-    """What a call gave as `name`, one value or one per image, for each of `number` images."""
+    """The values that a call gave as `name`, one or one per image, for each of `number` images."""
     if not isinstance(given, Sequence):
         return [given] * number
     if len(given) != number:

@@ -1,4 +1,4 @@
-"""Which scale each frame of a video is read at, in a word.
+"""Scales of the frames of a video, written as a word.
 
     36            every frame at 36 tokens
     144+1         the first frame at 144, all others at 1

@@ -254,7 +254,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call may return."""
+        """Names of the tensors that a call may return."""
         return [
             "input_ids",
             "attention_mask",
@@ -327,7 +327,7 @@ def expand_image_tokens(input_ids: list[int], image_token_id: int, counts: list[
 def repeats(
     input_ids: Sequence[int] | np.ndarray, image_token_id: int, counts: Sequence[int]
 ) -> np.ndarray:
-    """How often each id is to be written: 1 for text, `counts[k]` for the k-th image token;
+    """Count how often each id is to be written: 1 for text, `counts[k]` for the k-th image token;
     int64, one per id.
     """
     is_image = np.asarray(input_ids, dtype=np.int64) == image_token_id

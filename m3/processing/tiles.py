@@ -47,7 +47,7 @@ class TiledImages:
 
 
 def tile_entries(images: Sequence[Tiles], tiling: TilingConfig) -> dict[str, Tensor]:
-    """What the model must be told of the tiles (m3/model/image_inputs.py); nothing for one plain
+    """Inputs that describe the tiles to the model (m3/model/image_inputs.py); nothing for one plain
     tile per image.
     """
     entries: dict[str, list] = {}
@@ -85,7 +85,7 @@ def outline_image(
     tiling: TilingConfig,
     options: TileOptions,
 ) -> Tiles:
-    """What becomes of an image, without decoding it.
+    """Tiles of an image, without decoding it.
 
     `size` gives its (height, width); not asked where it does not matter.
     """
@@ -171,7 +171,7 @@ def cut(image: Image.Image, tiling: TilingConfig) -> list[Image.Image]:
 
 
 def enlarged(image: Image.Image, tiling: TilingConfig) -> Image.Image:
-    """What is cut: the image as large as its best pinpoint allows, centred on black."""
+    """The picture that is cut: the image as large as its best pinpoint allows, centred on black."""
     height, width = tiling.resolution((image.height, image.width))
     picture = Image.new("RGB", (width, height))
     shown = image.resize(_inside(image.size, (width, height)), Image.Resampling.BICUBIC)

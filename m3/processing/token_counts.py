@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class ScaleArithmetic:
-    """What a processor knows of scales and tiles."""
+    """The processor's arithmetic of scales and tiles."""
 
     grid: Grid
     nesting: dict[str, Any]
@@ -73,7 +73,7 @@ class ScaleArithmetic:
         max_image_size: int | Sequence[int] | None = None,
         split_image: bool | Sequence[bool] | None = None,
     ) -> list[Tiles]:
-        """What becomes of images of these (height, width) in pixels."""
+        """Tiles of images of these (height, width) in pixels."""
         options = tile_options(max_image_size, split_image, len(sizes))
         return [
             self._outline(lambda size=size: size, option)
@@ -95,8 +95,8 @@ class ScaleArithmetic:
         fetch_urls: bool = False,
         options: TileOptions = AS_CONFIGURED,
     ) -> Tiles:
-        """What becomes of an image, without decoding it; it is not even opened where its size
-        does not matter.
+        """Tiles of an image, without decoding it; it is not even opened where its size does not
+        matter.
         """
         return self._outline(lambda: image_size(image, max_pixels, fetch_urls), options)
 

@@ -23,7 +23,7 @@ Line = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Canvas:
-    """What is seen of an image, as one picture; `tiles`: (rows, columns) of tiles that it is cut
+    """The model's view of an image as one picture; `tiles`: (rows, columns) of tiles that it is cut
     into.
     """
 
@@ -73,8 +73,8 @@ class View:
 
 
 def views(reader: ImageReader, size: Size, scale: int) -> list[View]:
-    """How an image of `size` (height, width) is seen at `scale`: padded to a square, or whole and
-    in tiles.
+    """Views of an image of `size` (height, width) at `scale`: padded to a square, or whole and in
+    tiles.
 
     None where tokens are learned queries, which have no place. Cut images are squeezed into the
     encoder's square as a whole, so the frame of that view is the image itself.

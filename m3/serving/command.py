@@ -200,7 +200,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
 
 
 def warn(settings: Settings) -> None:
-    """Where others than this machine may ask."""
+    """Warn of a server that is open to other machines."""
     if settings.host not in LOOPBACK and settings.api_key is None:
         logger.warning(
             "warning: listening at %s without an API key: whoever reaches this machine may use the "

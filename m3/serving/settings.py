@@ -17,7 +17,7 @@ KEY_VARIABLE = "M3_API_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for.
+    """Limits of one request.
 
     Beyond it the request is refused with what it asked, and the limit.
     """
@@ -61,7 +61,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """How many requests are in the house at a time."""
+    """Limits of the number of requests at a time."""
 
     running: int = 32
     """Answered side by side, in one batch."""
@@ -129,7 +129,7 @@ class Settings:
 
 
 def behind(settings: Settings, name: str) -> Settings:
-    """Of one model behind a router, which has asked for the key already."""
+    """Settings of one model behind a router, which has checked the key already."""
     return replace(settings, name=name, api_key=None, ui=False)
 
 

@@ -1,5 +1,5 @@
-"""What the formats of transformers' LLaVA models share (`llava-hf/*`), with any decoder that they
-can hold.
+"""The common part of the formats of transformers' LLaVA models (`llava-hf/*`), with any decoder
+that they can hold.
 
 Names in the table are those of transformers' modules; how files lead to them, separate experts
 included, is transformers' own knowledge (m3/checkpoints/conversion.py). transformers reads such a
@@ -76,7 +76,7 @@ class HubLlava(Format):
 
     @abstractmethod
     def read_tiling(self, config: HubConfig) -> TilingConfig:
-        """How a foreign model cuts images."""
+        """Tiling of a foreign model."""
 
     @abstractmethod
     def read_image_processor(self, folder: Path, tiling: TilingConfig) -> BaseImageProcessor:
@@ -84,11 +84,11 @@ class HubLlava(Format):
 
     @abstractmethod
     def unfit(self, tiling: TilingConfig) -> dict[str, bool]:
-        """What the format cannot hold of a tiling: problems for `refuse`."""
+        """Properties of a tiling that the format cannot hold: problems for `refuse`."""
 
     @abstractmethod
     def tile_settings(self, config: M3Config) -> dict[str, Any]:
-        """What the foreign configuration says of the tiles of an image."""
+        """Settings of the foreign configuration for the tiles of an image."""
 
     @abstractmethod
     def write_image_processor(

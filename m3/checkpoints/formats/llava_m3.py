@@ -183,7 +183,7 @@ class LlavaM3(Format):
 
 
 def _saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What `_save` wrote; the original code knows no such file."""
+    """The chat template that `_save` wrote; the original code knows no such file."""
     template_file = folder / CHAT_TEMPLATE_FILE
     if not template_file.is_file():
         return None

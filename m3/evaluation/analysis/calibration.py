@@ -1,4 +1,4 @@
-"""Whether a model's confidence tells how often it is right, at each scale.
+"""Calibration: does a model's confidence tell how often it is right, at each scale?
 
 In: confidences in [0, 1] (confidence.py) and whether each is right.
 Out: `Calibration`: bins of equally many answers, and the expected calibration error over them,

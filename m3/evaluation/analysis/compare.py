@@ -174,7 +174,7 @@ def _partners(new_run: Summary, old_run: Summary) -> list[tuple[str, str]]:
 def _change(
     new_side: Side, old_side: Side, task: str | None, averaged_tasks: Sequence[str]
 ) -> Change | None:
-    """Of a task, or of the mean over what can be compared; None where nothing can."""
+    """Change of a task, or of the mean over comparable tasks; None where there are none."""
     compared_tasks = [task] if task else averaged_tasks
     tasks = comparable(new_side, old_side, compared_tasks)
     if not tasks:
@@ -202,9 +202,7 @@ def _change(
 
 
 def not_compared(new_run: Summary, old_run: Summary) -> list[str]:
-    """What of the new run has nothing to stand against, in words: tasks, scales, models, single
-    cells.
-    """
+    """Tasks, scales, models and single cells of the new run that have no counterpart, in words."""
     model_pairs, scales = (
         _partners(new_run, old_run),
         [scale for scale in new_run.scales if scale in old_run.scales],
@@ -288,7 +286,7 @@ def change_text(change: Change) -> str:
 
 
 def tasks_text(change: Change) -> str:
-    """What the mean of a change is over."""
+    """Names of the tasks that the mean of a change is over."""
     task_count = len(change.tasks)
     return (
         f"mean of {task_count} of {task_count + len(change.left_out)} tasks"

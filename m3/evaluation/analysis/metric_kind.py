@@ -1,4 +1,4 @@
-"""Which way a score is better, and which scores can be averaged.
+"""Direction of metrics (higher or lower is better), and which scores can be averaged.
 
 In: what the harness's task says of its metric (`higher_is_better`), or its result file, which
 repeats it. Out: `Kind`, and scores turned so that more is better. Differences, tables and charts
@@ -17,7 +17,7 @@ from m3.evaluation.results.run_folder import read_json
 
 @dataclass(frozen=True)
 class Kind:
-    """What scores of a task are like.
+    """Direction and unit of a task's scores.
 
     `is_share`: of a hundred, or of one; else points of some unit (MME, an error in metres).
     """

@@ -1,5 +1,5 @@
-"""What a sweep found, cell by cell, from its folder alone: scores with errors, means, directions,
-costs, what is published.
+"""Scores of a sweep, cell by cell, from its folder alone: with errors, means, directions, costs and
+published scores.
 
 In: the tables of a run folder (run_folder.py). Out: `Scores`. What single documents tell beyond
     them: summary.py.
@@ -68,7 +68,7 @@ class Scores:
         ]
 
     def metric(self, task: str) -> str | None:
-        """What the tables show of a task; None where no cell of it was scored."""
+        """The metric of a task in the tables; None where no cell of it was scored."""
         return next((cell.metric for cell in self._scored(task)), None)
 
     @cached_property
@@ -119,7 +119,7 @@ class Scores:
         return tuple(task for task, kind in self.kinds.items() if kind == ACCURACY)
 
     def kind(self, task: str | None) -> Kind:
-        """Of a task, or of the mean."""
+        """Direction and unit of a task, or of the mean."""
         return self.kinds[task or self.averaged[0]] if task or self.averaged else ACCURACY
 
     def family(self, task: str) -> str:
@@ -138,9 +138,7 @@ class Scores:
 
     @cached_property
     def direction_note(self) -> str:
-        """What a reader must know of the tasks' metrics beside their numbers; empty where all
-        are accuracies.
-        """
+        """A note on metrics that are no accuracies, for readers of tables; empty where all are."""
         note_sentences = []
         if any(not kind.higher_is_better for kind in self.kinds.values()):
             note_sentences.append(f"{ARROW.strip()}: {LESS}.")
@@ -269,7 +267,7 @@ class Scores:
         )
 
     def latency(self, model: str, scale: int, batch_size: int = 1) -> LatencyRow | None:
-        """What was measured; None where nothing was."""
+        """Measured latency; None where nothing was measured."""
         latency_key = (model, scale, batch_size)
         return next(
             (
@@ -289,5 +287,5 @@ class Scores:
         return {scale: score for scale, score in scale_scores.items() if score is not None}
 
     def published(self, task: str) -> list[PublishedScore]:
-        """What papers report for the task at a stated number of tokens."""
+        """Scores that papers report for the task at a stated number of tokens."""
         return [score for score in beside(task) if score.tokens is not None]

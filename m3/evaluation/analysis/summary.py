@@ -1,5 +1,5 @@
-"""What a sweep found, from its folder alone: beside the scores (scores.py) what single documents
-tell.
+"""Summary of a sweep from its folder alone: the scores (scores.py), and results of single
+documents.
 
 In: a run folder (run_folder.py). Out: `Summary`: samples, the oracle, retention, calibration, the
 experts chosen, replies. The tables, the charts and the page are made of it.
@@ -191,8 +191,8 @@ class Summary(Scores):
         )
 
     def calibration(self, model: str, task: str, scale: int) -> Calibration | None:
-        """Of the generated answers; None where one has no confidence, or a score that is no
-        share.
+        """Calibration of the generated answers; None where one has no confidence, or a score that
+        is no share.
         """
         samples = self.samples.get((model, task))
         if (
@@ -257,7 +257,7 @@ class Summary(Scores):
         return all_routings
 
     def reply(self, example: Example, model: str, scale: int) -> Reply | None:
-        """What a model answered to an example at a scale."""
+        """A model's answer to an example at a scale."""
         if self.score(model, example.task, scale) is None:
             return None
         answer_key = read_keys(self.run, model, example.task, scale)[example.doc_id]

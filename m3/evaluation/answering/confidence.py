@@ -1,4 +1,4 @@
-"""How sure a model was of what it generated, recorded while it generates: no second forward pass.
+"""Confidence of generated answers, recorded while the model generates: no second forward pass.
 
 In: the distribution of each step, as `generate` gives it to a logits processor, and the ids it
 chose. Out: a confidence per answer, the geometric mean of the probabilities of its tokens, the one
@@ -38,15 +38,13 @@ class ChosenTokens(LogitsProcessor):
         return scores
 
     def _settle(self, chosen_ids: Int[Tensor, " b"]) -> None:
-        """What the last distribution gave to the token chosen from it, which only the next step
-        shows.
-        """
+        """Record the probability of the token chosen last, which only the next step shows."""
         if self._distribution is not None:
             self._chosen.append(self._distribution.gather(1, chosen_ids[:, None])[:, 0])
             self._distribution = None
 
     def confidences(self, generated: Int[Tensor, "b t"], answer_lengths: list[int]) -> list[float]:
-        """Of each row's first `lengths` generated ids, at least one."""
+        """Confidence in each row's first `lengths` generated ids, at least one."""
         if len(self._chosen) < generated.shape[1]:
             self._settle(generated[:, -1])
         # a step may have run past the end

@@ -1,6 +1,4 @@
-"""How an answer is decoded: the generation settings that tasks of the harness use, read
-strictly.
-"""
+"""Decoding of answers: the generation settings that tasks of the harness use, read strictly."""
 
 import math
 import sys

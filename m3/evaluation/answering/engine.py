@@ -354,7 +354,7 @@ class Engine:
         questions: Sequence[Question],
         batch_rows: Sequence[Row],
     ) -> list[str | None]:
-        """Of the questions that ask for it; none of a dense decoder.
+        """Expert routing of the questions that ask for it; none of a dense decoder.
 
         Continuations are no part of a prompt.
         """

@@ -1,5 +1,5 @@
-"""How a mixture of experts reads a prompt: which experts its tokens choose and how undecided the
-routers are, per scale.
+"""Expert routing of prompts: which experts their tokens choose and how undecided the routers are,
+per scale.
 
 In: the routers' logits over a prompt, recorded while it is read (no second pass). Out: `Routing`,
 counts and sums that add up over documents, apart for visual tokens and text, layer by layer; and
@@ -45,7 +45,7 @@ whatever the benchmark's size.
 
 @dataclass(frozen=True)
 class Routing:
-    """Of one prompt, or added up over several."""
+    """Counts of one prompt, or added up over several."""
 
     choices: Int[np.ndarray, "2 layers experts"]  # tokens that chose an expert
     entropy: Float[np.ndarray, "2 layers"]  # nats, summed over tokens
@@ -184,5 +184,5 @@ def recording(model: M3ForConditionalGeneration, row_count: int) -> Iterator[Rec
 
 
 def is_recorded(doc_id: int, documents: int) -> bool:
-    """Whether a document is one of the evenly spaced ones, at most `DOCUMENTS`."""
+    """Tell whether a document is one of the evenly spaced ones, at most `DOCUMENTS`."""
     return doc_id % math.ceil(documents / DOCUMENTS) == 0

@@ -1,5 +1,5 @@
-"""What the tower saw of the pictures of a sweep, kept as long as there is room: each picture is
-seen once for all budgets.
+"""Image features of a sweep, kept as long as there is room: each picture is encoded once for all
+budgets.
 
 In: `Picture`s and `View`s (questions.py). Out: `image_features` and what else the model takes in
     the place of pixels.

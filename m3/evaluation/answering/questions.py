@@ -1,4 +1,4 @@
-"""What the engine is asked and what it answers: pictures, questions, views of pictures, replies.
+"""Input and output of the answering engine: pictures, questions, views of pictures, replies.
 
 No model here.
 """
@@ -48,7 +48,7 @@ class Question:
 
     @property
     def views(self) -> list["View"]:
-        """What the decoder is shown of each picture."""
+        """The view of each picture that the decoder reads."""
         return [
             View(p, self.method, self.scale) if self.is_chosen else View(p, OWN, 0)
             for p in self.pictures

@@ -1,4 +1,4 @@
-"""What reading an image at a scale takes on this machine: time to the first token, time per token,
+"""Latency of reading an image at a scale on this machine: time to the first token, time per token,
 peak memory.
 
 In: a model, scales, a number of text tokens, batch sizes. Out: a `Measured` per scale and batch

@@ -1,5 +1,4 @@
-"""What reading an image at a scale would take at least on a named accelerator: an estimate, never a
-measurement.
+"""Lower bound of the latency on a named accelerator: an estimate, never a measurement.
 
 In: a `Cost` and a row of `ACCELERATORS`. Out: `Roofline`.
 

@@ -30,7 +30,7 @@ token.
 
 @dataclass(frozen=True)
 class Price:
-    """What judging a task takes."""
+    """Number and cost of the calls that judging a task takes."""
 
     task: str
     calls: int

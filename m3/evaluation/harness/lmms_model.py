@@ -136,7 +136,7 @@ class EngineModel(lmms):
         return self.task_dict[task][split][doc_id]
 
     def question(self, request: Instance, document: dict[str, Any]) -> Question:
-        """What a request of the harness asks, at the scale of its settings or else of this
+        """The question of a request of the harness, at the scale of its settings or else of this
         model.
         """
         if request.request_type == "loglikelihood":
@@ -167,8 +167,8 @@ class EngineModel(lmms):
 
 
 def sampling_of(frames: str | int) -> Sampling:
-    """What `frames` asks for: a number, or `collage`: six of them as one image, as M3 evaluates
-    videos (IG-VLM).
+    """Frame sampling that `frames` asks for: a number, or `collage`: six of them as one image, as
+    M3 evaluates videos (IG-VLM).
     """
     if str(frames) == "collage":
         return Sampling(collage=True)
@@ -194,7 +194,7 @@ def listed(visuals: Any) -> list[Any]:
 
 
 def shown(task: ConfigurableTask, document: dict[str, Any]) -> tuple[str, list[Any]]:
-    """What a task asks of a document: its text, and its images and videos."""
+    """Text, images and videos of a document's question."""
     if not isinstance(task, ConfigurableMessagesTask):
         visuals = task.doc_to_visual(document)
         return str(task.doc_to_text(document)), listed(visuals)

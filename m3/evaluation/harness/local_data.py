@@ -1,4 +1,4 @@
-"""Where the data of benchmarks lie: on the hub, or in a folder of one's own (`--data-root`).
+"""Location of the data of benchmarks: on the hub, or in a folder of one's own (`--data-root`).
 
 In: names of the harness's tasks, and a folder. Out: overlays, YAML files that include the harness's
 own file of each task and name the local copy of its data, so that prompts, code and metrics stay
@@ -69,7 +69,7 @@ def included(path: Path) -> set[Path]:
 
 @dataclass(frozen=True)
 class Data:
-    """What a task reads."""
+    """Data that a task reads."""
 
     dataset: str  # hub id, or the name of a reader
     videos: str | None  # folder under HF_HOME, for tasks with videos

@@ -1,5 +1,4 @@
-"""What the entry point `lmms_eval.models` gives to lmms-eval: where the classes of the model `m3`
-are.
+"""The entry point `lmms_eval.models`: tells lmms-eval the classes of the model `m3`.
 
 Apart from lmms.py, because the harness loads entry points while it is itself half imported.
 """

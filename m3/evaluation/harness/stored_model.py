@@ -37,7 +37,7 @@ RequestId = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Budget:
-    """How many visual tokens per image (or tile), and by which method (a row of
+    """Number of visual tokens per image (or tile), and the method (a row of
     m3.evaluation.token_reduction.table).
     """
 
@@ -259,7 +259,7 @@ class StoredModel(EngineModel):
 
 
 def identity(request: Instance) -> RequestId:
-    """Which request of a task it is; the same at every scale."""
+    """Identity of a request of a task; the same at every scale."""
     return request.task_name, int(request.doc_id), request.idx
 
 

@@ -60,7 +60,7 @@ class LoadedTask:
 
     @property
     def requests(self) -> list[Instance]:
-        """What the last evaluation asked, in the order of the documents."""
+        """Requests of the last evaluation, in the order of the documents."""
         instances = self.task.instances or []
         return [instance for instance in instances if isinstance(instance, Instance)]
 
@@ -76,7 +76,7 @@ class BrokenTask:
 
 @dataclass(frozen=True)
 class TaskFile:
-    """Where a task's YAML is."""
+    """Path of a task's YAML."""
 
     name: str
     path: Path

@@ -37,7 +37,7 @@ class Panel:
     axis: str = BY_TOKENS
 
     def x(self, cost: CostRow, latency: LatencyRow | None) -> float | None:
-        """Where a budget stands on the horizontal axis."""
+        """Position of a budget on the horizontal axis."""
         return COST_AXES[self.axis].value(cost, latency)
 
     @property
@@ -221,7 +221,7 @@ def _published(axes: Axes, summary: Summary, task: str, scale_ticks: dict[float,
 
 
 def place(score: PublishedScore, scale_ticks: Mapping[float, int]) -> float | None:
-    """Where a published score stands among `ticks`, tokens in the prompt -> scale.
+    """Position of a published score among `ticks`, tokens in the prompt -> scale.
 
     Papers count tokens per image or tile, so a score at a scale stands where ours at it does; at
     another scale only where a prompt has as many tokens as its scale says. Tokens per video are

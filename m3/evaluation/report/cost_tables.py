@@ -10,7 +10,7 @@ from m3.evaluation.report.table_formats import NOTHING, Table
 
 
 def cost_table(summary: Summary) -> Table:
-    """What the formulas say: one prompt."""
+    """Table of computed costs of one prompt."""
     table_rows: list[list[str]] = []
     block_titles: dict[int, str] = {}
     for model in summary.models:
@@ -73,7 +73,7 @@ def cost_table(summary: Summary) -> Table:
 
 
 def latency_table(summary: Summary, device: str) -> Table:
-    """What was measured here, and beside it what the roofline of a named accelerator allows."""
+    """Table of measured latencies, with the roofline of a named accelerator."""
     table_rows: list[list[str]] = []
     block_titles: dict[int, str] = {}
     named_accelerator = accelerator(device)

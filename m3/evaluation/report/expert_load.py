@@ -75,9 +75,7 @@ def routing_table(summary: Summary) -> Table:
 
 
 def summary_has_routers(summary: Summary) -> bool:
-    """Whether the run knows of any model what its decoder is; runs from before did not record
-    it.
-    """
+    """Tell whether the run knows the decoder of any of its models."""
     return any(model.routers is not None for model in summary.models)
 
 

@@ -49,7 +49,7 @@ def page(summary: Summary, tables: Sequence[Table]) -> str:
 
 
 def page_data(summary: Summary) -> dict[str, Any]:
-    """What report.js reads."""
+    """The data that report.js reads."""
     published = [
         {"model": s.label, "task": task, "tokens": s.tokens, "per": s.tokens_per, "value": s.value, "paper": s.paper,
          "table": s.table}
@@ -110,7 +110,7 @@ def _curve(summary: Summary, model: ModelRow, task: str) -> dict[int, list[float
 def _costs(
     summary: Summary, model: ModelRow, task: str | None = None
 ) -> dict[int, dict[str, float | int | None]]:
-    """Of all prompts, or of a task's; times are those of one mean prompt for every task."""
+    """Costs of all prompts, or of a task's; times are those of one mean prompt for every task."""
     scale_costs = {}
     for scale in summary.scales:
         cost, measured_latency = (

@@ -346,7 +346,7 @@ def changes_table(changes: Sequence[Change]) -> Table:
 
 
 def published_table(summary: Summary) -> Table:
-    """What papers report for the run's tasks, a row per task and number of tokens, ours in
+    """Table of published scores for the run's tasks, a row per task and number of tokens, ours in
     front.
     """
     published_scores = {

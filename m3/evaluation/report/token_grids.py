@@ -1,4 +1,4 @@
-"""Where visual tokens stand on an example's picture: what the sample browser of report.html draws.
+"""Grid of visual tokens on an example's picture, for the sample browser of report.html.
 
 In: a model's row and an example of a run. Out: frames, cells and tiles at each scale as JSON for
 report.js, and in words what is drawn or why nothing is.
@@ -55,7 +55,7 @@ def drawn(model: ModelRow, example: Example, scales: Sequence[int]) -> dict[int,
 
 
 def grid_note(model: ModelRow) -> str:
-    """What a reader of the picture must know."""
+    """A note for readers of the picture."""
     if model.method not in (OWN, POOLING):
         return f"No grid is drawn: {model.name} does not average cells."
     if not is_on_grid(model):

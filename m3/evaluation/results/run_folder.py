@@ -87,7 +87,7 @@ class CostRow(Cost):
 
 @dataclass(frozen=True)
 class LatencyRow(Measured):
-    """What was measured of a model: a line of latency.csv."""
+    """Measured latency of a model: a line of latency.csv."""
 
     model: str
 
@@ -113,8 +113,8 @@ class ModelRow:
     tiling: dict[str, Any] | None = None  # TilingConfig.to_dict(); None: an older run
 
     def is_trained(self, scale: int) -> bool:
-        """Whether the weights saw such tokens at this scale in training; else they are plain
-        pooling, or a control.
+        """Tell whether the weights were trained at this scale; else it is plain pooling, or a
+        control.
         """
         return self.method == OWN and scale in self.trained_scales
 
@@ -164,7 +164,7 @@ def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """What `write_rows` wrote. A column with a default may be missing: older runs did not have it.
+    """Read the rows that `write_rows` wrote.
 
     Raises:
         ValueError: the file is missing or its columns are others: it comes from another version.
@@ -311,7 +311,7 @@ def read_list(path: Path, kind: type[Described]) -> tuple[Described, ...]:
 
 
 def environment(arguments: Sequence[str]) -> Mapping[str, object]:
-    """Where and with what the sweep ran."""
+    """Machine and versions of the sweep."""
     return {
         "command": ["m3", "sweep", *arguments],
         "python": sys.version.split()[0],

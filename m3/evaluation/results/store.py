@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cell:
-    """What an answer depends on, each by digest; `key` is the identity of the answer."""
+    """Everything that an answer depends on, each by digest; `key` is the identity of the answer."""
 
     weights: str  # every file of the model folder, and the number format it runs in
     task: str  # the task's YAML, its code and the generation settings without the scale

@@ -26,7 +26,7 @@ from m3.processing.processor import M3Processor
 
 @dataclass(frozen=True)
 class Choice:
-    """What is swept, as the options of `m3 sweep`. `limit`: None for all documents."""
+    """Tasks and budgets to sweep, as the options of `m3 sweep`. `limit`: None for all documents."""
 
     tasks: Sequence[str]
     scales: Sequence[int]

@@ -1,6 +1,4 @@
-"""What a sweep says while it runs: each cell as it is scored, how far it is, how long it may
-take, how much disk is left.
-"""
+"""Progress messages of a sweep: each cell as it is scored, the time left, the disk space left."""
 
 import logging
 import shutil

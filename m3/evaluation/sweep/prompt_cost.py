@@ -32,7 +32,7 @@ class Prompt:
 
 
 def prompts_of(answers: Iterable[Answer]) -> Counter[Prompt]:
-    """How often each prompt, as far as its cost goes, was asked."""
+    """Distinct prompts by cost, and how often each was asked."""
     return Counter(Prompt(answer.sizes, answer.text_tokens) for answer in answers)
 
 

@@ -73,7 +73,7 @@ judge to ask.
 
 @dataclass
 class Sweep:
-    """What a sweep works on, and the rows it has so far.
+    """Inputs of a sweep, and the rows it has so far.
 
     `is_writer`: the first process, which scores and writes.
 
@@ -329,7 +329,7 @@ def add_cell(sweep: Sweep, rows: Sequence[CellRow], name: str, task: str, scale:
 
 @contextmanager
 def quiet(run: Path) -> Iterator[None]:
-    """What the harness prints goes to the log."""
+    """Send the harness's prints to the log."""
     with (run / "lmms_eval.log").open("a") as log, redirect_stderr(log), redirect_stdout(log):
         yield
 
@@ -380,7 +380,7 @@ def add_costs(
 
 
 def answers_of(sweep: Sweep, label: str, scale: int, store: Store) -> dict[str, list[Answer]]:
-    """Of every task that did not fail, a server's included."""
+    """Answers of every task that did not fail, a server's included."""
     failed = {
         cell.task
         for cell in sweep.cells
@@ -397,7 +397,7 @@ def answers_of(sweep: Sweep, label: str, scale: int, store: Store) -> dict[str, 
 
 
 def text_tokens(name: str, cells: Sequence[CellRow]) -> int:
-    """How much text the tasks' prompts had in the mean: latency is that of such a prompt."""
+    """Mean number of text tokens of the tasks' prompts: latency is that of such a prompt."""
     prompt_lengths = [
         cell.text_tokens for cell in cells if cell.model == name and cell.text_tokens is not None
     ]

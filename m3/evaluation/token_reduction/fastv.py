@@ -31,7 +31,7 @@ LAYERS = 2
 
 @dataclass
 class Pruned:
-    """What is dropped, once the scores are known; `[b, l]` over the prompt."""
+    """Tokens that are dropped, once the scores are known; `[b, l]` over the prompt."""
 
     is_visual: Bool[Tensor, "b l"]
     keep: Int[Tensor, " b"]

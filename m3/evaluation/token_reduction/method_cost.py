@@ -1,5 +1,5 @@
-"""What a method's visual tokens cost: the formulas of m3/model/cost.py, applied to what the method
-really computes.
+"""Cost of a method's visual tokens: the formulas of m3/model/cost.py, applied to the method's own
+operations.
 
 Choosing among tokens is not counted: a few products of n x n or n x d, far below one layer of the
 decoder.

@@ -193,12 +193,12 @@ def get_method(method_name: str) -> Method:
 
 
 def stored_name(method: str, nesting: str) -> str:
-    """What answers are stored under: the kind of nesting for the model's own."""
+    """Name that answers are stored under: the kind of nesting for the model's own."""
     return nesting if method == OWN else method
 
 
 def is_own(method: str, nesting: str) -> bool:
-    """Whether a method is what the model does anyway: plain pooling of a model that nests by
+    """Tell whether a method is what the model does anyway: plain pooling of a model that nests by
     pooling.
     """
     return method == OWN or (method == "pooling" and nesting == "grid_pool")

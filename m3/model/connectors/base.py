@@ -36,8 +36,8 @@ class ConnectorConfig:
     """Whether the module takes `is_image` and leaves padding out."""
 
     def grid(self, vision_grid: tuple[int, int]) -> Grid:
-        """Where the tokens of a tile stand: (rows, columns), or their number if they are an
-        ordered list.
+        """Grid of the tokens of a tile: (rows, columns), or their number if they are an ordered
+        list.
 
         Raises:
             ValueError: a grid of patches that the connector cannot read.

@@ -107,7 +107,7 @@ class Fleet:
 
     @property
     def needs_ray(self) -> bool:
-        """Whether some model has more than one process."""
+        """Tell whether some model has more than one process."""
         return any(max(model.replicas, model.max_replicas or 1) > 1 for model in self.models)
 
 

@@ -218,7 +218,7 @@ def _options(number: int, model: Served, settings: Settings) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Of `serve run`. `fleet`, `server`: a YAML file's name, or what would stand in it."""
+    """Arguments of `serve run`. `fleet`, `server`: a YAML file's name, or its content."""
 
     model_path: str | None = None
     replicas: int = 1

@@ -168,7 +168,7 @@ def create_router(
 
 
 class Cards:
-    """What /v1/models says: asked of each model once, as it does not change."""
+    """Entries of /v1/models: asked of each model once, as they do not change."""
 
     def __init__(self, models: Mapping[str, Model]) -> None:
         self._models = models

@@ -155,7 +155,7 @@ def _held(layer: DynamicLayer) -> tuple[Float[Tensor, "rows h l k"], Float[Tenso
 
 
 def merges(model: M3ForConditionalGeneration) -> bool:
-    """Whether rows of this decoder can join a running batch: all its layers keep every key and
+    """Tell whether rows of this decoder can join a running batch: all its layers keep every key and
     value.
     """
     return all(

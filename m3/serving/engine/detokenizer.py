@@ -164,7 +164,7 @@ def _tidies(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `stop`."""
+    """Count the characters at the end of `text` that may be the beginning of `stop`."""
     return next(
         (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0
     )

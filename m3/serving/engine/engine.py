@@ -285,7 +285,7 @@ def _put(
 
 
 def _tell(preparation: "Future[None]") -> None:
-    """What went wrong beyond a client's mistakes."""
+    """Report an error that is no client's mistake."""
     preparation_error = preparation.exception()
     if preparation_error is not None:
         logger.error("preparing a request failed", exc_info=preparation_error)

@@ -1,5 +1,4 @@
-"""What was seen, kept for the next request: features of images by the digest of their content, in
-bounded memory.
+"""Image features kept for the next request, by the digest of their content, in bounded memory.
 
 In: a digest, and where it is new what the tower takes. Out: `VisualFeatures`, which can be read at any scale.
 So the same image at another scale, in another conversation or from another client costs no second

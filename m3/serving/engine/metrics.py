@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus' words.
+"""Counters of a server, in Prometheus' format.
 
 One registry per engine, so that several live in one process.
 """

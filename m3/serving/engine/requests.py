@@ -1,5 +1,4 @@
-"""What the engine is asked and what it says, in its own words; m3/serving/http/messages.py makes
-them of OpenAI's.
+"""Requests and replies of the engine; m3/serving/http/messages.py makes them of OpenAI's.
 
 In: `Request`. Out: any number of `Piece`s, then one `Finished`; or `Refused` is raised.
 """
@@ -55,7 +54,7 @@ class Visual:
 
     @property
     def digest(self) -> str:
-        """Of all that decides what is seen; the scale does not."""
+        """Digest of everything that decides the features; the scale does not."""
         how = "" if self.kind == "image" else repr(self.sampling)
         return hashlib.sha256(f"{self.kind} {how} ".encode() + self.content).hexdigest()
 

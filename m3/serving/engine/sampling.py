@@ -17,7 +17,7 @@ from m3.inference import Generation
 
 @dataclass(frozen=True)
 class Choice:
-    """How a row chooses. `random` draws its numbers, where it draws."""
+    """Sampling settings of a row. `random` draws its numbers, where it draws."""
 
     generation: Generation
     random: torch.Generator

@@ -1,5 +1,5 @@
-"""What the model's thread does in one turn: a token for every answer under way, then the newcomers'
-prompts and first tokens.
+"""One turn of the model's thread: a token for every answer under way, then prompts and first tokens
+of new requests.
 
 In: jobs that join. Out: jobs that ended, each with the reason. Nobody else touches the model.
 """

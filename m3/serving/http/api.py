@@ -75,7 +75,7 @@ def answers(engine: Engine, settings: Settings) -> APIRouter:
 
 
 async def read_chat(body: ChatRequest, settings: Settings, fetch: Fetch) -> Request:
-    """What the messages name is fetched here, within the time that there is for it."""
+    """Read a chat request; fetch the files that its messages name, within the time limit."""
     try:
         async with asyncio.timeout(settings.fetch_seconds):
             return await chat_request(body, settings.limits, fetch)
@@ -116,7 +116,7 @@ def facts(engine: Engine, settings: Settings) -> APIRouter:
 
 
 def model_card(engine: Engine, settings: Settings) -> ModelCard:
-    """What /v1/models says."""
+    """The model's entry in /v1/models."""
     return ModelCard(
         id=settings.name or "m3",
         created=int(time.time()),

@@ -28,7 +28,7 @@ TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether an address belongs to the internet at large: not this machine, not this network,
+    """Tell whether an address belongs to the internet at large: not this machine, not this network,
     not one in disguise.
     """
     if isinstance(address, ipaddress.IPv6Address):

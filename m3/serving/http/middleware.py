@@ -1,5 +1,5 @@
-"""What stands before every route: the API key, the size of bodies and the time they take, and the
-count of responses.
+"""Checks before every route: the API key, the size of bodies and the time they take, and the count
+of responses.
 
 In: HTTP requests as they come. Out: those that may pass, with their whole body at hand; the others
     are answered here.

@@ -64,7 +64,7 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def messages(app: ASGIApp, relayed_request: Asked) -> AsyncGenerator[Message]:
-    """What `app` answers: a start, then the parts of the body.
+    """Messages that `app` sends: a start, then the parts of the body.
 
     Closing the generator early cancels the request.
     """

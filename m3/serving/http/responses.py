@@ -1,4 +1,4 @@
-"""What the engine says, as OpenAI's objects and event streams, and as mllm-npu's.
+"""Replies of the engine as OpenAI's objects and event streams, and as mllm-npu's.
 
 In: an engine and a request of its own kind. Out: the response, whole or piece by piece. Where the
 client leaves, the request is cancelled.
@@ -72,7 +72,7 @@ async def chat_stream(
 
 
 async def _unless_left(http: HttpRequest, awaited_answer: Awaitable[T]) -> T:
-    """What is asked, unless the client leaves before it is there."""
+    """Wait for a reply, unless the client disconnects before it is there."""
     wanted_task, left_task = (
         asyncio.ensure_future(awaited_answer),
         asyncio.ensure_future(_left(http)),

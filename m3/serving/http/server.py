@@ -40,7 +40,7 @@ def make_server(app: FastAPI, settings: Settings, log_level: str = "info") -> uv
 
 
 class Http(H11Protocol):
-    """What uvicorn makes of each connection (`uvicorn.Config(http=Http)`)."""
+    """The protocol of uvicorn's connections (`uvicorn.Config(http=Http)`)."""
 
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None

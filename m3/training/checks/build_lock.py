@@ -63,7 +63,7 @@ def check_build_locks() -> None:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process of this machine has the file open; False where the system does not say
+    """Tell whether a process of this machine has the file open; False where the system does not say
     (no /proc).
     """
     for link in Path("/proc").glob("[0-9]*/fd/*"):

@@ -1,5 +1,4 @@
-"""What a run will be, told before it starts: parameters and which train, the global batch, tokens,
-memory, time.
+"""Preview of a run before it starts: trained parameters, the global batch, tokens, memory, time.
 
 in: a recipe and a number of devices; out: lines of text. No weight is read: the model is laid out
 on the meta device from the configuration of its checkpoint or, where that is not on this machine,
@@ -267,7 +266,7 @@ def _size_lines(
 
 
 def zero_stage(recipe: Recipe) -> int:
-    """Of the recipe's DeepSpeed configuration; 0 without."""
+    """ZeRO stage of the recipe's DeepSpeed configuration; 0 without one."""
     if recipe.hardware.deepspeed is None:
         return 0
     return int(zero_options(recipe.hardware.deepspeed)["stage"])

@@ -123,7 +123,7 @@ def _changes(before: Prints, prints_now: Prints) -> list[str]:
 
 
 def _named(key: str, old: str | None, new: str | None) -> str:
-    """What differs in words; versions with both, which are no digests."""
+    """Differences in words; versions with both, which are no digests."""
     if old is None or new is None:
         return f"{WORDS.get(key, key)} ({'added' if old is None else 'gone'})"
     return (
@@ -156,7 +156,7 @@ def _data(recipe: Recipe, sources: Sequence[SampleSource]) -> Prints:
 
 
 def _models(recipe: Recipe) -> Prints:
-    """Of every folder that the model is made from."""
+    """Digests of every folder that the model is made from."""
     folders = {"model": recipe.model}
     if recipe.new_model is not None:
         folders |= {
@@ -187,7 +187,7 @@ def _model(folder: Path) -> dict[str, str]:
 
 
 def _surroundings(recipe: Recipe) -> Prints:
-    """What may change and change little: versions, DeepSpeed's settings, the files of tasks."""
+    """Things whose change changes little: versions, DeepSpeed's settings, the files of tasks."""
     surrounding_prints = {"packages": installed_packages()}
     if recipe.hardware.deepspeed is not None:
         deepspeed_file = Path(recipe.hardware.deepspeed)

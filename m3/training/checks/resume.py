@@ -1,5 +1,5 @@
-"""What a run that goes on must share with its beginning: the samples of a step, and the devices
-that ZeRO has sharded for.
+"""Checks of a resumed run against its beginning: the samples of a step, and the devices that ZeRO
+has sharded for.
 """
 
 import json
@@ -15,7 +15,7 @@ SAMPLES = "data.json"
 
 
 def check_data(run: RunFolder, names: Sequence[str], sizes: Sequence[int]) -> None:
-    """Whether the sources hold what they held when the run began; a new run writes it down.
+    """Check that the sources hold what they held when the run began; a new run writes it down.
 
     Raises:
         ValueError: another number of samples, so that every position in the data would mean another
@@ -41,7 +41,7 @@ def check_data(run: RunFolder, names: Sequence[str], sizes: Sequence[int]) -> No
 
 
 def check_resume(run: RunFolder, schedule: Schedule, devices: int) -> None:
-    """Whether so many devices can go on from the newest checkpoint, if there is one.
+    """Check that so many devices can go on from the newest checkpoint, if there is one.
 
     DeepSpeed could read ZeRO's shards on other numbers by way of its universal checkpoints, but of
     ZeRO-3 it then gives every group of parameters the settings of the first

@@ -29,7 +29,7 @@ PEAKS: dict[str, float] = {
 
 
 def peak_flops(name: str | None = None) -> float | None:
-    """Of a device called `name`, by default this machine's; None if it is not in the table."""
+    """Peak of a device called `name`, by default this machine's; None if it is not in the table."""
     if name is None:
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return next((peak for known_name, peak in PEAKS.items() if known_name in name), None)
@@ -49,7 +49,7 @@ class Meter:
     tile_flops: int
 
     def flops(self, tokens: int, tiles: int) -> float:
-        """Of so many tokens read and tiles seen."""
+        """Operations for so many tokens and tiles."""
         return 6.0 * self.active_weights * tokens + 3.0 * self.tile_flops * tiles
 
 

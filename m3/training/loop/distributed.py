@@ -70,7 +70,7 @@ def say_to_everyone(text: str | None) -> str | None:
 
 
 def zero_options(config: str) -> dict[str, Any]:
-    """What DeepSpeed's JSON says under `zero_optimization`; a `ValueError` if there is no such
+    """Settings of DeepSpeed's JSON under `zero_optimization`; a `ValueError` if there is no such
     file, or it says no stage.
     """
     if not Path(config).is_file():

@@ -1,4 +1,4 @@
-"""What a run measures between its steps: who asks for it, when, and that training goes on as if
+"""Evaluations between training steps: who asks for them, when, and that training goes on as if
 nothing had been measured.
 
 The benchmarks themselves are given from above (m3/train.py): training and evaluation do not know

@@ -1,5 +1,4 @@
-"""What a run's data lacks, where its recipe allows samples to be left out: counted, and never all
-of them.
+"""Samples that are left out of a run, where its recipe allows it: counted, and never all of them.
 
 in: the batches of a step, of which each may say how many it lacks (`left_out`, m3/data/collate.py);
     out: rows of the metrics.

@@ -35,7 +35,7 @@ class RouterLoad(TrainerCallback):
 
     @property
     def step(self) -> RouterStep:
-        """What the model needs to know of the step under way."""
+        """Router statistics of the step under way, for the model's losses."""
         return RouterStep(self.load, self._tokens)
 
     def begin(self, tokens: Tensor) -> None:

@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def processes(self) -> int | None:
-        """How many processes trained last; None before the first did."""
+        """Number of processes that trained last; None before the first did."""
         environment_file = self.path / "environment.json"
         return (
             int(json.loads(environment_file.read_text())["processes"])
@@ -102,7 +102,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether `checkpoints/final` is there; it is renamed into place when whole."""
+        """Tell whether `checkpoints/final` is there; it is renamed into place when whole."""
         return self.final.exists()
 
     def newest_checkpoint(self) -> str | None:
@@ -140,7 +140,7 @@ class RunFolder:
 
 
 def environment() -> dict[str, object]:
-    """What a reader needs to know to repeat a run on another machine."""
+    """Machine and versions, for readers who want to repeat a run elsewhere."""
     return {
         "command": sys.argv,
         "python": platform.python_version(),

@@ -1,5 +1,5 @@
-"""What is logged of every training step: the loss of each scale, the divergence from the largest,
-the router's losses and load.
+"""Metrics of every training step: the loss of each scale, the divergence from the largest, the
+router's losses and load.
 
 The objective itself lives in `M3ForConditionalGeneration.forward`: packed over scales by
 m3/data/multiscale.py, the weighted mean over label tokens is the average over scales of M3

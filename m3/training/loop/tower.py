@@ -81,7 +81,7 @@ def train_tower(recipe: TowerRecipe) -> RunFolder:
 
 
 def _suite(recipe: TowerRecipe) -> dict:
-    """What `m3 data tiny` wrote last."""
+    """The suite that `m3 data tiny` wrote last."""
     suite_file = Path(recipe.data) / "suite.json"
     if not suite_file.is_file():
         raise ValueError(

@@ -140,7 +140,7 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
 
 
 def _new_rows(recipe: Recipe, mixture: Mixture) -> NewRows | None:
-    """Which rows of frozen tables train; a warning where answers hold tokens that the model then
+    """Rows of frozen tables that train; a warning where answers hold tokens that the model then
     cannot learn to say.
     """
     processor = build_processor(recipe)
@@ -162,7 +162,7 @@ def _new_rows(recipe: Recipe, mixture: Mixture) -> NewRows | None:
 
 
 def _check_machine(recipe: Recipe) -> None:
-    """What a recipe alone cannot know; a `ValueError` says what to do."""
+    """Check what a recipe alone cannot know; a `ValueError` says what to do."""
     if recipe.model is not None and not (Path(recipe.model) / "config.json").is_file():
         raise ValueError(
             f"model: {recipe.model} is no checkpoint folder (it has no config.json); run the stage "
@@ -207,7 +207,7 @@ def _save_adapted(trainer: RunTrainer, recipe: Recipe, folder: str) -> None:
 
 
 def _router_load(model: M3ForConditionalGeneration, device: torch.device) -> RouterLoad | None:
-    """Of a mixture of experts; None for a dense decoder."""
+    """Router load of a mixture of experts; None for a dense decoder."""
     routers = model.model.routers
     return (
         RouterLoad(len(routers), int(cast(int, routers[0].num_experts)), device)
@@ -232,7 +232,7 @@ def _mixture(recipe: Recipe, devices: int) -> Mixture:
 def _benchmarks(
     recipe: Recipe, run: RunFolder, opened: OpenBenchmarks | None
 ) -> tuple[int, Benchmarks] | None:
-    """How often the recipe's benchmarks are run, and what runs them."""
+    """Interval of the recipe's benchmarks, and the function that runs them."""
     if recipe.evaluation is None:
         return None
     if opened is None:

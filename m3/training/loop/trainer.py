@@ -207,7 +207,7 @@ class RunTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs) -> dict[str, float]:
-        """What is due at this step, into the run's metrics.
+        """Run the evaluations that are due at this step, into the run's metrics.
 
         It changes no random state, and its time is not training's.
         """

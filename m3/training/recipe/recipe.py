@@ -98,7 +98,7 @@ class Recipe:
 
     @property
     def trains_tables(self) -> bool:
-        """Whether the decoder's embedding and output layer train whole."""
+        """Tell whether the decoder's embedding and output layer train whole."""
         part_rates = self.parts
         return (
             part_rates.decoder != "frozen"

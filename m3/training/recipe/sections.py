@@ -138,7 +138,7 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how much at a time.
+    """Length of training and size of its steps.
 
     `batch_size`: samples per device and micro-step; one of `steps` and `epochs`.
 

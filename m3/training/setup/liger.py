@@ -44,7 +44,7 @@ DECODERS: Mapping[str, Row] = {
 
 
 def check_liger(config: M3Config) -> None:
-    """Whether the decoder can have Liger's kernels here.
+    """Check that the decoder can have Liger's kernels here.
 
     Raises:
         ValueError: Liger has none for it, or there is no device for them.

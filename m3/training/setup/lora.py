@@ -30,8 +30,8 @@ TOKEN_ROWS = ".trainable_tokens_delta."
 
 
 def targets(model: M3ForConditionalGeneration) -> dict[str, list[str]]:
-    """What each choice of `Adapter.targets` means for this model: names of linear modules, and
-    of fused parameters.
+    """Modules of this model for each choice of `Adapter.targets`: names of linear modules, and of
+    fused parameters.
     """
     decoder = model.model.language_model
     routers = model.model.routers

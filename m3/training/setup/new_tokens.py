@@ -191,8 +191,8 @@ def alike_rows(table: Tensor, ids: Iterable[int]) -> dict[int, str]:
 def warning(
     unsayable: Mapping[int, str], processor: M3Processor, rows: NewRows | None
 ) -> str | None:
-    """What is wrong with tokens that stay unsayable in this run, and what to do; None where
-    there are none.
+    """A warning of tokens that stay unsayable in this run, with what to do; None where there are
+    none.
     """
     trained = () if rows is None else rows.ids
     stuck = {token: row_reason for token, row_reason in unsayable.items() if token not in trained}
@@ -215,8 +215,8 @@ def warning(
 
 
 def endless(recipe: Recipe, config: M3Config, processor: M3Processor) -> str | None:
-    """What is wrong where generation stops at nothing that answers are taught to end with; None
-    where all is well.
+    """A warning where generation stops at nothing that answers are taught to end with; None where
+    all is well.
     """
     generation_file = (
         None if recipe.model is None else Path(recipe.model) / "generation_config.json"

@@ -24,7 +24,7 @@ class RowAttention:
 
 
 def choose_row_attention(recipe: Recipe, config: M3Config) -> RowAttention:
-    """What the decoder of this run attends with.
+    """Choose the attention of this run's decoder.
 
     Raises:
         ValueError: rows are to be packed, and no attention of this decoder keeps their sequences
