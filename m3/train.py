@@ -3,6 +3,7 @@
 Neither knows the other; here, above both, the one is given to the other.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,16 +24,23 @@ def open_benchmarks(
     recipe: Recipe, folder: Path
 ) -> Callable[[M3ForConditionalGeneration, M3Processor, int], dict[str, float]]:
     """Build the sweep of the live model of `recipe` into `folder`."""
-    from m3.evaluation.sweep.during_training import (
-        Choice,
-        LiveSweep,
-    )  # lmms-eval is imported by the runs that evaluate, and no other
+    # lmms-eval is imported by the runs that evaluate, and no other
+    from m3.evaluation.sweep.during_training import LiveSweep
+    from m3.evaluation.sweep.options import SweepOptions
 
     wanted = recipe.evaluation
     assert wanted is not None  # only then is it asked for
     check_folders(wanted)
-    scales = recipe.matryoshka_vis_token_scale if wanted.scales is None else wanted.scales
-    choice = Choice(
-        wanted.tasks, scales, wanted.limit, wanted.batch_size, wanted.include_path, wanted.data_root
+    options = SweepOptions(
+        models=(recipe.run,),
+        tasks=wanted.tasks,
+        scales=recipe.matryoshka_vis_token_scale if wanted.scales is None else wanted.scales,
+        out=folder,
+        include_path=Path(wanted.include_path),
+        data_root=None if wanted.data_root is None else Path(wanted.data_root),
+        limit=wanted.limit,
+        batch_size=wanted.batch_size,
+        measures_latency=False,
+        command=tuple(sys.argv),
     )
-    return LiveSweep(folder, choice, planned_config(recipe) if zero_stage(recipe) == 3 else None)
+    return LiveSweep(options, planned_config(recipe) if zero_stage(recipe) == 3 else None)

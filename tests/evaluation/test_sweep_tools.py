@@ -11,7 +11,7 @@ from m3.evaluation.harness import download as fetch
 from m3.evaluation.harness import judge
 from m3.evaluation.harness.local_data import Data, local_copy, read_task, write_overlay
 from m3.evaluation.harness.tasks import find_tasks
-from m3.evaluation.sweep.options import chosen_methods, parse_arguments, task_names
+from m3.evaluation.sweep.options import SweepOptions, methods_in, parse_options, task_names
 from m3.evaluation.sweep.progress import check_disk, duration
 
 
@@ -19,35 +19,51 @@ def test_an_unknown_dtype_is_refused_before_anything_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        parse_arguments(["model", "--dtype", "float64", "--out", "out"])
+        parse_options(["model", "--dtype", "float64", "--out", "out"])
     assert "invalid choice: 'float64' (choose from" in capsys.readouterr().err
 
 
 def test_suites_leave_judged_tasks_out_and_named_ones_ask_for_a_judge():
-    names, left_out = task_names("llava15,m3_tiny", "tiny_one", has_judge=False)
+    names, left_out = task_names(["llava15", "m3_tiny"], ["tiny_one"], has_judge=False)
     assert names[:2] == ["tiny_one", "vqav2_val"] and "m3_tiny_chart" in names
     assert left_out == ["mmbench_cn_dev", "llava_in_the_wild", "mmvet"]
-    assert "mmvet" in task_names("llava15", "", has_judge=True)[0]
+    assert "mmvet" in task_names(["llava15"], [], has_judge=True)[0]
     with pytest.raises(
         ValueError,
         match="mmvet asks a language model to score the answers, which costs money: .* "
         "--judge MODEL",
     ):
-        task_names("", "mmvet", has_judge=False)
+        task_names([], ["mmvet"], has_judge=False)
     with pytest.raises(
         ValueError, match="name what to evaluate: --tasks, or --suite with one of aria, llava15"
     ):
-        task_names("", "", has_judge=False)
+        task_names([], [], has_judge=False)
 
 
 def test_methods_and_frames_are_read_strictly():
-    assert chosen_methods("random, nesting,random") == ["random", "nesting"]
+    assert methods_in("random, nesting,random") == ("random", "nesting")
     with pytest.raises(ValueError, match="no method 'randm'. Did you mean 'random'"):
-        chosen_methods("randm")
+        methods_in("randm")
     with pytest.raises(
         ValueError, match="frames of a video are a number, or collage .* got 'many'"
     ):
-        parse_arguments(["model", "--tasks", "t", "--frames", "many"])
+        parse_options(["model", "--tasks", "t", "--frames", "many"])
+
+
+def test_the_command_line_is_read_once_into_typed_options():
+    argv = ["a", "b", "--tasks", "x, y", "--scales", "9, 1", "--no-latency", "--limit", "3"]
+    assert parse_options(argv) == SweepOptions(
+        models=("a", "b"),
+        tasks=("x", "y"),
+        scales=(9, 1),
+        measures_latency=False,
+        limit=3,
+        command=("m3", "sweep", *argv),
+    )
+    with pytest.raises(ValueError, match="--scales takes numbers .* such as 1,9,36; got '1,x'"):
+        parse_options(["a", "--scales", "1,x"])
+    with pytest.raises(ValueError, match="--batch-size must be at least 1, got 0"):
+        SweepOptions(models=("a",), batch_size=0)
 
 
 def test_a_judge_says_what_it_costs_and_needs_a_key(monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ from m3.evaluation.harness.tasks import find_tasks, tasks_folder
 from m3.evaluation.report import command as report
 from m3.evaluation.results.run_folder import CellRow, read_rows, write_rows
 from m3.evaluation.sweep import during_training as live
-from m3.evaluation.sweep.options import parse_arguments
+from m3.evaluation.sweep.options import parse_options
 from m3.evaluation.sweep.sweep import find
 from tests.evaluation.conftest import make_run
 
@@ -154,7 +154,7 @@ def test_a_folder_of_tasks_that_is_not_there_is_named(
         str(tmp_path / "typo"),
     ]
     with pytest.raises(ValueError, match="--include-path .*typo is no folder; give one with tasks"):
-        find(parse_arguments(options), ["plain"])
+        find(parse_options(options), ["plain"])
     monkeypatch.chdir(tmp_path)
     assert tasks_folder(Path("lmms_eval_tasks")) is None
     with pytest.raises(

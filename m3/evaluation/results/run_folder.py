@@ -310,10 +310,10 @@ def read_list(path: Path, kind: type[Described]) -> tuple[Described, ...]:
     return tuple(kind(**json_row) for json_row in json_content)
 
 
-def environment(arguments: Sequence[str]) -> Mapping[str, object]:
-    """Machine and versions of the sweep."""
+def environment(command: Sequence[str]) -> Mapping[str, object]:
+    """Command, machine and versions of the sweep."""
     return {
-        "command": ["m3", "sweep", *arguments],
+        "command": list(command),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cores": os.cpu_count(),

@@ -1,7 +1,7 @@
 """A sweep of a model that is being trained: it is neither loaded nor saved, and trains on
 afterwards as if nothing had been.
 
-In: the tasks, scales and limits, once; then the live model, its processor and the step. Out: scores
+In: the options of the sweep, once; then the live model, its processor and the step. Out: scores
 by task and scale, and `step-N`, a folder as `m3 sweep` leaves one, for `m3 report`. Of several
 processes each answers its share, the first one scores. Where each process holds a part of every
 weight (ZeRO-3), all answer everything, in step.
@@ -9,63 +9,38 @@ weight (ZeRO-3), all answer everything, in step.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
 from m3.digest import digest
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.results.run_folder import CellRow
-from m3.evaluation.sweep.options import parse_arguments, task_names
+from m3.evaluation.sweep.options import SweepOptions, task_names
 from m3.evaluation.sweep.sweep import find, prepare, sweep_engine
-from m3.evaluation.token_reduction.table import OWN
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing.processor import M3Processor
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Tasks and budgets to sweep, as the options of `m3 sweep`. `limit`: None for all documents."""
-
-    tasks: Sequence[str]
-    scales: Sequence[int]
-    limit: int | None
-    batch_size: int
-    include_path: str
-    data_root: str | None
-
-
 class LiveSweep:
-    """Sweeps into folders under `folder`; the tasks are loaded once, here.
+    """Sweeps into folders under `options.out`; the tasks are loaded once, here.
 
-    `sharded`: the model's configuration, where
-    ZeRO-3 cuts its weights up, which it does to every model made after this.
+    `options`: its scales are given. `sharded`: the model's configuration, where ZeRO-3 cuts its
+    weights up, which it does to every model made after this.
 
     Raises:
         ValueError: a task that there is not, that needs a judge, or that cannot be loaded.
     """
 
-    def __init__(self, folder: Path, choice: Choice, sharded: M3Config | None = None) -> None:
-        self.folder, self.scales, self._outline = folder, sorted(choice.scales), None
+    def __init__(self, options: SweepOptions, sharded: M3Config | None = None) -> None:
+        assert options.scales is not None  # those trained are the caller's to know
+        self._options, self._outline = options, None
+        self._scales = sorted(options.scales)
         if sharded is not None:
             with torch.device("meta"):
                 self._outline = M3ForConditionalGeneration(sharded)
-        self._options = [
-            *(
-                "--tasks",
-                ",".join(choice.tasks),
-                "--scales",
-                ",".join(map(str, self.scales)),
-                "--no-latency",
-            ),
-            *("--batch-size", str(choice.batch_size), "--include-path", choice.include_path),
-            *(() if choice.limit is None else ("--limit", str(choice.limit))),
-            *(() if choice.data_root is None else ("--data-root", choice.data_root)),
-        ]
-        arguments = parse_arguments(["live", *self._options, "--out", str(folder)])
-        known_tasks, _ = task_names("", arguments.tasks, has_judge=False)
-        self._found = find(arguments, known_tasks)
+        wanted_tasks, _ = task_names(options.suites, options.tasks, has_judge=False)
+        self._found = find(options, wanted_tasks)
         for broken in self._found[2]:
             raise ValueError(
                 f"evaluation: task {broken.name} cannot be loaded: {broken.error}"
@@ -79,9 +54,9 @@ class LiveSweep:
 
         A task that fails is left out of them; its cells say why, and are logged.
         """
-        run, was_training = self.folder / f"step-{step}", model.training
-        argv = [str(run), *self._options, "--out", str(run)]
-        sweep = prepare(parse_arguments(argv), argv, self._found, self.scales, [OWN])
+        run, was_training = self._options.out / f"step-{step}", model.training
+        options = replace(self._options, models=(str(run),), out=run)
+        sweep = prepare(options, self._found, self._scales)
         if sweep.is_writer:
             # of a step that was interrupted, and is now made again
             shutil.rmtree(run / "store", ignore_errors=True)

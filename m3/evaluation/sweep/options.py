@@ -1,7 +1,13 @@
-"""The command line of `m3 sweep`, checked before anything is loaded."""
+"""The options of a sweep: the command line of `m3 sweep`, read once and checked before anything is
+loaded.
+
+In: arguments. Out: `SweepOptions`, which a sweep of a model in training (during_training.py) makes
+itself.
+"""
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from m3.evaluation.harness.lmms_model import FRAMES, sampling_of
@@ -12,7 +18,48 @@ from m3.model import M3Config
 from m3.nesting import get_nesting
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Models, tasks, scales and methods of a sweep, and how it runs.
+
+    `models`: the first is the one compared. `scales`: None for those that the first model was
+    trained at. `data_root`: a folder with local copies of data sets. `limit`: documents of each
+    task, None for all. `batch_size`: rows at the largest trained scale. `frames`: a number, or
+    `collage`. `command`: what the run folder tells of how it was made.
+    """
+
+    models: tuple[str, ...]
+    suites: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    scales: tuple[int, ...] | None = None
+    methods: tuple[str, ...] = (OWN,)
+    out: Path = Path("runs/sweep")
+    include_path: Path = Path("lmms_eval_tasks")
+    data_root: Path | None = None
+    limit: int | None = None
+    batch_size: int = 16
+    frames: str = FRAMES
+    device: str | None = None
+    dtype: str = "auto"
+    measures_latency: bool = True
+    judge: str | None = None
+    judge_url: str | None = None
+    baseline: Path | None = None
+    command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for option_name, number in (("--limit", self.limit), ("--batch-size", self.batch_size)):
+            if number is not None and number < 1:
+                raise ValueError(f"{option_name} must be at least 1, got {number}")
+        sampling_of(self.frames)
+
+
+def parse_options(argv: Sequence[str]) -> SweepOptions:
+    """Reads the command line.
+
+    Raises:
+        ValueError: an option that makes no sense, whatever the models are.
+    """
     parser = argparse.ArgumentParser(
         prog="m3 sweep",
         description="Every model at every scale, by every method, on every task; each image is "
@@ -28,6 +75,34 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         ),
         formatter_class=argparse.RawTextHelpFormatter,
     )
+    _add_cells(parser)
+    _add_folders_and_limits(parser)
+    _add_machine_and_judge(parser)
+    arguments = parser.parse_args(list(argv))
+    return SweepOptions(
+        models=tuple(arguments.models),
+        suites=names_in(arguments.suite),
+        tasks=names_in(arguments.tasks),
+        scales=None if arguments.scales is None else scales_in(arguments.scales),
+        methods=methods_in(arguments.methods),
+        out=arguments.out,
+        include_path=arguments.include_path,
+        data_root=arguments.data_root,
+        limit=arguments.limit,
+        batch_size=arguments.batch_size,
+        frames=arguments.frames,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        measures_latency=not arguments.no_latency,
+        judge=arguments.judge,
+        judge_url=arguments.judge_url,
+        baseline=arguments.baseline,
+        command=("m3", "sweep", *argv),
+    )
+
+
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is evaluated."""
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="folder or hub id; the first is the one compared"
     )
@@ -44,14 +119,18 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--methods", default=OWN, help="how visual tokens are chosen, with commas; see below"
     )
+
+
+def _add_folders_and_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options of folders, and of how much is evaluated at a time."""
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("runs/sweep"),
+        default=SweepOptions.out,
         help="run folder; an earlier sweep in it is resumed",
     )
     parser.add_argument(
-        "--include-path", type=Path, default=Path("lmms_eval_tasks"), help="folder with own tasks"
+        "--include-path", type=Path, default=SweepOptions.include_path, help="folder with own tasks"
     )
     parser.add_argument(
         "--data-root",
@@ -62,16 +141,22 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--batch-size",
         type=int,
-        default=16,
+        default=SweepOptions.batch_size,
         help="rows at the largest trained scale; more at smaller ones",
     )
     parser.add_argument(
         "--frames",
-        default=FRAMES,
+        default=SweepOptions.frames,
         help="frames of a video, each an image; or collage: six as one image, as M3 does",
     )
+
+
+def _add_machine_and_judge(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the device, of measuring, and of judging the answers."""
     parser.add_argument("--device", help="default: the accelerator that torch sees, else cpu")
-    parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: as saved")
+    parser.add_argument(
+        "--dtype", default=SweepOptions.dtype, choices=("auto", *DTYPES), help="auto: as saved"
+    )
     parser.add_argument(
         "--no-latency",
         action="store_true",
@@ -91,25 +176,43 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="RUN",
         help="an earlier run; exit code 1 where accuracy fell beyond the noise",
     )
-    arguments = parser.parse_args(list(argv))
-    check_positive(limit=arguments.limit, batch_size=arguments.batch_size)
-    sampling_of(arguments.frames)
-    return arguments
 
 
-def task_names(suite: str, tasks: str, has_judge: bool) -> tuple[list[str], list[str]]:
+def names_in(text: str) -> tuple[str, ...]:
+    """The names of a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def scales_in(text: str) -> tuple[int, ...]:
+    """The numbers of `--scales`."""
+    if not all(scale_text.strip().isdigit() for scale_text in text.split(",")):
+        raise ValueError(
+            f"--scales takes numbers of visual tokens with commas, such as 1,9,36; got {text!r}"
+        )
+    return tuple(int(scale_text) for scale_text in text.split(","))
+
+
+def methods_in(text: str) -> tuple[str, ...]:
+    """The rows of the table that `--methods` names, each once, in its order."""
+    method_names = tuple(dict.fromkeys(names_in(text)))
+    for method_name in method_names:
+        get_method(method_name)
+    if not method_names:
+        raise ValueError(f"--methods is empty; it takes one or more of {', '.join(METHODS)}")
+    return method_names
+
+
+def task_names(
+    suite_names: Sequence[str], named: Sequence[str], has_judge: bool
+) -> tuple[list[str], list[str]]:
     """The tasks of `--suite` and `--tasks`, each once, and those left out because they need a
     judge.
 
     Raises:
         ValueError: neither is given; no such suite; a task named in `--tasks` that needs a judge.
     """
-    named = [task_name.strip() for task_name in tasks.split(",") if task_name.strip()]
     of_suites = [
-        suite_row
-        for task_name in suite.split(",")
-        if task_name.strip()
-        for suite_row in get_suite(task_name.strip()).tasks
+        suite_row for suite_name in suite_names for suite_row in get_suite(suite_name).tasks
     ]
     if not named and not of_suites:
         raise ValueError(
@@ -134,26 +237,6 @@ def task_names(suite: str, tasks: str, has_judge: bool) -> tuple[list[str], list
         *(suite_row.task for suite_row in of_suites if suite_row.task not in left_out),
     ]
     return list(dict.fromkeys(wanted_tasks)), list(dict.fromkeys(left_out))
-
-
-def chosen_methods(text: str) -> list[str]:
-    """The rows of the table that `--methods` names, each once, in its order."""
-    method_names = list(
-        dict.fromkeys(method_name.strip() for method_name in text.split(",") if method_name.strip())
-    )
-    for method_name in method_names:
-        get_method(method_name)
-    if not method_names:
-        raise ValueError(f"--methods is empty; it takes one or more of {', '.join(METHODS)}")
-    return method_names
-
-
-def check_positive(**numbers: int | None) -> None:
-    for option_name, option_number in numbers.items():
-        if option_number is not None and option_number < 1:
-            raise ValueError(
-                f"--{option_name.replace('_', '-')} must be at least 1, got {option_number}"
-            )
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:
@@ -205,21 +288,16 @@ def check_distinct(names: Sequence[str], methods: Sequence[str]) -> None:
         )
 
 
-def reachable_scales(text: str | None, configs: dict[str, M3Config]) -> list[int]:
+def reachable_scales(asked_scales: Sequence[int] | None, configs: dict[str, M3Config]) -> list[int]:
     """The scales to sweep, ascending, each reachable by every model.
 
+    `asked_scales`: by default those that the first model was trained at.
+
     Raises:
-        ValueError: a scale that is no number, or out of reach of a model; its reachable scales are
-            listed.
+        ValueError: a scale out of reach of a model; its reachable scales are listed.
     """
-    if text is None:
-        scales = next(iter(configs.values())).nesting.trained_scales
-    elif all(scale_text.strip().isdigit() for scale_text in text.split(",")):
-        scales = {int(scale_text) for scale_text in text.split(",")}
-    else:
-        raise ValueError(
-            f"--scales takes numbers of visual tokens with commas, such as 1,9,36; got {text!r}"
-        )
+    trained_scales = next(iter(configs.values())).nesting.trained_scales
+    scales = sorted(set(trained_scales if asked_scales is None else asked_scales))
     for model_name, config in configs.items():
         nesting = get_nesting(config.nesting.kind)
         for scale in scales:
@@ -227,4 +305,4 @@ def reachable_scales(text: str | None, configs: dict[str, M3Config]) -> list[int
                 nesting.count(config.grid, scale)
             except ValueError as error:
                 raise ValueError(f"model {model_name}: {error}") from error
-    return sorted(scales)
+    return scales

@@ -7,7 +7,6 @@ store lacks are computed. Started by torchrun, each process answers its share of
 the first one scores all of them.
 """
 
-import argparse
 import logging
 import os
 import shutil
@@ -47,11 +46,11 @@ from m3.evaluation.suites import known_tasks
 from m3.evaluation.sweep.baseline import check_baseline, fallen
 from m3.evaluation.sweep.examples import write_examples
 from m3.evaluation.sweep.options import (
+    SweepOptions,
     check_distinct,
-    chosen_methods,
     label_of,
     labels,
-    parse_arguments,
+    parse_options,
     reachable_scales,
     task_names,
 )
@@ -81,10 +80,8 @@ class Sweep:
         (ZeRO-3).
     """
 
-    arguments: argparse.Namespace
-    run: Path
+    options: SweepOptions
     scales: list[int]
-    methods: list[str]
     manager: TaskManager
     tasks: list[LoadedTask]
     broken: list[BrokenTask]
@@ -95,6 +92,10 @@ class Sweep:
     cells: list[CellRow] = field(default_factory=list)
     costs: list[CostRow] = field(default_factory=list)
     times: list[LatencyRow] = field(default_factory=list)
+
+    @property
+    def run(self) -> Path:
+        return self.options.out
 
     @property
     def is_writer(self) -> bool:
@@ -110,35 +111,33 @@ def main(argv: list[str]) -> int:
     Raises:
         ValueError: a user's mistake.
     """
-    arguments = parse_arguments(argv)
-    if arguments.baseline is not None:
-        check_baseline(arguments.out, arguments.baseline)
-    model_paths = labels(arguments.models)
+    options = parse_options(argv)
+    if options.baseline is not None:
+        check_baseline(options.out, options.baseline)
+    model_paths = labels(options.models)
     configs = {
         model_name: M3Config.from_pretrained(model_path)
         for model_name, model_path in model_paths.items()
     }
-    wanted_tasks, left_out = task_names(
-        arguments.suite, arguments.tasks, arguments.judge is not None
-    )
+    wanted_tasks, left_out = task_names(options.suites, options.tasks, options.judge is not None)
     if left_out:
         logger.info("left out, since they need a judge (--judge): %s", ", ".join(left_out))
-    if arguments.judge is not None:
-        set_judge(arguments.judge, arguments.judge_url)
+    if options.judge is not None:
+        set_judge(options.judge, options.judge_url)
         check_judge()
-    scales, methods = reachable_scales(arguments.scales, configs), chosen_methods(arguments.methods)
-    check_distinct(list(model_paths), methods)
+    scales = reachable_scales(options.scales, configs)
+    check_distinct(list(model_paths), options.methods)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    found_tasks = find(arguments, wanted_tasks)
+    found_tasks = find(options, wanted_tasks)
     # of the processes that torchrun starts, the first writes
-    with alone_in(arguments.out) if os.environ.get("RANK", "0") == "0" else nullcontext():
-        sweep = prepare(arguments, argv, found_tasks, scales, methods)
+    with alone_in(options.out) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        sweep = prepare(options, found_tasks, scales)
         for model_name, model_path in model_paths.items():
             sweep_model(sweep, model_name, model_path)
     if not sweep.is_writer:
         return 0
-    fell = fallen(sweep.run, arguments.baseline) if arguments.baseline is not None else []
+    fell = fallen(sweep.run, options.baseline) if options.baseline is not None else []
     failed = [cell for cell in sweep.cells if cell.status == "failed"]
     for cell in failed:
         logger.error(
@@ -154,54 +153,46 @@ def main(argv: list[str]) -> int:
     return 1 if failed or fell else 0
 
 
-def find(arguments: argparse.Namespace, wanted_names: Sequence[str]) -> FoundTasks:
+def find(options: SweepOptions, wanted_names: Sequence[str]) -> FoundTasks:
     """Loads the tasks. What the harness says of them goes to the log of the run folder."""
-    run: Path = arguments.out
+    run = options.out
     run.mkdir(parents=True, exist_ok=True)
     disable_progress_bars()
     harness_logger.remove()
     harness_logger.add(run / "lmms_eval.log")
-    include = tasks_folder(arguments.include_path)
+    include = tasks_folder(options.include_path)
     with quiet(run):
-        return load_tasks(wanted_names, include, run / "tasks", arguments.data_root)
+        return load_tasks(wanted_names, include, run / "tasks", options.data_root)
 
 
-def prepare(
-    arguments: argparse.Namespace,
-    argv: Sequence[str],
-    found_tasks: FoundTasks,
-    scales: list[int],
-    methods: list[str],
-) -> Sweep:
-    """Sets the run folder up, `arguments.out`."""
-    run: Path = arguments.out
+def prepare(options: SweepOptions, found_tasks: FoundTasks, scales: list[int]) -> Sweep:
+    """Sets the run folder up, `options.out`."""
+    run = options.out
     run.mkdir(parents=True, exist_ok=True)
     manager, tasks, broken = found_tasks
-    is_cpu = default_device(arguments.device) == "cpu"  # joins what torchrun launched
+    is_cpu = default_device(options.device) == "cpu"  # joins what torchrun launched
     accelerator = Accelerator(
         cpu=is_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
     )
-    documents = sum(min(len(loaded.task.eval_docs), arguments.limit or 10**12) for loaded in tasks)
-    budgets = len(arguments.models) * len(scales) * len(methods)
+    documents = sum(min(len(loaded.task.eval_docs), options.limit or 10**12) for loaded in tasks)
+    budgets = len(options.models) * len(scales) * len(options.methods)
     for loaded in tasks:
         if loaded.name in known_tasks() and "judge" in known_tasks()[loaded.name].needs:
-            document_count = min(len(loaded.task.eval_docs), arguments.limit or 10**12)
-            logger.info(
-                "judge %s, %s", arguments.judge, price(loaded.name, document_count, budgets)
-            )
+            document_count = min(len(loaded.task.eval_docs), options.limit or 10**12)
+            logger.info("judge %s, %s", options.judge, price(loaded.name, document_count, budgets))
     check_disk(run, documents * budgets)
     if accelerator.is_main_process:
         shutil.rmtree(
             run / "submissions", ignore_errors=True
         )  # of other models or scales, or of older weights of these
         clear(run)
-        write_json(run / "environment.json", environment(argv))
+        write_json(run / "environment.json", environment(options.command))
         write_json(
             run / "baselines.json",
             {loaded.name: loaded.baselines for loaded in tasks if loaded.baselines},
         )
     progress = Progress(budgets * (len(tasks) + len(broken)), run)
-    return Sweep(arguments, run, scales, methods, manager, tasks, broken, accelerator, progress)
+    return Sweep(options, scales, manager, tasks, broken, accelerator, progress)
 
 
 def clear(run: Path) -> None:
@@ -221,18 +212,18 @@ def sweep_model(sweep: Sweep, name: str, path: str) -> None:
         sweep,
         name,
         path,
-        Engine.load(path, local_device(sweep.arguments.device), sweep.arguments.dtype),
+        Engine.load(path, local_device(sweep.options.device), sweep.options.dtype),
     )
 
 
 def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
     """As `sweep_model`, with the model at hand."""
-    arguments = sweep.arguments
+    options = sweep.options
     nesting_kind = engine.model.config.nesting.kind
     methods = [
-        method for method in sweep.methods if method == OWN or not is_own(method, nesting_kind)
+        method for method in options.methods if method == OWN or not is_own(method, nesting_kind)
     ]
-    for method in sorted(set(sweep.methods) - set(methods)):
+    for method in sorted(set(options.methods) - set(methods)):
         logger.info(
             "%s nests by pooling, so the method %s is its own nesting; it has no rows apart",
             name,
@@ -255,7 +246,7 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
             run_task(sweep, name, loaded, engine, store, budgets)
         if sweep.is_writer:
             add_costs(sweep, name, engine, store, methods or [OWN])
-    if sweep.is_writer and path == arguments.models[0]:
+    if sweep.is_writer and path == options.models[0]:
         first_model = sweep.models[0].name
         write_examples(
             sweep.run,
@@ -263,7 +254,7 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
             sweep.tasks,
             sweep.scales,
             sweep.cells,
-            sampling_of(arguments.frames),
+            sampling_of(options.frames),
         )
 
 
@@ -291,17 +282,17 @@ def run_task(
 
     Several processes answer first, each its share (in step: all); then the first one scores.
     """
-    arguments = sweep.arguments
+    options = sweep.options
     cell_label = f"{name}, {loaded.name}"
     model = StoredModel(
         engine,
         budgets,
-        arguments.batch_size,
+        options.batch_size,
         loaded,
         store,
         cell_label,
-        arguments.frames,
-        arguments.limit,
+        options.frames,
+        options.limit,
     )
     if sweep.accelerator.num_processes > 1:
         with quiet(sweep.run):
@@ -316,7 +307,7 @@ def run_task(
         model.serve(budget)
         row_name = label_of(name, budget.method)
         with quiet(sweep.run):
-            cell_rows = run_cell(model, row_name, loaded, sweep.manager, arguments.limit, sweep.run)
+            cell_rows = run_cell(model, row_name, loaded, sweep.manager, options.limit, sweep.run)
         add_cell(sweep, cell_rows, row_name, loaded.name, budget.scale)
 
 
@@ -371,7 +362,7 @@ def add_costs(
                 for task, task_answers in answers_of(sweep, model_label, scale, store).items()
             }
             sweep.costs += costs_of(engine, model_label, method, scale, asked_prompts)
-    if not sweep.arguments.no_latency:
+    if sweep.options.measures_latency:
         mean_text_tokens = text_tokens(name, sweep.cells)
         measured = measure(engine.model, sweep.scales, mean_text_tokens, LATENCY_BATCHES)
         sweep.times += [LatencyRow.of(name, latency_row) for latency_row in measured]
