@@ -8,6 +8,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from m3.inference.conversation import Conversation, Generation
@@ -19,10 +20,65 @@ from m3.processing.frame_scales import Schedule, split_alternatives
 from m3.processing.video import Sampling
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """Command line of `m3 chat`.
+
+    `scales`: to answer at, empty for the largest trained one. The last seven are those of
+    `m3.inference.load`.
+    """
+
+    model_path: str
+    visuals: tuple[Visual, ...]
+    query: str | None
+    scales: tuple[Schedule, ...]
+    explain: bool
+    sampling: Sampling
+    generation: Generation
+    device: str | None
+    device_map: str | None
+    dtype: str
+    quantise: str | None
+    lora: str | None
+    merge: bool
+    attention: str | None
+
+
+def parse_options(argv: Sequence[str]) -> ChatOptions:
+    """Read the command line; a `ValueError` for a scale, frames or settings of generation that
+    make no sense.
+    """
     parser = argparse.ArgumentParser(
         prog="m3 chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    _add_prompt(parser)
+    _add_frames(parser)
+    _add_weights(parser)
+    _add_answer(parser)
+    arguments = parser.parse_args(list(argv))
+    scale_text = arguments.matryoshka_vis_token_scale
+    return ChatOptions(
+        model_path=arguments.model_path,
+        visuals=tuple(arguments.visuals),
+        query=arguments.query,
+        generation=Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p),
+        sampling=Sampling(
+            num_frames=arguments.num_frames, fps=arguments.fps, collage=arguments.collage
+        ),
+        scales=() if scale_text is None else tuple(split_alternatives(scale_text)),
+        explain=arguments.explain,
+        device=arguments.device,
+        device_map=arguments.device_map,
+        dtype=arguments.dtype,
+        quantise=arguments.quantise,
+        lora=arguments.lora,
+        merge=arguments.merge,
+        attention=arguments.attention,
+    )
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the model, and of the prompt."""
     parser.add_argument(
         "--model-path", required=True, help="folder (or hub id) of an M3 checkpoint"
     )
@@ -53,12 +109,20 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="tiles, tokens and FLOPs of the prompt at each trained scale",
     )
+
+
+def _add_frames(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the frames of videos."""
     frame_options = parser.add_argument_group("frames of videos (default: 8, spread evenly)")
     frame_options.add_argument("--num-frames", type=int, help="so many, spread evenly")
     frame_options.add_argument("--fps", type=float, help="so many per second")
     frame_options.add_argument(
         "--collage", action="store_true", help="six, as one picture of 3 x 2"
     )
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the weights: device, type, quantisation, adapter."""
     weight_options = parser.add_argument_group("weights")
     weight_options.add_argument(
         "--device", help="cpu, cuda, cuda:1, mps, npu, xpu; default: the accelerator there is"
@@ -94,53 +158,45 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     weight_options.add_argument(
         "--attention", help="as transformers names it, such as flash_attention_2"
     )
+
+
+def _add_answer(parser: argparse.ArgumentParser) -> None:
+    """Add the options of generation."""
     answer_options = parser.add_argument_group("answer")
     answer_options.add_argument(
         "--temperature", type=float, default=0.0, help="0 (default): greedy"
     )
     answer_options.add_argument("--top-p", type=float, default=1.0)
     answer_options.add_argument("--max-new-tokens", type=int, default=512)
-    return parser.parse_args(list(argv))
 
 
 def main(argv: list[str]) -> int:
     """Load a model, show it the files and answer the query, or the lines of standard input."""
-    arguments = parse_arguments(argv)
-    generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
-    sampling = Sampling(
-        num_frames=arguments.num_frames, fps=arguments.fps, collage=arguments.collage
-    )
-    scale_argument = arguments.matryoshka_vis_token_scale
-    scales: list[Schedule | None] = (
-        [None] if scale_argument is None else [*split_alternatives(scale_argument)]
-    )
+    options = parse_options(argv)
     _silence_libraries()
     model, processor = load(
-        arguments.model_path,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        device_map=arguments.device_map,
-        quantise=arguments.quantise,
-        lora=arguments.lora,
-        merge=arguments.merge,
-        attention=arguments.attention,
+        options.model_path,
+        device=options.device,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        quantise=options.quantise,
+        lora=options.lora,
+        merge=options.merge,
+        attention=options.attention,
     )
-    conversation = Conversation(model, processor, generation)
-    for visual in arguments.visuals:
-        show_visual(conversation, visual, sampling)
-    if arguments.explain:
-        explained_scales = (
-            processor.trained_scales
-            if scale_argument is None
-            else [scale for scale in scales if scale is not None]
-        )
-        _write(explain_costs(conversation, arguments.query or "", explained_scales) + "\n")
-    if arguments.query is None and arguments.explain:
+    conversation = Conversation(model, processor, options.generation)
+    for visual in options.visuals:
+        show_visual(conversation, visual, options.sampling)
+    if options.explain:
+        explained_scales = options.scales or processor.trained_scales
+        _write(explain_costs(conversation, options.query or "", explained_scales) + "\n")
+    if options.query is None and options.explain:
         return 0
-    if arguments.query is not None:
-        stream_answer(conversation, arguments.query, scales, _write)
+    answer_scales: Sequence[Schedule | None] = options.scales or [None]
+    if options.query is not None:
+        stream_answer(conversation, options.query, answer_scales, _write)
     else:
-        run_commands(conversation, scales, sampling, _input_lines(), _write)
+        run_commands(conversation, answer_scales, options.sampling, _input_lines(), _write)
     return 0
 
 

@@ -34,7 +34,36 @@ WEIGHTS = ("device", "device_map", "dtype", "quantise", "lora", "merge", "attent
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Command line of `m3 serve`, one field per option; `settings` are the `key=value` words.
+
+    Either `model_path` or `fleet` is given. None: left to the settings, or to the fleet.
+    """
+
+    model_path: str | None
+    fleet: Path | None
+    host: str | None
+    port: int | None
+    api_key_file: Path | None
+    ui: bool
+    config: Path | None
+    settings: Sequence[str]
+    replicas: int | None
+    ray: str | None
+    replica_cpus: float | None
+    replica_gpus: float | None
+    device: str | None
+    device_map: str | None
+    dtype: str
+    quantise: str | None
+    lora: str | None
+    merge: bool
+    attention: str | None
+
+
+def parse_options(argv: Sequence[str]) -> ServeOptions:
+    """Read the command line; no file that it names is opened yet."""
     parser = argparse.ArgumentParser(
         prog="m3 serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,6 +103,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     scale_out.add_argument(
         "--replica-gpus", type=float, metavar="X", help="default: 1 where there is CUDA"
     )
+    _add_weights(parser)
+    return ServeOptions(**vars(parser.parse_intermixed_args(list(argv))))
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the weights: device, type, quantisation, adapter."""
     weights = parser.add_argument_group("weights")
     weights.add_argument(
         "--device", help="cpu, cuda, cuda:1, mps, npu, xpu; default: the accelerator there is"
@@ -84,7 +119,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     weights.add_argument("--lora", metavar="DIR", help="a LoRA adapter")
     weights.add_argument("--merge", action="store_true", help="add the adapter into the weights")
     weights.add_argument("--attention", help="as transformers names it, such as flash_attention_2")
-    return parser.parse_intermixed_args(list(argv))
 
 
 def main(argv: list[str]) -> int:
@@ -92,12 +126,13 @@ def main(argv: list[str]) -> int:
 
     0, or a `ValueError` for a user's mistake.
     """
-    arguments = parse(argv)
-    settings, fleet = read_settings(arguments), read_fleet(arguments)
+    options = parse_options(argv)
+    settings = read_settings(options)
+    fleet = read_fleet(options, settings.name)
     require("fastapi")
     warn(settings)
-    on_ray = arguments.ray is not None or arguments.replicas is not None or fleet.needs_ray
-    if settings.ui and (on_ray or arguments.fleet is not None):
+    on_ray = options.ray is not None or options.replicas is not None or fleet.needs_ray
+    if settings.ui and (on_ray or options.fleet is not None):
         raise ValueError(
             "--ui: the page belongs to one model in one process; leave out --fleet, --replicas and "
             "--ray, or start a second "
@@ -107,14 +142,14 @@ def main(argv: list[str]) -> int:
         require("ray")
         from m3.serving.cluster.ray_runtime import run
 
-        return run(fleet, settings, arguments.ray)
+        return run(fleet, settings, options.ray)
     from m3.serving.app import create_app
     from m3.serving.cluster.local import create_local
     from m3.serving.engine.engine import Engine
     from m3.serving.http.server import make_server
 
     signal.signal(signal.SIGTERM, _before_it_is_up)
-    if arguments.fleet is not None:
+    if options.fleet is not None:
         app = create_local(fleet, settings)
     else:
         app = create_app(Engine(*load_served(fleet.models[0]), settings), settings)
@@ -124,48 +159,40 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read_fleet(arguments: argparse.Namespace) -> Fleet:
-    """The file's, or the one model that the flags tell of; `--replicas` and its like are for all
-    models.
+def read_fleet(options: ServeOptions, name: str | None) -> Fleet:
+    """The file's, or the one model that the flags tell of, called `name`; `--replicas` and its like
+    are for all models.
     """
     given_flags = {
-        "replicas": arguments.replicas,
-        "cpus": arguments.replica_cpus,
-        "gpus": arguments.replica_gpus,
+        "replicas": options.replicas,
+        "cpus": options.replica_cpus,
+        "gpus": options.replica_gpus,
     }
     flags = {
         flag_name: flag_value
         for flag_name, flag_value in given_flags.items()
         if flag_value is not None
     }
-    if arguments.fleet is not None:
+    if options.fleet is not None:
         weight_flags = [
             flag_name
             for flag_name in WEIGHTS
-            if vars(arguments)[flag_name] not in (None, False, "auto")
+            if vars(options)[flag_name] not in (None, False, "auto")
         ]
         if weight_flags:
             raise ValueError(
                 f"--{weight_flags[0].replace('_', '-')}: a fleet's file says this for each of its models"
             )
-        fleet = config.load(arguments.fleet, Fleet)
+        fleet = config.load(options.fleet, Fleet)
         return dataclasses.replace(
             fleet,
             models=tuple(
                 dataclasses.replace(served_model, **flags) for served_model in fleet.models
             ),
         )
-    weights = {flag_name: vars(arguments)[flag_name] for flag_name in WEIGHTS}
-    return Fleet(
-        models=(
-            Served(
-                path=arguments.model_path,
-                name=read_settings(arguments).name or "",
-                **weights,
-                **flags,
-            ),
-        )
-    )
+    assert options.model_path is not None  # the parser makes sure of one of them
+    weights = {flag_name: vars(options)[flag_name] for flag_name in WEIGHTS}
+    return Fleet(models=(Served(path=options.model_path, name=name or "", **weights, **flags),))
 
 
 def _before_it_is_up(*_: object) -> None:
@@ -179,23 +206,23 @@ def _told_to_end(*_: object) -> None:
     """
 
 
-def read_settings(arguments: argparse.Namespace) -> Settings:
+def read_settings(options: ServeOptions) -> Settings:
     """The file's, then `key=value`, then flags."""
-    overrides = list(arguments.settings)
-    if arguments.host is not None:
-        overrides.append(f"host={arguments.host}")
-    if arguments.port is not None:
-        overrides.append(f"port={arguments.port}")
-    if arguments.ui:
+    overrides = list(options.settings)
+    if options.host is not None:
+        overrides.append(f"host={options.host}")
+    if options.port is not None:
+        overrides.append(f"port={options.port}")
+    if options.ui:
         overrides.append("ui=true")
-    settings = config.load(arguments.config, Settings, overrides)
+    settings = config.load(options.config, Settings, overrides)
     server_name = settings.name
-    if arguments.model_path is not None:
-        server_name = server_name or Path(arguments.model_path).resolve().name
+    if options.model_path is not None:
+        server_name = server_name or Path(options.model_path).resolve().name
     elif server_name is not None:
         raise ValueError(f"name is {server_name!r}: a fleet's file names each of its models")
     return dataclasses.replace(
-        settings, name=server_name, api_key=read_key(arguments.api_key_file) or settings.api_key
+        settings, name=server_name, api_key=read_key(options.api_key_file) or settings.api_key
     )
 
 

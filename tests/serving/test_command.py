@@ -16,14 +16,14 @@ import httpx2
 import pytest
 from serving_files import PATIENCE, ask, png, wait_until
 
-from m3.serving.command import parse, read_settings, warn
+from m3.serving.command import parse_options, read_settings, warn
 from m3.serving.settings import Settings
 
 CHAT = "/v1/chat/completions"
 
 
 def settings(*argv: str) -> Settings:
-    return read_settings(parse(["--model-path", "playground/m3-tiny", *argv]))
+    return read_settings(parse_options(["--model-path", "playground/m3-tiny", *argv]))
 
 
 def test_settings_come_from_the_file_then_the_words_then_the_flags(

@@ -78,7 +78,7 @@ def test_the_script_can_be_told_the_device(device: str, status: int) -> None:
 def test_the_image_s_command_is_one_that_m3_takes() -> None:
     program, verb, *arguments = [*json.loads(last("ENTRYPOINT")), *json.loads(last("CMD"))]
     assert (program, verb) == ("m3", "serve")
-    assert command.read_settings(command.parse(arguments)) == Settings(
+    assert command.read_settings(command.parse_options(arguments)) == Settings(
         host="0.0.0.0", port=8000, name="m3"
     )
 
@@ -105,7 +105,7 @@ def test_compose() -> None:
         assert (context / service["build"]["dockerfile"]).is_file()
         assert service["ports"] == ["127.0.0.1:8000:8000"]
         assert set(service["secrets"]) <= set(compose["secrets"])
-        parsed = command.parse([*json.loads(last("ENTRYPOINT"))[2:], *service["command"]])
+        parsed = command.parse_options([*json.loads(last("ENTRYPOINT"))[2:], *service["command"]])
         assert str(parsed.api_key_file) == f"/run/secrets/{service['secrets'][0]}"
         assert float(service["stop_grace_period"].rstrip("s")) > Settings().shutdown_seconds
     devices = compose["services"]["cuda"]["deploy"]["resources"]["reservations"]["devices"]
@@ -189,7 +189,7 @@ def test_the_unit_s_command_is_one_that_m3_takes() -> None:
     (line,) = re.findall(r"^ExecStart=(.*)$", UNIT.read_text(), re.M)
     program, verb, *arguments = shlex.split(line)
     assert (Path(program).name, verb) == ("m3", "serve")
-    parsed = command.parse(arguments)
+    parsed = command.parse_options(arguments)
     assert (str(parsed.config), str(parsed.api_key_file)) == ("/etc/m3/server.yaml", "%d/api_key")
 
 
