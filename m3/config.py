@@ -67,11 +67,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
+        earlier_keys: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
+            if key.value in earlier_keys:
                 raise ComposerError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
+            earlier_keys.add(key.value)
         return node
 
 
@@ -122,9 +122,9 @@ def check_positive(section: str, **numbers: int | None) -> None:
             raise ValueError(f"{section}: {name} must be at least 1, got {number}")
 
 
-def near_match(name: str, known: Iterable[str]) -> str:
+def near_match(name: str, known_names: Iterable[str]) -> str:
     """The sentence that ends an error about an unknown name."""
-    names = [str(one) for one in known]
+    names = [str(known_name) for known_name in known_names]
     close = difflib.get_close_matches(name, names, n=1)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names) or 'none'}."
 
@@ -152,7 +152,7 @@ def _parse(text: str, source: str) -> Any:
 
 def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
     """The merged mapping of a file and its bases, and which file each key came from."""
-    if path.resolve() in [one.resolve() for one in above]:
+    if path.resolve() in [earlier_path.resolve() for earlier_path in above]:
         raise ValueError(
             f"{path}: its bases lead back to itself: {' -> '.join(p.name for p in (*above, path))}"
         )
@@ -178,18 +178,18 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
 
 
 def _merge(
-    into: dict[str, Any], new: dict[str, Any], place: Key, source: str, origins: Origins
+    into: dict[str, Any], new: dict[str, Any], parent_key: Key, source: str, origins: Origins
 ) -> None:
     for name, value in new.items():
-        here = (*place, str(name))
+        full_key = (*parent_key, str(name))
         old = into.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
-            _merge(old, value, here, source, origins)
+            _merge(old, value, full_key, source, origins)
         else:
             into[name] = value
-            for key in [key for key in origins if key[: len(here)] == here]:
+            for key in [key for key in origins if key[: len(full_key)] == full_key]:
                 del origins[key]
-            origins[here] = source
+            origins[full_key] = source
 
 
 def _set(tree: dict[str, Any], key: Key, value: Any, override: str, origins: Origins) -> None:
@@ -232,54 +232,58 @@ class _Decoder:
     source: str
     origins: Origins
 
-    def error(self, place: Key, message: str, written: Key | None = None) -> ValueError:
+    def error(self, key_path: Key, message: str, written: Key | None = None) -> ValueError:
         """The error for `place`; `written` is the key whose origin is named, where that is
         another one.
         """
-        key = place if written is None else written
+        key = key_path if written is None else written
         origins = (self.origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.origins)
         return ValueError(
             ": ".join(
-                part for part in (next(origins, self.source), ".".join(place), message) if part
+                message_part
+                for message_part in (next(origins, self.source), ".".join(key_path), message)
+                if message_part
             )
         )
 
-    def decode(self, value: Any, kind: Any, place: Key) -> Any:
+    def decode(self, value: Any, kind: Any, key_path: Key) -> Any:
         origin = get_origin(kind)
         if kind is Any:
             return value
         if dataclasses.is_dataclass(kind):
-            return self.dataclass(value, cast(type, kind), place)
+            return self.dataclass(value, cast(type, kind), key_path)
         if origin is Literal:
             # `True == 1`, so the types are compared too
-            if any(type(value) is type(one) and value == one for one in get_args(kind)):
+            if any(type(value) is type(choice) and value == choice for choice in get_args(kind)):
                 return value
             raise self.error(
-                place, f"expected {_name(kind)}, got {value!r}.{_suggest(value, get_args(kind))}"
+                key_path, f"expected {_name(kind)}, got {value!r}.{_suggest(value, get_args(kind))}"
             )
         if origin in (Union, types.UnionType):
-            return self.union(value, kind, place)
+            return self.union(value, kind, key_path)
         if origin in (list, tuple, Sequence):
-            return self.sequence(value, kind, place)
+            return self.sequence(value, kind, key_path)
         if kind is dict or origin in (dict, Mapping):
             key_kind, value_kind = get_args(kind) or (Any, Any)
             if not isinstance(value, dict):
-                raise self.mismatch(value, kind, place)
+                raise self.mismatch(value, kind, key_path)
             return {
-                self.decode(key, key_kind, place): self.decode(item, value_kind, (*place, str(key)))
+                self.decode(key, key_kind, key_path): self.decode(
+                    item, value_kind, (*key_path, str(key))
+                )
                 for key, item in value.items()
             }
-        return self.scalar(value, kind, place)
+        return self.scalar(value, kind, key_path)
 
-    def mismatch(self, value: Any, kind: Any, place: Key) -> ValueError:
+    def mismatch(self, value: Any, kind: Any, key_path: Key) -> ValueError:
         hint = ""
         if kind is str and isinstance(value, (bool, int, float)):
             hint = ". Put it in quotes"
         elif kind in (bool, int, float) and isinstance(value, str):
             hint = ". Write true or false" if kind is bool else ". Write a number without quotes"
-        return self.error(place, f"expected {_name(kind)}, got {_describe(value)}{hint}")
+        return self.error(key_path, f"expected {_name(kind)}, got {_describe(value)}{hint}")
 
-    def scalar(self, value: Any, kind: Any, place: Key) -> Any:
+    def scalar(self, value: Any, kind: Any, key_path: Key) -> Any:
         if kind is float and type(value) in (int, float):
             return float(value)
         if kind is Path and isinstance(value, str):
@@ -291,50 +295,50 @@ class _Decoder:
         assert kind in (bool, int, float, str, Path, None, types.NoneType), (
             f"{kind} cannot be decoded from YAML"
         )
-        raise self.mismatch(value, kind, place)
+        raise self.mismatch(value, kind, key_path)
 
-    def sequence(self, value: Any, kind: Any, place: Key) -> Any:
+    def sequence(self, value: Any, kind: Any, key_path: Key) -> Any:
         if not isinstance(value, (list, tuple)):
-            raise self.mismatch(value, kind, place)
+            raise self.mismatch(value, kind, key_path)
         origin, kinds = get_origin(kind), get_args(kind)
         if origin is tuple and kinds[-1] is not Ellipsis:
             if len(value) != len(kinds):
                 raise self.error(
-                    place,
+                    key_path,
                     f"expected {len(kinds)} items ({_name(kind)}), got {len(value)}: {value!r}",
                 )
         else:
             kinds = (kinds[0],) * len(value)
         items = [
-            self.decode(item, k, (*place, str(i)))
+            self.decode(item, k, (*key_path, str(i)))
             for i, (item, k) in enumerate(zip(value, kinds, strict=True))
         ]
         return items if origin is list else tuple(items)
 
-    def union(self, value: Any, kind: Any, place: Key) -> Any:
+    def union(self, value: Any, kind: Any, key_path: Key) -> Any:
         """The first member that takes the value; if only one has its shape, that one's error is
         the clearest.
         """
         alike = [member for member in get_args(kind) if _shape(member) == _shape(type(value))]
         if len(alike) == 1:
-            return self.decode(value, alike[0], place)
+            return self.decode(value, alike[0], key_path)
         for member in alike or get_args(kind):
             try:
-                return self.decode(value, member, place)
+                return self.decode(value, member, key_path)
             except ValueError:
                 continue
-        raise self.mismatch(value, kind, place)
+        raise self.mismatch(value, kind, key_path)
 
-    def dataclass(self, value: Any, cls: type, place: Key) -> Any:
+    def dataclass(self, value: Any, cls: type, key_path: Key) -> Any:
         if not isinstance(value, dict):
-            raise self.mismatch(value, cls, place)
+            raise self.mismatch(value, cls, key_path)
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for name in value:
             if name not in fields:
                 message = (
                     f"unknown key {name!r} for {cls.__name__}. {near_match(str(name), fields)}"
                 )
-                raise self.error(place, message, written=(*place, str(name)))
+                raise self.error(key_path, message, written=(*key_path, str(name)))
         missing = [
             name
             for name, field in fields.items()
@@ -344,17 +348,17 @@ class _Decoder:
         ]
         if missing:
             raise self.error(
-                place,
+                key_path,
                 f"missing key{'s' * (len(missing) > 1)} for {cls.__name__}: {', '.join(missing)}",
             )
         kinds = get_type_hints(cls)
         decoded = {
-            name: self.decode(item, kinds[name], (*place, name)) for name, item in value.items()
+            name: self.decode(item, kinds[name], (*key_path, name)) for name, item in value.items()
         }
         try:
             return cls(**decoded)
         except ValueError as error:  # what the dataclass itself checks, told with its place
-            raise self.error(place, str(error)) from error
+            raise self.error(key_path, str(error)) from error
 
 
 def _shape(kind: Any) -> str:
@@ -372,18 +376,22 @@ def _describe(value: Any) -> str:
 
 
 def _suggest(value: Any, allowed: Sequence[Any]) -> str:
-    close = difflib.get_close_matches(str(value), [str(one) for one in allowed], n=1)
+    close = difflib.get_close_matches(
+        str(value), [str(allowed_value) for allowed_value in allowed], n=1
+    )
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _name(kind: Any) -> str:
     origin = get_origin(kind)
     if origin is Literal:
-        return "one of " + ", ".join(repr(one) for one in get_args(kind))
+        return "one of " + ", ".join(repr(argument) for argument in get_args(kind))
     if origin in (Union, types.UnionType):
         return " or ".join(_name(member) for member in get_args(kind))
     if origin is not None:
-        inner = ", ".join("..." if one is Ellipsis else _name(one) for one in get_args(kind))
+        inner = ", ".join(
+            "..." if argument is Ellipsis else _name(argument) for argument in get_args(kind)
+        )
         return f"{origin.__name__}[{inner}]"
     if kind in (None, types.NoneType):
         return "null"

@@ -96,7 +96,7 @@ class Check:
 
     name: str
     state: State
-    found: str
+    finding: str
     advice: str = ""
 
 
@@ -114,9 +114,9 @@ def main(argv: list[str]) -> int:
 
 def gather() -> Facts:
     """Look at the machine and at this Python's packages."""
-    found = [dist.metadata["Name"] for dist in importlib.metadata.distributions()]
+    package_names = [dist.metadata["Name"] for dist in importlib.metadata.distributions()]
     # what a broken removal leaves has no name
-    installed = {name.lower().replace("_", "-") for name in found if name}
+    installed = {name.lower().replace("_", "-") for name in package_names if name}
     names = sorted(
         installed & {*EXTRAS, *MUST_IMPORT, "transformers", "lmms-eval", "flash-attn", "torch-npu"}
     )
@@ -145,8 +145,8 @@ def probe_torch(python: str = sys.executable) -> Torch | str:
     ran = subprocess.run([python, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
     if ran.returncode:
         return _last_line(ran.stderr, ran.returncode)
-    said = json.loads(ran.stdout.splitlines()[-1])
-    return Torch(**{**said, "gpus": tuple(said["gpus"])})
+    probe_output = json.loads(ran.stdout.splitlines()[-1])
+    return Torch(**{**probe_output, "gpus": tuple(probe_output["gpus"])})
 
 
 def import_error(module: str, python: str = sys.executable) -> str:
@@ -214,7 +214,7 @@ def render(checks: list[Check]) -> str:
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
-        lines.append(f"{check.state:<8} {check.name:<{width}}  {check.found}")
+        lines.append(f"{check.state:<8} {check.name:<{width}}  {check.finding}")
         if check.advice:
             lines.append(f"{'':<8} {'':<{width}}  -> {check.advice}")
     count = {
@@ -224,15 +224,15 @@ def render(checks: list[Check]) -> str:
 
 
 def _python(facts: Facts) -> Check:
-    found = ".".join(map(str, facts.python))
+    version = ".".join(map(str, facts.python))
     if facts.python[:2] < PYTHON:
         return Check(
             "Python",
             "problem",
-            found,
+            version,
             "install Python 3.11 or newer and make the environment with it",
         )
-    return Check("Python", "OK", f"{found} on {platform.machine()} {platform.system()}")
+    return Check("Python", "OK", f"{version} on {platform.machine()} {platform.system()}")
 
 
 def _torch(facts: Facts) -> Check:
@@ -243,20 +243,20 @@ def _torch(facts: Facts) -> Check:
     kind = accelerator(facts)
     named = {"MPS": "Apple GPU", "NPU": "Ascend NPU", "XPU": "Intel GPU"}
     using = ", ".join(torch.gpus) or named.get(kind, "the CPU")
-    found = f"{torch.version} (built for {built}; computes on {using}, device {torch.device!r})"
+    summary = f"{torch.version} (built for {built}; computes on {using}, device {torch.device!r})"
     if _numbers(torch.version) < TORCH:
-        return Check("torch", "problem", found, f"pip install 'torch>={_dotted(TORCH)}'")
+        return Check("torch", "problem", summary, f"pip install 'torch>={_dotted(TORCH)}'")
     if facts.nvidia_driver and not torch.cuda:
         return Check(
             "torch",
             "problem",
-            found,
+            summary,
             "this machine has an NVIDIA GPU: pip install --force-reinstall torch",
         )
     if facts.nvidia_driver and not torch.gpus:
         advice = f"the driver does not run CUDA {torch.cuda}: update it, or install a torch for an older CUDA"
-        return Check("torch", "problem", found, f"{advice} (https://pytorch.org/get-started)")
-    return Check("torch", "OK", found)
+        return Check("torch", "problem", summary, f"{advice} (https://pytorch.org/get-started)")
+    return Check("torch", "OK", summary)
 
 
 def _importable(facts: Facts, name: str) -> Check:
@@ -265,15 +265,17 @@ def _importable(facts: Facts, name: str) -> Check:
             name, "OK", "not installed: images go through PIL, which gives the same pixels"
         )
     if name in facts.import_errors:
-        present = " ".join(one for one in MUST_IMPORT if one in facts.versions)
+        present = " ".join(
+            package_name for package_name in MUST_IMPORT if package_name in facts.versions
+        )
         cure = f"pip uninstall -y {present}   (M3 needs neither)"
         if facts.nvidia_driver:
             cure = "pip install --force-reinstall torch torchvision"
-        found = f"{facts.versions[name]} does not import: {facts.import_errors[name]}"
+        finding = f"{facts.versions[name]} does not import: {facts.import_errors[name]}"
         return Check(
             name,
             "problem",
-            found,
+            finding,
             f"it fits another torch, and what imports it fails too (transformers): {cure}",
         )
     return Check(name, "OK", facts.versions[name])
@@ -310,11 +312,11 @@ def _lmms_eval(facts: Facts) -> Check:
         advice = "`--model m3` is unknown to it: pip install --no-deps -e . in the root of this repository"
         return Check("lmms-eval", "problem", version, advice)
     if facts.lmms_eval_missing:
-        found = f"{version}, slim: {len(facts.lmms_eval_missing)} of its packages are left out"
+        finding = f"{version}, slim: {len(facts.lmms_eval_missing)} of its packages are left out"
         return Check(
             "lmms-eval",
             "OK",
-            f"{found} (m3_tiny runs; if another task misses one, pip install that one)",
+            f"{finding} (m3_tiny runs; if another task misses one, pip install that one)",
         )
     return Check("lmms-eval", "OK", version)
 
@@ -332,24 +334,34 @@ def _extra(facts: Facts, name: str) -> Check:
 
 
 def _flash_attention(facts: Facts) -> Check:
-    found = facts.versions.get("flash-attn", "not installed")
+    version = facts.versions.get("flash-attn", "not installed")
     if accelerator(facts) == "CUDA" and "flash-attn" not in facts.versions:
         return Check(
-            "flash-attn", "OK", found, "optional, faster on long packs: pip install flash-attn"
+            "flash-attn", "OK", version, "optional, faster on long packs: pip install flash-attn"
         )
-    return Check("flash-attn", "OK", found)
+    return Check("flash-attn", "OK", version)
 
 
 def _enough(name: str, gigabytes: float, least: float, advice: str) -> Check:
-    found = f"{gigabytes:.1f} GB"
-    return Check(name, "OK", found) if gigabytes >= least else Check(name, "warning", found, advice)
+    amount = f"{gigabytes:.1f} GB"
+    return (
+        Check(name, "OK", amount) if gigabytes >= least else Check(name, "warning", amount, advice)
+    )
 
 
 def _missing_requirements(package: str, installed: set[str]) -> tuple[str, ...]:
-    required = [one for one in importlib.metadata.requires(package) or [] if "extra ==" not in one]
+    required = [
+        requirement
+        for requirement in importlib.metadata.requires(package) or []
+        if "extra ==" not in requirement
+    ]
     names = {
-        one.split(";")[0].split("[")[0].strip(" ()<>=!~.0123456789,").lower().replace("_", "-")
-        for one in required
+        requirement.split(";")[0]
+        .split("[")[0]
+        .strip(" ()<>=!~.0123456789,")
+        .lower()
+        .replace("_", "-")
+        for requirement in required
     }
     return tuple(sorted(names - installed))
 
@@ -365,8 +377,8 @@ def _memory_gb() -> float:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """`5.18.0.dev0+cpu` -> (5, 18, 0)"""
-    parts = version.partition("+")[0].split(".")
-    return tuple(int(part) for part in parts[:3] if part.isdigit())
+    components = version.partition("+")[0].split(".")
+    return tuple(int(component) for component in components[:3] if component.isdigit())
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -174,12 +174,12 @@ def test_a_broken_import_is_quoted() -> None:
     facts = dataclasses.replace(
         having(CPU, torchvision="0.28"), import_errors={"torchvision": BROKEN}
     )
-    assert line(facts, "torchvision").found == f"0.28 does not import: {BROKEN}"
+    assert line(facts, "torchvision").finding == f"0.28 does not import: {BROKEN}"
 
 
 def test_a_slim_harness_is_said_to_be_slim() -> None:
     facts = dataclasses.replace(CPU, lmms_eval_missing=("av", "wandb"))
-    assert "slim: 2 of its packages are left out" in line(facts, "lmms-eval").found
+    assert "slim: 2 of its packages are left out" in line(facts, "lmms-eval").finding
 
 
 @pytest.mark.parametrize(

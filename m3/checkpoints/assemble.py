@@ -290,10 +290,9 @@ def _check_names(folder: Path, model: PreTrainedModel) -> None:
     embedding_name, output_name = module_names[id(embedding)], module_names.get(id(output))
     if (embedding_name, output_name) != (f"{prefix}.embed_tokens", "lm_head"):
         raise ValueError(
-            f"{folder}: a decoder of type {kind} keeps its embedding as {embedding_name!r} and its output as "
-            f"{output_name!r}; m3 assemble joins "
-            f"decoders that have '{prefix}.embed_tokens' and 'lm_head', as Llama, Qwen, Mistral, "
-            "Mixtral and gpt-oss"
+            f"{folder}: a decoder of type {kind} keeps its embedding as {embedding_name!r} and its "
+            f"output as {output_name!r}; m3 assemble joins decoders that have "
+            f"'{prefix}.embed_tokens' and 'lm_head', as Llama, Qwen, Mistral, Mixtral and gpt-oss"
         )
 
 

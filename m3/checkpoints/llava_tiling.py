@@ -33,8 +33,8 @@ def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
     if chosen_kind not in KINDS:
         known_kinds = "; ".join(f"{aspect} with {merge}" for aspect, merge in KINDS)
         raise ValueError(
-            f"image_aspect_ratio is {chosen_kind[0]!r} and mm_patch_merge_type {chosen_kind[1]!r}; this "
-            f"format is read with {known_kinds}"
+            f"image_aspect_ratio is {chosen_kind[0]!r} and mm_patch_merge_type {chosen_kind[1]!r}; "
+            f"this format is read with {known_kinds}"
         )
     if KINDS[chosen_kind] == "single":
         return TilingConfig()
@@ -48,8 +48,8 @@ def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
         turned = [(int(height), int(width)) for width, height in pinpoints]
     except (SyntaxError, TypeError, ValueError) as error:
         raise ValueError(
-            f"image_grid_pinpoints is {given_pinpoints!r}; image_aspect_ratio anyres is read with pairs such "
-            "as [[336, 672], [672, 336]]"
+            f"image_grid_pinpoints is {given_pinpoints!r}; image_aspect_ratio anyres is read with "
+            "pairs such as [[336, 672], [672, 336]]"
         ) from error
     return TilingConfig(
         kind=KINDS[chosen_kind], tile_size=side, grid_pinpoints=turned, unpad_rounding=ROUNDING

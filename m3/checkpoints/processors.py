@@ -47,14 +47,15 @@ def load_tokenizer(folder: Path, given: Path | None, vocabulary: int) -> PreTrai
     )
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{tokenizer_folder}: {type(tokenizer).__name__} has no fast form; give one with --tokenizer"
+            f"{tokenizer_folder}: {type(tokenizer).__name__} has no fast form; give one with "
+            "--tokenizer"
         )
     ids = [i for token, i in tokenizer.get_vocab().items() if token != IMAGE_TOKEN]
     if max(ids) >= vocabulary:
         raise ValueError(
-            f"{tokenizer_folder}: the tokenizer has ids up to {max(ids)}, but the model has embeddings for "
-            f"{vocabulary} tokens. "
-            "Give the tokenizer that the model was trained with (--tokenizer)"
+            f"{tokenizer_folder}: the tokenizer has ids up to {max(ids)}, but the model has "
+            f"embeddings for {vocabulary} tokens. Give the tokenizer that the model was trained "
+            "with (--tokenizer)"
         )
     return tokenizer
 

@@ -79,7 +79,8 @@ class Plan(TensorSource):
                 *(tensor_name for tensor_name in self.meta if tensor_name not in expected),
             ],
             "of another shape": [
-                f"{tensor_name} {list(made_tensor.shape)}, expected {list(expected[tensor_name].shape)}"
+                f"{tensor_name} {list(made_tensor.shape)}, expected "
+                f"{list(expected[tensor_name].shape)}"
                 for tensor_name, made_tensor in self.meta.items()
                 if tensor_name in expected and made_tensor.shape != expected[tensor_name].shape
             ],

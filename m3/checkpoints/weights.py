@@ -60,9 +60,9 @@ class Weights(TensorSource):
         lost_names = [tensor_name for tensor_name in tensor_files if tensor_name not in self.meta]
         if lost_names:
             raise ValueError(
-                f"{folder}: {INDEX} places {len(lost_names)} tensors in files that do not hold them, "
-                f"such as {lost_names[0]} in "
-                f"{tensor_files[lost_names[0]].name}. Copy or download the checkpoint again"
+                f"{folder}: {INDEX} places {len(lost_names)} tensors in files that do not hold "
+                f"them, such as {lost_names[0]} in {tensor_files[lost_names[0]].name}. Copy or "
+                "download the checkpoint again"
             )
         self._stack, self._open, self._read_bytes = ExitStack(), None, 0
         self._handle: Any = None
@@ -117,9 +117,8 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
         ]
         if missing_files:
             raise ValueError(
-                f"{folder}: {len(missing_files)} of the {len(shard_files)} shards that {INDEX} names are "
-                "missing: "
-                f"{', '.join(missing_files)}. Copy or download them again"
+                f"{folder}: {len(missing_files)} of the {len(shard_files)} shards that {INDEX} "
+                f"names are missing: {', '.join(missing_files)}. Copy or download them again"
             )
         return [folder / shard_name for shard_name in shard_files], {
             tensor_name: folder / shard_name for tensor_name, shard_name in tensor_files.items()

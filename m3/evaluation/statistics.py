@@ -305,5 +305,6 @@ def _check_lengths(**lengths: int) -> None:
             for argument_name, argument_length in lengths.items()
         )
         raise ValueError(
-            f"expected the same number of values, at least one, for each document; got {length_texts}"
+            "expected the same number of values, at least one, for each document; got "
+            f"{length_texts}"
         )

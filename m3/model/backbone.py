@@ -141,8 +141,8 @@ class M3Model(M3PreTrainedModel):
         groups = encoder.groups(config, pixel_values.to(self.dtype), pixel_mask)
         features, tokens = zip(*(self._see(group) for group in groups), strict=True)
         numbers = torch.zeros(len(pixel_values), dtype=torch.long)
-        for group, part in zip(groups, tokens, strict=True):
-            numbers[group.index.cpu()] = part.shape[1]
+        for group, group_tokens in zip(groups, tokens, strict=True):
+            numbers[group.index.cpu()] = group_tokens.shape[1]
         return SeenTiles(
             last_hidden_state=_together(features, groups),
             pooler_output=_together(tokens, groups),
@@ -158,8 +158,10 @@ class M3Model(M3PreTrainedModel):
             config.vision_config, group.pixel_values, group.pixel_mask
         )
         layer = config.vision_feature_layer
-        seen = self.vision_tower(**inputs, output_hidden_states=layer is not None)
-        features = seen.last_hidden_state if layer is None else seen.hidden_states[layer]
+        tower_output = self.vision_tower(**inputs, output_hidden_states=layer is not None)
+        features = (
+            tower_output.last_hidden_state if layer is None else tower_output.hidden_states[layer]
+        )
         if config.drop_class_token:
             features = features[:, 1:]
         features = features.to(
@@ -212,11 +214,11 @@ class M3Model(M3PreTrainedModel):
         features = inputs.image_features
         if features is None:
             assert inputs.pixel_values is not None  # without either we returned above
-            seen = self.get_image_features(inputs.pixel_values, inputs.pixel_mask)
-            features = seen.pooler_output
+            seen_tiles = self.get_image_features(inputs.pixel_values, inputs.pixel_mask)
+            features = seen_tiles.pooler_output
             # get_image_features always gives them
-            assert features is not None and seen.tile_tokens is not None
-            inputs.check_tokens(seen.tile_tokens, self.config.reader)
+            assert features is not None and seen_tiles.tile_tokens is not None
+            inputs.check_tokens(seen_tiles.tile_tokens, self.config.reader)
         token, newline = self.config.image_token_id, self.image_newline
         if written:
             input_ids = input_ids.clone()  # no span may take them for its own
@@ -346,11 +348,13 @@ def build_reducer(config: M3Config) -> TokenReducer:
 
 
 def _together(
-    parts: Sequence[Float[Tensor, "_ _ d"]], groups: Sequence[TileGroup]
+    group_tensors: Sequence[Float[Tensor, "_ _ d"]], groups: Sequence[TileGroup]
 ) -> Float[Tensor, "t n d"]:
     """Features of the groups in the order of the batch, padded to the longest."""
-    if len(parts) == 1:
-        return parts[0]
-    longest = max(part.shape[1] for part in parts)
-    padded = torch.cat([pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
+    if len(group_tensors) == 1:
+        return group_tensors[0]
+    longest = max(tensor.shape[1] for tensor in group_tensors)
+    padded = torch.cat(
+        [pad(tensor, (0, 0, 0, longest - tensor.shape[1])) for tensor in group_tensors]
+    )
     return padded[torch.cat([group.index for group in groups]).argsort()]

@@ -52,8 +52,8 @@ class ImageInputs:
     @property
     def number_of_tiles(self) -> int:
         """Tiles of all images; 0 without images."""
-        seen = self.pixel_values if self.image_features is None else self.image_features
-        return 0 if seen is None else len(seen)
+        tile_tensor = self.pixel_values if self.image_features is None else self.image_features
+        return 0 if tile_tensor is None else len(tile_tensor)
 
     def images(self) -> list[Tiles]:
         """Tiles of each image.
@@ -83,7 +83,7 @@ class ImageInputs:
             )
         return [Tiles(*image) for image in zip(tiles, sizes, tokens, strict=True)]
 
-    def check_tokens(self, made: Int[Tensor, " t"], reader: ImageReader) -> None:
+    def check_tokens(self, connector_counts: Int[Tensor, " t"], reader: ImageReader) -> None:
         """Check that tiles have as many tokens as the batch says; behind them there is padding,
         which must not be read.
 
@@ -91,14 +91,13 @@ class ImageInputs:
             ValueError: naming both.
         """
         grid = reader.grid if isinstance(reader.grid, int) else reader.grid[0] * reader.grid[1]
-        said = [
+        stated_counts = [
             tokens for image in self.images() for tokens in [image.tokens or grid] * image.number
         ]
-        if said != made.tolist():
+        if stated_counts != connector_counts.tolist():
             raise ValueError(
-                f"the connector makes {made.tolist()} tokens of the tiles, but by tile_tokens they "
-                f"have {said}: pass "
-                "tile_tokens as the processor gives it"
+                f"the connector makes {connector_counts.tolist()} tokens of the tiles, but by "
+                f"tile_tokens they have {stated_counts}: pass tile_tokens as the processor gives it"
             )
 
     def spans(self, reader: ImageReader) -> list[Span]:
@@ -121,14 +120,19 @@ class ImageInputs:
                 f"{len(scales)} placeholder spans but {len(images)} images: image_index must say "
                 "which image each span shows"
             )
-        shown = list(range(len(scales))) if self.image_index is None else self.image_index.tolist()
-        if len(shown) != len(scales):
+        span_images = (
+            list(range(len(scales))) if self.image_index is None else self.image_index.tolist()
+        )
+        if len(span_images) != len(scales):
             raise ValueError(
-                f"{len(scales)} image_scales but {len(shown)} image_index: one of each per span"
+                f"{len(scales)} image_scales but {len(span_images)} image_index: one of each per "
+                "span"
             )
-        if shown and not 0 <= min(shown) <= max(shown) < len(images):
-            raise ValueError(f"image_index spans {shown}, but there are {len(images)} images")
-        return [Span(s, i, reader.count(s, images[i])) for s, i in zip(scales, shown, strict=True)]
+        if span_images and not 0 <= min(span_images) <= max(span_images) < len(images):
+            raise ValueError(f"image_index spans {span_images}, but there are {len(images)} images")
+        return [
+            Span(s, i, reader.count(s, images[i])) for s, i in zip(scales, span_images, strict=True)
+        ]
 
     def behind_cache(
         self, rows: Int[Tensor, "b l"], length: int, image_token_id: int, reader: ImageReader
@@ -143,19 +147,21 @@ class ImageInputs:
                 one image.
         """
         spans, is_image = self.spans(reader), rows == image_token_id
-        behind, given = int(is_image[:, length:].sum()), sum(span.count for span in spans)
-        if given != int(is_image.sum()):
-            if given == behind:
+        placeholders_left, span_tokens = (
+            int(is_image[:, length:].sum()),
+            sum(span.count for span in spans),
+        )
+        if span_tokens != int(is_image.sum()):
+            if span_tokens == placeholders_left:
                 return self
             raise ValueError(
-                f"the text has {int(is_image.sum())} image placeholders, {behind} of them behind "
-                f"the {length} tokens of the "
-                f"cache, but the images ask for {given}: give the images of the whole text, or "
-                "those behind the cache"
+                f"the text has {int(is_image.sum())} image placeholders, {placeholders_left} of "
+                f"them behind the {length} tokens of the cache, but the images ask for "
+                f"{span_tokens}: give the images of the whole text, or those behind the cache"
             )
         columns = torch.where(is_image)[1].tolist()
         ends = list(accumulate(span.count for span in spans))
-        left = []
+        remaining_spans = []
         for number, (span, end) in enumerate(zip(spans, ends, strict=True)):
             if not span.count or columns[end - 1] < length:
                 continue
@@ -165,19 +171,19 @@ class ImageInputs:
                     f"image span {number}: crop "
                     f"{length - columns[end - span.count]} tokens more off it"
                 )
-            left.append(span)
-        return self._only(left)
+            remaining_spans.append(span)
+        return self._only(remaining_spans)
 
     def _only(self, spans: list[Span]) -> "ImageInputs":
         """These spans, and no image that none of them shows."""
         if not spans:
             return ImageInputs()
         assert self.image_scales is not None  # there are spans
-        shown = sorted({span.image for span in spans})
+        kept_images = sorted({span.image for span in spans})
         tiles = [image.number for image in self.images()]
         ends = list(accumulate(tiles))
         of_tiles = [
-            tile for image in shown for tile in range(ends[image] - tiles[image], ends[image])
+            tile for image in kept_images for tile in range(ends[image] - tiles[image], ends[image])
         ]
 
         def take(tensor: Tensor | None, index: list[int]) -> Tensor | None:
@@ -187,10 +193,12 @@ class ImageInputs:
             pixel_values=take(self.pixel_values, of_tiles),
             image_features=take(self.image_features, of_tiles),
             image_scales=self.image_scales.new_tensor([span.scale for span in spans]),
-            image_index=self.image_scales.new_tensor([shown.index(span.image) for span in spans]),
-            image_tiles=take(self.image_tiles, shown),
-            image_sizes=take(self.image_sizes, shown),
-            tile_tokens=take(self.tile_tokens, shown),
+            image_index=self.image_scales.new_tensor(
+                [kept_images.index(span.image) for span in spans]
+            ),
+            image_tiles=take(self.image_tiles, kept_images),
+            image_sizes=take(self.image_sizes, kept_images),
+            tile_tokens=take(self.tile_tokens, kept_images),
             pixel_mask=take(self.pixel_mask, of_tiles),
         )
 
@@ -203,9 +211,9 @@ class ImageInputs:
         Raises:
             ValueError: fewer or more placeholders than the spans ask for.
         """
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {name: tensor for name, tensor in given.items() if tensor is not None}
-        if not given:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        if not tensors:
             return {}
         spans = self.spans(reader)
         ends = torch.tensor([span.count for span in spans], device=rows.device).cumsum(0)
@@ -226,7 +234,7 @@ class ImageInputs:
         ]
         scales = torch.tensor([spans[n].scale for n in order], device=rows.device)
         index = torch.tensor([spans[n].image for n in order], device=rows.device)
-        return given | {"image_scales": scales, "image_index": index}
+        return tensors | {"image_scales": scales, "image_index": index}
 
 
 IMAGE_INPUTS = tuple(field.name for field in fields(ImageInputs))

@@ -298,18 +298,18 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             weights.sum().clamp(min=1e-12) if num_items_in_batch is None else num_items_in_batch
         )  # may have no target
         output.loss = output.language_loss = (losses * weights).sum() / total
-        scales, which = reads.unique(return_inverse=True)
+        scales, scale_index = reads.unique(return_inverse=True)
         output.scales = scales
         output.scale_loss_sums = (
-            losses.detach().new_zeros(len(scales)).index_add(0, which, losses.detach())
+            losses.detach().new_zeros(len(scales)).index_add(0, scale_index, losses.detach())
         )
-        output.scale_loss_counts = torch.bincount(which, minlength=len(scales))
+        output.scale_loss_counts = torch.bincount(scale_index, minlength=len(scales))
         if distil is not None:
             is_student, teacher = teachers(is_target, distil.teacher_index)
-            found = divergences(logits, is_student, teacher, distil.temperature)
-            output.distil_loss = (found * weights[is_student]).sum() / total
+            token_divergences = divergences(logits, is_student, teacher, distil.temperature)
+            output.distil_loss = (token_divergences * weights[is_student]).sum() / total
             output.distil_loss_sum, output.distil_loss_count = (
-                found.detach().sum(),
+                token_divergences.detach().sum(),
                 is_student.sum(),
             )
             output.loss = output.language_loss + distil.weight * output.distil_loss
@@ -362,9 +362,9 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         if (
             len(input_ids) == 1 and images.number_of_tiles and inputs.get("input_ids") is not None
         ):  # the prompt's placeholders were counted before it went on
-            asked = sum(span.count for span in images.spans(self.config.reader))
-            there = int((inputs["input_ids"] == self.config.image_token_id).sum())
-            inputs["written_placeholders"] = max(0, there - asked)
+            expected = sum(span.count for span in images.spans(self.config.reader))
+            present = int((inputs["input_ids"] == self.config.image_token_id).sum())
+            inputs["written_placeholders"] = max(0, present - expected)
         return inputs
 
     def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # its LongTensor is a Tensor
@@ -410,14 +410,14 @@ def _distillation(
     if teacher_index is None and weight is None:
         return None
     if teacher_index is None or weight is None:
-        given, lacking = (
+        present_name, absent_name = (
             ("distil_weight", "teacher_index")
             if teacher_index is None
             else ("teacher_index", "distil_weight")
         )
         raise ValueError(
-            f"self-distillation takes teacher_index and distil_weight together, and got {given} "
-            f"without {lacking}; "
-            "Collator(teacher_index=True) makes the first, the recipe's `distil` gives the second"
+            "self-distillation takes teacher_index and distil_weight together, and got "
+            f"{present_name} without {absent_name}; Collator(teacher_index=True) makes the first, "
+            "the recipe's `distil` gives the second"
         )
     return Distillation(teacher_index, weight, temperature)

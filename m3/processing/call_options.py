@@ -56,10 +56,10 @@ FLAT_OPTIONS = ("return_mm_token_type_ids", "return_text_replacement_offsets")
 
 def refuse_unknown(kwargs: dict[str, Any]) -> None:
     """A `ValueError` with the nearest known name for any keyword that nothing would read."""
-    known = {*TextKwargs.__annotations__, *OWN_IMAGE_OPTIONS, *GROUPS, *FLAT_OPTIONS}
+    known_names = {*TextKwargs.__annotations__, *OWN_IMAGE_OPTIONS, *GROUPS, *FLAT_OPTIONS}
     for name in kwargs:
-        if name not in known:
-            _unknown(name, known, "")
+        if name not in known_names:
+            _unknown(name, known_names, "")
     for name in kwargs.get("text_kwargs", {}):
         if name not in TextKwargs.__annotations__:
             _unknown(name, TextKwargs.__annotations__, " in text_kwargs")
@@ -67,8 +67,8 @@ def refuse_unknown(kwargs: dict[str, Any]) -> None:
         if name not in OWN_IMAGE_OPTIONS:
             _unknown(name, OWN_IMAGE_OPTIONS, " in images_kwargs")
     for name in kwargs.get("common_kwargs", {}):
-        if name not in known or name in GROUPS:
-            _unknown(name, known, " in common_kwargs")
+        if name not in known_names or name in GROUPS:
+            _unknown(name, known_names, " in common_kwargs")
 
 
 def plain_numbers(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -94,14 +94,14 @@ def whole_numbers(name: str, given: Any) -> int | list[int]:
     """The values that a call gave as `name` as plain numbers; a `ValueError` where one is none."""
     values = given.tolist() if isinstance(given, np.ndarray | np.generic | Tensor) else given
     several = list(values) if isinstance(values, list | tuple) else [values]
-    many: list[Any] = [
-        one.tolist() if isinstance(one, np.generic | Tensor) else one for one in several
+    numbers: list[Any] = [
+        item.tolist() if isinstance(item, np.generic | Tensor) else item for item in several
     ]
-    if not all(type(one) is int for one in many):
+    if not all(type(item) is int for item in numbers):
         raise ValueError(
             f"{name} must be a whole number, or a list of one per image; got {given!r}"
         )
-    return many if isinstance(values, list | tuple) else many[0]
+    return numbers if isinstance(values, list | tuple) else numbers[0]
 
 
 def per_image(name: str, given: T | Sequence[T], number: int) -> list[T]:
@@ -116,8 +116,8 @@ def per_image(name: str, given: T | Sequence[T], number: int) -> list[T]:
     return list(given)
 
 
-def _unknown(name: str, known: Iterable[str], where: str) -> NoReturn:
-    close = difflib.get_close_matches(name, list(known), n=1)
+def _unknown(name: str, known_names: Iterable[str], place_note: str) -> NoReturn:
+    close = difflib.get_close_matches(name, list(known_names), n=1)
     if name in ImagesKwargs.__annotations__:
         hint = "; how images are resized and normalised belongs to the model: set it on processor.image_processor"
     else:
@@ -126,4 +126,4 @@ def _unknown(name: str, known: Iterable[str], where: str) -> NoReturn:
             if close
             else f"; images are controlled by {', '.join(OWN_IMAGE_OPTIONS)}"
         )
-    raise ValueError(f"M3Processor got an unknown keyword {name!r}{where}{hint}")
+    raise ValueError(f"M3Processor got an unknown keyword {name!r}{place_note}{hint}")

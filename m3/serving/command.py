@@ -181,7 +181,8 @@ def read_fleet(options: ServeOptions, name: str | None) -> Fleet:
         ]
         if weight_flags:
             raise ValueError(
-                f"--{weight_flags[0].replace('_', '-')}: a fleet's file says this for each of its models"
+                f"--{weight_flags[0].replace('_', '-')}: a fleet's file says this for each of its "
+                "models"
             )
         fleet = config.load(options.fleet, Fleet)
         return dataclasses.replace(

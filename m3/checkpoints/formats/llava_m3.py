@@ -120,13 +120,14 @@ class LlavaM3(Format):
             if config.get(config_key) not in allowed_values:
                 values_text = " or ".join(map(repr, allowed_values))
                 raise ValueError(
-                    f"{folder}: {config_key} is {config.get(config_key)!r}; this format is read with {values_text} only"
+                    f"{folder}: {config_key} is {config.get(config_key)!r}; this format is read "
+                    f"with {values_text} only"
                 )
         for config_key, value_type in TYPES.items():
             if type(config.get(config_key)) is not value_type:
                 raise ValueError(
-                    f"{folder}: {config_key} is {config.get(config_key)!r}; expected {value_type.__name__}, as LLaVA "
-                    "writes it"
+                    f"{folder}: {config_key} is {config.get(config_key)!r}; expected "
+                    f"{value_type.__name__}, as LLaVA writes it"
                 )
         text_config = LlamaConfig(
             **{config_key: config[config_key] for config_key in TEXT_KEYS if config_key in config}
@@ -190,9 +191,9 @@ def _saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | N
     template = template_file.read_text(encoding="utf-8")
     if not carries_images(tokenizer, template, IMAGE_TOKEN):
         raise ValueError(
-            f"{template_file} loses the image of a message (given as a string with {IMAGE_TOKEN}, or as a "
-            "list of parts). Delete it for "
-            "Vicuna's format, or give another with --chat-template FILE"
+            f"{template_file} loses the image of a message (given as a string with {IMAGE_TOKEN}, "
+            "or as a list of parts). Delete it for Vicuna's format, or give another with "
+            "--chat-template FILE"
         )
     return template
 

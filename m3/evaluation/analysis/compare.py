@@ -131,8 +131,8 @@ def compare(new_run: Summary, old_run: Summary) -> list[Change]:
     scales = [scale for scale in new_run.scales if scale in old_run.scales]
     if not tasks or not scales:
         raise ValueError(
-            f"{new_run.run} and {old_run.run} have nothing to compare: tasks {', '.join(new_run.tasks)} at "
-            f"{list(new_run.scales)} against "
+            f"{new_run.run} and {old_run.run} have nothing to compare: tasks "
+            f"{', '.join(new_run.tasks)} at {list(new_run.scales)} against "
             f"{', '.join(old_run.tasks)} at {list(old_run.scales)}"
         )
     for task in tasks:
@@ -279,9 +279,9 @@ def change_text(change: Change) -> str:
         else f" [{score_difference.low:+.1f}, {score_difference.high:+.1f}]"
     )
     return (
-        f"{change.model} at {change.scale} tokens, {change.task or tasks_text(change)}: {direction_word}, "
-        f"{score_difference.value:+.1f}{interval_text}, "
-        f"p {shown_p(change.p_holm)} after Holm, {score_difference.n} documents"
+        f"{change.model} at {change.scale} tokens, {change.task or tasks_text(change)}: "
+        f"{direction_word}, {score_difference.value:+.1f}{interval_text}, p "
+        f"{shown_p(change.p_holm)} after Holm, {score_difference.n} documents"
     )
 
 

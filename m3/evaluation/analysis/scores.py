@@ -156,8 +156,8 @@ class Scores:
         if self.unknown_units:
             task_names = ", ".join(self.family(task) for task in self.unknown_units)
             note_sentences.append(
-                f"The run does not record the unit of {task_names}: scores of at most 1 are taken for "
-                "shares of one."
+                f"The run does not record the unit of {task_names}: scores of at most 1 are taken "
+                "for shares of one."
             )
         return " ".join(note_sentences)
 

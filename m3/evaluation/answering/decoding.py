@@ -36,8 +36,8 @@ def _whole(setting_name: str, setting_value: object, least: int) -> int:
         or whole_number < least
     ):
         raise ValueError(
-            f"{setting_name}: expected a whole number from {least}, got {setting_value!r}; correct the task's "
-            "generation_kwargs"
+            f"{setting_name}: expected a whole number from {least}, got {setting_value!r}; correct "
+            "the task's generation_kwargs"
         )
     return int(whole_number)
 
@@ -56,7 +56,8 @@ def _real(
         real_number = math.nan
     if not (math.isfinite(real_number) and least <= real_number <= most):
         raise ValueError(
-            f"{setting_name}: expected {expected}, got {setting_value!r}; correct the task's generation_kwargs"
+            f"{setting_name}: expected {expected}, got {setting_value!r}; correct the task's "
+            "generation_kwargs"
         )
     return real_number
 
@@ -66,7 +67,8 @@ def _truth(setting_name: str, setting_value: object) -> bool:
     truth_word = str(setting_value).strip().lower()
     if truth_word not in ("true", "false", "1", "0"):
         raise ValueError(
-            f"{setting_name}: expected true or false, got {setting_value!r}; correct the task's generation_kwargs"
+            f"{setting_name}: expected true or false, got {setting_value!r}; correct the task's "
+            "generation_kwargs"
         )
     return truth_word in ("true", "1")
 
@@ -105,8 +107,8 @@ class Decoding:
         ]
         if doubled_names and settings[doubled_names[0]] != settings[ALIASES[doubled_names[0]]]:
             raise ValueError(
-                f"{doubled_names[0]} and {ALIASES[doubled_names[0]]} say different things; keep one in the task's "
-                "generation_kwargs"
+                f"{doubled_names[0]} and {ALIASES[doubled_names[0]]} say different things; keep one "
+                "in the task's generation_kwargs"
             )
         setting_values = {
             ALIASES.get(setting_name, setting_name): setting_value

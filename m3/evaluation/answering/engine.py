@@ -142,9 +142,8 @@ class Engine:
         image_count = FENCED.sub("", prompt_text).count(self.processor.image_token)
         if image_count != len(pictures):
             raise ValueError(
-                f"the prompt has {image_count} {self.processor.image_token} but {len(pictures)} images: "
-                "each image needs exactly "
-                f"one; prompt: {prompt_text[:200]!r}"
+                f"the prompt has {image_count} {self.processor.image_token} but {len(pictures)} "
+                f"images: each image needs exactly one; prompt: {prompt_text[:200]!r}"
             )
         return Question(prompt_text, tuple(pictures), scale, decoding, continuation)
 

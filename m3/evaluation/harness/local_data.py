@@ -102,8 +102,8 @@ def local_copy(data: Data, root: Path) -> Path:
     if local_folder is None:
         raise ValueError(
             f"no copy of {data.dataset} in --data-root {root}: looked for {possible_folders[0]} and "
-            f"{possible_folders[1]}. `m3 data fetch-eval` "
-            "makes one where the hub can be reached; elsewhere copy the hub's repository there"
+            f"{possible_folders[1]}. `m3 data fetch-eval` makes one where the hub can be reached; "
+            "elsewhere copy the hub's repository there"
         )
     if data.videos is not None and not (root / data.videos).is_dir():
         raise ValueError(
@@ -122,9 +122,9 @@ def write_overlay(folder: Path, name: str, path: Path, root: Path | None) -> Pat
     task_data = Data.of(task_content)
     if root is None and task_data.is_remote and "/" not in task_data.dataset:
         raise ValueError(
-            f"{task_data.dataset} is not on the hub: put its files into a folder DATA/{task_data.dataset} "
-            "and give --data-root DATA "
-            f"({path.parent / 'utils.py'} says which files)"
+            f"{task_data.dataset} is not on the hub: put its files into a folder "
+            f"DATA/{task_data.dataset} and give --data-root DATA ({path.parent / 'utils.py'} says "
+            "which files)"
         )
     if root is not None and task_data.is_remote:
         overlay["dataset_path"] = str(local_copy(task_data, root))

@@ -19,7 +19,8 @@ def cost_table(summary: Summary) -> Table:
             block_titles[len(table_rows)] = (
                 f"{model.name}: {engineering(model.parameters)} parameters; "
                 + (
-                    f"mean over {model_costs[0].prompts:,} prompts, of {model_costs[0].text_tokens} text tokens"
+                    f"mean over {model_costs[0].prompts:,} prompts, of {model_costs[0].text_tokens} "
+                    "text tokens"
                     if model_costs[0].prompts
                     else f"one image and {model_costs[0].text_tokens} text tokens"
                 )
@@ -121,9 +122,9 @@ def latency_table(summary: Summary, device: str) -> Table:
     column_names += ["ESTIMATE first, ms", "ESTIMATE token, ms"]
     note = (
         "Measured: median ± distance between the quartiles. Peak memory: allocated on a GPU, "
-        "resident set of the process on a "
-        f"CPU. Estimate: roofline in 16 bit of {named_accelerator.name} ({named_accelerator.source}), a lower bound; "
-        "nothing was run on it."
+        "resident set of the process on a CPU. Estimate: roofline in 16 bit of "
+        f"{named_accelerator.name} ({named_accelerator.source}), a lower bound; nothing was run on "
+        "it."
     )
     return Table(
         "latency",

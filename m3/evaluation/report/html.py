@@ -177,7 +177,7 @@ def headline(summary: Summary) -> str:
         "" if summary.kind(None).higher_is_better else f" ({LESS})",
     )
     return (
-        f"{model} scores {scores[most_tokens].value:.1f} at {most_tokens} visual tokens per image and "
-        f"{scores[least_tokens].value:.1f} at {least_tokens}, "
-        f"as the mean of {task_count} task{'s' * (task_count > 1)}{direction_note}."
+        f"{model} scores {scores[most_tokens].value:.1f} at {most_tokens} visual tokens per image "
+        f"and {scores[least_tokens].value:.1f} at {least_tokens}, as the mean of {task_count} "
+        f"task{'s' * (task_count > 1)}{direction_note}."
     )

@@ -287,8 +287,8 @@ def differences_table(summary: Summary) -> Table:
             summary.label(task) for task in summary.averaged if task in missing_tasks
         )
         note += (
-            f" {missing_names}: no scores by document in the table's unit in some rows or all; these are "
-            "over the other tasks."
+            f" {missing_names}: no scores by document in the table's unit in some rows or all; "
+            "these are over the other tasks."
         )
     if not summary.kind(None).higher_is_better:
         note += f" The score counts errors ({LESS}): below zero the first is better."

@@ -251,8 +251,8 @@ def read_keys(run: Path, model: str, task: str, scale: int) -> dict[int, str]:
         for document_name, answer_key in answer_keys.items()
     ):
         raise ValueError(
-            f"{result_file} has no m3_keys, from document to answer: `m3 sweep` did not write it; run the "
-            "sweep again"
+            f"{result_file} has no m3_keys, from document to answer: `m3 sweep` did not write it; "
+            "run the sweep again"
         )
     return {int(doc_id): answer_key for doc_id, answer_key in answer_keys.items()}
 
@@ -305,7 +305,8 @@ def read_list(path: Path, kind: type[Described]) -> tuple[Described, ...]:
     for json_row in json_content if isinstance(json_content, list) else [None]:
         if not isinstance(json_row, dict) or not needed <= set(json_row) <= set(known_fields):
             raise ValueError(
-                f"{path} is no list of rows with the keys {', '.join(known_fields)}: run the sweep again"
+                f"{path} is no list of rows with the keys {', '.join(known_fields)}: run the sweep "
+                "again"
             )
     return tuple(kind(**json_row) for json_row in json_content)
 

@@ -203,8 +203,7 @@ def read_records(path: Path) -> list[dict]:
             records.append(json.loads(record_line))
         except ValueError as error:
             raise ValueError(
-                f"line {line_number} of {path} is not a record ({error}); the store is append-only and "
-                "only its last line "
-                f"may be cut. Remove this file to compute its answers again"
+                f"line {line_number} of {path} is not a record ({error}); the store is append-only "
+                "and only its last line may be cut. Remove this file to compute its answers again"
             ) from error
     return records

@@ -36,7 +36,8 @@ def low_resolution_tokens(
     config, tower_type = model.config, model.config.vision_config.model_type
     if tower_type not in TOWERS:
         raise ValueError(
-            f"resolution: the tower {tower_type} takes images of one size; it can be {', '.join(TOWERS)}"
+            f"resolution: the tower {tower_type} takes images of one size; it can be "
+            f"{', '.join(TOWERS)}"
         )
     rows, columns = rectangle(config.grid, "resolution")
     if (rows, columns) != vision_inputs(config.vision_config).grid(config.vision_config):

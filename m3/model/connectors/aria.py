@@ -49,9 +49,9 @@ class AriaProjectorConfig(ConnectorConfig):
         object.__setattr__(self, "patch_queries", pairs)
         if max((queries for _, queries in pairs), default=None) != self.num_queries:
             raise ValueError(
-                "connector.patch_queries lists (patches of a tile, queries), and its largest number "
-                f"of queries is num_queries; got num_queries {self.num_queries}, patch_queries "
-                f"{list(pairs)}"
+                "connector.patch_queries lists (patches of a tile, queries), and its largest "
+                f"number of queries is num_queries; got num_queries {self.num_queries}, "
+                f"patch_queries {list(pairs)}"
             )
 
     def grid(self, vision_grid: tuple[int, int]) -> int:

@@ -195,8 +195,8 @@ class Preparation:
             if prompt_length > limit:
                 visual = f", {sum(counts):,} of them visual" if counts else ""
                 raise ValueError(
-                    f"the prompt has {prompt_length:,} tokens{visual}, more than this server's limit of "
-                    f"{limit:,}"
+                    f"the prompt has {prompt_length:,} tokens{visual}, more than this server's "
+                    f"limit of {limit:,}"
                 )
         except ValueError as error:
             raise Refused(str(error), code="context_length_exceeded", param="messages") from error

@@ -97,7 +97,8 @@ class Fetcher:
             )
         if address_parts.username is not None or address_parts.password is not None:
             raise Refused(
-                f"{_shown(address_parts.hostname)}: an address with a user name in it is not fetched"
+                f"{_shown(address_parts.hostname)}: an address with a user name in it is not "
+                "fetched"
             )
         host = (
             address_parts.hostname
@@ -111,8 +112,8 @@ class Fetcher:
         ):
             allowed_text = f"those of {', '.join(self._hosts)}" if self._hosts else "none"
             raise Refused(
-                f"{_shown(host)} is not among the hosts that this server fetches from ({allowed_text}): "
-                "send the content as a data: "
+                f"{_shown(host)} is not among the hosts that this server fetches from "
+                f"({allowed_text}): send the content as a data: "
                 "address, or have the host added to allowed_hosts",
                 code="host_not_allowed",
             )

@@ -143,8 +143,8 @@ async def _content(address: str, max_bytes: int, fetch: Fetch, field_path: str) 
                 f"{field_path}: {refused}", refused.status, refused.code, field_path
             ) from refused
     raise Refused(
-        f"{field_path}: expected a data: address with the content, or http(s)://; this server opens no "
-        "files and no other "
+        f"{field_path}: expected a data: address with the content, or http(s)://; this server opens "
+        "no files and no other "
         f"addresses. Got {address[:40]!r}",
         param=field_path,
     )
@@ -154,7 +154,8 @@ def decode_base64(text: str, max_bytes: int, field_path: str) -> bytes:
     """Its length is looked at first."""
     if len(text) > max_bytes * 4 // 3 + 4:
         raise Refused(
-            f"{field_path}: the file has about {len(text) * 3 // 4:,} bytes, more than this server's "
+            f"{field_path}: the file has about {len(text) * 3 // 4:,} bytes, more than this "
+            "server's "
             f"limit of {max_bytes:,}",
             param=field_path,
         )

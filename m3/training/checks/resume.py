@@ -31,10 +31,9 @@ def check_data(run: RunFolder, names: Sequence[str], sizes: Sequence[int]) -> No
         ):  # of one recipe: the same sources
             if size_now != before:
                 raise ValueError(
-                    f"{run.path} was trained on {before} samples of {source_name}, which holds {size_now} now, "
-                    "so the run would go on with "
-                    "others than it was going to. Put the data back, or begin a new run "
-                    "(run=FOLDER)"
+                    f"{run.path} was trained on {before} samples of {source_name}, which holds "
+                    f"{size_now} now, so the run would go on with others than it was going to. Put "
+                    "the data back, or begin a new run (run=FOLDER)"
                 )
     elif world().is_first:
         run.write_text(SAMPLES, json.dumps(source_sizes) + "\n")

@@ -50,8 +50,8 @@ def check_folders(evaluation_settings: Settings) -> None:
     ):
         if setting_folder not in (None, TASKS_FOLDER) and not Path(setting_folder).is_dir():
             raise ValueError(
-                f"evaluation.{setting_name}: there is no folder {setting_folder} (looked from {Path.cwd()}); correct "
-                f"the path, or leave {setting_name} out"
+                f"evaluation.{setting_name}: there is no folder {setting_folder} (looked from "
+                f"{Path.cwd()}); correct the path, or leave {setting_name} out"
             )
 
 

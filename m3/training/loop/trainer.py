@@ -330,11 +330,11 @@ class RunTrainer(Trainer):
             if not math.isfinite(metric_value):
                 checkpoint = self.run.newest_checkpoint()
                 raise ValueError(
-                    f"step {self.state.global_step}: {metric_words} is {metric_value}; nothing of it was saved, "
-                    "and the newest checkpoint is "
-                    f"{checkpoint or 'none: there is no checkpoint yet'}. Lower the rates of "
-                    "parts, lengthen optimiser.warmup or "
-                    "lower optimiser.max_grad_norm, in a new run (run=FOLDER)"
+                    f"step {self.state.global_step}: {metric_words} is {metric_value}; nothing of "
+                    "it was saved, and the newest checkpoint is "
+                    f"{checkpoint or 'none: there is no checkpoint yet'}. Lower the rates of parts, "
+                    "lengthen optimiser.warmup or lower optimiser.max_grad_norm, in a new run "
+                    "(run=FOLDER)"
                 )
 
     def run_to_end(self, save: Callable[[str], None] | None = None) -> None:

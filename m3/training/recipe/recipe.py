@@ -193,8 +193,8 @@ class TowerRecipe:
         ):
             if given_setting:
                 raise ValueError(
-                    f"recipe: hardware.{setting_name} is of a whole model's recipe; a tower's does not read "
-                    "it, leave it out"
+                    f"recipe: hardware.{setting_name} is of a whole model's recipe; a tower's does "
+                    "not read it, leave it out"
                 )
 
 

@@ -50,8 +50,8 @@ class Parts:
         for part_name, rate in (rates | other_rates).items():
             if isinstance(rate, int | float) and not 0 < rate < math.inf:
                 raise ValueError(
-                    f"parts.{part_name}: a learning rate must be a number above 0 (1e-4), or frozen, "
-                    f"got {rate}"
+                    f"parts.{part_name}: a learning rate must be a number above 0 (1e-4), or "
+                    f"frozen, got {rate}"
                 )
         router = self.decoder if self.router is None else self.router
         if {*rates.values(), router} == {"frozen"}:
@@ -65,9 +65,8 @@ class Parts:
             if last_layers is not None and rates[part_name] == "frozen":
                 layers_key = f"{part_name.removesuffix('_tower')}_last_layers"
                 raise ValueError(
-                    f"parts: {layers_key} {last_layers} are to train, and {part_name} is frozen, so none would; give "
-                    f"{part_name} a learning rate, or "
-                    f"leave {layers_key} out"
+                    f"parts: {layers_key} {last_layers} are to train, and {part_name} is frozen, so "
+                    f"none would; give {part_name} a learning rate, or leave {layers_key} out"
                 )
 
 

@@ -198,8 +198,7 @@ def new_config(spec: NewModel) -> M3Config:
     ):
         raise ValueError(
             f"new_model.config: tie_word_embeddings is {config_options['tie_word_embeddings']}, and "
-            f"{tied} in its text_config; say it "
-            "once"
+            f"{tied} in its text_config; say it once"
         )
     if spec.vision_tower is not None:
         config_options["vision_config"] = AutoConfig.from_pretrained(spec.vision_tower)
