@@ -55,8 +55,8 @@ class StepSetting:
         return [PUBLISHED, *map(str, self.pack_lengths)]
 
 
-def main(argv: list[str]) -> int:
-    """Print seconds, memory and ratios, at last the smallest ratio; 1 when gradients differ."""
+def make_parser() -> argparse.ArgumentParser:
+    """The options of `m3 bench step`."""
     parser = argparse.ArgumentParser(
         prog="m3 bench step",
         description=__doc__,
@@ -83,7 +83,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="type of weights and states"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Print seconds, memory and ratios, at last the smallest ratio; 1 when gradients differ."""
+    arguments = make_parser().parse_args(argv)
     shape = SHAPES[arguments.shape]
     scales = _parse_numbers(arguments.matryoshka_vis_token_scale or shape.scales)
     lengths = _parse_numbers(arguments.pack_lengths or shape.pack_lengths)

@@ -21,7 +21,9 @@ The scale is data. Nothing here keeps it, and all-scales training is a batch lik
 spans that read the same image at different scales (see m3/data/multiscale.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,8 +36,8 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from m3.model.backbone import M3Model, M3PreTrainedModel
 from m3.model.configuration import M3Config
 from m3.model.distillation import Distillation, divergences, teachers
-from m3.model.image_inputs import IMAGE_INPUTS, ImageInputs
-from m3.model.packed_sequences import real_tokens
+from m3.model.image_inputs import IMAGE_INPUTS, ImageInputs, Span
+from m3.model.packed_sequences import PackedSequences, real_tokens
 from m3.model.router_losses import RouterLosses, RouterStep, router_losses
 from m3.model.splice import token_scales
 
@@ -79,10 +81,56 @@ class M3Output(ModelOutput):
     distil_loss_count: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class DecoderRows:
+    """Rows of the decoder beside their embeddings: masks, positions, packing, cache."""
+
+    attention_mask: Tensor | None
+    position_ids: Int[Tensor, "b l"] | None
+    sequence_lengths: Int[Tensor, "b _"] | None
+    past_key_values: Cache | None
+
+
 class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
     """The whole model.
 
     Made by `from_pretrained`, or of random weights by `M3ForConditionalGeneration(config)`.
+
+    Arguments of `forward`, beside those that transformers' models have in common:
+
+        pixel_values ... pixel_mask: see the head of this file.
+        position_ids: where they restart, a new sequence begins in the same row (packing); needs
+            no attention_mask.
+        sequence_lengths: lengths of the sequences of each row, zeros behind them; the rest of a
+            row is padding. With them packed attention computes the sequences alone
+            (m3/model/packed_attention.py).
+        labels: next-token targets in place, -100 ignored.
+        loss_weights: weight of each label token (default 1); all-scales training gives a copy
+            at one of S scales 1/S.
+        num_items_in_batch: what to divide the weighted loss by; default the sum of the weights.
+        router_load, router_tokens: of the whole step that this is a micro-batch of
+            (m3/model/router_losses.py); by default this batch is the whole step.
+        teacher_index, distil_weight, distil_temperature: self-distillation over scales
+            (m3/model/distillation.py); both of the first two, or none.
+        use_cache: off unless asked for. A cache made during training would let packed sequences
+            see each other.
+        logits_to_keep: only the last so many positions get logits; 0 is all.
+        written_placeholders: how many placeholders at the end of a single row the model wrote
+            itself (candidates of assisted generation): they stand for themselves and belong to
+            no image.
+        skip_logits: with labels, compute logits at label positions alone and return none;
+            default in training.
+        inputs_embeds: instead of input_ids, with the tokens of images already in place
+            (`model.model.embed`).
+        output_hidden_states, output_attentions: the decoder's, of every layer; None: as the
+            configuration says. Attentions need the attention `eager`.
+        return_dict: False for a tuple of what is not None (through transformers'
+            `can_return_tuple`).
+
+    `forward` raises:
+        ValueError: images and placeholders that do not match, a scale that cannot be reached, a
+            placeholder beyond the vocabulary among the labels, or one of teacher_index and
+            distil_weight without the other.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -144,110 +192,96 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         written_placeholders: int = 0,
     ) -> M3Output:
-        """One pass over any mix of scales.
-
-        Args:
-            pixel_values ... pixel_mask: see above.
-            position_ids: where they restart, a new sequence begins in the same row (packing); needs
-                no attention_mask.
-            sequence_lengths: lengths of the sequences of each row, zeros behind them; the rest of a
-                row is padding. With them packed attention computes the sequences alone
-                (m3/model/packed_attention.py).
-            labels: next-token targets in place, -100 ignored.
-            loss_weights: weight of each label token (default 1); all-scales training gives a copy
-                at one of S scales 1/S.
-            num_items_in_batch: what to divide the weighted loss by; default the sum of the weights.
-            router_load, router_tokens: of the whole step that this is a micro-batch of
-                (m3/model/router_losses.py); by default this batch is the whole step.
-            teacher_index, distil_weight, distil_temperature: self-distillation over scales
-                (m3/model/distillation.py); both of the first two, or none.
-            use_cache: off unless asked for. A cache made during training would let packed sequences
-                see each other.
-            logits_to_keep: only the last so many positions get logits; 0 is all.
-            written_placeholders: how many placeholders at the end of a single row the model wrote
-                itself (candidates of assisted generation): they stand for themselves and belong to
-                no image.
-            skip_logits: with labels, compute logits at label positions alone and return none;
-                default in training.
-            inputs_embeds: instead of input_ids, with the tokens of images already in place
-                (`model.model.embed`).
-            output_hidden_states, output_attentions: the decoder's, of every layer; None: as the
-                configuration says. Attentions need the attention `eager`.
-            return_dict: False for a tuple of what is not None (through transformers'
-                `can_return_tuple`).
-
-        Raises:
-            ValueError: images and placeholders that do not match, a scale that cannot be reached, a
-                placeholder beyond the vocabulary among the labels, or one of teacher_index and
-                distil_weight without the other.
-        """
-        distil = _distillation(teacher_index, distil_weight, distil_temperature)
-        is_continuation = past_key_values is not None and past_key_values.get_seq_length() > 0
+        """One pass over any mix of scales; the class says what the arguments are."""
         images = ImageInputs(
-            pixel_values,
-            image_features,
-            image_scales,
-            image_index,
-            image_tiles,
-            image_sizes,
-            tile_tokens,
-            pixel_mask,
-        )
+            pixel_values, image_features, image_scales, image_index,
+            image_tiles, image_sizes, tile_tokens, pixel_mask,
+        )  # fmt: skip
+        distil = _distillation(teacher_index, distil_weight, distil_temperature)
+        rows = DecoderRows(attention_mask, position_ids, sequence_lengths, past_key_values)
         spans = images.spans(self.config.reader)
         if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.model.embed(
-                input_ids, images, spans, is_continuation, written_placeholders
+            inputs_embeds = self._embed(input_ids, images, spans, rows, written_placeholders)
+        elif input_ids is not None or images.number_of_tiles:
+            raise _embeds_error(input_ids)
+        recording = self._recorded(labels is not None, output_hidden_states, output_attentions)
+        packed, decoded = self._decode(inputs_embeds, rows, bool(use_cache), recording)
+        is_skipped = self.training and labels is not None if skip_logits is None else skip_logits
+        output = self._output(decoded, recording, None if is_skipped else logits_to_keep)
+        if labels is not None:
+            reads = self._scales_read(input_ids, labels, spans, position_ids)
+            self._add_language_loss(
+                output, decoded, labels, loss_weights, reads, rows, num_items_in_batch, distil
             )
-        else:
-            _check_embeds(input_ids, images)
-        top_k = self.model.router_top_k
-        recording = (
-            {"output_router_logits": True} if top_k is not None and labels is not None else {}
-        )
-        recording |= self._recorded(output_hidden_states, output_attentions)
-        packed = self.model.packed_sequences(sequence_lengths, position_ids, inputs_embeds.shape[1])
-        rows = {
-            "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
-            "use_cache": bool(use_cache),
+            step = _router_step(router_load, router_tokens)
+            self._add_router_losses(output, decoded, labels, rows, packed, step)
+        return M3Output(**output)  # in the order of its fields, for tuples
+
+    def _embed(
+        self,
+        input_ids: Int[Tensor, "b l"] | None,
+        images: ImageInputs,
+        spans: list[Span],
+        rows: DecoderRows,
+        written: int,
+    ) -> Float[Tensor, "b l d"]:
+        """Embeddings of the text with the tokens of its images in place."""
+        if input_ids is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        cache = rows.past_key_values
+        is_continuation = cache is not None and cache.get_seq_length() > 0
+        return self.model.embed(input_ids, images, spans, is_continuation, written)
+
+    def _decode(
+        self,
+        inputs_embeds: Float[Tensor, "b l d"],
+        rows: DecoderRows,
+        use_cache: bool,
+        recording: Mapping[str, bool],
+    ) -> tuple[PackedSequences | None, Any]:
+        """The layout of packed sequences, if any, and the decoder's output."""
+        positions, length = rows.position_ids, inputs_embeds.shape[1]
+        packed = self.model.packed_sequences(rows.sequence_lengths, positions, length)
+        unpacked_rows = {
+            "attention_mask": rows.attention_mask,
+            "past_key_values": rows.past_key_values,
+            "use_cache": use_cache,
         }
-        decoded = self.model.decode(inputs_embeds, position_ids, packed, rows, recording)
-        hidden_states = decoded.last_hidden_state
+        return packed, self.model.decode(inputs_embeds, positions, packed, unpacked_rows, recording)
+
+    def _output(
+        self, decoded: Any, recording: Mapping[str, bool], logits_to_keep: int | None
+    ) -> M3Output:
+        """Logits of the last `logits_to_keep` positions (0: of all, None: of none), and what the
+        decoder recorded.
+        """
         output = M3Output(
             past_key_values=decoded.past_key_values,
             hidden_states=decoded.hidden_states if "output_hidden_states" in recording else None,
             attentions=decoded.attentions if "output_attentions" in recording else None,
         )
-        if skip_logits is None:
-            skip_logits = self.training and labels is not None
-        if not skip_logits:
+        if logits_to_keep is not None:
+            hidden_states = decoded.last_hidden_state
             output.logits = self.lm_head(
                 hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
             )
-        if labels is None:
-            return output
-        if input_ids is None:
-            reads = torch.zeros_like(labels)  # which images stand in embeddings is not known
-        else:
-            reads = token_scales(input_ids, spans, self.config.image_token_id, position_ids)
-        weights = (
-            torch.ones_like(labels, dtype=torch.float32) if loss_weights is None else loss_weights
-        )
-        self._add_language_loss(
-            output, hidden_states, labels, weights, reads, position_ids, num_items_in_batch, distil
-        )
-        if top_k is not None:
-            step = None
-            if router_load is not None and router_tokens is not None:
-                step = RouterStep(router_load, router_tokens)
-            real = real_tokens(labels, attention_mask, sequence_lengths)
-            real = real.flatten() if packed is None else packed.take(real)[0]
-            self._add_router_losses(output, decoded.router_logits, top_k, real, step)
-        return M3Output(**output)  # in the order of its fields, for tuples
+        return output
 
-    def _recorded(self, hidden_states: bool | None, attentions: bool | None) -> dict[str, bool]:
+    def _scales_read(
+        self,
+        input_ids: Int[Tensor, "b l"] | None,
+        labels: Int[Tensor, "b l"],
+        spans: list[Span],
+        position_ids: Int[Tensor, "b l"] | None,
+    ) -> Int[Tensor, "b l"]:
+        """The scale that each token reads; 0 in embeddings, whose images are not known."""
+        if input_ids is None:
+            return torch.zeros_like(labels)
+        return token_scales(input_ids, spans, self.config.image_token_id, position_ids)
+
+    def _recorded(
+        self, has_labels: bool, hidden_states: bool | None, attentions: bool | None
+    ) -> dict[str, bool]:
         """Keywords by which the decoder keeps what it computes on its way."""
         if hidden_states is None:
             hidden_states = self.config.output_hidden_states
@@ -260,17 +294,21 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
                 "out; call "
                 "model.set_attn_implementation('eager') first"
             )
-        wanted = {"output_hidden_states": hidden_states, "output_attentions": attentions}
-        return {name: True for name, is_wanted in wanted.items() if is_wanted}
+        is_recorded = {
+            "output_router_logits": has_labels and self.model.router_top_k is not None,
+            "output_hidden_states": hidden_states,
+            "output_attentions": attentions,
+        }
+        return {name: True for name, recorded in is_recorded.items() if recorded}
 
     def _add_language_loss(
         self,
         output: M3Output,
-        hidden_states: Float[Tensor, "b l d"],
+        decoded: Any,
         labels: Int[Tensor, "b l"],
-        weights: Float[Tensor, "b l"],
+        loss_weights: Float[Tensor, "b l"] | None,
         reads: Int[Tensor, "b l"],
-        position_ids: Int[Tensor, "b l"] | None,
+        rows: DecoderRows,
         num_items_in_batch: Tensor | float | None,
         distil: Distillation | None,
     ) -> None:
@@ -279,8 +317,8 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         """
         is_target = labels[:, 1:] != -100
         # the first token of a packed sequence is no continuation of the one before it
-        if position_ids is not None:
-            is_target = is_target & (torch.diff(position_ids, dim=1) == 1)
+        if rows.position_ids is not None:
+            is_target = is_target & (torch.diff(rows.position_ids, dim=1) == 1)
         targets = labels[:, 1:][is_target]
         token = self.config.image_token_id
         # a head that an adapter wraps does not say its width
@@ -291,8 +329,9 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
                 "tokens that "
                 "the model can say: set these labels to -100"
             )
-        logits = self.lm_head(hidden_states[:, :-1][is_target])
+        logits = self.lm_head(decoded.last_hidden_state[:, :-1][is_target])
         losses = cross_entropy(logits.float(), targets, reduction="none")
+        weights = torch.ones_like(labels).float() if loss_weights is None else loss_weights
         weights, reads = weights[:, 1:][is_target], reads[:, 1:][is_target]
         total = (
             weights.sum().clamp(min=1e-12) if num_items_in_batch is None else num_items_in_batch
@@ -317,12 +356,20 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
     def _add_router_losses(
         self,
         output: M3Output,
-        logits: tuple[Tensor, ...],
-        top_k: int,
-        real: Bool[Tensor, " tokens"],
+        decoded: Any,
+        labels: Int[Tensor, "b l"],
+        rows: DecoderRows,
+        packed: PackedSequences | None,
         step: RouterStep | None,
     ) -> None:
+        """Losses of a mixture's routers over the tokens that are no padding."""
+        top_k = self.model.router_top_k
+        if top_k is None:
+            return
         assert output.loss is not None  # the language loss comes first
+        logits: tuple[Tensor, ...] = decoded.router_logits
+        real = real_tokens(labels, rows.attention_mask, rows.sequence_lengths)
+        real = real.flatten() if packed is None else packed.take(real)[0]
         losses: RouterLosses = router_losses(logits, top_k, real, step)
         added = (
             self.config.router_balance_coef * losses.balance.sum()
@@ -391,16 +438,19 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         return input_ids, kwargs | images.repeated(rows, expand_size, token, reader)
 
 
-def _check_embeds(input_ids: Tensor | None, images: ImageInputs) -> None:
-    """Embeddings come alone: without ids nobody knows where an image stands."""
+def _embeds_error(input_ids: Tensor | None) -> ValueError:
+    """The error for embeddings that do not come alone: only ids tell where an image stands."""
     if input_ids is not None:
-        raise ValueError("give input_ids or inputs_embeds, not both")
-    if images.number_of_tiles:
-        raise ValueError(
-            "images need input_ids, whose placeholders say where they stand; with inputs_embeds "
-            "their tokens must be in place "
-            "already: model.model.embed makes such embeddings"
-        )
+        return ValueError("give input_ids or inputs_embeds, not both")
+    return ValueError(
+        "images need input_ids, whose placeholders say where they stand; with inputs_embeds their "
+        "tokens must be in place already: model.model.embed makes such embeddings"
+    )
+
+
+def _router_step(load: Tensor | None, tokens: Tensor | None) -> RouterStep | None:
+    """Router statistics of the whole optimiser step, where the caller has them."""
+    return None if load is None or tokens is None else RouterStep(load, tokens)
 
 
 def _distillation(

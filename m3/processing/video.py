@@ -6,6 +6,7 @@ decodes, in a process of its own: a damaged file that ends the decoder, or never
 error of that file and of nothing else.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from m3.optional import require
 from m3.processing.images import MAX_PIXELS
-from m3.processing.video_frames import CONTAINERS, MAX_FRAMES, Sampling, Video, VideoLimits, collage
+from m3.processing.video_frames import COLLAGE, CONTAINERS, MAX_FRAMES, Sampling, Video, VideoLimits
 from m3.processing.video_process import VIDEO_PROCESSES, VideoProcessError
 
 __all__ = ["CONTAINERS", "MAX_FRAMES", "Sampling", "Video", "VideoSource", "collage", "load_video"]
@@ -62,6 +63,8 @@ def load_video(
     pictures = tuple(
         Image.frombytes("RGB", size, rgb) for size, rgb in zip(sizes, pixels, strict=True)
     )
+    if sampling.collage:
+        pictures = (collage(pictures),)
     return Video(pictures, tuple(answer["times"]), answer["seconds"])
 
 
@@ -85,3 +88,20 @@ def _check_file(source: VideoSource, name: str) -> None:
         raise ValueError(f"{name}: no such video file (looked from {Path.cwd()})")
     if path.stat().st_size == 0:
         raise ValueError(f"{name}: the video file is empty (0 bytes). Copy or download it again")
+
+
+def collage(
+    pictures: Sequence[Image.Image], rows: int = COLLAGE[0], columns: int = COLLAGE[1]
+) -> Image.Image:
+    """The pictures side by side in reading order, all as large as the first; what is left over
+    is black.
+    """
+    width, height = pictures[0].size
+    if len(pictures) > rows * columns:
+        raise ValueError(f"{len(pictures)} pictures do not fit into {rows} x {columns}")
+    grid = Image.new("RGB", (columns * width, rows * height))
+    for place, picture in enumerate(pictures):
+        grid.paste(
+            picture.resize((width, height)), (place % columns * width, place // columns * height)
+        )
+    return grid

@@ -158,24 +158,7 @@ def decode_video(file: BinaryIO, name: str, sampling: Sampling, limits: VideoLim
             f"{name}: the video has no frame that can be decoded. Copy or download it again"
         )
     pictures, times = tuple(_upright(frame) for frame, _ in shown), tuple(time for _, time in shown)
-    return Video((collage(pictures),) if sampling.collage else pictures, times, seconds)
-
-
-def collage(
-    pictures: Sequence[Image.Image], rows: int = COLLAGE[0], columns: int = COLLAGE[1]
-) -> Image.Image:
-    """The pictures side by side in reading order, all as large as the first; what is left over
-    is black.
-    """
-    width, height = pictures[0].size
-    if len(pictures) > rows * columns:
-        raise ValueError(f"{len(pictures)} pictures do not fit into {rows} x {columns}")
-    grid = Image.new("RGB", (columns * width, rows * height))
-    for place, picture in enumerate(pictures):
-        grid.paste(
-            picture.resize((width, height)), (place % columns * width, place // columns * height)
-        )
-    return grid
+    return Video(pictures, times, seconds)
 
 
 def _read(

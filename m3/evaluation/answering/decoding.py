@@ -79,6 +79,40 @@ REALS = (
 )
 
 
+def _known_settings(settings: Mapping[str, Any], known_names: set[str]) -> dict[str, Any]:
+    """The settings that are given, by the names of `Decoding`.
+
+    Raises:
+        ValueError: two names of a setting that disagree, a setting that is not known.
+    """
+    doubled_names = [
+        setting_name
+        for setting_name, alias_name in ALIASES.items()
+        if setting_name in settings and alias_name in settings
+    ]
+    if doubled_names and settings[doubled_names[0]] != settings[ALIASES[doubled_names[0]]]:
+        raise ValueError(
+            f"{doubled_names[0]} and {ALIASES[doubled_names[0]]} say different things; keep one "
+            "in the task's generation_kwargs"
+        )
+    setting_values = {
+        ALIASES.get(setting_name, setting_name): setting_value
+        for setting_name, setting_value in settings.items()
+    }
+    unknown = sorted(set(setting_values) - known_names - {SCALE, *OTHER_MODELS})
+    if unknown:
+        raise ValueError(
+            f"unknown generation setting {', '.join(unknown)}; known: "
+            f"{', '.join(sorted(known_names | {SCALE}))}. Remove it from "
+            "the task's generation_kwargs or from --gen_kwargs"
+        )
+    return {
+        setting_name: setting_value
+        for setting_name, setting_value in setting_values.items()
+        if setting_name in known_names and setting_value is not None
+    }
+
+
 @dataclass(frozen=True)
 class Decoding:
     """Greedy unless `do_sample` is set or, where it is not given, the temperature is above zero."""
@@ -100,33 +134,7 @@ class Decoding:
             ValueError: a setting that is not known; ignoring it would change what the benchmark
                 measures.
         """
-        doubled_names = [
-            setting_name
-            for setting_name, alias_name in ALIASES.items()
-            if setting_name in settings and alias_name in settings
-        ]
-        if doubled_names and settings[doubled_names[0]] != settings[ALIASES[doubled_names[0]]]:
-            raise ValueError(
-                f"{doubled_names[0]} and {ALIASES[doubled_names[0]]} say different things; keep one "
-                "in the task's generation_kwargs"
-            )
-        setting_values = {
-            ALIASES.get(setting_name, setting_name): setting_value
-            for setting_name, setting_value in settings.items()
-        }
-        known_names = {known_field.name for known_field in fields(cls)}
-        unknown = sorted(set(setting_values) - known_names - {SCALE, *OTHER_MODELS})
-        if unknown:
-            raise ValueError(
-                f"unknown generation setting {', '.join(unknown)}; known: "
-                f"{', '.join(sorted(known_names | {SCALE}))}. Remove it from "
-                "the task's generation_kwargs or from --gen_kwargs"
-            )
-        setting_values = {
-            setting_name: setting_value
-            for setting_name, setting_value in setting_values.items()
-            if setting_name in known_names and setting_value is not None
-        }
+        setting_values = _known_settings(settings, {own_field.name for own_field in fields(cls)})
         until = setting_values.pop("until", ())
         until = (until,) if isinstance(until, str) else tuple(until)
         wrong = [stop_text for stop_text in until if not isinstance(stop_text, str)]

@@ -7,6 +7,7 @@ from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.cost.roofline import accelerator, roofline
 from m3.evaluation.report.number_format import engineering, milliseconds, three_digits
 from m3.evaluation.report.table_formats import NOTHING, Table
+from m3.evaluation.results.run_folder import CostRow
 
 
 def cost_table(summary: Summary) -> Table:
@@ -25,29 +26,7 @@ def cost_table(summary: Summary) -> Table:
                     else f"one image and {model_costs[0].text_tokens} text tokens"
                 )
             )
-        for cost_row in model_costs:
-            flop_counts = [
-                cost_row.vision_flops,
-                cost_row.connector_flops,
-                cost_row.prefill_flops,
-                cost_row.token_flops,
-            ]
-            byte_counts = [
-                cost_row.kv_cache_bytes,
-                cost_row.prefill_parameter_bytes,
-                cost_row.token_parameter_bytes,
-            ]
-            row_cells = [engineering(n, "FLOP") for n in flop_counts] + [
-                engineering(n, "B") for n in byte_counts
-            ]
-            dearest_prompt = (
-                engineering(cost_row.most_first_token_flops, "FLOP")
-                if cost_row.prompts
-                else NOTHING
-            )
-            table_rows.append(
-                [str(cost_row.scale), str(cost_row.visual_tokens), *row_cells, dearest_prompt]
-            )
+        table_rows += map(_cost_cells, model_costs)
     column_names = [
         "tokens",
         "in the prompt",
@@ -71,6 +50,30 @@ def cost_table(summary: Summary) -> Table:
         block_titles,
         note,
     )
+
+
+def _cost_cells(cost_row: CostRow) -> list[str]:
+    flop_counts = [
+        cost_row.vision_flops,
+        cost_row.connector_flops,
+        cost_row.prefill_flops,
+        cost_row.token_flops,
+    ]
+    byte_counts = [
+        cost_row.kv_cache_bytes,
+        cost_row.prefill_parameter_bytes,
+        cost_row.token_parameter_bytes,
+    ]
+    dearest_prompt = (
+        engineering(cost_row.most_first_token_flops, "FLOP") if cost_row.prompts else NOTHING
+    )
+    return [
+        str(cost_row.scale),
+        str(cost_row.visual_tokens),
+        *(engineering(flops, "FLOP") for flops in flop_counts),
+        *(engineering(size, "B") for size in byte_counts),
+        dearest_prompt,
+    ]
 
 
 def latency_table(summary: Summary, device: str) -> Table:
@@ -99,8 +102,10 @@ def latency_table(summary: Summary, device: str) -> Table:
             if cost is None or latency_row.batch_size != 1
             else roofline(cost, named_accelerator)
         )
-        estimated_seconds = (
-            [NOTHING] * 2 if estimate is None else [estimate.first_token_s, estimate.token_s]
+        estimate_cells = (
+            [NOTHING] * 2
+            if estimate is None
+            else [milliseconds(estimate.first_token_s), milliseconds(estimate.token_s)]
         )
         table_rows.append(
             [
@@ -110,12 +115,7 @@ def latency_table(summary: Summary, device: str) -> Table:
                 three_digits(latency_row.tokens_per_s),
                 three_digits(latency_row.images_per_s),
                 engineering(latency_row.peak_bytes, "B"),
-                *(
-                    estimated_second
-                    if isinstance(estimated_second, str)
-                    else milliseconds(estimated_second)
-                    for estimated_second in estimated_seconds
-                ),
+                *estimate_cells,
             ]
         )
     column_names = ["tokens", "first token, ms", "token, ms", "tokens/s", "images/s", "peak memory"]

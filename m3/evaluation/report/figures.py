@@ -3,16 +3,19 @@ estimate.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
+from m3.evaluation.analysis.oracle import Oracle
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.cost.roofline import accelerator, roofline
 from m3.evaluation.report.charts import COLOURS, INK, LINES, spaced
 from m3.evaluation.report.expert_load import routing_figure
+from m3.evaluation.results.run_folder import LatencyRow
 
 NEVER = "#d9d9d9"
 
@@ -43,37 +46,8 @@ def oracle_figure(summary: Summary) -> Figure:
     figure = Figure(figsize=(7, 1.3 + 0.42 * len(task_oracles)), layout="constrained")
     axes = figure.subplots()
     shades = needs_shades(len(summary.scales))
-    for bar_row, (_, row_oracle) in enumerate(task_oracles.items()):
-        bar_start = 0.0
-        bar_parts = [
-            *(
-                (row_oracle.needs.get(scale, 0), shades[i])
-                for i, scale in enumerate(summary.scales)
-            ),
-            (row_oracle.never, NEVER),
-        ]
-        for sample_count, bar_colour in bar_parts:
-            percent_share = 100 * sample_count / row_oracle.n
-            axes.barh(
-                bar_row,
-                percent_share,
-                left=bar_start,
-                color=bar_colour,
-                edgecolor="white",
-                linewidth=0.8,
-                height=0.72,
-            )
-            if percent_share >= 6:
-                axes.text(
-                    bar_start + percent_share / 2,
-                    bar_row,
-                    f"{percent_share:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=_ink(bar_colour),
-                )
-            bar_start += percent_share
+    for bar_row, row_oracle in enumerate(task_oracles.values()):
+        _oracle_bar(axes, bar_row, row_oracle, summary.scales, shades)
     labels = [*(f"{scale}" for scale in summary.scales), "never right"]
     legend_handles = [Patch(color=bar_colour) for bar_colour in [*shades, NEVER]]
     legend_title = "smallest right scale, visual tokens per image:"
@@ -94,6 +68,38 @@ def oracle_figure(summary: Summary) -> Figure:
     axes.set_xlabel(f"share of the samples, % ({model_name})", fontsize=9)
     _plain(axes)
     return figure
+
+
+def _oracle_bar(
+    axes: Axes, bar_row: int, oracle: Oracle, scales: Sequence[int], shades: Sequence[str]
+) -> None:
+    """Shares of a task's samples side by side, the number in those that are wide enough."""
+    bar_start = 0.0
+    bar_parts = [
+        (oracle.needs.get(scale, 0), shade) for scale, shade in zip(scales, shades, strict=True)
+    ]
+    for sample_count, bar_colour in [*bar_parts, (oracle.never, NEVER)]:
+        percent_share = 100 * sample_count / oracle.n
+        axes.barh(
+            bar_row,
+            percent_share,
+            left=bar_start,
+            color=bar_colour,
+            edgecolor="white",
+            linewidth=0.8,
+            height=0.72,
+        )
+        if percent_share >= 6:
+            axes.text(
+                bar_start + percent_share / 2,
+                bar_row,
+                f"{percent_share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=_ink(bar_colour),
+            )
+        bar_start += percent_share
 
 
 def needs_shades(shade_count: int) -> list[str]:
@@ -122,56 +128,22 @@ def latency_figure(summary: Summary, device: str) -> Figure:
     named_accelerator = accelerator(device)
     scale_ticks: list[float] = []
     for index, model in enumerate(summary.models):
-        model_rows = [
-            latency_row for latency_row in summary.latencies if latency_row.model == model.name
-        ]
-        for style_index, batch in enumerate(
-            sorted({latency_row.batch_size for latency_row in model_rows})
-        ):
-            of_batch = [
-                latency_row for latency_row in model_rows if latency_row.batch_size == batch
-            ]
-            x = [float(latency_row.scale) for latency_row in of_batch]
-            scale_ticks = sorted({*scale_ticks, *x})
-            line_options = {
-                "color": COLOURS[index % len(COLOURS)],
-                "linestyle": LINES[style_index % len(LINES)],
-                "marker": "o",
-            }
-            line_label = f"measured: {model.name}, batch {batch}"
-            first_ms = [latency_row.first_token_s * 1e3 for latency_row in of_batch]
-            error_bars = [latency_row.first_token_spread_s * 1e3 / 2 for latency_row in of_batch]
-            first_axes.errorbar(
-                x,
-                first_ms,
-                yerr=error_bars,
-                markersize=4,
-                capsize=2,
-                label=line_label,
-                **line_options,
-            )
-            rate_axes.plot(
-                x,
-                [latency_row.tokens_per_s for latency_row in of_batch],
-                markersize=4,
-                **line_options,
-            )
-        model_costs = [
-            latency_row for latency_row in summary.costs if latency_row.model == model.name
-        ]
-        estimated_ms = [
-            roofline(latency_row, named_accelerator).first_token_s * 1e3
-            for latency_row in model_costs
-        ]
-        if estimated_ms and model_rows:
-            line_label = f"ESTIMATE, not measured: {named_accelerator.name}" if index == 0 else None
+        colour = COLOURS[index % len(COLOURS)]
+        model_rows = [row for row in summary.latencies if row.model == model.name]
+        scale_ticks = sorted({*scale_ticks, *(float(row.scale) for row in model_rows)})
+        for style_index, batch in enumerate(sorted({row.batch_size for row in model_rows})):
+            batch_rows = [row for row in model_rows if row.batch_size == batch]
+            line_style = LINES[style_index % len(LINES)]
+            _measured_lines(first_axes, rate_axes, batch_rows, colour, line_style)
+        model_costs = [row for row in summary.costs if row.model == model.name]
+        if model_costs and model_rows:
             first_axes.plot(
-                [latency_row.scale for latency_row in model_costs],
-                estimated_ms,
+                [row.scale for row in model_costs],
+                [roofline(row, named_accelerator).first_token_s * 1e3 for row in model_costs],
                 color="#555555",
                 linestyle=":",
                 linewidth=1.6,
-                label=line_label,
+                label=f"ESTIMATE, not measured: {named_accelerator.name}" if index == 0 else None,
             )
     for axes, y_label in (
         (first_axes, "ms to the first token"),
@@ -185,6 +157,36 @@ def latency_figure(summary: Summary, device: str) -> Figure:
         _plain(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def _measured_lines(
+    first_axes: Axes,
+    rate_axes: Axes,
+    batch_rows: Sequence[LatencyRow],
+    colour: str,
+    line_style: Any,
+) -> None:
+    """Both lines of a model at one batch size; error bars are the distance between quartiles."""
+    scales = [float(row.scale) for row in batch_rows]
+    first_axes.errorbar(
+        scales,
+        [row.first_token_s * 1e3 for row in batch_rows],
+        yerr=[row.first_token_spread_s * 1e3 / 2 for row in batch_rows],
+        capsize=2,
+        label=f"measured: {batch_rows[0].model}, batch {batch_rows[0].batch_size}",
+        color=colour,
+        linestyle=line_style,
+        marker="o",
+        markersize=4,
+    )
+    rate_axes.plot(
+        scales,
+        [row.tokens_per_s for row in batch_rows],
+        color=colour,
+        linestyle=line_style,
+        marker="o",
+        markersize=4,
+    )
 
 
 def _ticks(axes: Axes, ticks: Sequence[float]) -> None:

@@ -3,7 +3,7 @@ published, cost, latency.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas
@@ -248,23 +248,8 @@ def differences_table(summary: Summary) -> Table:
     table_rows: list[list[str]] = []
     block_titles: dict[int, str] = {}
     missing_tasks: set[str] = set()
-    first_model, largest_scale = summary.models[0], summary.scales[-1]
-    compared_pairs = [
-        (
-            f"{first_model.name} minus {other_model.name}",
-            other_model,
-            [(scale, scale) for scale in summary.scales],
-        )
-        for other_model in summary.models[1:]
-    ]
-    compared_pairs.append(
-        (
-            f"{first_model.name}: each scale minus {largest_scale} tokens",
-            first_model,
-            [(s, largest_scale) for s in summary.scales[:-1]],
-        )
-    )
-    for block_title, other_model, scales in compared_pairs:
+    first_model = summary.models[0]
+    for block_title, other_model, scales in _compared_pairs(summary):
         block_titles[len(table_rows)] = block_title
         for own_scale, other_scale in scales:
             compared_sides = (
@@ -281,7 +266,39 @@ def differences_table(summary: Summary) -> Table:
             table_rows.append(
                 [row_name, *shown_numbers, f"{len(tasks)} of {len(summary.averaged)}"]
             )
-    note = f"Points; paired bootstrap over images, {DRAWS:,} draws; p not corrected for the number of rows."
+    return Table(
+        "differences",
+        "Differences of the mean score on the same documents",
+        ["tokens", "difference", "95 % interval", "p", "tasks"],
+        table_rows if summary.averaged else [],
+        block_titles,
+        _differences_note(summary, missing_tasks),
+    )
+
+
+def _compared_pairs(summary: Summary) -> list[tuple[str, ModelRow, list[tuple[int, int]]]]:
+    """Per block: its title, the model that is subtracted, and pairs of scales."""
+    first_model, largest_scale = summary.models[0], summary.scales[-1]
+    same_scales = [(scale, scale) for scale in summary.scales]
+    against_largest = [(scale, largest_scale) for scale in summary.scales[:-1]]
+    return [
+        *(
+            (f"{first_model.name} minus {other_model.name}", other_model, same_scales)
+            for other_model in summary.models[1:]
+        ),
+        (
+            f"{first_model.name}: each scale minus {largest_scale} tokens",
+            first_model,
+            against_largest,
+        ),
+    ]
+
+
+def _differences_note(summary: Summary, missing_tasks: Collection[str]) -> str:
+    note = (
+        f"Points; paired bootstrap over images, {DRAWS:,} draws; p not corrected for the number "
+        "of rows."
+    )
     if missing_tasks:
         missing_names = ", ".join(
             summary.label(task) for task in summary.averaged if task in missing_tasks
@@ -292,18 +309,7 @@ def differences_table(summary: Summary) -> Table:
         )
     if not summary.kind(None).higher_is_better:
         note += f" The score counts errors ({LESS}): below zero the first is better."
-    caption, column_names = (
-        "Differences of the mean score on the same documents",
-        ["tokens", "difference", "95 % interval", "p", "tasks"],
-    )
-    return Table(
-        "differences",
-        caption,
-        column_names,
-        table_rows if summary.averaged else [],
-        block_titles,
-        note,
-    )
+    return note
 
 
 def _difference_texts(score_difference: Difference) -> list[str]:
