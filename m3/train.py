@@ -10,9 +10,9 @@ from pathlib import Path
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training import command
-from m3.training.checks.dry_run import planned_config, zero_stage
+from m3.training.checks.dry_run import zero_stage
 from m3.training.loop.evaluations import check_folders
-from m3.training.recipe.recipe import Recipe
+from m3.training.setup.resolved import ResolvedRun
 
 
 def main(argv: list[str]) -> int:
@@ -21,14 +21,14 @@ def main(argv: list[str]) -> int:
 
 
 def open_benchmarks(
-    recipe: Recipe, folder: Path
+    resolved: ResolvedRun, folder: Path
 ) -> Callable[[M3ForConditionalGeneration, M3Processor, int], dict[str, float]]:
-    """Build the sweep of the live model of `recipe` into `folder`."""
+    """Build the sweep of the live model of a run into `folder`."""
     # lmms-eval is imported by the runs that evaluate, and no other
     from m3.evaluation.sweep.during_training import LiveSweep
     from m3.evaluation.sweep.options import SweepOptions
 
-    wanted = recipe.evaluation
+    recipe, wanted = resolved.recipe, resolved.recipe.evaluation
     assert wanted is not None  # only then is it asked for
     check_folders(wanted)
     options = SweepOptions(
@@ -43,4 +43,4 @@ def open_benchmarks(
         measures_latency=False,
         command=tuple(sys.argv),
     )
-    return LiveSweep(options, planned_config(recipe) if zero_stage(recipe) == 3 else None)
+    return LiveSweep(options, resolved.config if zero_stage(recipe) == 3 else None)

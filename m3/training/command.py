@@ -102,17 +102,17 @@ def find_recipe(name: str) -> Path:
 
 
 def _say(given_recipes: list[Recipe] | list[TowerRecipe], devices: int) -> int:
-    from m3.training.checks.dry_run import plan, planned_config
+    from m3.training.checks.dry_run import plan
+    from m3.training.setup.resolved import ResolvedRun
 
     before = None
     for recipe in given_recipes:
         if isinstance(recipe, TowerRecipe):
             raise ValueError("--dry-run is for recipes of a whole model; a tower's has no plan")
         print(f"run             {recipe.run}\nmodel           {recipe.model or 'of new weights'}")
-        print(plan(recipe, devices, before))
-        before = before or planned_config(recipe)
-        if recipe.trains_tables:
-            before.new_token_ids = None  # the next stage begins with tokens that have been trained
+        resolved = ResolvedRun(recipe, devices, before)
+        print(plan(resolved))
+        before = resolved.config_left
     return 0
 
 

@@ -11,6 +11,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from m3.data.collate import Collator
 from m3.data.recipe import Source, open_source
+from m3.model import M3Config
 from m3.training.loop.distributed import gather_parts_at_once
 from m3.training.loop.hf_arguments import training_arguments
 from m3.training.loop.router_load import RouterLoad
@@ -20,6 +21,7 @@ from m3.training.loop.trainer import RunTrainer
 from m3.training.recipe.sections import Hardware, Optimiser, Parts, Schedule
 from m3.training.setup.build import load_checkpoint
 from m3.training.setup.parameter_groups import apply_parts
+from m3.training.setup.resolved import exchange_reducer
 
 SCALES = (1, 4, 36)
 STEPS = 4
@@ -44,7 +46,10 @@ def main(
         run, schedule, Optimiser(), Hardware(deepspeed=config), 1e-3, 0, STEPS
     )
     torch.manual_seed(0)  # the new reducer is drawn
-    model, processor = load_checkpoint(checkpoint, SCALES, reducer={"kind": "attention_pool"})
+    model_config = exchange_reducer(
+        M3Config.from_pretrained(checkpoint), {"kind": "attention_pool"}
+    )
+    model, processor = load_checkpoint(checkpoint, SCALES, config=model_config, draws_reducer=True)
     rates = apply_parts(
         model, Parts(vision_tower="frozen", connector=1e-3, reducer=1e-2, decoder=1e-3)
     )

@@ -10,6 +10,7 @@ from m3.config import load
 from m3.data.collate import Collator
 from m3.training.recipe.recipe import Recipe
 from m3.training.setup.build import build, train_at
+from m3.training.setup.resolved import ResolvedRun
 
 
 def test_what_rows_are_filled_with_has_no_part_in_router_losses(
@@ -37,7 +38,8 @@ def test_what_rows_are_filled_with_has_no_part_in_router_losses(
 
 @pytest.mark.parametrize("place", ["new_model.config", "new_model.config.text_config"])
 def test_tied_tables_may_be_said_in_either_place(place: str, recipe: Path) -> None:
-    model, _ = build(load(recipe, Recipe, [f"{place}.tie_word_embeddings=true"]))
+    spec = load(recipe, Recipe, [f"{place}.tie_word_embeddings=true"])
+    model, _ = build(ResolvedRun(spec))
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
@@ -49,4 +51,4 @@ def test_tied_tables_are_said_once(recipe: Path) -> None:
     with pytest.raises(
         ValueError, match="tie_word_embeddings is True, and False in its text_config; say it once"
     ):
-        build(load(recipe, Recipe, said))
+        build(ResolvedRun(load(recipe, Recipe, said)))

@@ -2,13 +2,16 @@
 not here.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from m3.config import load
-from m3.training.checks.dry_run import count_parameters, plan, planned_config
+from m3.training.checks.dry_run import count_parameters, plan
 from m3.training.checks.throughput import meter, peak_flops
 from m3.training.command import find_recipe, main, read_recipes
 from m3.training.recipe.recipe import Recipe
+from m3.training.setup.resolved import ResolvedRun
 
 
 @pytest.mark.parametrize(
@@ -22,7 +25,7 @@ from m3.training.recipe.recipe import Recipe
 )
 def test_parameters_of_models_that_are_not_here(name: str, billions: float, trained: float) -> None:
     recipe = load(find_recipe(name), Recipe)
-    counts = count_parameters(recipe, planned_config(recipe)).values()
+    counts = count_parameters(ResolvedRun(recipe)).values()
     assert sum(count.total for count in counts) / 1e9 == pytest.approx(billions, abs=2e-3)
     assert sum(count.trained for count in counts) / 1e9 == pytest.approx(trained, abs=2e-3)
 
@@ -55,9 +58,35 @@ def test_sharding_lowers_the_estimate_of_memory() -> None:
             Recipe,
             [f"hardware.deepspeed=scripts/deepspeed/{stage}.json"],
         )
-        line = next(line for line in plan(recipe, 8).splitlines() if line.startswith("memory"))
+        line = next(
+            line
+            for line in plan(ResolvedRun(recipe, devices=8)).splitlines()
+            if line.startswith("memory")
+        )
         found[stage] = float(line.split()[2])
     assert found["zero3"] < 20 < found["zero2"]
+
+
+def test_a_recipe_is_resolved_once() -> None:
+    run = ResolvedRun(load(find_recipe("llava_1_5_7b_m3"), Recipe), devices=16)
+    assert (run.accumulation, run.step_samples, run.highest_rate) == (2, 128, 2e-5)
+    assert run.config.nesting.trained_scales == (1, 9, 36, 144, 576)
+    changed = run.config
+    changed.new_token_ids = [3]
+    assert run.config.new_token_ids is None, "models write into copies"
+
+
+def test_the_next_stage_of_a_chain_begins_with_what_this_one_leaves() -> None:
+    context = "context={positions: 8192, rope_theta: 1e6}"
+    recipe = load(find_recipe("llava_1_5_7b_m3"), Recipe, [context])
+    run = ResolvedRun(recipe)
+    given = run.config_left
+    given.new_token_ids = [3]
+    following = ResolvedRun(replace(recipe, context=None, architecture=None), before=given)
+    assert following.config.text_config.max_position_embeddings == 8192
+    assert following.config.new_token_ids == [3]
+    assert following.config_left.new_token_ids is None, "its tables train, so they are not new"
+    assert given.new_token_ids == [3]
 
 
 def test_every_chain_decodes() -> None:
@@ -71,10 +100,10 @@ def test_peaks_are_found_by_the_device_name() -> None:
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("some CPU") is None
     recipe = load(find_recipe("llava_1_5_7b_m3"), Recipe)
-    found = meter(planned_config(recipe), "NVIDIA H100 80GB HBM3")
+    found = meter(ResolvedRun(recipe).config, "NVIDIA H100 80GB HBM3")
     assert found is not None
     assert found.flops(1000, 0) == pytest.approx(6 * 1000 * 6.607e9, rel=1e-3), (
         "Vicuna-7B without its embedding table"
     )
     assert found.flops(0, 1) > 3 * 2 * 577 * 0.3e9
-    assert meter(planned_config(recipe), "some CPU") is None
+    assert meter(ResolvedRun(recipe).config, "some CPU") is None

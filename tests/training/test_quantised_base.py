@@ -17,6 +17,7 @@ from m3.training.recipe.recipe import Recipe
 from m3.training.setup.build import build
 from m3.training.setup.lora import add_lora, lora_config
 from m3.training.setup.parameter_groups import apply_parts
+from m3.training.setup.resolved import ResolvedRun
 
 pytest.importorskip("bitsandbytes")
 
@@ -82,13 +83,11 @@ def test_a_run_trains_the_adapter_and_merges_it_into_the_plain_base(
 
 def test_the_packed_base_stays_to_the_bit(base: Path) -> None:
     recipe = load(base, Recipe, overrides(base, "bits", "bnb-4bit", "attention, shared_experts"))
-    assert recipe.adapter is not None
-    model, _ = build(recipe)
+    resolved = ResolvedRun(recipe)
+    model, _ = build(resolved)
     rates = apply_parts(model, recipe.parts)
     assert not any("q_proj" in name for name in rates), "what is packed has no gradient"
-    adapted, trained = add_lora(
-        model, lora_config(model.config, recipe.adapter, recipe.parts), rates, seed=0
-    )
+    adapted, trained = add_lora(model, lora_config(resolved), rates, seed=0)
     before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
     assert sum(parameter.dtype == torch.uint8 for parameter in before.values()) == 7 + 2, (
         "linear layers and the experts"

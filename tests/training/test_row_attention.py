@@ -11,6 +11,7 @@ from m3.model import M3Config
 from m3.training.checks.dry_run import plan
 from m3.training.recipe.recipe import Recipe
 from m3.training.setup.build import build
+from m3.training.setup.resolved import ResolvedRun
 from m3.training.setup.row_attention import choose_row_attention
 
 BLOOM = {"model_type": "bloom", "n_layer": 1, "n_head": 4, "hidden_size": 32, "vocab_size": 96}
@@ -28,15 +29,15 @@ def bloom() -> M3Config:
 
 def test_packed_attention_by_default_and_in_the_plan(recipe: Path) -> None:
     spec = changed(recipe)
-    assert "attention       packed, each sequence by itself" in plan(spec, 1)
-    model, _ = build(spec)
+    assert "attention       packed, each sequence by itself" in plan(ResolvedRun(spec))
+    model, _ = build(ResolvedRun(spec))
     assert model.model.language_model.config._attn_implementation == "packed"
     assert model.model.vision_tower.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "packed"])
 def test_the_recipes_choice_is_taken(recipe: Path, attention: str) -> None:
-    model, _ = build(changed(recipe, attention))
+    model, _ = build(ResolvedRun(changed(recipe, attention)))
     assert model.model.language_model.config._attn_implementation == attention
     assert model.model.vision_tower.config._attn_implementation == (
         "sdpa" if attention == "packed" else attention
@@ -103,6 +104,6 @@ def test_a_decoder_that_cannot_be_tried_is_refused_in_words(recipe: Path) -> Non
 
 def test_an_attention_that_does_not_exist_is_refused_by_its_name(recipe: Path) -> None:
     with pytest.raises(ValueError, match="flash_atention"):
-        build(changed(recipe, "flash_atention"))
+        build(ResolvedRun(changed(recipe, "flash_atention")))
     with pytest.raises(ValueError, match="flash_atention"):
-        build(changed(recipe, "flash_atention", pack_length=None))
+        build(ResolvedRun(changed(recipe, "flash_atention", pack_length=None)))

@@ -3,7 +3,8 @@ and says what is wrong.
 """
 
 import argparse
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m3.config import load
@@ -13,16 +14,27 @@ from m3.data.checking.sample_check import KINDS
 from m3.data.length_balancing import write_lengths
 from m3.data.recipe import Source, open_source
 from m3.data.sample import Sample
-from m3.processing import M3Processor
-from m3.training.checks.dry_run import planned_config
 from m3.training.command import find_recipe
 from m3.training.recipe.recipe import Recipe
-from m3.training.setup.build import build_processor
 from m3.training.setup.new_tokens import endless, new_rows, unsayable_tokens, warning
+from m3.training.setup.resolved import ResolvedRun
 
 
-def main(argv: list[str]) -> int:
-    """Prints the table; 0 if all is well, 1 if anything is wrong."""
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """Command line of `m3 data check`. `workers`: None for what the recipe says."""
+
+    recipe: str
+    overrides: Sequence[str]
+    workers: int | None
+    headers: bool
+    allow: Sequence[str]
+    messages: int
+    lengths: str | None
+
+
+def parse_options(argv: Sequence[str]) -> CheckOptions:
+    """Read the command line."""
     kind_texts = "; ".join(f"{problem_kind}: {meaning}" for problem_kind, meaning in KINDS.items())
     parser = argparse.ArgumentParser(
         prog="m3 data check", description=__doc__, epilog=f"Kinds of problems: {kind_texts}."
@@ -58,54 +70,60 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--lengths", metavar="FILE.npz", help="keep the lengths, for the recipe's data.lengths"
     )
-    arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
-    recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
+    # options may stand between key=value
+    return CheckOptions(**vars(parser.parse_intermixed_args(list(argv))))
+
+
+def main(argv: list[str]) -> int:
+    """Prints the table; 0 if all is well, 1 if anything is wrong."""
+    options = parse_options(argv)
+    resolved = ResolvedRun(load(find_recipe(options.recipe), Recipe, options.overrides))
+    recipe = resolved.recipe
     held_out = () if recipe.held_out is None else (recipe.held_out.source,)
-    processor = build_processor(recipe)
     findings = check_data(
         replace(recipe.data, sources=(*recipe.data.listed, *held_out)),
-        processor,
+        resolved.processor,
         recipe.matryoshka_vis_token_scale,
-        workers=recipe.data.workers or None if arguments.workers is None else arguments.workers,
-        decode=not arguments.headers,
-        max_messages=arguments.messages,
-        allowed=frozenset(arguments.allow),
+        workers=recipe.data.workers or None if options.workers is None else options.workers,
+        decode=not options.headers,
+        max_messages=options.messages,
+        allowed=frozenset(options.allow),
     )
     # the held-out ones come last
     for source, source_findings in zip(recipe.data.listed, findings.sources, strict=False):
         if (
             source.weight > 0
             and not source_findings.counts["source"]
-            and (warned := _warning(recipe, source, processor))
+            and (warned := _warning(resolved, source))
         ):
-            source_findings.add_problem("unsayable", warned, arguments.messages)
-        if source_findings.samples and (sentence := _endless(recipe, source, processor)):
-            source_findings.add_problem("endless", sentence, arguments.messages)
+            source_findings.add_problem("unsayable", warned, options.messages)
+        if source_findings.samples and (sentence := _endless(resolved, source)):
+            source_findings.add_problem("endless", sentence, options.messages)
     print(findings_table(findings))
-    if arguments.lengths is not None:
+    if options.lengths is not None:
         scale_costs = [
             (source.name, source_findings.costs)
             for source, source_findings in zip(recipe.data.listed, findings.sources, strict=False)
             if source.weight > 0
         ]
         scale_names, costs = zip(*scale_costs, strict=True)
-        write_lengths(Path(arguments.lengths), costs, scale_names)
-        print(f"lengths: {arguments.lengths}")
+        write_lengths(Path(options.lengths), costs, scale_names)
+        print(f"lengths: {options.lengths}")
     return 1 if findings.failures else 0
 
 
-def _warning(recipe: Recipe, source: Source, processor: M3Processor) -> str | None:
+def _warning(resolved: ResolvedRun, source: Source) -> str | None:
     """Tokens in the answers of a source that the run could not teach the model to say."""
-    unsayable = unsayable_tokens(recipe, processor, [open_source(source)])
+    unsayable = unsayable_tokens(resolved.recipe, resolved.processor, [open_source(source)])
     if not unsayable:
         return None
-    return warning(unsayable, processor, new_rows(recipe, planned_config(recipe), unsayable))
+    return warning(unsayable, resolved.processor, new_rows(resolved, unsayable))
 
 
-def _endless(recipe: Recipe, source: Source, processor: M3Processor) -> str | None:
+def _endless(resolved: ResolvedRun, source: Source) -> str | None:
     """Fault of the ends of a source's answers, if it begins with a conversation."""
     try:
         is_talk = isinstance(open_source(source)[0], Sample)
     except ValueError:
         return None  # told already
-    return endless(recipe, planned_config(recipe), processor) if is_talk else None
+    return endless(resolved, resolved.processor) if is_talk else None

@@ -12,7 +12,7 @@ from m3.data.checking.sample_page import sample_page
 from m3.data.mixture import read_mixture
 from m3.training.command import find_recipe
 from m3.training.recipe.recipe import Recipe
-from m3.training.setup.build import build_processor
+from m3.training.setup.resolved import ResolvedRun
 
 
 def main(argv: list[str]) -> int:
@@ -37,12 +37,13 @@ def main(argv: list[str]) -> int:
         help="of the first (default: 0)",
     )
     arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
-    recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
+    resolved = ResolvedRun(load(find_recipe(arguments.recipe), Recipe, arguments.overrides))
+    recipe = resolved.recipe
     shown_data, schedule = replace(recipe.data, broken="skip", lengths=None), recipe.schedule
     mixture = read_mixture(
         shown_data,
         seed=schedule.seed,
-        step_samples=schedule.step_samples(1),
+        step_samples=resolved.step_samples,
         steps=schedule.steps,
         epochs=schedule.epochs,
     )
@@ -57,8 +58,7 @@ def main(argv: list[str]) -> int:
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
-        sample_page(mixture, source_names, positions, build_processor(recipe), limits),
-        encoding="utf-8",
+        sample_page(mixture, source_names, positions, resolved.processor, limits), encoding="utf-8"
     )
     print(f"{len(positions)} samples: {out}")
     return 0

@@ -1,6 +1,6 @@
 """Preview of a run before it starts: trained parameters, the global batch, tokens, memory, time.
 
-in: a recipe and a number of devices; out: lines of text. No weight is read: the model is laid out
+in: a resolved recipe; out: lines of text. No weight is read: the model is laid out
 on the meta device from the configuration of its checkpoint or, where that is not on this machine,
 from the recipe's `architecture`.
 """
@@ -13,7 +13,6 @@ import torch
 from peft import get_peft_model
 
 from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
-from m3.config import load
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import CostModel
 from m3.processing import M3Processor
@@ -22,8 +21,7 @@ from m3.training.loop.distributed import zero_options
 from m3.training.loop.evaluations import check_folders
 from m3.training.recipe.recipe import Recipe
 from m3.training.recipe.sections import Evaluation
-from m3.training.setup.build import build_processor, exchange_reducer, new_config
-from m3.training.setup.context_length import check_context, extended
+from m3.training.setup.context_length import check_context
 from m3.training.setup.lora import lora_config
 from m3.training.setup.new_tokens import (
     NewRows,
@@ -34,7 +32,7 @@ from m3.training.setup.new_tokens import (
     warning,
 )
 from m3.training.setup.parameter_groups import PARTS, apply_parts, part_of, router_names
-from m3.training.setup.row_attention import choose_row_attention
+from m3.training.setup.resolved import ResolvedRun
 
 TEXT_TOKENS = 120
 """Assumed of a sample, in the estimates of tokens and time."""
@@ -50,30 +48,25 @@ class Parameters:
     trained: int
 
 
-def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
+def plan(resolved: ResolvedRun) -> str:
     """The lines that a run prints before it starts.
-
-    `before`: of the stage whose result this one will start from.
 
     Raises:
         ValueError: the global batch cannot be made up on so many devices, or nothing says what the
             model is.
     """
-    config = extended(before or planned_config(recipe), recipe.context)
-    unsayable, processor = _unsayable(recipe)
-    rows = new_rows(recipe, config, unsayable)
+    recipe, config = resolved.recipe, resolved.config
+    unsayable, processor = _unsayable(resolved)
+    rows = new_rows(resolved, unsayable)
     check_sharding(recipe, rows)
     check_context(recipe, config)
-    parameters = count_parameters(recipe, config, rows)
+    parameters = count_parameters(resolved, rows)
     plan_lines = [f"{'part':<14}{'parameters':>14}{'trained':>14}"]
     for part_name, part_parameters in parameters.items():
         plan_lines.append(
             f"{part_name:<14}{part_parameters.total / 1e6:>13.3f}M{part_parameters.trained / 1e6:>13.3f}M"
         )
-    plan_lines += [
-        *_batch_lines(recipe, devices),
-        *_size_lines(recipe, config, parameters, devices),
-    ]
+    plan_lines += [_batch_line(resolved), *_size_lines(resolved, parameters)]
     if recipe.evaluation is not None:
         plan_lines.append(_evaluation_line(recipe, recipe.evaluation, config))
     if rows is not None:
@@ -81,21 +74,21 @@ def plan(recipe: Recipe, devices: int, before: M3Config | None = None) -> str:
     warned = (
         []
         if processor is None
-        else [warning(unsayable, processor, rows), endless(recipe, config, processor)]
+        else [warning(unsayable, processor, rows), endless(resolved, processor)]
     )
     return "\n".join(
         [*plan_lines, *(f"WARNING: {sentence}" for sentence in warned if sentence is not None)]
     )
 
 
-def _unsayable(recipe: Recipe) -> tuple[dict[int, str], M3Processor | None]:
+def _unsayable(resolved: ResolvedRun) -> tuple[dict[int, str], M3Processor | None]:
     """Tokens of the chat template that the model cannot say, and its processor; nothing where it
     is not on this machine.
     """
+    recipe = resolved.recipe
     if recipe.model is None or not (Path(recipe.model) / "processor_config.json").is_file():
         return {}, None
-    processor = build_processor(recipe)
-    return unsayable_tokens(recipe, processor), processor
+    return unsayable_tokens(recipe, resolved.processor), resolved.processor
 
 
 def check_sharding(recipe: Recipe, rows: NewRows | None = None) -> None:
@@ -120,49 +113,16 @@ def check_sharding(recipe: Recipe, rows: NewRows | None = None) -> None:
         )
 
 
-def planned_config(recipe: Recipe) -> M3Config:
-    """The model's configuration with the recipe's reducer; a `ValueError` says what is missing."""
-    return exchange_reducer(_stated_config(recipe), recipe.reducer)
-
-
-def _stated_config(recipe: Recipe) -> M3Config:
-    if recipe.new_model is not None:
-        return new_config(recipe.new_model)
-    assert recipe.model is not None  # Recipe makes sure of one of them
-    if (Path(recipe.model) / "config.json").is_file():
-        return M3Config.from_pretrained(recipe.model)
-    if recipe.architecture is None:
-        raise ValueError(
-            f"model: {recipe.model} has no config.json, and the recipe names no "
-            "architecture to plan with"
-        )
-    shipped = (
-        Path(__file__).resolve().parents[2]
-        / "recipes"
-        / "architectures"
-        / f"{recipe.architecture}.yaml"
-    )
-    if not shipped.is_file():
-        known_names = ", ".join(
-            sorted(architecture_file.stem for architecture_file in shipped.parent.glob("*.yaml"))
-        )
-        raise ValueError(f"architecture: no {recipe.architecture!r}; there are {known_names}")
-    return M3Config(**load(shipped, dict))
-
-
-def count_parameters(
-    recipe: Recipe, config: M3Config, rows: NewRows | None = None
-) -> dict[str, Parameters]:
+def count_parameters(resolved: ResolvedRun, rows: NewRows | None = None) -> dict[str, Parameters]:
     """By part, adapters included; nothing is allocated."""
+    recipe = resolved.recipe
     with torch.device("meta"):
-        model = M3ForConditionalGeneration(config)
+        model = M3ForConditionalGeneration(resolved.config)
         rates = apply_parts(model, recipe.parts)
         routers = router_names(model)
         whole_model = model
         if recipe.adapter is not None:
-            whole_model = get_peft_model(
-                model, lora_config(config, recipe.adapter, recipe.parts, rows)
-            )  # pyright: ignore
+            whole_model = get_peft_model(model, lora_config(resolved, rows))  # pyright: ignore
             rates = {
                 parameter_name: 0.0
                 for parameter_name, parameter in whole_model.named_parameters()
@@ -181,7 +141,9 @@ def count_parameters(
             parameter_name in (EMBEDDING, OUTPUT)
             for parameter_name, _ in whole_model.named_parameters()
         )
-        trained_counts["decoder"] += tables * len(rows.ids) * config.text_config.hidden_size
+        trained_counts["decoder"] += (
+            tables * len(rows.ids) * resolved.config.text_config.hidden_size
+        )
     return {
         part_name: Parameters(total_counts[part_name], trained_counts[part_name])
         for part_name in (*PARTS, "adapters")
@@ -189,16 +151,13 @@ def count_parameters(
     }
 
 
-def _batch_lines(recipe: Recipe, devices: int) -> list[str]:
-    schedule = recipe.schedule
-    accumulation, samples = schedule.accumulate(devices), schedule.step_samples(devices)
-    row_length = (
-        f"{schedule.steps} steps" if schedule.steps is not None else f"{schedule.epochs:g} epochs"
+def _batch_line(resolved: ResolvedRun) -> str:
+    schedule = resolved.recipe.schedule
+    length = f"{schedule.epochs:g} epochs" if schedule.steps is None else f"{schedule.steps} steps"
+    return (
+        f"global batch    {resolved.step_samples} samples = {resolved.devices} devices x "
+        f"{schedule.batch_size} x {resolved.accumulation} micro-steps; {length}"
     )
-    return [
-        f"global batch    {samples} samples = {devices} devices x {schedule.batch_size} x "
-        f"{accumulation} micro-steps; {row_length}"
-    ]
 
 
 def _evaluation_line(recipe: Recipe, evaluation: Evaluation, config: M3Config) -> str:
@@ -216,15 +175,13 @@ def _evaluation_line(recipe: Recipe, evaluation: Evaluation, config: M3Config) -
     )
 
 
-def _size_lines(
-    recipe: Recipe, config: M3Config, parameters: dict[str, Parameters], devices: int
-) -> list[str]:
+def _size_lines(resolved: ResolvedRun, parameters: dict[str, Parameters]) -> list[str]:
     """Tokens, memory and time, all estimates for samples of one image."""
+    recipe, config, samples = resolved.recipe, resolved.config, resolved.step_samples
     scales, data_section, schedule = recipe.matryoshka_vis_token_scale, recipe.data, recipe.schedule
     with_image = [config.reader.count(scale, config.tiling.largest()) for scale in scales]
     drawn = {"all": len(scales), "sandwich": min(4, len(scales)), "random": 1}[recipe.scales]
     tokens = (sum(with_image) / len(scales) + TEXT_TOKENS) * drawn
-    samples = schedule.step_samples(devices)
     costs = CostModel.from_config(config)
     largest_cost = costs.cost(scales[0], TEXT_TOKENS)
     read_flops = (
@@ -243,8 +200,8 @@ def _size_lines(
         f"{flops:.2e} FLOP",
         "rows            "
         f"{'one sequence each, padded' if data_section.pack_length is None else f'packed, {data_section.pack_length} tokens'}",
-        f"attention       {choose_row_attention(recipe, config).reason}",
-        f"memory          about {_memory(recipe, config, parameters, tokens, devices) / 2**30:.2f} "
+        f"attention       {resolved.row_attention.reason}",
+        f"memory          about {_memory(resolved, parameters, tokens) / 2**30:.2f} "
         "GiB a device (estimate)",
     ]
     peak = peak_flops()
@@ -254,7 +211,7 @@ def _size_lines(
             "time            unknown: the peak of this machine's processor is not in "
             "m3/training/checks/throughput.py",
         ]
-    seconds = flops / (peak * UTILISATION * devices)
+    seconds = flops / (peak * UTILISATION * resolved.devices)
     total_hours = (
         "" if schedule.steps is None else f", {seconds * schedule.steps / 3600:.1f} h in all"
     )
@@ -272,9 +229,7 @@ def zero_stage(recipe: Recipe) -> int:
     return int(zero_options(recipe.hardware.deepspeed)["stage"])
 
 
-def _memory(
-    recipe: Recipe, config: M3Config, parameters: dict[str, Parameters], tokens: float, devices: int
-) -> float:
+def _memory(resolved: ResolvedRun, parameters: dict[str, Parameters], tokens: float) -> float:
     """Bytes of a device: weights, gradients, AdamW's state, activations.
 
     Without what kernels and allocators add.
@@ -283,6 +238,7 @@ def _memory(
     float32 copy and moments 12. A checkpointed layer keeps its input; else about 34 values a token
     and unit of width (https://arxiv.org/abs/2205.05198).
     """
+    recipe, devices = resolved.recipe, resolved.devices
     total_count, trained_count = (
         sum(p.total for p in parameters.values()),
         sum(p.trained for p in parameters.values()),
@@ -297,7 +253,7 @@ def _memory(
     weight_bytes = total_count * weights / (devices if stage == 3 else 1)
     weight_bytes += trained_count * (gradients + optimiser_bytes) / (devices if stage >= 2 else 1)
     row_tokens = recipe.schedule.batch_size * tokens
-    text = config.text_config
+    text = resolved.config.text_config
     activation_factor = 2 if recipe.hardware.activation_checkpointing else 34
     width = 2 if is_half else 4
     layers = text.num_hidden_layers * text.hidden_size * row_tokens * activation_factor / 2 * width

@@ -17,16 +17,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
-from m3.training.recipe.recipe import Recipe
 from m3.training.recipe.sections import TASKS_FOLDER
 from m3.training.recipe.sections import Evaluation as Settings
+from m3.training.setup.resolved import ResolvedRun
 
 Benchmarks = Callable[[M3ForConditionalGeneration, M3Processor, int], dict[str, float]]
 """Scores of the live model at a step, as names and numbers of the metrics.
 
 Every process comes here.
 """
-OpenBenchmarks = Callable[[Recipe, Path], Benchmarks]
+OpenBenchmarks = Callable[[ResolvedRun, Path], Benchmarks]
 """Makes ready what a recipe's `evaluation` names, in a folder of the run; a `ValueError` says
 what is wrong with it.
 """

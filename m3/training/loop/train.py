@@ -7,13 +7,15 @@ in: a recipe; way: build -> mixture -> collator (multiscale, packing) -> RunTrai
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
+from peft import LoraConfig, PeftModel
 from torch import Tensor
+from transformers import TrainingArguments
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
     unset_hf_deepspeed_config,
@@ -22,9 +24,9 @@ from transformers.integrations.deepspeed import (
 from m3.data.collate import Collator
 from m3.data.mixture import Mixture, read_mixture
 from m3.data.recipe import open_source
-from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
-from m3.training.checks.dry_run import check_sharding, plan, planned_config
+from m3.training.checks.dry_run import check_sharding, plan
 from m3.training.checks.fingerprints import check_fingerprints
 from m3.training.checks.resume import check_data, check_resume
 from m3.training.checks.throughput import meter
@@ -37,16 +39,32 @@ from m3.training.loop.step_metrics import measure
 from m3.training.loop.trainer import RunTrainer
 from m3.training.recipe.recipe import Recipe
 from m3.training.recipe.sections import HeldOut
-from m3.training.setup.build import build, build_processor
+from m3.training.setup.build import build
 from m3.training.setup.compiling import check_compile
-from m3.training.setup.context_length import check_context, extended
+from m3.training.setup.context_length import check_context
 from m3.training.setup.liger import check_liger
 from m3.training.setup.lora import add_lora, lora_config, merge
 from m3.training.setup.new_tokens import NewRows, new_rows, train_rows, unsayable_tokens, warning
-from m3.training.setup.parameter_groups import apply_parts, chosen_rates
-from m3.training.setup.row_attention import choose_row_attention
+from m3.training.setup.parameter_groups import apply_parts
+from m3.training.setup.resolved import ResolvedRun
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReadyModel:
+    """A model whose parts train or are frozen.
+
+    `rates`: learning rate of each parameter that trains; `tables`: of tables of which single rows
+    do. `adapted`: the model within PEFT, where there is an adapter.
+    """
+
+    model: M3ForConditionalGeneration
+    processor: M3Processor
+    router: RouterLoad | None
+    rates: dict[str, float]
+    tables: dict[str, float]
+    adapted: PeftModel | None = None
 
 
 def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -> RunFolder:
@@ -54,101 +72,124 @@ def train_model(recipe: Recipe, open_benchmarks: OpenBenchmarks | None = None) -
 
     `open_benchmarks` makes ready what the recipe's `evaluation` names.
     """
-    run = RunFolder(recipe.run)
+    run, resolved = RunFolder(recipe.run), ResolvedRun(recipe, world().size)
     run.check(recipe)
     if run.is_finished:
         return run
-    check_resume(run, recipe.schedule, world().size)
+    check_resume(run, recipe.schedule, resolved.devices)
     run.start(recipe)
-    _check_machine(recipe)
-    config = extended(planned_config(recipe), recipe.context)
-    check_context(recipe, config)
-    attention = choose_row_attention(recipe, config)
+    _check_machine(resolved)
+    _check_rows(resolved)
     if world().is_first:
-        logger.info("\n%s", plan(recipe, world().size))
+        logger.info("\n%s", plan(resolved))
     if recipe.hardware.threads is not None:
         torch.set_num_threads(recipe.hardware.threads)
-    schedule, devices = recipe.schedule, world().size
-    mixture = _mixture(recipe, devices)
+    mixture = _mixture(resolved)
     source_names = [data_source.name for data_source in recipe.data.used_sources]
     check_data(run, source_names, [len(data_source) for data_source in mixture.sources])
-    token_rows = _new_rows(recipe, mixture)
+    token_rows = _new_rows(resolved, mixture)
     check_sharding(recipe, token_rows)
-    torch.manual_seed(schedule.seed)
-    lora = None
-    if recipe.adapter is not None:
-        assert recipe.model is not None  # Recipe makes sure of it
-        lora = lora_config(
-            M3Config.from_pretrained(recipe.model), recipe.adapter, recipe.parts, token_rows
-        )
-    new_model = (
-        build(recipe, attention) if recipe.model is None else None
-    )  # drawn whole: DeepSpeed shards it when it is wrapped
-    benchmarks = _benchmarks(recipe, run, open_benchmarks)
+    torch.manual_seed(recipe.schedule.seed)
+    lora = None if recipe.adapter is None else lora_config(resolved, token_rows)
+    # drawn whole: DeepSpeed shards it when it is wrapped
+    new_model = build(resolved) if recipe.model is None else None
+    benchmarks = _benchmarks(resolved, run, open_benchmarks)
     # from here on, models are sharded when they are made, if ZeRO-3 is asked for
-    arguments = training_arguments(
-        run,
-        schedule,
-        recipe.optimiser,
-        recipe.hardware,
-        max(float(rate) for rate in chosen_rates(recipe.parts).values() if rate != "frozen"),
-        recipe.data.workers,
-        len(mixture) // schedule.step_samples(devices),
-        recipe.report_to,
-    )
+    arguments = _arguments(resolved, run, len(mixture))
     device = arguments.device  # with it the processes meet
     check_fingerprints(run, recipe, mixture.sources)
-    model, processor = new_model or build(recipe, attention)
-    rates, adapted = apply_parts(model, recipe.parts), None
+    ready = _choose_trained(resolved, *(new_model or build(resolved)), device, lora, token_rows)
+    trainer = _trainer(resolved, run, ready, arguments, mixture, benchmarks)
+    trainer.run_to_end(
+        None if ready.adapted is None else lambda folder: _save_adapted(trainer, recipe, folder)
+    )
+    return run
+
+
+def _arguments(resolved: ResolvedRun, run: RunFolder, samples: int) -> TrainingArguments:
+    """Arguments of transformers' Trainer for a run over so many samples; they start DeepSpeed."""
+    recipe = resolved.recipe
+    return training_arguments(
+        run,
+        recipe.schedule,
+        recipe.optimiser,
+        recipe.hardware,
+        resolved.highest_rate,
+        recipe.data.workers,
+        samples // resolved.step_samples,
+        recipe.report_to,
+    )
+
+
+def _choose_trained(
+    resolved: ResolvedRun,
+    model: M3ForConditionalGeneration,
+    processor: M3Processor,
+    device: torch.device,
+    lora: LoraConfig | None,
+    token_rows: NewRows | None,
+) -> ReadyModel:
+    """Freezes what the recipe freezes, and adds the adapter and the rows of new tokens."""
+    recipe = resolved.recipe
+    rates, tables, adapted = apply_parts(model, recipe.parts), {}, None
     if is_deepspeed_zero3_enabled():
         gather_parts_at_once(model)
     router = _router_load(model, device)
-    tables = {}
     if lora is not None:
-        adapted, rates = add_lora(model, lora, rates, schedule.seed, token_rows)
+        adapted, rates = add_lora(model, lora, rates, recipe.schedule.seed, token_rows)
     elif token_rows is not None:
         tables = train_rows(model, token_rows)
     if recipe.trains_tables:
         # they will not be new to those who begin with what this run leaves
         model.config.new_token_ids = None
-    collator = _collator(recipe, processor, schedule.step_samples(devices))
-    trainer = RunTrainer(
+    return ReadyModel(model, processor, router, rates, tables, adapted)
+
+
+def _trainer(
+    resolved: ResolvedRun,
+    run: RunFolder,
+    ready: ReadyModel,
+    arguments: TrainingArguments,
+    mixture: Mixture,
+    benchmarks: tuple[int, Benchmarks] | None,
+) -> RunTrainer:
+    """The trainer of a model that is ready, with what it measures between its steps."""
+    recipe, collator = resolved.recipe, _collator(resolved, ready.processor)
+    held_out = None
+    if recipe.held_out is not None:
+        held_out = recipe.held_out.every, _held_out(recipe.held_out, recipe, collator)
+    evaluation = None
+    if benchmarks is not None:
+        evaluation = Evaluation(benchmarks[0], partial(benchmarks[1], ready.model, ready.processor))
+    return RunTrainer(
         run=run,
         measure=measure,
-        rates=rates | tables,
-        undecayed=frozenset(tables),
-        router=router,
-        model=adapted or model,
+        rates=ready.rates | ready.tables,
+        undecayed=frozenset(ready.tables),
+        router=ready.router,
+        model=ready.adapted or ready.model,
         args=arguments,
         train_dataset=mixture,
         data_collator=collator,
         distil=recipe.distil,
-        low_memory=model if recipe.memory == "low" else None,
-        meter=meter(model.config),
-        held_out=None
-        if recipe.held_out is None
-        else (recipe.held_out.every, _held_out(recipe.held_out, recipe, collator)),
-        benchmarks=None
-        if benchmarks is None
-        else Evaluation(benchmarks[0], partial(benchmarks[1], model, processor)),
-        processing_class=processor,
+        low_memory=ready.model if recipe.memory == "low" else None,
+        meter=meter(ready.model.config),
+        held_out=held_out,
+        benchmarks=evaluation,
+        processing_class=ready.processor,
     )
-    trainer.run_to_end(
-        None if adapted is None else lambda folder: _save_adapted(trainer, recipe, folder)
-    )
-    return run
 
 
-def _new_rows(recipe: Recipe, mixture: Mixture) -> NewRows | None:
+def _new_rows(resolved: ResolvedRun, mixture: Mixture) -> NewRows | None:
     """Rows of frozen tables that train; a warning where answers hold tokens that the model then
     cannot learn to say.
     """
-    processor = build_processor(recipe)
-    unsayable = unsayable_tokens(recipe, processor, mixture.sources)
-    token_rows = new_rows(recipe, planned_config(recipe), unsayable)
+    processor = resolved.processor
+    unsayable = unsayable_tokens(resolved.recipe, processor, mixture.sources)
+    token_rows = new_rows(resolved, unsayable)
     if (
         token_rows is not None
-        and recipe.adapter is None
+        and resolved.recipe.adapter is None
         and os.environ.get("ACCELERATE_USE_FSDP") == "true"
     ):
         raise ValueError(
@@ -161,8 +202,9 @@ def _new_rows(recipe: Recipe, mixture: Mixture) -> NewRows | None:
     return token_rows
 
 
-def _check_machine(recipe: Recipe) -> None:
+def _check_machine(resolved: ResolvedRun) -> None:
     """Check what a recipe alone cannot know; a `ValueError` says what to do."""
+    recipe = resolved.recipe
     if recipe.model is not None and not (Path(recipe.model) / "config.json").is_file():
         raise ValueError(
             f"model: {recipe.model} is no checkpoint folder (it has no config.json); run the stage "
@@ -179,7 +221,7 @@ def _check_machine(recipe: Recipe) -> None:
         )
     is_packed = recipe.adapter is not None and recipe.adapter.quantise == "bnb-4bit"
     if recipe.hardware.liger:
-        check_liger(planned_config(recipe))
+        check_liger(resolved.config)
     if recipe.hardware.compile:
         check_compile()
     evaluates = recipe.held_out is not None or recipe.evaluation is not None
@@ -192,6 +234,15 @@ def _check_machine(recipe: Recipe) -> None:
             "evaluating changes how "
             "bitsandbytes stores the weights; leave them out, or take quantise: bnb-8bit"
         )
+
+
+def _check_rows(resolved: ResolvedRun) -> None:
+    """A `ValueError` where samples are longer than the decoder's positions, or packed rows would
+    mix them.
+    """
+    check_context(resolved.recipe, resolved.config)
+    # chosen by trying it on small models, before ZeRO-3 shards all that are made
+    _ = resolved.row_attention
 
 
 def _save_adapted(trainer: RunTrainer, recipe: Recipe, folder: str) -> None:
@@ -216,31 +267,32 @@ def _router_load(model: M3ForConditionalGeneration, device: torch.device) -> Rou
     )
 
 
-def _mixture(recipe: Recipe, devices: int) -> Mixture:
-    schedule = recipe.schedule
+def _mixture(resolved: ResolvedRun) -> Mixture:
+    schedule = resolved.recipe.schedule
     return read_mixture(
-        recipe.data,
+        resolved.recipe.data,
         seed=schedule.seed,
-        step_samples=schedule.step_samples(devices),
+        step_samples=resolved.step_samples,
         steps=schedule.steps,
         epochs=schedule.epochs,
-        devices=devices,
+        devices=resolved.devices,
         batch_size=schedule.batch_size,
     )
 
 
 def _benchmarks(
-    recipe: Recipe, run: RunFolder, opened: OpenBenchmarks | None
+    resolved: ResolvedRun, run: RunFolder, opened: OpenBenchmarks | None
 ) -> tuple[int, Benchmarks] | None:
     """Interval of the recipe's benchmarks, and the function that runs them."""
-    if recipe.evaluation is None:
+    evaluation = resolved.recipe.evaluation
+    if evaluation is None:
         return None
     if opened is None:
         raise ValueError(
             "evaluation needs the sweep, which `m3 train` brings: call m3.train.main, or give "
             "open_benchmarks"
         )
-    return recipe.evaluation.every, opened(recipe, run.path / "evaluation")
+    return evaluation.every, opened(resolved, run.path / "evaluation")
 
 
 def _held_out(spec: HeldOut, recipe: Recipe, collator: Collator) -> list[dict[str, Tensor]]:
@@ -264,8 +316,8 @@ def _held_out(spec: HeldOut, recipe: Recipe, collator: Collator) -> list[dict[st
     ]
 
 
-def _collator(recipe: Recipe, processor: M3Processor, step_samples: int) -> Collator:
-    data_section = recipe.data
+def _collator(resolved: ResolvedRun, processor: M3Processor) -> Collator:
+    recipe, data_section = resolved.recipe, resolved.recipe.data
     return Collator(
         processor,
         scales=recipe.scales,
@@ -275,7 +327,7 @@ def _collator(recipe: Recipe, processor: M3Processor, step_samples: int) -> Coll
         too_long=data_section.too_long,
         broken=data_section.broken,
         seed=recipe.schedule.seed,
-        step_samples=step_samples,
+        step_samples=resolved.step_samples,
         scale_weights=recipe.scale_weights,
         teacher_index=recipe.distil is not None,
     )

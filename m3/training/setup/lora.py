@@ -20,10 +20,10 @@ from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.inference.adapters import add_adapter
 from m3.inference.quantisation import fused_experts
 from m3.model import M3Config, M3ForConditionalGeneration
-from m3.training.recipe.sections import Adapter, Parts
 from m3.training.setup.build import load_checkpoint
 from m3.training.setup.new_tokens import NewRows
-from m3.training.setup.parameter_groups import chosen_rates, part_of, router_names
+from m3.training.setup.parameter_groups import part_of, router_names
+from m3.training.setup.resolved import ResolvedRun
 
 TOKEN_ROWS = ".trainable_tokens_delta."
 """In PEFT's names of parameters that are single rows of a table."""
@@ -62,10 +62,8 @@ def targets(model: M3ForConditionalGeneration) -> dict[str, list[str]]:
     return target_names
 
 
-def lora_config(
-    config: M3Config, adapter: Adapter, parts: Parts, rows: NewRows | None = None
-) -> LoraConfig:
-    """PEFT's configuration.
+def lora_config(resolved: ResolvedRun, rows: NewRows | None = None) -> LoraConfig:
+    """PEFT's configuration of the recipe's adapter.
 
     It is made before DeepSpeed is, under which shapes cannot be read off the weights.
 
@@ -75,8 +73,10 @@ def lora_config(
     Raises:
         ValueError: a target that the decoder does not have.
     """
+    adapter = resolved.recipe.adapter
+    assert adapter is not None  # only then is it asked for
     with torch.device("meta"):
-        model = M3ForConditionalGeneration(config)
+        model = M3ForConditionalGeneration(resolved.config)
     target_names = targets(model)
     empty = [
         adapter_target for adapter_target in adapter.targets if not target_names[adapter_target]
@@ -88,11 +88,11 @@ def lora_config(
         )
     whole_parts = [
         part_name
-        for part_name, rate in chosen_rates(parts).items()
+        for part_name, rate in resolved.rates.items()
         if part_name in ("vision_tower", "connector", "reducer") and rate != "frozen"
         if list(model.get_submodule(f"model.{part_name}").parameters())
     ]
-    routers = router_names(model) if parts.router not in (None, "frozen") else ()
+    routers = router_names(model) if resolved.recipe.parts.router not in (None, "frozen") else ()
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # a ratio: any number

@@ -1,7 +1,7 @@
 """Tokens that no pre-training has seen: which rows of the decoder's tables train where the tables
 themselves are frozen.
 
-in: a recipe, the model's configuration, the tokens that answers hold; out: the rows to train and
+in: a resolved recipe, the tokens that answers hold; out: the rows to train and
 their rate, and sentences about tokens that the model could never learn to say. An adapter leaves
 both tables as they are, and so does a frozen decoder; a token whose output row then is another's,
 or the mean of all, is as likely as that for ever. Where it ends an answer, no answer ends.
@@ -22,9 +22,10 @@ from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.checkpoints.weights import INDEX, SINGLE, Weights
 from m3.data.sample import Sample, SampleSource, Turn
 from m3.data.tokenized import tokenize_sample
-from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.recipe.recipe import Recipe
+from m3.training.setup.resolved import ResolvedRun
 
 SAMPLES = 500
 """Of each source, spread over it: as many are tokenised to see what its answers hold."""
@@ -44,7 +45,7 @@ class NewRows:
     rate: float
 
 
-def new_rows(recipe: Recipe, config: M3Config, unsayable: Iterable[int] = ()) -> NewRows | None:
+def new_rows(resolved: ResolvedRun, unsayable: Iterable[int] = ()) -> NewRows | None:
     """The rows that train although their tables are frozen: of the model's new tokens, and of those
     that are `unsayable`.
 
@@ -54,7 +55,8 @@ def new_rows(recipe: Recipe, config: M3Config, unsayable: Iterable[int] = ()) ->
     Raises:
         ValueError: a rate for new tokens where there are none.
     """
-    part_rates, ids = recipe.parts, tuple(sorted({*(config.new_token_ids or ()), *unsayable}))
+    recipe, part_rates = resolved.recipe, resolved.recipe.parts
+    ids = tuple(sorted({*(resolved.config.new_token_ids or ()), *unsayable}))
     if part_rates.new_tokens not in (None, "frozen") and not ids:
         raise ValueError("parts.new_tokens: the model has no new tokens; leave it out")
     if recipe.trains_tables or part_rates.new_tokens == "frozen" or not ids:
@@ -214,15 +216,14 @@ def warning(
     )
 
 
-def endless(recipe: Recipe, config: M3Config, processor: M3Processor) -> str | None:
+def endless(resolved: ResolvedRun, processor: M3Processor) -> str | None:
     """A warning where generation stops at nothing that answers are taught to end with; None where
     all is well.
     """
-    generation_file = (
-        None if recipe.model is None else Path(recipe.model) / "generation_config.json"
-    )
+    model = resolved.recipe.model
+    generation_file = None if model is None else Path(model) / "generation_config.json"
     generation_settings = (
-        config.text_config.eos_token_id
+        resolved.config.text_config.eos_token_id
         if generation_file is None or not generation_file.is_file()
         else read_json(generation_file).get("eos_token_id")
     )
