@@ -11,7 +11,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from m3.nesting import TilingConfig
+from m3.nesting import SingleTile, Tiling, make_tiling
 
 KINDS: Mapping[tuple[str, str], str] = {
     ("pad", "flat"): "single",
@@ -22,7 +22,7 @@ KINDS: Mapping[tuple[str, str], str] = {
 ROUNDING = "truncate"
 
 
-def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
+def read_tiling(config: Mapping[str, Any], side: int) -> Tiling:
     """From the original's `config.json`; `side`: pixels of a tile, which are those of the
     tower's images.
     """
@@ -37,7 +37,7 @@ def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
             f"this format is read with {known_kinds}"
         )
     if KINDS[chosen_kind] == "single":
-        return TilingConfig()
+        return SingleTile()
     given_pinpoints = config.get("image_grid_pinpoints")
     try:
         pinpoints: Any = (
@@ -51,17 +51,17 @@ def read_tiling(config: Mapping[str, Any], side: int) -> TilingConfig:
             f"image_grid_pinpoints is {given_pinpoints!r}; image_aspect_ratio anyres is read with "
             "pairs such as [[336, 672], [672, 336]]"
         ) from error
-    return TilingConfig(
-        kind=KINDS[chosen_kind], tile_size=side, grid_pinpoints=turned, unpad_rounding=ROUNDING
-    )
+    settings = {"kind": KINDS[chosen_kind], "tile_size": side, "grid_pinpoints": turned}
+    return make_tiling(settings | {"unpad_rounding": ROUNDING})
 
 
-def write_tiling(tiling: TilingConfig) -> dict[str, Any]:
+def write_tiling(tiling: Tiling) -> dict[str, Any]:
     """The original's settings of a tiling that it can hold (`problems` is empty)."""
     aspect, merge = next(
         kind_names for kind_names, tiling_kind in KINDS.items() if tiling_kind == tiling.kind
     )
-    turned = [[width, height] for height, width in tiling.grid_pinpoints]
+    pinpoints = tiling.to_dict().get("grid_pinpoints", [])
+    turned = [[width, height] for height, width in pinpoints]
     return {
         "image_aspect_ratio": aspect,
         "mm_patch_merge_type": merge,
@@ -69,13 +69,15 @@ def write_tiling(tiling: TilingConfig) -> dict[str, Any]:
     }
 
 
-def problems(tiling: TilingConfig, rounding: str) -> dict[str, bool]:
+def problems(tiling: Tiling, rounding: str) -> dict[str, bool]:
     """Properties of a tiling that a LLaVA format which rounds as `rounding` cannot hold."""
+    settings, known_kinds = tiling.to_dict(), list(KINDS.values())
+    used_rounding = settings.get("unpad_rounding", rounding)
     return {
-        f"tiling {tiling.kind} without grid_pinpoints": tiling.kind != "single"
-        and not tiling.grid_pinpoints,
-        f"unpad_rounding {tiling.unpad_rounding}, since its code is {rounding} (a few image sizes "
+        f"the tiling {tiling.kind} ({', '.join(known_kinds)} are)": tiling.kind not in known_kinds,
+        f"tiling {tiling.kind} without grid_pinpoints": settings.get("grid_pinpoints") == [],
+        f"unpad_rounding {used_rounding}, since its code is {rounding} (a few image sizes "
         "in 10 000 would get other "
         "tokens; change tiling.unpad_rounding in config.json and processor_config.json to take "
-        "that)": (tiling.kind == "anyres" and tiling.unpad_rounding != rounding),
+        "that)": used_rounding != rounding,
     }

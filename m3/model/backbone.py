@@ -31,7 +31,7 @@ from m3.model.reducers import REDUCERS, TokenReducer
 from m3.model.splice import splice
 from m3.model.vision import TileGroup, patch_mask, vision_grid, vision_inputs
 from m3.nesting import get_nesting
-from m3.nesting.layout import Reduce
+from m3.nesting.image_reader import Reduce
 
 
 class M3PreTrainedModel(PreTrainedModel):

@@ -2,7 +2,7 @@
 configuration.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -12,7 +12,7 @@ from transformers.configuration_utils import SubConfigSpec
 from m3.model.connectors import ConnectorConfig, connector_config
 from m3.model.reducers import REDUCERS, decode_options
 from m3.model.vision import vision_grid, vision_inputs
-from m3.nesting import Grid, ImageReader, TilingConfig, get_nesting
+from m3.nesting import Grid, ImageReader, Tiling, get_nesting, make_tiling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     SubConfig = Any
     Connector = Any
     NestingChoice = Any
-    Tiling = Any
+    TilingChoice = Any
 else:  # transformers checks what is given against these
     SubConfig = dict | PreTrainedConfig | None
     Connector = ConnectorConfig | dict | None
     NestingChoice = NestingConfig | dict | None
-    Tiling = TilingConfig | dict | None
+    TilingChoice = Tiling | dict | None
 
 
 @strict
@@ -67,7 +67,7 @@ class M3Config(PreTrainedConfig):
             Qwen3, ...
         connector: `ConnectorConfig` of a row of `m3.model.connectors.CONNECTORS`, or its dict.
         nesting: `NestingConfig` or its dict. Empty `trained_scales` means the largest scale alone.
-        tiling: `TilingConfig` (m3/nesting/layout.py) or its dict: how an image becomes tiles and
+        tiling: `Tiling`, a row of `m3.nesting.TILINGS`, or its dict: how an image becomes tiles and
             their tokens one sequence. Without it an image is one tile.
         image_token_id: the placeholder that visual tokens replace. It may lie beyond the decoder's
             vocabulary (in checkpoints whose vocabulary has no room for it): then it has no
@@ -97,7 +97,7 @@ class M3Config(PreTrainedConfig):
     text_config: SubConfig = None
     connector: Connector = None
     nesting: NestingChoice = None
-    tiling: Tiling = None
+    tiling: TilingChoice = None
     image_token_id: int = 0
     new_token_ids: list[int] | None = None
     vision_feature_layer: int | None = None
@@ -119,7 +119,8 @@ class M3Config(PreTrainedConfig):
         for scale in nesting.trained_scales:
             get_nesting(nesting.kind).count(self.grid, scale)
         self.nesting = nesting
-        self.tiling = decode_tiling(self.tiling)
+        if not isinstance(self.tiling, Tiling):
+            self.tiling = make_tiling(self.tiling or {})
         side = self.tiling.tile_size
         if side is not None and (
             size := vision_inputs(self.vision_config).image_size(self.vision_config)
@@ -145,18 +146,6 @@ class M3Config(PreTrainedConfig):
         output["nesting"] = self.nesting.to_dict()
         output["tiling"] = self.tiling.to_dict()
         return output
-
-
-def decode_tiling(value: TilingConfig | dict | None) -> TilingConfig:
-    """A tiling from its entry in config.json."""
-    if isinstance(value, TilingConfig):
-        return value
-    value = value or {}
-    known = [f.name for f in fields(TilingConfig)]
-    unknown = sorted(set(value) - set(known))
-    if unknown:
-        raise ValueError(f"TilingConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
-    return TilingConfig(**value)
 
 
 def decode_nesting(value: NestingConfig | dict | None) -> NestingConfig:

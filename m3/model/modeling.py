@@ -14,7 +14,7 @@ way: images -> input embeddings (m3/model/backbone.py) -> decoder -> logits, los
     router losses;
 out: `M3Output`.
 
-How many placeholders a span has is `config.reader.count(scale, tiles)` (m3/nesting/layout.py),
+How many placeholders a span has is `config.reader.count(scale, tiles)` (m3/nesting/image_reader.py),
 which the processor asks too.
 
 The scale is data. Nothing here keeps it, and all-scales training is a batch like any other: several

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from m3.model.image_inputs import Span
 from m3.nesting import ImageReader, Tiles
-from m3.nesting.layout import Reduce
+from m3.nesting.image_reader import Reduce
 
 
 def splice(

@@ -5,8 +5,10 @@ Imports torch and nothing of ours; lift it into any project.
 
 from m3.nesting.base import Grid, Nesting, UnreachableScaleError
 from m3.nesting.grid_pool import GridPool, as_rectangle, pool_grid
-from m3.nesting.layout import LAYOUTS, ImageReader, Tiles, TilingConfig
+from m3.nesting.image_reader import ImageReader
+from m3.nesting.layouts import Size, Tiles
 from m3.nesting.query_prefix import QueryPrefix, take_prefix
+from m3.nesting.tiling import TILINGS, Frame, SingleTile, Tiling, make_tiling
 
 NESTINGS: dict[str, Nesting] = {
     "grid_pool": GridPool(),
@@ -24,18 +26,22 @@ def get_nesting(reducer_kind: str) -> Nesting:
 
 
 __all__ = [
-    "LAYOUTS",
     "NESTINGS",
+    "TILINGS",
+    "Frame",
     "Grid",
     "GridPool",
     "ImageReader",
     "Nesting",
     "QueryPrefix",
+    "SingleTile",
+    "Size",
     "Tiles",
-    "TilingConfig",
+    "Tiling",
     "UnreachableScaleError",
     "as_rectangle",
     "get_nesting",
+    "make_tiling",
     "pool_grid",
     "take_prefix",
 ]

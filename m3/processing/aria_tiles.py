@@ -14,8 +14,7 @@ split: its grids count in 490 pixels whatever the tile's size, the whole image i
 tells one number of tiles for a batch of images that have different ones.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
-from m3.nesting import Tiles
+from m3.nesting import Size, Tiles
+from m3.processing.tiles import AS_CONFIGURED, TileMaker, TileOptions, cut
 
 GRIDS: tuple[tuple[int, int], ...] = (
     *((1, rows) for rows in range(2, 9)),
@@ -56,8 +56,7 @@ def split(image: Image.Image, size: int) -> list[Image.Image]:
     """The image itself, then its pieces row by row, each `size` x `size`."""
     columns, rows = nearest_grid(image.width, image.height, size)
     stretched = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
-    corners = [(x * size, y * size) for y in range(rows) for x in range(columns)]
-    return [image, *(stretched.crop((x, y, x + size, y + size)) for x, y in corners)]
+    return [image, *cut(stretched, (rows, columns))]
 
 
 def fitted_size(width: int, height: int, size: int, least: int) -> tuple[int, int]:
@@ -66,21 +65,6 @@ def fitted_size(width: int, height: int, size: int, least: int) -> tuple[int, in
     if width >= height:
         return size, max(int(height * scale), least)
     return max(int(width * scale), least), size
-
-
-@dataclass(frozen=True)
-class TileOptions:
-    """Choices of a call for an image; None is the image processor's own setting.
-
-    `max_image_size`: side of its tiles in pixels. `split_image`: whether it is cut, with the whole
-        image in front.
-    """
-
-    max_image_size: int | None = None
-    split_image: bool | None = None
-
-
-AS_CONFIGURED = TileOptions()
 
 
 class AriaTileProcessor(BaseImageProcessor):
@@ -178,3 +162,25 @@ class AriaTileProcessor(BaseImageProcessor):
         mask = torch.zeros(size, size, dtype=torch.bool)
         mask[:height, :width] = True
         return (pixels - mean) / std, mask
+
+
+class AriaTiles(TileMaker):
+    """Tiles as an `AriaTileProcessor` makes them; the model's tiling says their layout alone."""
+
+    def __init__(self, image_processor: AriaTileProcessor) -> None:
+        self.image_processor = image_processor
+
+    def outline(self, size: Callable[[], Size], options: TileOptions) -> Tiles:
+        if self.image_processor.is_split(options):
+            return self.image_processor.outline(*size(), options)
+        return Tiles(tokens=self.image_processor.tile_tokens(options))
+
+    def tile_pixels(
+        self, image: Image.Image, options: TileOptions
+    ) -> tuple[list[Float[Tensor, "3 h w"]], list[Bool[Tensor, "h w"]]]:
+        tiles = self.image_processor.preprocess(image, options)
+        return list(tiles["pixel_values"]), list(tiles["pixel_mask"])
+
+    def overview(self, image: Image.Image) -> tuple[Image.Image, Size]:
+        """The image itself: learned queries have no place on it."""
+        return image, (1, 1)

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs
 
-from m3.nesting import TilingConfig
+from m3.nesting import make_tiling
 from m3.processing.call_options import M3ProcessorKwargs, plain_numbers, refuse_unknown
 from m3.processing.chat_template import CONTROL_TOKENS, chatml_template
 from m3.processing.images import MAX_PIXELS, ImageSource
@@ -63,7 +63,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
                 given.
             grid: tokens that the connector gives per tile: (rows, columns), or their number.
             nesting: `{"kind": ..., "trained_scales": [...]}` as in the model's configuration.
-            tiling: how images are cut into tiles, as in the model's configuration (`TilingConfig`);
+            tiling: how images are cut into tiles, as in the model's configuration (`m3.nesting.Tiling`);
                 None: not at all.
             image_token: stands for an image in prompts, and as placeholder in `input_ids`.
             chat_template: None for ChatML; one of your own needs `{% generation %}` marks to be
@@ -77,7 +77,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
         self.nesting = _checked_nesting(
             nesting or {"kind": "grid_pool", "trained_scales": [1, 4, 9, 36, 144]}
         )
-        self.tiling = TilingConfig(**(tiling or {})).to_dict()
+        self.tiling = make_tiling(tiling or {}).to_dict()
         self.image_token = image_token
         if chat_template is None:
             chat_template = chatml_template(image_token)

@@ -1,19 +1,17 @@
 """Images to tiles: what the encoder sees of each image, and what must be known of it to count its
 tokens.
 
-in:  images, the encoder's image processor, and how to cut (`TilingConfig`);
+in:  images, and a `TileMaker`, which a processor has (m3/processing/token_counts.py);
 out: `pixel_values [t, 3, H, W]`, image after image, `pixel_mask [t, H, W]` where tiles are padded,
     and each image's `Tiles`.
 
-How it is cut may be the image processor's own business (Aria's: m3/processing/aria_tiles.py, with
-options per image). Otherwise, without pinpoints, an image is one tile: padded to a square with the
-mean colour (LLaVA-1.5). With pinpoints (LLaVA-NeXT's `process_anyres_image`,
-https://github.com/haotian-liu/LLaVA, `llava/mm_utils.py`) the first tile is the whole image
-squeezed into a square; for the rest it is enlarged or shrunk to the best pinpoint, keeping its
-shape, centred on black, and cut.
+`EncoderTiles` draws the frames of the model's tiling (m3/nesting/tiling.py), cuts them, and lets
+the encoder's image processor normalise each tile. Aria's image processor makes its tiles itself,
+with options per image: m3/processing/aria_tiles.py.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,11 +23,46 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import BaseImageProcessor
 
-from m3.nesting import LAYOUTS, Tiles, TilingConfig
-from m3.nesting.layout import Size
-from m3.processing.aria_tiles import AS_CONFIGURED, AriaTileProcessor, TileOptions
+from m3.nesting import Frame, Size, Tiles, Tiling
+from m3.nesting.tiling import finest_first
 from m3.processing.call_options import per_image
 from m3.processing.images import MAX_PIXELS, ImageSource, load_image, mean_colour, pad_to_square
+
+
+@dataclass(frozen=True)
+class TileOptions:
+    """Choices of a call for an image; None is the image processor's own setting.
+
+    `max_image_size`: side of its tiles in pixels. `split_image`: whether it is cut, with the whole
+        image in front.
+    """
+
+    max_image_size: int | None = None
+    split_image: bool | None = None
+
+
+AS_CONFIGURED = TileOptions()
+
+
+class TileMaker(ABC):
+    """Makes the tiles of one image."""
+
+    @abstractmethod
+    def outline(self, size: Callable[[], Size], options: TileOptions) -> Tiles:
+        """Tiles of an image, without decoding it.
+
+        `size` gives its (height, width); not asked where it does not matter.
+        """
+
+    @abstractmethod
+    def tile_pixels(
+        self, image: Image.Image, options: TileOptions
+    ) -> tuple[list[Float[Tensor, "3 h w"]], list[Bool[Tensor, "h w"]]]:
+        """The tiles of an upright RGB image, and where each is image; no masks where all is."""
+
+    @abstractmethod
+    def overview(self, image: Image.Image) -> tuple[Image.Image, Size]:
+        """The picture on which a grid of tokens is drawn, and its (rows, columns) of tiles."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +73,20 @@ class TiledImages:
     images: list[Tiles]
     pixel_mask: Bool[Tensor, "t h w"] | None = None
 
-    def entries(self, tiling: TilingConfig) -> dict[str, Tensor]:
+    def entries(self, tiling: Tiling) -> dict[str, Tensor]:
         """The entries of a batch."""
         masks = {} if self.pixel_mask is None else {"pixel_mask": self.pixel_mask}
         return {"pixel_values": self.pixel_values} | masks | tile_entries(self.images, tiling)
 
 
-def tile_entries(images: Sequence[Tiles], tiling: TilingConfig) -> dict[str, Tensor]:
+def tile_entries(images: Sequence[Tiles], tiling: Tiling) -> dict[str, Tensor]:
     """Inputs that describe the tiles to the model (m3/model/image_inputs.py); nothing for one plain
     tile per image.
     """
     entries: dict[str, list] = {}
-    if tiling.kind != "single":
+    if not tiling.layout.has_one_tile:
         entries["image_tiles"] = [tiles.number for tiles in images]
-    if LAYOUTS[tiling.kind].needs_size:
+    if tiling.layout.needs_size:
         entries["image_sizes"] = [tiles.size for tiles in images]
     if any(tiles.tokens is not None for tiles in images):
         entries["tile_tokens"] = [tiles.tokens for tiles in images]
@@ -79,38 +112,54 @@ def tile_options(
     return [TileOptions(*chosen) for chosen in zip(sizes, splits, strict=True)]
 
 
-def outline_image(
-    size: Callable[[], Size],
-    image_processor: BaseImageProcessor,
-    tiling: TilingConfig,
-    options: TileOptions,
-) -> Tiles:
-    """Tiles of an image, without decoding it.
+class EncoderTiles(TileMaker):
+    """The frames of a tiling, cut; tiles of one size by the encoder's own image processor."""
 
-    `size` gives its (height, width); not asked where it does not matter.
-    """
-    if isinstance(image_processor, AriaTileProcessor):
-        if image_processor.is_split(options):
-            return image_processor.outline(*size(), options)
-        return Tiles(tokens=image_processor.tile_tokens(options))
-    if options != AS_CONFIGURED:
-        raise ValueError(
-            "max_image_size and split_image choose among the tiles of models that read several "
-            "sizes (Aria); this model's "
-            f"{type(image_processor).__name__} makes tiles of one size. Leave them out"
-        )
-    return tiling.tiles(size()) if tiling.grid_pinpoints else Tiles()
+    def __init__(self, image_processor: BaseImageProcessor, tiling: Tiling) -> None:
+        self.image_processor = image_processor
+        self.tiling = tiling
+
+    def outline(self, size: Callable[[], Size], options: TileOptions) -> Tiles:
+        self._check(options)
+        return self.tiling.tiles(size()) if self.tiling.is_cut else Tiles()
+
+    def tile_pixels(
+        self, image: Image.Image, options: TileOptions
+    ) -> tuple[list[Float[Tensor, "3 h w"]], list[Bool[Tensor, "h w"]]]:
+        self._check(options)
+        frames = self.tiling.frames((image.height, image.width))
+        tiles = [tile for frame in frames for tile in cut(self._draw(image, frame), frame.grid)]
+        return [_normalised(tile, self.image_processor) for tile in tiles], []
+
+    def overview(self, image: Image.Image) -> tuple[Image.Image, Size]:
+        frame = finest_first(self.tiling.frames((image.height, image.width)))[0]
+        return self._draw(image, frame), frame.grid
+
+    def _draw(self, image: Image.Image, frame: Frame) -> Image.Image:
+        if frame.size is None:
+            return pad_to_square(image, mean_colour(self.image_processor))
+        height, width = frame.size
+        if frame.keeps_shape:
+            return centred_on_black(image, frame.size)
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+
+    def _check(self, options: TileOptions) -> None:
+        if options != AS_CONFIGURED:
+            raise ValueError(
+                "max_image_size and split_image choose among the tiles of models that read several "
+                "sizes (Aria); this model's "
+                f"{type(self.image_processor).__name__} makes tiles of one size. Leave them out"
+            )
 
 
 def prepare_images(
     images: Sequence[ImageSource],
-    image_processor: BaseImageProcessor,
-    tiling: TilingConfig,
+    maker: TileMaker,
     max_pixels: int = MAX_PIXELS,
     fetch_urls: bool = False,
     options: Sequence[TileOptions] | None = None,
 ) -> TiledImages:
-    """Load, cut, then let the encoder's own processor resize, rescale and normalise each tile.
+    """Load the images and make the tiles of each.
 
     One image at a time, so that memory holds one decoded image however many are asked for.
     `options`: one for each image, for an image processor that has some.
@@ -127,17 +176,10 @@ def prepare_images(
     for source, option in zip(images, options or [AS_CONFIGURED] * len(images), strict=True):
         image = load_image(source, max_pixels, fetch_urls)
         size = (image.height, image.width)
-        known.append(
-            replace(
-                outline_image(lambda size=size: size, image_processor, tiling, option), size=size
-            )
-        )
-        if isinstance(image_processor, AriaTileProcessor):
-            seen = image_processor.preprocess(image, option)
-            pixels += seen["pixel_values"]
-            masks += seen["pixel_mask"]
-        else:
-            pixels += _tiles_of_one_size(image, image_processor, tiling)
+        known.append(replace(maker.outline(lambda size=size: size, option), size=size))
+        tile_pixels, tile_masks = maker.tile_pixels(image, option)
+        pixels += tile_pixels
+        masks += tile_masks
     if not masks:
         return TiledImages(torch.stack(pixels).float(), known)
     side = max(mask.shape[0] for mask in masks)
@@ -147,32 +189,19 @@ def prepare_images(
     return TiledImages(torch.stack(pixels), known, torch.stack(masks))
 
 
-def _tiles_of_one_size(
-    image: Image.Image, image_processor: BaseImageProcessor, tiling: TilingConfig
-) -> list[Float[Tensor, "3 h w"]]:
-    parts = (
-        cut(image, tiling)
-        if tiling.grid_pinpoints
-        else [pad_to_square(image, mean_colour(image_processor))]
-    )
-    return [_normalised(part, image_processor) for part in parts]
+def cut(picture: Image.Image, grid: Size) -> list[Image.Image]:
+    """The (rows, columns) of equal tiles of a picture, row by row."""
+    rows, columns = grid
+    if grid == (1, 1):
+        return [picture]
+    height, width = picture.height // rows, picture.width // columns
+    corners = [(x * width, y * height) for y in range(rows) for x in range(columns)]
+    return [picture.crop((x, y, x + width, y + height)) for x, y in corners]
 
 
-def cut(image: Image.Image, tiling: TilingConfig) -> list[Image.Image]:
-    """The whole image as a square, then the tiles of its best pinpoint, row by row."""
-    side = tiling.tile_size
-    assert side is not None  # TilingConfig wants it where there are pinpoints
-    picture = enlarged(image, tiling)
-    corners = [
-        (x, y) for y in range(0, picture.height, side) for x in range(0, picture.width, side)
-    ]
-    whole = image.resize((side, side), Image.Resampling.BICUBIC)
-    return [whole, *(picture.crop((x, y, x + side, y + side)) for x, y in corners)]
-
-
-def enlarged(image: Image.Image, tiling: TilingConfig) -> Image.Image:
-    """The picture that is cut: the image as large as its best pinpoint allows, centred on black."""
-    height, width = tiling.resolution((image.height, image.width))
+def centred_on_black(image: Image.Image, size: Size) -> Image.Image:
+    """The image in its shape, as large as (height, width) allow, in the middle."""
+    height, width = size
     picture = Image.new("RGB", (width, height))
     shown = image.resize(_inside(image.size, (width, height)), Image.Resampling.BICUBIC)
     picture.paste(shown, ((width - shown.width) // 2, (height - shown.height) // 2))

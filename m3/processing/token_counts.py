@@ -13,13 +13,27 @@ from typing import Any
 
 from transformers import BaseImageProcessor
 
-from m3.nesting import Grid, ImageReader, Tiles, TilingConfig, get_nesting
-from m3.processing.aria_tiles import AS_CONFIGURED, TileOptions
+from m3.nesting import Grid, ImageReader, Tiles, get_nesting, make_tiling
+from m3.processing.aria_tiles import AriaTileProcessor, AriaTiles
 from m3.processing.call_options import per_image, whole_numbers
 from m3.processing.images import MAX_PIXELS, ImageSource, image_size
-from m3.processing.tiles import TiledImages, outline_image, prepare_images, tile_options
+from m3.processing.tiles import (
+    AS_CONFIGURED,
+    EncoderTiles,
+    TiledImages,
+    TileMaker,
+    TileOptions,
+    prepare_images,
+    tile_options,
+)
 
 logger = logging.getLogger(__name__)
+
+
+TILE_MAKERS: dict[type[BaseImageProcessor], Callable[[Any], TileMaker]] = {
+    AriaTileProcessor: AriaTiles
+}
+"""Image processors that make their tiles themselves; of all others the model's tiling is drawn."""
 
 
 class ScaleArithmetic:
@@ -43,9 +57,15 @@ class ScaleArithmetic:
     @property
     def reader(self) -> ImageReader:
         """The arithmetic of scales and tiles, the same as the model's."""
-        return ImageReader(
-            get_nesting(self.nesting["kind"]), TilingConfig(**self.tiling), self.grid
-        )
+        return ImageReader(get_nesting(self.nesting["kind"]), make_tiling(self.tiling), self.grid)
+
+    @property
+    def tile_maker(self) -> TileMaker:
+        """What makes the tiles of an image."""
+        own_maker = TILE_MAKERS.get(type(self.image_processor))
+        if own_maker is not None:
+            return own_maker(self.image_processor)
+        return EncoderTiles(self.image_processor, self.reader.tiling)
 
     def check_scales(self, scales: Sequence[int]) -> None:
         """An unreachable scale is a `ValueError` with the choices."""
@@ -101,7 +121,7 @@ class ScaleArithmetic:
         return self._outline(lambda: image_size(image, max_pixels, fetch_urls), options)
 
     def _outline(self, size: Callable[[], tuple[int, int]], options: TileOptions) -> Tiles:
-        return outline_image(size, self.image_processor, self.reader.tiling, options)
+        return self.tile_maker.outline(size, options)
 
     def prepare_images(
         self,
@@ -111,9 +131,7 @@ class ScaleArithmetic:
         options: Sequence[TileOptions] | None = None,
     ) -> TiledImages:
         """The tiles of all images, as the encoder takes them, and what is known of each image."""
-        return prepare_images(
-            images, self.image_processor, self.reader.tiling, max_pixels, fetch_urls, options
-        )
+        return prepare_images(images, self.tile_maker, max_pixels, fetch_urls, options)
 
     def resolve_scales(
         self,

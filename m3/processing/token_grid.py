@@ -10,11 +10,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from m3.nesting import Grid, ImageReader
-from m3.nesting.layout import Size
-from m3.processing.aria_tiles import AriaTileProcessor
-from m3.processing.images import mean_colour, pad_to_square
-from m3.processing.tiles import enlarged
+from m3.nesting import Frame, Grid, ImageReader, Size
+from m3.nesting.tiling import finest_first
 from m3.processing.token_counts import ScaleArithmetic
 
 Line = tuple[float, float, float, float]
@@ -36,15 +33,7 @@ def canvas(image: Image.Image, processor: ScaleArithmetic) -> Canvas:
 
     Where it is cut into tiles, it is seen as a whole besides.
     """
-    # its tokens have no place on the picture
-    if isinstance(processor.image_processor, AriaTileProcessor):
-        return Canvas(image)
-    tiling = processor.reader.tiling
-    if not tiling.grid_pinpoints:
-        return Canvas(pad_to_square(image, mean_colour(processor.image_processor)))
-    tiles = tiling.tile_grid((image.height, image.width))
-    assert isinstance(tiles, tuple)
-    return Canvas(enlarged(image, tiling), tiles)
+    return Canvas(*processor.tile_maker.overview(image))
 
 
 def token_lines(seen: Canvas, processor: ScaleArithmetic, scale: int) -> list[Line]:
@@ -76,19 +65,24 @@ def views(reader: ImageReader, size: Size, scale: int) -> list[View]:
     """Views of an image of `size` (height, width) at `scale`: padded to a square, or whole and in
     tiles.
 
-    None where tokens are learned queries, which have no place. Cut images are squeezed into the
-    encoder's square as a whole, so the frame of that view is the image itself.
+    None where tokens are learned queries, which have no place. Where an image is stretched over a
+    frame, its tiles stretch with it, so the frame of that view is the image itself.
     """
     shape = reader.shape(scale, None)
     if not isinstance(shape, tuple):
         return []
-    if not reader.tiling.grid_pinpoints:
-        return [View((1, 1), shape)]
-    tiles = reader.tiling.tile_grid(size)
-    assert isinstance(tiles, tuple)
-    cells = (shape[0] * tiles[0], shape[1] * tiles[1])
     left_out = reader.layout.padding(shape, reader.tiling.tiles(size))
-    return [View(reader.tiling.resolution(size), cells, tiles, left_out), View(size, shape)]
+    return [
+        _view(frame, size, shape, left_out) for frame in finest_first(reader.tiling.frames(size))
+    ]
+
+
+def _view(frame: Frame, image_size: Size, token_grid: Size, left_out: Size) -> View:
+    (rows, columns), (tile_rows, tile_columns) = frame.grid, token_grid
+    cells = (rows * tile_rows, columns * tile_columns)
+    if not frame.keeps_shape:
+        return View(image_size, cells, frame.grid)
+    return View(frame.size or (1, 1), cells, frame.grid, left_out)
 
 
 def grid_lines(shape: Grid) -> list[Line]:

@@ -25,7 +25,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from m3.checkpoints.convert import convert
 from m3.checkpoints.formats import recognise
 from m3.model import M3ForConditionalGeneration
-from m3.nesting.layout import UNPAD_ROUNDINGS
+from m3.nesting.tiling import UNPAD_ROUNDINGS
 
 PINPOINTS = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 TEMPLATE = (

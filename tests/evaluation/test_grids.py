@@ -6,12 +6,11 @@ import pytest
 
 from m3.evaluation.report.token_grids import drawn, grid_note
 from m3.evaluation.results.run_folder import Example, ModelRow
-from m3.nesting import TilingConfig
+from m3.nesting import SingleTile
+from m3.nesting.tiling import AnyRes
 
-SINGLE = TilingConfig().to_dict()
-ANYRES = TilingConfig(
-    kind="anyres", tile_size=24, grid_pinpoints=[[24, 48], [48, 24], [48, 48]]
-).to_dict()
+SINGLE = SingleTile().to_dict()
+ANYRES = AnyRes(tile_size=24, grid_pinpoints=[[24, 48], [48, 24], [48, 48]]).to_dict()
 SQUARE = ModelRow("m", "m", "w", [144], [12, 12], "grid_pool", 1, tiling=SINGLE)
 TILED = ModelRow("m", "m", "w", [36], [6, 6], "grid_pool", 1, tiling=ANYRES)
 QUERIES = ModelRow("m", "m", "w", [4], [9], "query_prefix", 1, tiling=SINGLE)

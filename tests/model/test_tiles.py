@@ -16,11 +16,11 @@ from m3.data.collate import Collator
 from m3.data.sample import Sample, Turn
 from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.model import M3ForConditionalGeneration
-from m3.nesting import LAYOUTS
+from m3.nesting import TILINGS
 from m3.processing import M3Processor
 
 PINPOINTS = [[48, 96], [96, 48], [96, 96]]
-TILINGS = {
+SETTINGS = {
     "single": {},
     "tiles": {"kind": "tiles", "tile_size": 48, "grid_pinpoints": PINPOINTS},
     "anyres": {"kind": "anyres", "tile_size": 48, "grid_pinpoints": PINPOINTS},
@@ -34,7 +34,7 @@ PROMPTS = ["what is on <image> and <image>?", "<image>", "and on <image>?"]
 def make_processor(kind: str) -> M3Processor:
     image_processor = SiglipImageProcessorPil(size={"height": 48, "width": 48})
     return M3Processor(
-        image_processor, build_tokenizer(), grid=(12, 12), nesting=NESTING, tiling=TILINGS[kind]
+        image_processor, build_tokenizer(), grid=(12, 12), nesting=NESTING, tiling=SETTINGS[kind]
     )
 
 
@@ -45,7 +45,7 @@ def make_tiled(
         decoder=decoder,
         vocab_size=len(processor.tokenizer),
         image_token_id=processor.image_token_id,
-        tiling=TILINGS[kind],
+        tiling=SETTINGS[kind],
     )
 
 
@@ -60,11 +60,11 @@ def png(number: int, folder: Path) -> str:
     return str(path)
 
 
-def test_every_layout_is_tested() -> None:
-    assert set(TILINGS) == set(LAYOUTS)
+def test_every_tiling_is_tested() -> None:
+    assert set(SETTINGS) == set(TILINGS)
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("kind", TILINGS)
 @pytest.mark.parametrize("scale", [*SCALES, [1, 144, 36, 9]], ids=str)
 def test_placeholders_equal_features(kind: str, scale: int | list[int]) -> None:
     """Four images of different tile counts in three rows; each row answers as it does alone."""
@@ -182,7 +182,7 @@ def test_a_rank_without_an_image_runs_the_newline_too() -> None:
     assert model.model.image_newline.grad.norm() == 0
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("kind", TILINGS)
 def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     processor = make_processor(kind)
     model = make_tiled(kind, processor)
@@ -228,6 +228,7 @@ def test_errors_name_both_numbers() -> None:
     ):
         make_model(tiling={"kind": "tiles", "tile_size": 24})
     with pytest.raises(
-        ValueError, match="TilingConfig has no pinpoints; it has kind, tile_size, grid_pinpoints"
+        ValueError,
+        match="the tiling anyres has no pinpoints; its settings are kind, tile_size, grid_pin",
     ):
         make_model(tiling={"kind": "anyres", "pinpoints": []})

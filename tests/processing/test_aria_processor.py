@@ -12,7 +12,8 @@ from transformers import SiglipImageProcessorPil
 from m3.nesting import Tiles, UnreachableScaleError, take_prefix
 from m3.processing import M3Processor
 from m3.processing.aria_template import aria_template
-from m3.processing.aria_tiles import AriaTileProcessor, TileOptions
+from m3.processing.aria_tiles import AriaTileProcessor
+from m3.processing.tiles import TileOptions
 
 
 def reduce_by_prefix(tokens: torch.Tensor, scale: int, grid: object) -> torch.Tensor:

@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import AriaImageProcessorPil
 
 from m3.nesting import Tiles
-from m3.processing.aria_tiles import GRIDS, AriaTileProcessor, TileOptions, nearest_grid
+from m3.processing.aria_tiles import GRIDS, AriaTileProcessor, nearest_grid
+from m3.processing.tiles import TileOptions
 
 SIZES = [
     (768, 768),

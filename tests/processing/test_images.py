@@ -11,10 +11,10 @@ from pictures import encoded, gradient
 from PIL import Image
 from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil, SiglipImageProcessorPil
 
-from m3.nesting import Tiles, TilingConfig
+from m3.nesting import SingleTile, Tiles
 from m3.processing import images as module
 from m3.processing.images import load_image, mean_colour, pad_to_square
-from m3.processing.tiles import prepare_images
+from m3.processing.tiles import EncoderTiles, prepare_images
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "flat"
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -29,7 +29,7 @@ def test_pixel_values_equal_the_original_implementation() -> None:
     image_processor = CLIPImageProcessorPil.from_pretrained(FIXTURE / "vision_tower_src")
     image = load_image(FIXTURE / "image.png")
     assert image.size == tuple(reference["image_size_wh"])
-    pixel_values = prepare_images([image], image_processor, TilingConfig()).pixel_values
+    pixel_values = prepare_images([image], EncoderTiles(image_processor, SingleTile())).pixel_values
     # 1e-6 leaves room for another build of numpy; one grey level would be 1.4e-2.
     np.testing.assert_allclose(pixel_values.numpy(), reference["pixel_values"], atol=1e-6, rtol=0)
 
@@ -236,7 +236,7 @@ def test_preprocess_keeps_order_and_shape() -> None:
     colours = [RED, (0, 255, 0), (0, 0, 255)]
     images = [Image.new("RGB", (5 + n, 9), colour) for n, colour in enumerate(colours)]
     prepared = prepare_images(
-        images, SiglipImageProcessorPil(size={"height": 8, "width": 8}), TilingConfig()
+        images, EncoderTiles(SiglipImageProcessorPil(size={"height": 8, "width": 8}), SingleTile())
     )
     pixel_values = prepared.pixel_values
     assert prepared.images == [Tiles(1, (9, 5)), Tiles(1, (9, 6)), Tiles(1, (9, 7))]
@@ -246,7 +246,7 @@ def test_preprocess_keeps_order_and_shape() -> None:
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="needs at least one image and got none"):
-        prepare_images([], SiglipImageProcessorPil(), TilingConfig())
+        prepare_images([], EncoderTiles(SiglipImageProcessorPil(), SingleTile()))
 
 
 def test_an_image_processor_that_gives_patches_is_refused() -> None:
@@ -255,4 +255,4 @@ def test_an_image_processor_that_gives_patches_is_refused() -> None:
         match=r"Siglip2ImageProcessorPil gave pixel_values of shape \[1, 256, 768\] "
         r"for one image",
     ):
-        prepare_images([gradient()], Siglip2ImageProcessorPil(), TilingConfig())
+        prepare_images([gradient()], EncoderTiles(Siglip2ImageProcessorPil(), SingleTile()))

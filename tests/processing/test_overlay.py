@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from transformers import SiglipImageProcessorPil
 
-from m3.nesting import TilingConfig
+from m3.nesting import make_tiling
 from m3.processing.aria_tiles import AriaTileProcessor
 from m3.processing.token_counts import ScaleArithmetic
 from m3.processing.token_grid import canvas, token_lines
@@ -21,7 +21,7 @@ class Known(ScaleArithmetic):
         self.grid, self.image_processor = grid, image_processor
         self.nesting, self.tiling = (
             {"kind": nesting, "trained_scales": [1]},
-            TilingConfig(**tiling).to_dict(),
+            make_tiling(tiling).to_dict(),
         )
 
 

@@ -39,7 +39,7 @@ from m3.checkpoints.keymap import Dropped, Keymap, Row
 from m3.checkpoints.new_embeddings import NEW_TOKENS, room_for_placeholder
 from m3.checkpoints.processors import choose_template, load_tokenizer, make_processor, token_of
 from m3.model import M3Config
-from m3.nesting import TilingConfig
+from m3.nesting import Tiling
 
 KEYMAP = Keymap(
     rows=(
@@ -75,15 +75,15 @@ class HubLlava(Format):
     keymap: Keymap = KEYMAP
 
     @abstractmethod
-    def read_tiling(self, config: HubConfig) -> TilingConfig:
+    def read_tiling(self, config: HubConfig) -> Tiling:
         """Tiling of a foreign model."""
 
     @abstractmethod
-    def read_image_processor(self, folder: Path, tiling: TilingConfig) -> BaseImageProcessor:
+    def read_image_processor(self, folder: Path, tiling: Tiling) -> BaseImageProcessor:
         """The image processor of one tile, from the folder's own."""
 
     @abstractmethod
-    def unfit(self, tiling: TilingConfig) -> dict[str, bool]:
+    def unfit(self, tiling: Tiling) -> dict[str, bool]:
         """Properties of a tiling that the format cannot hold: problems for `refuse`."""
 
     @abstractmethod
@@ -92,7 +92,7 @@ class HubLlava(Format):
 
     @abstractmethod
     def write_image_processor(
-        self, image_processor: BaseImageProcessor, tiling: TilingConfig
+        self, image_processor: BaseImageProcessor, tiling: Tiling
     ) -> BaseImageProcessor:
         """transformers' own image processor that pads or cuts as ours does, with the same
         settings otherwise.

@@ -16,7 +16,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from m3.checkpoints.formats.hub_llava import IMAGE_SETTINGS, HubConfig, HubLlava
 from m3.checkpoints.processors import load_image_processor
 from m3.model import M3Config
-from m3.nesting import TilingConfig
+from m3.nesting import SingleTile, Tiling
 
 
 class LlavaHf(HubLlava):
@@ -27,13 +27,13 @@ class LlavaHf(HubLlava):
     model_class = LlavaForConditionalGeneration
     processor_class = LlavaProcessor
 
-    def read_tiling(self, config: HubConfig) -> TilingConfig:
-        return TilingConfig()
+    def read_tiling(self, config: HubConfig) -> Tiling:
+        return SingleTile()
 
-    def read_image_processor(self, folder: Path, tiling: TilingConfig) -> BaseImageProcessor:
+    def read_image_processor(self, folder: Path, tiling: Tiling) -> BaseImageProcessor:
         return load_image_processor(folder)
 
-    def unfit(self, tiling: TilingConfig) -> dict[str, bool]:
+    def unfit(self, tiling: Tiling) -> dict[str, bool]:
         return {f"the tiling {tiling.kind} (one tile per image is)": tiling.kind != "single"}
 
     def tile_settings(self, config: M3Config) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class LlavaHf(HubLlava):
         return {"image_seq_length": config.grid[0] * config.grid[1]}
 
     def write_image_processor(
-        self, image_processor: BaseImageProcessor, tiling: TilingConfig
+        self, image_processor: BaseImageProcessor, tiling: Tiling
     ) -> BaseImageProcessor:
         settings = image_processor.to_dict()
         return LlavaImageProcessorPil(

@@ -23,7 +23,8 @@ from m3.checkpoints.keymap import Keymap, Row
 from m3.checkpoints.llava_tiling import problems
 from m3.checkpoints.processors import clip_image_processor, load_image_processor
 from m3.model import M3Config
-from m3.nesting import TilingConfig
+from m3.nesting import Tiling
+from m3.nesting.tiling import AnyRes
 
 ROUNDING = "seven_digits"
 BICUBIC = 3
@@ -40,17 +41,16 @@ class LlavaNextHf(HubLlava):
         (*KEYMAP.rows, Row("model.image_newline", "model.image_newline")), KEYMAP.dropped
     )
 
-    def read_tiling(self, config: HubConfig) -> TilingConfig:
+    def read_tiling(self, config: HubConfig) -> Tiling:
         assert isinstance(config, LlavaNextConfig)
         tower: Any = config.vision_config  # a configuration once read
-        return TilingConfig(
-            kind="anyres",
+        return AnyRes(
             tile_size=tower.image_size,
             grid_pinpoints=config.image_grid_pinpoints or [],
             unpad_rounding=ROUNDING,
         )
 
-    def read_image_processor(self, folder: Path, tiling: TilingConfig) -> BaseImageProcessor:
+    def read_image_processor(self, folder: Path, tiling: Tiling) -> BaseImageProcessor:
         """The one of a tile; cutting is ours (m3/processing/tiles.py)."""
         settings = load_image_processor(folder).to_dict()
         pinpoints = [list(pinpoint) for pinpoint in settings["image_grid_pinpoints"]]
@@ -60,7 +60,7 @@ class LlavaNextHf(HubLlava):
                 f"resample {settings['resample']} (3, bicubic, is)": settings["resample"]
                 != BICUBIC,
                 f"image_grid_pinpoints {pinpoints}, which are not those of the model": (
-                    pinpoints != [list(pinpoint) for pinpoint in tiling.grid_pinpoints]
+                    pinpoints != tiling.to_dict()["grid_pinpoints"]
                 ),
             },
         )
@@ -68,19 +68,17 @@ class LlavaNextHf(HubLlava):
             {setting_name: settings[setting_name] for setting_name in IMAGE_SETTINGS}
         )
 
-    def unfit(self, tiling: TilingConfig) -> dict[str, bool]:
+    def unfit(self, tiling: Tiling) -> dict[str, bool]:
         return {
             f"the tiling {tiling.kind} (anyres is)": tiling.kind != "anyres",
             **problems(tiling, ROUNDING),
         }
 
     def tile_settings(self, config: M3Config) -> dict[str, Any]:
-        return {
-            "image_grid_pinpoints": [list(pinpoint) for pinpoint in config.tiling.grid_pinpoints]
-        }
+        return {"image_grid_pinpoints": config.tiling.to_dict()["grid_pinpoints"]}
 
     def write_image_processor(
-        self, image_processor: BaseImageProcessor, tiling: TilingConfig
+        self, image_processor: BaseImageProcessor, tiling: Tiling
     ) -> BaseImageProcessor:
         own_settings = image_processor.to_dict()
         settings: dict[str, Any] = {
@@ -92,5 +90,5 @@ class LlavaNextHf(HubLlava):
             for setting_name in IMAGE_SETTINGS
             if setting_name in own_settings
         } | {"resample": BICUBIC}
-        settings |= {"image_grid_pinpoints": [list(pinpoint) for pinpoint in tiling.grid_pinpoints]}
+        settings |= {"image_grid_pinpoints": tiling.to_dict()["grid_pinpoints"]}
         return LlavaNextImageProcessorPil(**settings)

@@ -10,7 +10,7 @@ from typing import Any
 
 from m3.evaluation.results.run_folder import Example, ModelRow
 from m3.evaluation.token_reduction.table import OWN
-from m3.nesting import GridPool, ImageReader, TilingConfig, get_nesting
+from m3.nesting import GridPool, ImageReader, get_nesting, make_tiling
 from m3.processing.token_grid import views
 
 POOLING = "pooling"
@@ -28,7 +28,7 @@ def reader_of(model: ModelRow) -> ImageReader:
     pictures are cut.
     """
     grid = (model.grid[0], model.grid[1]) if len(model.grid) == 2 else model.grid[0]
-    return ImageReader(get_nesting("grid_pool"), TilingConfig(**(model.tiling or {})), grid)
+    return ImageReader(get_nesting("grid_pool"), make_tiling(model.tiling or {}), grid)
 
 
 def drawn(model: ModelRow, example: Example, scales: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -40,7 +40,7 @@ def drawn(model: ModelRow, example: Example, scales: Sequence[int]) -> dict[int,
     if not is_on_grid(model):
         return {}
     reader = reader_of(model)
-    if reader.tiling.grid_pinpoints and example.size is None:
+    if reader.tiling.is_cut and example.size is None:
         return {}
     image_size = SQUARE if example.size is None else (example.size[0], example.size[1])
     reachable_scales = set(reader.nesting.reachable(reader.grid))
@@ -67,10 +67,4 @@ def grid_note(model: ModelRow) -> str:
             f"{model.name} cuts images into tiles: the grid of the whole image is drawn, any tiles "
             "are not."
         )
-    if model.tiling["grid_pinpoints"]:
-        return (
-            "The image is seen in tiles (thick lines), and once more as a whole; each visual token "
-            "is the mean over one cell. "
-            "Cells that show padding are left out."
-        )
-    return "Each visual token is the mean over one cell of the grid on the image, which is padded to a square."
+    return make_tiling(model.tiling).grid_note

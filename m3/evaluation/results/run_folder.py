@@ -110,7 +110,7 @@ class ModelRow:
     method: str = OWN  # how visual tokens are chosen: a row of m3.evaluation.token_reduction.table
     base: str = ""  # for a control, the name of the model it belongs to
     routers: int | None = None  # layers with experts; 0: a dense decoder; None: an older run
-    tiling: dict[str, Any] | None = None  # TilingConfig.to_dict(); None: an older run
+    tiling: dict[str, Any] | None = None  # Tiling.to_dict(); None: an older run
 
     def is_trained(self, scale: int) -> bool:
         """Tell whether the weights were trained at this scale; else it is plain pooling, or a

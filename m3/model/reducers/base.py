@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from m3.nesting import Grid, Nesting
-from m3.nesting.layout import Reduce
+from m3.nesting.image_reader import Reduce
 
 
 @dataclass(frozen=True, kw_only=True)

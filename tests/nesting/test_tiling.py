@@ -1,31 +1,34 @@
-"""Layouts of tiles: counts equal what is assembled for every row; anyres equals LLaVA-NeXT's
+"""Tilings: counts equal what is assembled for every row; anyres equals LLaVA-NeXT's
 code, written out here.
 """
 
 import itertools
+import json
 
 import pytest
 import torch
 from torch import Tensor
 
 from m3.nesting import (
-    LAYOUTS,
     NESTINGS,
+    TILINGS,
     ImageReader,
+    SingleTile,
     Tiles,
-    TilingConfig,
     UnreachableScaleError,
     get_nesting,
+    make_tiling,
     pool_grid,
     take_prefix,
 )
-from m3.nesting.layout import UNPAD_ROUNDINGS, Reduce
+from m3.nesting.image_reader import Reduce
+from m3.nesting.tiling import UNPAD_ROUNDINGS, AnyRes, PinpointTiles
 
 PINPOINTS = [[672, 336], [336, 672], [672, 672], [336, 1008], [1008, 336]]
-TILINGS = {
-    "single": TilingConfig(),
-    "tiles": TilingConfig(kind="tiles", tile_size=336, grid_pinpoints=PINPOINTS),
-    "anyres": TilingConfig(kind="anyres", tile_size=336, grid_pinpoints=PINPOINTS),
+EXAMPLES = {
+    "single": SingleTile(),
+    "tiles": PinpointTiles(tile_size=336, grid_pinpoints=PINPOINTS),
+    "anyres": AnyRes(tile_size=336, grid_pinpoints=PINPOINTS),
 }
 SIZES = [
     (336, 336),
@@ -54,18 +57,18 @@ pooled = by("grid_pool")
 def reader(
     kind: str, nesting: str = "grid_pool", grid: int | tuple[int, int] = (24, 24)
 ) -> ImageReader:
-    return ImageReader(get_nesting(nesting), TILINGS[kind], grid)
+    return ImageReader(get_nesting(nesting), EXAMPLES[kind], grid)
 
 
-def test_every_layout_is_tested() -> None:
-    assert set(TILINGS) == set(LAYOUTS)
+def test_every_tiling_is_tested() -> None:
+    assert set(EXAMPLES) == set(TILINGS)
 
 
 def test_the_real_counts_of_llava_next() -> None:
     """A square image in 2 x 2 tiles and the whole image in front, newlines counted (the paper's
     tables leave them out).
     """
-    tiles = TILINGS["anyres"].tiles((672, 672))
+    tiles = EXAMPLES["anyres"].tiles((672, 672))
     assert tiles == Tiles(5, (672, 672))
     assert [reader("anyres").count(scale, tiles) for scale in (576, 144, 36, 9, 1)] == [
         2928,
@@ -84,17 +87,17 @@ def test_the_real_counts_of_llava_next() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("kind", "nesting"), [*itertools.product(LAYOUTS, NESTINGS)])
+@pytest.mark.parametrize(("kind", "nesting"), [*itertools.product(TILINGS, NESTINGS)])
 def test_count_equals_what_is_read(kind: str, nesting: str, size: tuple[int, int]) -> None:
     if kind == "anyres" and not isinstance(get_nesting(nesting).shape(64, 4), tuple):
         with pytest.raises(
             ValueError,
             match="tokens must stand on a grid: use the nesting grid_pool, or tiling tiles",
         ):
-            reader(kind, nesting, 64).count(4, TILINGS[kind].tiles(size))
+            reader(kind, nesting, 64).count(4, EXAMPLES[kind].tiles(size))
         return
     subject = reader(kind, nesting)
-    tiles = TILINGS[kind].tiles(size)
+    tiles = EXAMPLES[kind].tiles(size)
     features, newline = torch.randn(tiles.number, 576, 2), torch.randn(2)
     for scale in (1, 9, 64, 576):
         (sequence,) = subject.read_images(features, scale, [tiles], newline, by(nesting))
@@ -102,7 +105,7 @@ def test_count_equals_what_is_read(kind: str, nesting: str, size: tuple[int, int
 
 
 def test_images_of_different_tiles_are_read_together_as_apart() -> None:
-    images = [TILINGS["anyres"].tiles(size) for size in SIZES]
+    images = [EXAMPLES["anyres"].tiles(size) for size in SIZES]
     features, newline = torch.randn(sum(tiles.number for tiles in images), 576, 3), torch.randn(3)
     parts = features.split([tiles.number for tiles in images])
     together = reader("anyres").read_images(features, 36, images, newline, pooled)
@@ -175,9 +178,7 @@ def published(tokens: Tensor, size: tuple[int, int], newline: Tensor, digits: in
 @pytest.mark.parametrize("scale", [1, 36])
 @pytest.mark.parametrize(("rounding", "digits"), [("truncate", None), ("seven_digits", 7)])
 def test_anyres_equals_the_published_code(rounding: str, digits: int | None, scale: int) -> None:
-    tiling = TilingConfig(
-        kind="anyres", tile_size=336, grid_pinpoints=PINPOINTS, unpad_rounding=rounding
-    )
+    tiling = AnyRes(tile_size=336, grid_pinpoints=PINPOINTS, unpad_rounding=rounding)
     subject = ImageReader(get_nesting("grid_pool"), tiling, (24, 24))
     newline = torch.randn(2)
     sizes = [
@@ -217,9 +218,7 @@ def test_the_two_roundings_differ_and_each_is_its_own(
     """
     counts = []
     for rounding in UNPAD_ROUNDINGS:
-        tiling = TilingConfig(
-            kind="anyres", tile_size=336, grid_pinpoints=PINPOINTS, unpad_rounding=rounding
-        )
+        tiling = AnyRes(tile_size=336, grid_pinpoints=PINPOINTS, unpad_rounding=rounding)
         subject = ImageReader(get_nesting("grid_pool"), tiling, (24, 24))
         counts.append(subject.count(scale, tiling.tiles(size)))
     assert counts == [truncated, rounded]
@@ -232,7 +231,7 @@ def test_the_two_roundings_differ_and_each_is_its_own(
         ({"kind": "anyres"}, "tiling anyres needs grid_pinpoints"),
         (
             {"grid_pinpoints": PINPOINTS, "tile_size": 336},
-            "tiling single has one tile per image, so grid_pinpoints",
+            "the tiling single has no grid_pinpoints; its settings are kind, tile_size",
         ),
         (
             {"kind": "anyres", "grid_pinpoints": PINPOINTS},
@@ -242,12 +241,31 @@ def test_the_two_roundings_differ_and_each_is_its_own(
             {"kind": "anyres", "grid_pinpoints": PINPOINTS, "tile_size": 384},
             "must be multiples of tile_size, which is 384",
         ),
-        ({"unpad_rounding": "up"}, "unknown unpad_rounding 'up'; known: truncate, seven_digits"),
+        (
+            {
+                "kind": "anyres",
+                "grid_pinpoints": PINPOINTS,
+                "tile_size": 336,
+                "unpad_rounding": "up",
+            },
+            "unknown unpad_rounding 'up'; known: truncate, seven_digits",
+        ),
+        (
+            {"unpad_rounding": "seven_digits"},
+            "the tiling single has no unpad_rounding; its settings are kind, tile_size",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TilingConfig(**settings)
+        make_tiling(settings)
+
+
+@pytest.mark.parametrize("kind", TILINGS)
+def test_saved_settings_are_read_back(kind: str) -> None:
+    """Also beside settings of other tilings at their defaults, which older files state of all."""
+    stated = {"grid_pinpoints": [], "unpad_rounding": "truncate"} | EXAMPLES[kind].to_dict()
+    assert make_tiling(json.loads(json.dumps(stated))) == EXAMPLES[kind]
 
 
 def test_images_that_contradict_the_tiling() -> None:

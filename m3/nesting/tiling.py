@@ -1,0 +1,246 @@
+"""Tilings: which tiles an image becomes, in which order, and how their tokens are laid out.
+
+in:  the size of an image in pixels;
+out: its `Frame`s, in the order of their tiles: pictures made of the image, each cut into a grid of
+    tiles row by row. Tile counts, pixels (m3/processing/tiles.py) and the drawn grid of tokens
+    (m3/processing/token_grid.py) all follow from them.
+
+A row of `TILINGS` is a class that is the tiling's configuration too, and owns all that is true of
+it. docs/add_a_tiling.md adds one. Sizes and grids are (height, width) and (rows, columns).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+from m3.nesting.layouts import Concatenated, OneTile, PictureRows, Size, TileLayout, Tiles
+
+UNPAD_ROUNDINGS: dict[str, Callable[[float], int]] = {
+    "truncate": int,
+    "seven_digits": lambda length: int(round(length, 7)),
+}
+"""Roundings of the published codes, which differ by one token just below a whole number."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture made of an image, and the (rows, columns) of tiles that it is cut into.
+
+    `size`: (height, width) in pixels; None is the image itself, padded to a square with the mean
+    colour. `keeps_shape`: the image stands in the middle on black, as large as it fits; otherwise
+    it is stretched over the frame.
+    """
+
+    grid: Size = (1, 1)
+    size: Size | None = None
+    keeps_shape: bool = True
+
+    @property
+    def tile_count(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+def finest_first(frames: Sequence[Frame]) -> list[Frame]:
+    """Frames of most tiles first; among equals those in which the image keeps its shape."""
+    return sorted(frames, key=lambda frame: (frame.tile_count, frame.keeps_shape), reverse=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling(ABC):
+    """Cutting of images into tiles. `kind`: a row of `TILINGS`. `tile_size`: side of a tile in
+    pixels, which are those of the encoder's images.
+    """
+
+    kind: str
+    tile_size: int | None = None
+
+    @property
+    @abstractmethod
+    def layout(self) -> TileLayout:
+        """How the tokens of the tiles become one sequence."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Images are cut into tiles, by their size in pixels."""
+        return False
+
+    @property
+    def grid_note(self) -> str:
+        """A sentence for readers of a picture on which the grid of tokens is drawn."""
+        return (
+            "Each visual token is the mean over one cell of the grid on the image, which is padded "
+            "to a square."
+        )
+
+    def frames(self, image_size: Size) -> tuple[Frame, ...]:
+        """Pictures that are made of an image and cut, in the order of their tiles."""
+        return (Frame(),)
+
+    def tiles(self, image_size: Size) -> Tiles:
+        """Tiles of an image."""
+        return Tiles(sum(frame.tile_count for frame in self.frames(image_size)), image_size)
+
+    def largest(self) -> Tiles:
+        """Tiles of an image that has most of them."""
+        return Tiles()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file; `make_tiling` of them is equal."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleTile(Tiling):
+    """One tile: the image padded to a square (LLaVA-1.5)."""
+
+    kind: str = "single"
+
+    @property
+    def layout(self) -> TileLayout:
+        return OneTile()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PinpointTiles(Tiling):
+    """The whole image, squeezed into a square, then the tiles of the best of several sizes
+    (LLaVA-NeXT's `process_anyres_image`, https://github.com/haotian-liu/LLaVA,
+    `llava/mm_utils.py`), one after the other.
+
+    `grid_pinpoints`: the (height, width) to which images may be enlarged and cut into tiles, in
+    order of preference. Empty: the configuration does not cut; an image processor may that makes
+    its tiles itself (Aria's, m3/processing/aria_tiles.py).
+    """
+
+    kind: str = "tiles"
+    grid_pinpoints: Sequence[Sequence[int]] = ()
+
+    def __post_init__(self) -> None:
+        pinpoints = tuple((int(height), int(width)) for height, width in self.grid_pinpoints)
+        object.__setattr__(self, "grid_pinpoints", pinpoints)
+        side = self.tile_size
+        if pinpoints and (side is None or any(h % side or w % side for h, w in pinpoints)):
+            raise ValueError(
+                f"grid_pinpoints {list(pinpoints)} must be multiples of tile_size, which is {side}"
+            )
+
+    @property
+    def layout(self) -> TileLayout:
+        return Concatenated()
+
+    @property
+    def is_cut(self) -> bool:
+        return bool(self.grid_pinpoints)
+
+    @property
+    def grid_note(self) -> str:
+        if not self.is_cut:
+            return super().grid_note
+        return (
+            "The image is seen in tiles (thick lines), and once more as a whole; each visual token "
+            "is the mean over one cell."
+        )
+
+    def frames(self, image_size: Size) -> tuple[Frame, ...]:
+        if not self.is_cut:
+            return super().frames(image_size)
+        assert self.tile_size is not None  # `__post_init__` requires it with pinpoints
+        whole = Frame(size=(self.tile_size, self.tile_size), keeps_shape=False)
+        return whole, Frame(self.cut_grid(image_size), self.resolution(image_size))
+
+    def largest(self) -> Tiles:
+        if not self.is_cut:
+            return Tiles()
+        height, width = max(self.grid_pinpoints, key=lambda pinpoint: pinpoint[0] * pinpoint[1])
+        return self.tiles((height, width))
+
+    def to_dict(self) -> dict[str, Any]:
+        pinpoints = [list(pinpoint) for pinpoint in self.grid_pinpoints]
+        return super().to_dict() | {"grid_pinpoints": pinpoints}
+
+    def resolution(self, image_size: Size) -> Size:
+        """First of the pinpoints that keep most of an image's pixels and waste least.
+
+        (`select_best_resolution` of LLaVA-NeXT, `llava/mm_utils.py`.)
+        """
+        height, width = image_size
+
+        def merit(pinpoint: Sequence[int]) -> tuple[int, int]:
+            ratio = min(pinpoint[1] / width, pinpoint[0] / height)
+            shown_pixels = min(int(width * ratio) * int(height * ratio), width * height)
+            return shown_pixels, shown_pixels - pinpoint[0] * pinpoint[1]
+
+        best_height, best_width = max(self.grid_pinpoints, key=merit)
+        return best_height, best_width
+
+    def cut_grid(self, image_size: Size) -> Size:
+        """(rows, columns) of tiles that an image is cut into, the whole image not counted."""
+        assert self.tile_size is not None  # `__post_init__` requires it with pinpoints
+        height, width = self.resolution(image_size)
+        return height // self.tile_size, width // self.tile_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyRes(PinpointTiles):
+    """As `PinpointTiles`, with the tokens of the tiles put together as one picture without its
+    padding.
+
+    `unpad_rounding`: rounding of the image's height (or width) in tokens: `truncate` (LLaVA-NeXT's
+    code) or `seven_digits` (transformers: rounded to 7 decimals first, so 31.999999999999996 is 32).
+    """
+
+    kind: str = "anyres"
+    unpad_rounding: str = "truncate"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unpad_rounding not in UNPAD_ROUNDINGS:
+            raise ValueError(
+                f"unknown unpad_rounding {self.unpad_rounding!r}; known: "
+                f"{', '.join(UNPAD_ROUNDINGS)}"
+            )
+        if not self.grid_pinpoints:
+            raise ValueError(
+                "tiling anyres needs grid_pinpoints: the [height, width] that images "
+                "may be enlarged to"
+            )
+
+    @property
+    def layout(self) -> TileLayout:
+        return PictureRows(self.cut_grid, UNPAD_ROUNDINGS[self.unpad_rounding])
+
+    @property
+    def grid_note(self) -> str:
+        return super().grid_note + " Cells that show padding are left out."
+
+
+TILINGS: dict[str, type[Tiling]] = {"single": SingleTile, "tiles": PinpointTiles, "anyres": AnyRes}
+UNUSED_DEFAULTS: dict[str, Any] = {"grid_pinpoints": [], "unpad_rounding": "truncate"}
+"""Settings that a config.json may state of any tiling; where a tiling has no such setting, its
+default means nothing.
+"""
+
+
+def make_tiling(settings: Mapping[str, Any]) -> Tiling:
+    """Tiling of an entry in config.json; without a `kind` it is `single`.
+
+    Raises:
+        ValueError: an unknown tiling, settings that it does not have, lacks or cannot take.
+    """
+    kind = settings.get("kind", "single")
+    if kind not in TILINGS:
+        raise ValueError(f"unknown tiling kind {kind!r}; known: {', '.join(TILINGS)}")
+    own_fields = fields(TILINGS[kind])
+    known = [field.name for field in own_fields]
+    given = {
+        name: value
+        for name, value in settings.items()
+        if name in known or name not in UNUSED_DEFAULTS or value != UNUSED_DEFAULTS[name]
+    }
+    unknown = sorted(given.keys() - set(known))
+    missing = [field.name for field in own_fields if field.default is MISSING]
+    missing = sorted(set(missing) - given.keys())
+    if unknown or missing:
+        fault = f"has no {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+        raise ValueError(f"the tiling {kind} {fault}; its settings are {', '.join(known)}")
+    return TILINGS[kind](**given | {"kind": kind})
