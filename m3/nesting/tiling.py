@@ -9,6 +9,7 @@ A row of `TILINGS` is a class that is the tiling's configuration too, and owns a
 it. docs/add_a_tiling.md adds one. Sizes and grids are (height, width) and (rows, columns).
 """
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -53,7 +54,7 @@ class Tiling(ABC):
     """
 
     kind: str
-    tile_size: int | None = None
+    tile_size: int | None
 
     @property
     @abstractmethod
@@ -95,6 +96,7 @@ class SingleTile(Tiling):
     """One tile: the image padded to a square (LLaVA-1.5)."""
 
     kind: str = "single"
+    tile_size: int | None = None
 
     @property
     def layout(self) -> TileLayout:
@@ -113,6 +115,7 @@ class PinpointTiles(Tiling):
     """
 
     kind: str = "tiles"
+    tile_size: int | None = None
     grid_pinpoints: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
@@ -214,7 +217,92 @@ class AnyRes(PinpointTiles):
         return super().grid_note + " Cells that show padding are left out."
 
 
-TILINGS: dict[str, type[Tiling]] = {"single": SingleTile, "tiles": PinpointTiles, "anyres": AnyRes}
+@dataclass(frozen=True, kw_only=True)
+class AspectRatioTiles(Tiling):
+    """The image stretched over the grid of tiles nearest to its shape, and last, where there is
+    more than one tile, the whole image in a square (InternVL's dynamic resolution,
+    https://arxiv.org/abs/2404.16821; `GotOcr2ImageProcessor` of transformers).
+
+    `min_tiles`, `max_tiles`: of the grid, the whole image not counted.
+    """
+
+    kind: str = "internvl"
+    tile_size: int
+    min_tiles: int = 1
+    max_tiles: int = 12
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_tiles <= self.max_tiles:
+            raise ValueError(
+                "tiling internvl takes min_tiles from 1 to max_tiles, got min_tiles "
+                f"{self.min_tiles} and max_tiles {self.max_tiles}"
+            )
+
+    @property
+    def layout(self) -> TileLayout:
+        return Concatenated()
+
+    @property
+    def is_cut(self) -> bool:
+        return True
+
+    @property
+    def grid_note(self) -> str:
+        return (
+            "The image is stretched over tiles (thick lines), and seen once more as a whole where "
+            "there is more than one; each visual token is the mean over one cell."
+        )
+
+    def frames(self, image_size: Size) -> tuple[Frame, ...]:
+        side, grid = self.tile_size, self.cut_grid(image_size)
+        tiles = Frame(grid, (grid[0] * side, grid[1] * side), keeps_shape=False)
+        whole = Frame(size=(side, side), keeps_shape=False)
+        return (tiles,) if tiles.tile_count == 1 else (tiles, whole)
+
+    def largest(self) -> Tiles:
+        return self.tiles((self.max_tiles * self.tile_size, self.tile_size))
+
+    def cut_grid(self, image_size: Size) -> Size:
+        """(rows, columns) of tiles that an image is cut into, the whole image not counted."""
+        grids = tile_grids(self.min_tiles, self.max_tiles)
+        return nearest_grid(image_size, self.tile_size, grids)
+
+
+@functools.cache
+def tile_grids(min_tiles: int, max_tiles: int) -> tuple[Size, ...]:
+    """Every (rows, columns) of `min_tiles` to `max_tiles` tiles: fewest tiles first, then fewest
+    columns.
+    """
+    return tuple(
+        (count // columns, columns)
+        for count in range(min_tiles, max_tiles + 1)
+        for columns in range(1, count + 1)
+        if count % columns == 0
+    )
+
+
+def nearest_grid(image_size: Size, tile_size: int, grids: Sequence[Size]) -> Size:
+    """The (rows, columns) whose shape is nearest to the image's (Aria's rule and InternVL's).
+
+    Of two that are equally near, the later one is taken if the image has more than half of its
+    pixels.
+    """
+    height, width = image_size
+    best_grid, least_distance = grids[0], float("inf")
+    for rows, columns in grids:
+        distance = abs(width / height - columns / rows)
+        fills_half = width * height > 0.5 * tile_size * tile_size * columns * rows
+        if distance < least_distance or (distance == least_distance and fills_half):
+            best_grid, least_distance = (rows, columns), distance
+    return best_grid
+
+
+TILINGS: dict[str, type[Tiling]] = {
+    "single": SingleTile,
+    "tiles": PinpointTiles,
+    "anyres": AnyRes,
+    "internvl": AspectRatioTiles,
+}
 UNUSED_DEFAULTS: dict[str, Any] = {"grid_pinpoints": [], "unpad_rounding": "truncate"}
 """Settings that a config.json may state of any tiling; where a tiling has no such setting, its
 default means nothing.

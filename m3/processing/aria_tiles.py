@@ -25,36 +25,21 @@ from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
 from m3.nesting import Size, Tiles
+from m3.nesting.tiling import nearest_grid
 from m3.processing.tiles import AS_CONFIGURED, TileMaker, TileOptions, cut
 
-GRIDS: tuple[tuple[int, int], ...] = (
-    *((1, rows) for rows in range(2, 9)),
-    *((2, 4), (2, 3), (2, 2), (2, 1)),
-    *((3, 1), (3, 2), (4, 1), (4, 2)),
-    *((columns, 1) for columns in range(5, 9)),
+GRIDS: tuple[Size, ...] = (
+    *((rows, 1) for rows in range(2, 9)),
+    *((4, 2), (3, 2), (2, 2), (1, 2)),
+    *((1, 3), (2, 3), (1, 4), (2, 4)),
+    *((1, columns) for columns in range(5, 9)),
 )
-"""(columns, rows) an image may be split into, in the order in which equally near ones are tried."""
-
-
-def nearest_grid(width: int, height: int, size: int) -> tuple[int, int]:
-    """The (columns, rows) of `GRIDS` whose shape is nearest to width / height.
-
-    Of two that are equally near, the later one is taken if the image has more than half of its
-    pixels.
-    """
-    best, distance = GRIDS[0], float("inf")
-    for columns, rows in GRIDS:
-        away = abs(width / height - columns / rows)
-        if away < distance or (
-            away == distance and width * height > 0.5 * size * size * columns * rows
-        ):
-            best, distance = (columns, rows), away
-    return best
+"""(rows, columns) an image may be split into, in the order in which equally near ones are tried."""
 
 
 def split(image: Image.Image, size: int) -> list[Image.Image]:
     """The image itself, then its pieces row by row, each `size` x `size`."""
-    columns, rows = nearest_grid(image.width, image.height, size)
+    rows, columns = nearest_grid((image.height, image.width), size, GRIDS)
     stretched = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
     return [image, *cut(stretched, (rows, columns))]
 
@@ -125,7 +110,7 @@ class AriaTileProcessor(BaseImageProcessor):
         """Tiles of an image of this size in pixels, without looking at it."""
         number = 1
         if self.is_split(options):
-            columns, rows = nearest_grid(width, height, self._size(options))
+            rows, columns = nearest_grid((height, width), self._size(options), GRIDS)
             number += columns * rows
         return Tiles(number, (height, width), self.tile_tokens(options))
 

@@ -15,9 +15,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from m3.checkpoints.base import Options
 from m3.checkpoints.convert import convert
+from m3.checkpoints.llava_tiling import problems
 from m3.data.multiscale import expand
 from m3.data.tokenized import Tokenized
 from m3.model import ImageInputs, M3ForConditionalGeneration
+from m3.nesting import Tiling
+from m3.nesting.tiling import AnyRes, AspectRatioTiles, PinpointTiles, SingleTile
 from m3.processing import M3Processor, expand_image_tokens
 
 ANYRES = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "anyres"
@@ -44,6 +47,20 @@ def model(anyres: Path) -> M3ForConditionalGeneration:
 @pytest.fixture(scope="module")
 def processor(anyres: Path) -> M3Processor:
     return AutoProcessor.from_pretrained(anyres)
+
+
+def test_tilings_that_the_format_does_not_know_are_named() -> None:
+    def named(tiling: Tiling) -> list[str]:
+        return [text for text, is_problem in problems(tiling, "truncate").items() if is_problem]
+
+    square = {"tile_size": 336, "grid_pinpoints": [[336, 672]]}
+    assert named(SingleTile()) == named(PinpointTiles(**square)) == named(AnyRes(**square)) == []
+    assert named(AspectRatioTiles(tile_size=336)) == [
+        "the tiling internvl (single, anyres, tiles are)"
+    ]
+    assert named(PinpointTiles()) == ["tiling tiles without grid_pinpoints"]
+    (rounding,) = named(AnyRes(**square, unpad_rounding="seven_digits"))
+    assert "unpad_rounding seven_digits, since its code is truncate" in rounding
 
 
 def test_pixel_values_equal_the_originals(processor: M3Processor, reference: NpzFile) -> None:

@@ -157,7 +157,7 @@ def test_placeholders_are_counted_from_sizes_alone_as_transformers_counts(folder
 
 
 def test_what_the_other_formats_cannot_hold(folder: Path, tmp_path: Path) -> None:
-    assert UNPAD_ROUNDINGS == ("truncate", "seven_digits")
+    assert tuple(UNPAD_ROUNDINGS) == ("truncate", "seven_digits")
     with pytest.raises(ValueError, match="cannot hold the tiling anyres .one tile per image is"):
         convert(folder / "native", tmp_path / "flat", to="llava-hf")
     if "llama" in folder.name:

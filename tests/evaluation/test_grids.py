@@ -7,12 +7,13 @@ import pytest
 from m3.evaluation.report.token_grids import drawn, grid_note
 from m3.evaluation.results.run_folder import Example, ModelRow
 from m3.nesting import SingleTile
-from m3.nesting.tiling import AnyRes
+from m3.nesting.tiling import AnyRes, AspectRatioTiles
 
 SINGLE = SingleTile().to_dict()
 ANYRES = AnyRes(tile_size=24, grid_pinpoints=[[24, 48], [48, 24], [48, 48]]).to_dict()
 SQUARE = ModelRow("m", "m", "w", [144], [12, 12], "grid_pool", 1, tiling=SINGLE)
 TILED = ModelRow("m", "m", "w", [36], [6, 6], "grid_pool", 1, tiling=ANYRES)
+INTERNVL = replace(TILED, tiling=AspectRatioTiles(tile_size=24, max_tiles=6).to_dict())
 QUERIES = ModelRow("m", "m", "w", [4], [9], "query_prefix", 1, tiling=SINGLE)
 
 
@@ -64,6 +65,19 @@ def test_a_cut_picture_is_seen_in_tiles_and_as_a_whole(
     assert (whole["frame"], whole["cells"], whole["tiles"]) == (size, (side, side), (1, 1))
     rows, columns = (cells[i] - 2 * left_out[i] for i in (0, 1))
     assert found["tokens"] == scale + rows * (columns + 1)  # a learned vector ends each row
+
+
+def test_a_stretched_picture_is_seen_in_tiles_and_once_more_where_there_are_several():
+    found = drawn(INTERNVL, example(20, 44), [36])[36]
+    tiles, whole = found["views"]
+    assert (tiles["frame"], tiles["cells"], tiles["tiles"]) == ((20, 44), (6, 12), (1, 2))
+    assert (whole["frame"], whole["cells"], whole["tiles"]) == ((20, 44), (6, 6), (1, 1))
+    assert found["tokens"] == 3 * 36
+    found = drawn(INTERNVL, example(20, 20), [36])[36]
+    (only,) = found["views"]
+    assert (only["frame"], only["cells"], found["tokens"]) == ((20, 20), (6, 6), 36)
+    assert drawn(INTERNVL, example(), [36]) == {}
+    assert "stretched over tiles" in grid_note(INTERNVL)
 
 
 def test_what_cannot_be_drawn_is_said():

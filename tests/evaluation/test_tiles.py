@@ -15,22 +15,28 @@ from m3.evaluation.results.store import Answer, Cell
 from m3.evaluation.sweep.prompt_cost import costs_of, prompts_of
 from m3.evaluation.token_reduction.table import OWN
 from m3.model.cost import CostModel
+from m3.nesting import TILINGS
 from tests.evaluation.conftest import make_image, save_model
 
-TILING = {"kind": "anyres", "tile_size": 24, "grid_pinpoints": [[24, 48], [48, 24], [48, 48]]}
+PINPOINTS = [[24, 48], [48, 24], [48, 48]]
+SETTINGS = {
+    "tiles": {"kind": "tiles", "tile_size": 24, "grid_pinpoints": PINPOINTS},
+    "anyres": {"kind": "anyres", "tile_size": 24, "grid_pinpoints": PINPOINTS},
+    "internvl": {"kind": "internvl", "tile_size": 24, "max_tiles": 4},
+}
 SIZES = [(48, 48), (20, 44), (40, 17)]
 SCALES = (1, 4, 36)
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return Engine.load(
-        str(
-            save_model(
-                tmp_path_factory.mktemp("tiled") / "model", scales=list(SCALES), tiling=TILING
-            )
-        )
-    )
+@pytest.fixture(scope="module", params=SETTINGS)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    tiling = SETTINGS[request.param]
+    return Engine.load(str(save_model(folder, scales=list(SCALES), tiling=tiling)))
+
+
+def test_every_tiling_is_tested() -> None:
+    assert set(SETTINGS) == set(TILINGS) - {"single"}
 
 
 def ask(engine: Engine, index: int, scale: int, continuation: str | None = None) -> Question:
@@ -137,15 +143,21 @@ def test_each_task_has_the_cost_of_its_own_prompts(engine: Engine) -> None:
 
 def test_cost_and_latency_are_those_of_all_tiles(engine: Engine, tmp_path: Path) -> None:
     """The image with most tiles is 2 x 2 and the whole: five times the tower, and 36 + 12 x 13
-    tokens.
+    tokens with an end of each row. Of InternVL it is a column of four and the whole.
     """
+    kind = engine.model.config.tiling.kind
+    most_tiles, most_tokens = {
+        "tiles": (5, 5 * 36),
+        "anyres": (5, 36 + 12 * 13),
+        "internvl": (5, 5 * 36),
+    }[kind]
     formulas = CostModel(engine.model)
     plain = CostModel(Engine.load(str(save_model(tmp_path / "plain", scales=list(SCALES)))).model)
     cost, one = formulas.cost(36, 10), plain.cost(36, 10)
-    assert (cost.visual_tokens, one.visual_tokens) == (36 + 12 * 13, 36)
+    assert (cost.visual_tokens, one.visual_tokens) == (most_tokens, 36)
     assert (
-        cost.vision_flops == 5 * one.vision_flops
-        and cost.connector_flops == 5 * one.connector_flops
+        cost.vision_flops == most_tiles * one.vision_flops
+        and cost.connector_flops == most_tiles * one.connector_flops
     )
     assert (
         formulas.cost(36, 10, size=(20, 44)).visual_tokens

@@ -24,6 +24,7 @@ SETTINGS = {
     "single": {},
     "tiles": {"kind": "tiles", "tile_size": 48, "grid_pinpoints": PINPOINTS},
     "anyres": {"kind": "anyres", "tile_size": 48, "grid_pinpoints": PINPOINTS},
+    "internvl": {"kind": "internvl", "tile_size": 48, "max_tiles": 6},
 }
 SIZES = [(90, 90), (20, 70), (70, 20), (50, 80)]
 SCALES = (1, 4, 9, 36, 144)
@@ -91,7 +92,7 @@ def test_placeholders_equal_features(kind: str, scale: int | list[int]) -> None:
         first = last
 
 
-@pytest.mark.parametrize("kind", ["tiles", "anyres"])
+@pytest.mark.parametrize("kind", ["tiles", "anyres", "internvl"])
 def test_generation_beams_and_features_seen_before(kind: str) -> None:
     processor = make_processor(kind)
     model = make_tiled(kind, processor)
@@ -138,10 +139,16 @@ def samples(folder: Path) -> list[Sample]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "decoder"), [("anyres", "llama"), ("anyres", "qwen3_moe"), ("tiles", "llama")]
+    ("kind", "decoder", "tiles"),
+    [
+        ("anyres", "llama", [3, 3, 5]),
+        ("anyres", "qwen3_moe", [3, 3, 5]),
+        ("tiles", "llama", [3, 3, 5]),
+        ("internvl", "llama", [4, 5, 7]),
+    ],
 )
 def test_packed_equals_unpacked_and_the_published_loop(
-    kind: str, decoder: str, tmp_path: Path
+    kind: str, decoder: str, tiles: list[int], tmp_path: Path
 ) -> None:
     """Loss and gradients, the newline vector's among them.
 
@@ -150,7 +157,7 @@ def test_packed_equals_unpacked_and_the_published_loop(
     processor = make_processor(kind)
     model = make_tiled(kind, processor, decoder).train()
     packed = Collator(processor, scales=(1, 9, 36), pack_length=500)(samples(tmp_path))
-    assert packed["image_tiles"].tolist() == [3, 3, 5]
+    assert packed["image_tiles"].tolist() == tiles
     assert len(packed["image_scales"]) == 9 and len(packed["input_ids"]) < 6
     losses, gradients = [], []
     for loss in (

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from m3.nesting import (
     NESTINGS,
@@ -22,13 +23,14 @@ from m3.nesting import (
     take_prefix,
 )
 from m3.nesting.image_reader import Reduce
-from m3.nesting.tiling import UNPAD_ROUNDINGS, AnyRes, PinpointTiles
+from m3.nesting.tiling import UNPAD_ROUNDINGS, AnyRes, AspectRatioTiles, PinpointTiles
 
 PINPOINTS = [[672, 336], [336, 672], [672, 672], [336, 1008], [1008, 336]]
 EXAMPLES = {
     "single": SingleTile(),
     "tiles": PinpointTiles(tile_size=336, grid_pinpoints=PINPOINTS),
     "anyres": AnyRes(tile_size=336, grid_pinpoints=PINPOINTS),
+    "internvl": AspectRatioTiles(tile_size=336),
 }
 SIZES = [
     (336, 336),
@@ -104,14 +106,15 @@ def test_count_equals_what_is_read(kind: str, nesting: str, size: tuple[int, int
         assert sequence.shape == (subject.count(scale, tiles), 2)
 
 
-def test_images_of_different_tiles_are_read_together_as_apart() -> None:
-    images = [EXAMPLES["anyres"].tiles(size) for size in SIZES]
+@pytest.mark.parametrize("kind", TILINGS)
+def test_images_of_different_tiles_are_read_together_as_apart(kind: str) -> None:
+    images = [EXAMPLES[kind].tiles(size) for size in SIZES]
     features, newline = torch.randn(sum(tiles.number for tiles in images), 576, 3), torch.randn(3)
     parts = features.split([tiles.number for tiles in images])
-    together = reader("anyres").read_images(features, 36, images, newline, pooled)
+    together = reader(kind).read_images(features, 36, images, newline, pooled)
     for part, tiles, sequence in zip(parts, images, together, strict=True):
         assert torch.equal(
-            reader("anyres").read_images(part, 36, [tiles], newline, pooled)[0], sequence
+            reader(kind).read_images(part, 36, [tiles], newline, pooled)[0], sequence
         )
 
 
@@ -224,11 +227,52 @@ def test_the_two_roundings_differ_and_each_is_its_own(
     assert counts == [truncated, rounded]
 
 
+@pytest.mark.parametrize(("least", "most"), [(1, 12), (1, 6), (1, 1), (2, 9), (7, 7)])
+def test_the_grid_nearest_to_a_shape_is_that_of_transformers(least: int, most: int) -> None:
+    """Every shape up to 40 x 40 in steps of a small and of a large image, where equal shapes of
+    more tiles are chosen by the number of pixels.
+    """
+    tiling = AspectRatioTiles(tile_size=448, min_tiles=least, max_tiles=most)
+    tile_counts = set()
+    for rows, columns, unit in itertools.product(range(1, 41), range(1, 41), (7, 40, 113)):
+        size = (rows * unit, columns * unit)
+        columns_and_rows = get_optimal_tiled_canvas(size, (448, 448), least, most)
+        assert tiling.cut_grid(size) == columns_and_rows[::-1], size
+        grid_tiles = columns_and_rows[0] * columns_and_rows[1]
+        assert tiling.tiles(size) == Tiles(grid_tiles + (grid_tiles > 1), size)
+        tile_counts.add(grid_tiles)
+    assert (min(tile_counts), max(tile_counts)) == (least, most)
+    assert tiling.largest().number == most + (most > 1)
+
+
+def test_the_whole_image_is_the_last_of_several_tiles() -> None:
+    tiles, whole = EXAMPLES["internvl"].frames((300, 600))
+    assert (tiles.grid, tiles.size) == ((1, 2), (336, 672))
+    assert (whole.grid, whole.size) == ((1, 1), (336, 336))
+    (only,) = EXAMPLES["internvl"].frames((100, 101))
+    assert (only.grid, only.size, only.keeps_shape) == ((1, 1), (336, 336), False)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "any_res"}, "unknown tiling kind 'any_res'; known: single, tiles, anyres"),
+        (
+            {"kind": "any_res"},
+            "unknown tiling kind 'any_res'; known: single, tiles, anyres, internvl",
+        ),
         ({"kind": "anyres"}, "tiling anyres needs grid_pinpoints"),
+        (
+            {"kind": "internvl"},
+            "the tiling internvl needs tile_size; its settings are kind, tile_size, min_tiles",
+        ),
+        (
+            {"kind": "internvl", "tile_size": 448, "min_tiles": 7, "max_tiles": 6},
+            "min_tiles from 1 to max_tiles, got min_tiles 7 and max_tiles 6",
+        ),
+        (
+            {"kind": "internvl", "tile_size": 448, "grid_pinpoints": PINPOINTS},
+            "the tiling internvl has no grid_pinpoints",
+        ),
         (
             {"grid_pinpoints": PINPOINTS, "tile_size": 336},
             "the tiling single has no grid_pinpoints; its settings are kind, tile_size",

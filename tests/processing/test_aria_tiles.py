@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import AriaImageProcessorPil
 
 from m3.nesting import Tiles
-from m3.processing.aria_tiles import GRIDS, AriaTileProcessor, nearest_grid
+from m3.nesting.tiling import nearest_grid
+from m3.processing.aria_tiles import GRIDS, AriaTileProcessor
 from m3.processing.tiles import TileOptions
 
 SIZES = [
@@ -106,13 +107,13 @@ def test_a_square_split_at_490_is_the_whole_and_four_pieces() -> None:
 
 
 def test_the_nineteen_grids_and_their_ties() -> None:
-    assert [list(grid) for grid in GRIDS] == RATIOS
-    for columns, rows in set(GRIDS) - {(2, 4), (4, 2)}:
-        assert nearest_grid(20 * columns, 20 * rows, 490) == (columns, rows)
+    assert [[columns, rows] for rows, columns in GRIDS] == RATIOS
+    for rows, columns in set(GRIDS) - {(2, 4), (4, 2)}:
+        assert nearest_grid((20 * rows, 20 * columns), 490, GRIDS) == (rows, columns)
     # 1:2 is also 2:4, which a picture of more than half of its pixels is worth
-    assert nearest_grid(690, 1380, 490) == (1, 2)
-    assert nearest_grid(700, 1400, 490) == (2, 4)
-    assert nearest_grid(1000, 2000, 980) == (1, 2)
+    assert nearest_grid((1380, 690), 490, GRIDS) == (2, 1)
+    assert nearest_grid((1400, 700), 490, GRIDS) == (4, 2)
+    assert nearest_grid((2000, 1000), 980, GRIDS) == (2, 1)
 
 
 def test_sizes_that_the_weights_do_not_know_are_refused() -> None:

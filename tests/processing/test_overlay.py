@@ -50,6 +50,16 @@ def test_the_grid_goes_over_all_tiles():
     assert len(token_lines(seen, processor, 1)) == 1  # the border between the tiles
 
 
+def test_an_image_is_stretched_over_the_tiles_of_internvl():
+    processor = Known("grid_pool", (4, 4), kind="internvl", tile_size=8, max_tiles=4)
+    seen = canvas(Image.new("RGB", (40, 10), "red"), processor)
+    assert seen.picture.size == (32, 8) and seen.tiles == (1, 4)
+    assert seen.picture.getpixel((31, 7)) == (255, 0, 0)
+    assert len(token_lines(seen, processor, 4)) == 7 + 1  # 2 x 8 cells
+    small = canvas(Image.new("RGB", (5, 5)), processor)
+    assert small.picture.size == (8, 8) and small.tiles == (1, 1)
+
+
 def test_learned_queries_have_no_place():
     processor = Known("query_prefix", 128, AriaTileProcessor(), kind="tiles")
     picture = Image.new("RGB", (30, 20))
