@@ -70,6 +70,34 @@ def chatml_template(image_token: str) -> str:
     return (_RENDER.strip() + CHATML.strip()).replace("@IMAGE@", image_token)
 
 
+_RENDER_MARKED = r"""
+{%- set shown = '@START@@IMAGE@@END@' -%}
+{%- macro render(content) -%}
+    {%- if content is string -%}
+        {{- content | replace(shown, '@IMAGE@') | replace('@IMAGE@', shown) -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part.type == 'image' -%}
+                {{- shown ~ '\n' -}}
+            {%- elif part.type == 'text' -%}
+                {{- part.text -}}
+            {%- else -%}
+                {{- raise_exception('a message part has type "' ~ part.type ~ '"; expected "text" or "image"') -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+"""
+
+
+def marked_image_template(image_token: str, start: str, end: str) -> str:
+    """ChatML with every image between two marks and a newline behind them (InternVL's format, once
+    its processor has written the marks); text is not trimmed.
+    """
+    text = _RENDER_MARKED.strip() + CHATML.strip()
+    return text.replace("@START@", start).replace("@IMAGE@", image_token).replace("@END@", end)
+
+
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, "

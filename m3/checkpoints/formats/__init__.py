@@ -5,6 +5,7 @@ from pathlib import Path
 
 from m3.checkpoints.base import Format, read_json
 from m3.checkpoints.formats.aria import Aria
+from m3.checkpoints.formats.internvl import InternVl
 from m3.checkpoints.formats.llava_hf import LlavaHf
 from m3.checkpoints.formats.llava_m3 import LlavaM3
 from m3.checkpoints.formats.llava_next_hf import LlavaNextHf
@@ -18,6 +19,7 @@ FORMATS: Mapping[str, Format] = {
     "llava-hf": LlavaHf(),
     "llava-next-hf": LlavaNextHf(),
     "aria": Aria(),
+    "internvl": InternVl(),
 }
 """Asked in this order when the format is to be recognised."""
 
