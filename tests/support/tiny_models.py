@@ -54,6 +54,7 @@ VISION: dict[str, dict] = {
     "siglip2_vision_model": {"num_patches": 144, "patch_size": 4, "vision_use_head": False},
     "dinov2": {"image_size": 48, "patch_size": 4, "mlp_ratio": 2},
     "idefics3_vision": {"image_size": 48, "patch_size": 4},
+    "internvl_vision": {"image_size": 48, "patch_size": 4},
 }
 CONNECTORS: dict[str, dict] = {
     "mlp2x_gelu": {},
@@ -63,7 +64,7 @@ CONNECTORS: dict[str, dict] = {
     "aria_projector": {"num_queries": 36, "num_heads": 4, "patch_queries": [[144, 36]]},
 }
 """Settings of each connector for 144 patches and width 32."""
-WITH_CLASS_TOKEN = ("clip_vision_model", "dinov2")
+WITH_CLASS_TOKEN = ("clip_vision_model", "dinov2", "internvl_vision")
 
 
 def make_config(

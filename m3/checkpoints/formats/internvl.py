@@ -130,8 +130,10 @@ class InternVl(Format):
                     ("nesting", config.nesting.kind, "grid_pool"),
                     ("tiling", config.tiling.kind, "internvl"),
                 )
-            },
+            }
+            | {"several chat templates": not isinstance(native.processor.chat_template, str)},
         )
+        assert isinstance(config.grid, tuple)  # of pixel shuffle
         _image_marks(native.processor.tokenizer)  # refuses a tokenizer without them
         vocabulary, edit = room_for_placeholder(config)
         layer = config.vision_feature_layer
@@ -196,7 +198,9 @@ def _save(native: Native, config: InternVLConfig, folder: Path) -> None:
     # the processor writes the marks around an image: its template must not
     image_token = native.processor.image_token
     start, end = _image_marks(tokenizer)
-    template = native.processor.chat_template.replace(f"{start}{image_token}{end}", image_token)
+    template = native.processor.chat_template
+    assert isinstance(template, str)  # `write` refuses several
+    template = template.replace(f"{start}{image_token}{end}", image_token)
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     # transformers' class cannot be made without torchvision, which its videos need
