@@ -59,7 +59,7 @@ class Tiling(ABC):
     @property
     @abstractmethod
     def layout(self) -> TileLayout:
-        """How the tokens of the tiles become one sequence."""
+        """Order in which the tokens of the tiles become one sequence."""
 
     @property
     def is_cut(self) -> bool:

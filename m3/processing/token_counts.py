@@ -61,7 +61,7 @@ class ScaleArithmetic:
 
     @property
     def tile_maker(self) -> TileMaker:
-        """What makes the tiles of an image."""
+        """Maker of the tiles of an image."""
         own_maker = TILE_MAKERS.get(type(self.image_processor))
         if own_maker is not None:
             return own_maker(self.image_processor)
