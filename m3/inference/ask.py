@@ -12,7 +12,7 @@ from m3.inference.conversation import Conversation, Generation
 from m3.inference.loading import load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import ImageSource, M3Processor
-from m3.processing.frame_scales import Schedule
+from m3.processing.scale_policy import ScaleSetting
 from m3.processing.video import Sampling, VideoSource
 
 
@@ -22,7 +22,7 @@ def ask(
     *,
     images: ImageSource | Sequence[ImageSource] = (),
     video: VideoSource | None = None,
-    matryoshka_vis_token_scale: Schedule | None = None,
+    matryoshka_vis_token_scale: ScaleSetting | None = None,
     sampling: Sampling | None = None,
     generation: Generation | None = None,
     device: str | None = None,

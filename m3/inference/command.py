@@ -16,7 +16,7 @@ from m3.inference.cost_table import explain_costs
 from m3.inference.loading import DTYPES, load
 from m3.inference.quantisation import QUANTISATIONS
 from m3.inference.repl import Visual, run_commands, show_visual, stream_answer
-from m3.processing.frame_scales import Schedule, split_alternatives
+from m3.processing.scale_policy import ScaleSetting, split_alternatives
 from m3.processing.video import Sampling
 
 
@@ -31,7 +31,7 @@ class ChatOptions:
     model_path: str
     visuals: tuple[Visual, ...]
     query: str | None
-    scales: tuple[Schedule, ...]
+    scales: tuple[ScaleSetting, ...]
     explain: bool
     sampling: Sampling
     generation: Generation
@@ -192,7 +192,7 @@ def main(argv: list[str]) -> int:
         _write(explain_costs(conversation, options.query or "", explained_scales) + "\n")
     if options.query is None and options.explain:
         return 0
-    answer_scales: Sequence[Schedule | None] = options.scales or [None]
+    answer_scales: Sequence[ScaleSetting | None] = options.scales or [None]
     if options.query is not None:
         stream_answer(conversation, options.query, answer_scales, _write)
     else:

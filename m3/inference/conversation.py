@@ -21,7 +21,7 @@ from m3.inference.image_features import VisualFeatures, encode_visual, image_inp
 from m3.model import M3ForConditionalGeneration
 from m3.processing import ImageSource, M3Processor, expand_image_tokens, load_image
 from m3.processing.control_tokens import control_tokens, encode_fenced, fence
-from m3.processing.frame_scales import Schedule, frame_scales
+from m3.processing.scale_policy import ScaleSetting
 from m3.processing.video import Sampling, VideoSource, load_video
 
 VIDEO_MARK = "<video>"
@@ -127,7 +127,7 @@ class Conversation:
     def ask(
         self,
         question: str,
-        scale: Schedule | None = None,
+        scale: ScaleSetting | None = None,
         on_text: Callable[[str], None] | None = None,
         keep: bool = True,
     ) -> Answer:
@@ -137,7 +137,7 @@ class Conversation:
             question: pictures added since the last one precede it, unless the marks `<image>` and
                 `<video>` in it give their positions.
             scale: visual tokens per picture (per tile, where images are cut): a number, a schedule
-                over the frames of videos (m3/processing/frame_scales.py), or None for the largest
+                over the frames of videos (m3/processing/scale_policy.py), or None for the largest
                 trained.
             on_text: is called with each piece of the answer as soon as it is final.
 
@@ -160,7 +160,7 @@ class Conversation:
             self.visuals, self._pending_visuals = turn_visuals, []
         return answer
 
-    def outline(self, question: str, scale: Schedule | None) -> Prompt:
+    def outline(self, question: str, scale: ScaleSetting | None) -> Prompt:
         """The prompt that `ask` would run, without running it."""
         turns, turn_visuals = self._add_question(question)
         return self.prompt(turns, turn_visuals, scale)
@@ -177,16 +177,15 @@ class Conversation:
         self,
         turns: list[dict[str, str]],
         turn_visuals: list[VisualFeatures],
-        scale: Schedule | None,
+        scale: ScaleSetting | None,
     ) -> Prompt:
         tokenizer, processor = self.processor.tokenizer, self.processor
         picture_tiles = [tiles for visual in turn_visuals for tiles in visual.tiles]
-        picture_scales = (
-            None
-            if scale is None
-            else [s for visual in turn_visuals for s in frame_scales(scale, len(visual.tiles))]
-        )
-        scales = processor.resolve_scales(picture_scales, len(picture_tiles), picture_tiles)
+        scales = [
+            picture_scale
+            for visual in turn_visuals
+            for picture_scale in processor.policy_scales(scale, visual.tiles)
+        ]
         token_counts = processor.counts(scales, picture_tiles)
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids = encode_fenced(tokenizer, text)

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 
 from m3.inference.conversation import Conversation
 from m3.model.cost import CostModel
-from m3.processing.frame_scales import Schedule, frame_scales
+from m3.processing.scale_policy import ScaleSetting
 
 
-def explain_costs(conversation: Conversation, question: str, scales: Sequence[Schedule]) -> str:
+def explain_costs(conversation: Conversation, question: str, scales: Sequence[ScaleSetting]) -> str:
     """Table of tiles, tokens and FLOPs per scale. Errors as in `Conversation.ask`."""
     processor = conversation.processor
     lines = []
     for number, features in enumerate(conversation.pictures(), start=1):
         token_counts = []
         for scale in scales:
-            tile_tokens = processor.counts(frame_scales(scale, len(features.tiles)), features.tiles)
+            tile_tokens = processor.counts(
+                processor.policy_scales(scale, features.tiles), features.tiles
+            )
             token_counts.append(f"{scale}: {sum(tile_tokens)}")
         tile_text = _count_of(features.number_of_tiles, "tile")
         lines.append(f"{number}. {features.name}  {features.description}, {tile_text}")

@@ -11,7 +11,7 @@ from typing import Literal
 from m3.config import near_match
 from m3.inference.conversation import Conversation
 from m3.inference.cost_table import explain_costs
-from m3.processing.frame_scales import Schedule, split_alternatives
+from m3.processing.scale_policy import ScaleSetting, split_alternatives
 from m3.processing.video import Sampling
 
 Write = Callable[[str], None]
@@ -45,7 +45,7 @@ def show_visual(conversation: Conversation, visual: Visual, sampling: Sampling) 
 
 def run_commands(
     conversation: Conversation,
-    scales: Sequence[Schedule | None],
+    scales: Sequence[ScaleSetting | None],
     sampling: Sampling,
     lines: Iterable[str],
     write: Write,
@@ -63,10 +63,10 @@ def run_commands(
 def run_line(
     conversation: Conversation,
     line: str,
-    scales: Sequence[Schedule | None],
+    scales: Sequence[ScaleSetting | None],
     sampling: Sampling,
     write: Write,
-) -> Sequence[Schedule | None]:
+) -> Sequence[ScaleSetting | None]:
     """Run one line and return the scales for the next ones."""
     command, _, argument = line.partition(" ")
     argument = argument.strip()
@@ -95,7 +95,7 @@ def run_line(
 
 
 def stream_answer(
-    conversation: Conversation, question: str, scales: Sequence[Schedule | None], write: Write
+    conversation: Conversation, question: str, scales: Sequence[ScaleSetting | None], write: Write
 ) -> None:
     """Stream the answer at each scale; the last one is added to the conversation."""
     for position, scale in enumerate(scales):

@@ -17,6 +17,7 @@ from m3.nesting import Grid, ImageReader, Tiles, get_nesting, make_tiling
 from m3.processing.aria_tiles import AriaTileProcessor, AriaTiles
 from m3.processing.call_options import per_image, whole_numbers
 from m3.processing.images import MAX_PIXELS, ImageSource, image_size
+from m3.processing.scale_policy import ScaleSetting, read_policy
 from m3.processing.tiles import (
     AS_CONFIGURED,
     EncoderTiles,
@@ -157,6 +158,16 @@ class ScaleArithmetic:
             if scale not in self.trained_scales and scale in self.reachable_scales:
                 _warn_untrained(scale, tuple(self.trained_scales))
         return resolved
+
+    def policy_scales(self, setting: ScaleSetting | None, images: Sequence[Tiles]) -> list[int]:
+        """One scale per image of a visual (a still, or the frames of a video) by the user's
+        setting; None: the largest trained.
+
+        Raises:
+            ValueError: a setting that cannot be read or followed (m3/processing/scale_policy.py).
+        """
+        scales = None if setting is None else read_policy(setting).scales(len(images))
+        return self.resolve_scales(scales, len(images), images)
 
     def _largest_trained(self, tokens: int | None) -> int:
         reachable = (

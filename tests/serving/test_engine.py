@@ -239,6 +239,7 @@ LIMITED = [
     (Limits(), question("?", Visual("image", b"")), "the image file is empty"),
     (Limits(), question("?", Visual("video", b"no video")), "not a video that can be read"),
     (Limits(), question("?", still(), scale=7), "choose one of 1, 4, 9, 16, 36, 144"),
+    (Limits(), question("?", still(), scale="auto"), "this model has no router"),
     (Limits(), question("?", still(), scale="36+"), "the scale '36\\+' cannot be read"),
     (
         Limits(),

@@ -141,7 +141,10 @@ WRONG_FIELDS: list[dict[str, Any]] = [
         {"matryoshka_vis_token_scale": value}
         for value in ("many", "9x", "9+", "+9", "9x9x9", "9" * 5000, "7", "1x0", "x")
     ),
-    *({"matryoshka_vis_token_scale": value} for value in ("9" * 100, "7+1", "7x3+1")),
+    *(
+        {"matryoshka_vis_token_scale": value}
+        for value in ("9" * 100, "7+1", "7x3+1", "auto", "auto:2", "auto:x")
+    ),
 ]
 
 

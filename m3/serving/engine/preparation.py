@@ -17,7 +17,6 @@ from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
 from m3.processing import M3Processor, TiledImages, expand_image_tokens
 from m3.processing.control_tokens import control_tokens, encode_fenced, fence
-from m3.processing.frame_scales import frame_scales
 from m3.processing.images import TooLargeError
 from m3.processing.video import load_video
 from m3.serving.engine.feature_cache import Features
@@ -152,11 +151,7 @@ class Preparation:
         scales: list[int] = []
         for visual, sight in zip(visuals, sights, strict=True):
             wanted_scale = visual.scale if visual.scale is not None else request.scale
-            tile_count = len(sight.tiles)
-            frame_schedule = (
-                None if wanted_scale is None else frame_scales(wanted_scale, tile_count)
-            )
-            scales += self._processor.resolve_scales(frame_schedule, tile_count, sight.tiles)
+            scales += self._processor.policy_scales(wanted_scale, sight.tiles)
         return scales
 
     def _ids(

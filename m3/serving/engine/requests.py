@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from m3.inference import Generation
-from m3.processing.frame_scales import Schedule
+from m3.processing.scale_policy import ScaleSetting
 from m3.processing.video import Sampling
 
 Role = Literal["system", "user", "assistant"]
@@ -48,7 +48,7 @@ class Visual:
 
     kind: Literal["image", "video"]
     content: bytes = field(repr=False)
-    scale: Schedule | None = None
+    scale: ScaleSetting | None = None
     """None: the request's."""
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -72,7 +72,7 @@ class Request:
     """One answer asked for."""
 
     turns: tuple[Turn, ...]
-    scale: Schedule | None = None
+    scale: ScaleSetting | None = None
     """Visual tokens per picture, or a schedule over frames; None: the largest trained."""
     generation: Generation = field(default_factory=Generation)
     seed: int | None = None

@@ -22,7 +22,7 @@ def _one_scale(given_scale: object) -> object:
 
 Scale = Annotated[
     Annotated[int, Field(ge=1, le=1_000_000)]
-    | Annotated[str, Field(max_length=200, pattern=r"^[0-9x+ ]+$")],
+    | Annotated[str, Field(max_length=200, pattern=r"^ *auto(:[0-9.]+)? *$|^[0-9x+ ]+$")],
     BeforeValidator(_one_scale),
 ]
 """Visual tokens per picture, or a schedule over the frames of videos such as `144+1`."""

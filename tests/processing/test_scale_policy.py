@@ -1,4 +1,4 @@
-"""Scales over frames, in words."""
+"""Scale policies, in words and numbers."""
 
 import re
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3.processing.frame_scales import frame_scales, split_alternatives
+from m3.processing.scale_policy import Auto, Fixed, PerFrame, read_policy, split_alternatives
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from m3.processing.frame_scales import frame_scales, split_alternatives
 def test_a_schedule_gives_one_scale_per_frame(
     schedule: int | str | list[int], frames: int, scales: list[int]
 ) -> None:
-    assert frame_scales(schedule, frames) == scales
+    assert read_policy(schedule).scales(frames) == scales
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_schedule_gives_one_scale_per_frame(
 )
 def test_what_cannot_be_followed_is_refused(schedule: str | list[int], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        frame_scales(schedule, 5)
+        read_policy(schedule).scales(5)
 
 
 def test_alternatives_are_split_at_commas() -> None:
@@ -52,10 +52,38 @@ def test_alternatives_are_split_at_commas() -> None:
 
 @pytest.mark.parametrize("scale", [9, 9.0, np.int64(9), np.float32(9), torch.tensor(9)])
 def test_numbers_of_any_library_are_numbers(scale: object) -> None:
-    assert frame_scales(scale, 2) == [9, 9]
+    assert read_policy(scale).scales(2) == [9, 9]
 
 
 @pytest.mark.parametrize("scale", [9.5, True, float("nan"), float("inf")])
 def test_what_is_no_number_of_tokens_is_refused(scale: object) -> None:
     with pytest.raises(ValueError, match="is no number of visual tokens: expected such as 36"):
-        frame_scales(scale, 2)
+        read_policy(scale).scales(2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "policy", "label"),
+    [
+        (36, Fixed(36), "36"),
+        (" 36 ", Fixed(36), "36"),
+        ("144+1", PerFrame(((144, 1), (1, None)), "144+1"), "144+1"),
+        ("auto", Auto(), "auto"),
+        ("auto: 0.95", Auto(0.95), "auto:0.95"),
+    ],
+)
+def test_a_setting_is_read_as_a_policy(
+    setting: int | str, policy: Fixed | PerFrame | Auto, label: str
+) -> None:
+    assert read_policy(setting) == policy
+    assert policy.label == label
+
+
+def test_a_model_without_a_router_does_not_choose() -> None:
+    with pytest.raises(ValueError, match="'auto' needs a model .* this model has no router"):
+        read_policy("auto").scales(1)
+
+
+@pytest.mark.parametrize("words", ["auto:2", "auto:1.01"])
+def test_a_certainty_is_a_share(words: str) -> None:
+    with pytest.raises(ValueError, match="expected 0 to 1, such as auto:0.95"):
+        read_policy(words)
