@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import struct
 import sys
@@ -179,8 +180,7 @@ def _read(
         if limits.pixels_in_all is not None and pixels > limits.pixels_in_all:
             raise ValueError(
                 f"{name}: {len(times)} of its frames have {pixels:,} pixels, more than the limit "
-                "of "
-                f"{limits.pixels_in_all:,}: ask for fewer frames, or shrink the video"
+                f"of {limits.pixels_in_all:,}: ask for fewer frames, or shrink the video"
             )
         return list(_shown_at(container, stream, times, name)), seconds
 
@@ -285,29 +285,28 @@ def _shown_at(
         while following is not None and following[1] <= wanted:
             current, following = following, next(frames, None)
         if current is not None and following is None and not is_decoding:
-            _check_end(stream, *current, name)
+            _check_end(_stated_seconds(container, stream), *current, name)
         if current is not None and current[1] > last:
             last = current[1]
             yield current
 
 
-def _check_end(stream: "VideoStream", last: "VideoFrame", time: float, name: str) -> None:
-    """Refuse a file that was cut: the last frame stays on the screen until the end that the stream
-    states.
+def _stated_seconds(container: "InputContainer", stream: "VideoStream") -> float:
+    """Length of the stream as its file states it; 0 where it does not."""
+    if stream.duration and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if tag is not None:  # Matroska
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    is_alone = len(container.streams) == 1  # else the sound may be what is longest
+    return (container.duration or 0) / 1e6 if is_alone else 0.0
 
-    A duration of 0 is none that is known.
-    """
-    if (
-        not stream.duration
-        or stream.time_base is None
-        or last.time_base is None
-        or not last.duration
-    ):
+
+def _check_end(stated: float, last: "VideoFrame", time: float, name: str) -> None:
+    """Refuse a file that was cut: the last frame is on the screen until the stated end."""
+    if last.time_base is None or not last.duration:
         return
-    stated, end = (
-        float(stream.duration * stream.time_base),
-        time + float(last.duration * last.time_base),
-    )
+    end = time + float(last.duration * last.time_base)
     if stated - end > max(0.5, 0.02 * stated):
         raise ValueError(
             f"{name}: the video is cut short: it ends after {end:.1f} s of {stated:.1f} s. Copy or "

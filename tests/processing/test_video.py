@@ -252,6 +252,18 @@ def test_what_is_no_whole_video_is_refused(video: Path, tmp_path: Path) -> None:
             load_video(source)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mkv", "mpeg4"), ("webm", "libvpx"), ("flv", "flv1")]
+)
+def test_a_cut_file_is_refused_whose_stream_states_no_length(
+    suffix: str, codec: str, tmp_path: Path
+) -> None:
+    content = write_video(tmp_path / f"whole.{suffix}", frames=80, codec=codec).read_bytes()
+    assert load_video(content).seconds == pytest.approx(10.0, abs=0.15)
+    with pytest.raises(ValueError, match=r"cut short: it ends after \d\.\d s of (9\.9|10\.0) s"):
+        load_video(content[: len(content) * 4 // 5])
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "asf", "avi", "ts", "mpg"])
 def test_sound_that_is_longer_is_no_cut(suffix: str, tmp_path: Path) -> None:
     codec = {"mpg": "mpeg1video"}.get(suffix, "mpeg4")
