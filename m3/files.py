@@ -1,13 +1,35 @@
-"""A folder is written beside its place and renamed into it when whole, so that a kill leaves no
-half of it.
+"""Files and folders that stand under their name whole or not at all, and locks between processes.
+
+Both are written beside their place and renamed into it, so that a kill leaves no half of them.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` at the end of the block; an error on the way leaves
+    what was there. Folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary_file = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary_file
+        temporary_file.replace(path)
+    finally:
+        temporary_file.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, in UTF-8 and with the line ends that `text` has."""
+    with atomic_file(path) as temporary_file:
+        temporary_file.write_text(text, encoding="utf-8", newline="")
 
 
 def refuse_existing(dest: Path) -> None:
@@ -20,43 +42,48 @@ def refuse_existing(dest: Path) -> None:
 
 
 @contextmanager
-def written_aside(dest: Path) -> Iterator[Path]:
+def atomic_folder(dest: Path, is_resumed: bool = False) -> Iterator[Path]:
     """A folder to write into, which becomes `dest` at the end of the block; an error on the way
-    leaves nothing.
+    leaves nothing, unless the folder `is_resumed`.
 
     What a killed process left behind (`.NAME.unfinished`) is cleared away by the next that writes
-    to the same place. Only one at a time may: it holds a lock on `.NAME.lock`, which the system
-    lets go when its process ends, however it does.
+    to the same place, or completed where the folder `is_resumed`. Only one process at a time may:
+    it holds the lock `.NAME.lock`.
 
     Raises:
         ValueError: something stands at `dest`, or another process is writing it.
     """
-    aside = dest.parent / f".{dest.name}.unfinished"
-    with _only_one(dest):
+    unfinished_folder = dest.parent / f".{dest.name}.unfinished"
+    refusal = f"{dest} is being written by another process; wait for it, or give another folder"
+    with lock(dest.parent / f".{dest.name}.lock", refusal):
         refuse_existing(dest)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        if not is_resumed:
+            shutil.rmtree(unfinished_folder, ignore_errors=True)
+        unfinished_folder.mkdir(parents=True, exist_ok=is_resumed)
         try:
-            yield aside
-            aside.rename(dest)
+            yield unfinished_folder
+            unfinished_folder.rename(dest)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if not is_resumed:
+                shutil.rmtree(unfinished_folder, ignore_errors=True)
 
 
 @contextmanager
-def _only_one(dest: Path) -> Iterator[None]:
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    path = dest.parent / f".{dest.name}.lock"
-    lock = FileLock(path)
+def lock(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file `path`; the system releases it when its process ends, however it does.
+
+    Raises:
+        ValueError: another process holds it; `refusal` is what the error says.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file_lock = FileLock(path)
     try:
-        lock.acquire(blocking=False)
+        file_lock.acquire(blocking=False)
     except Timeout:
-        raise ValueError(
-            f"{dest} is being written by another process; wait for it, or give another folder"
-        ) from None
+        raise ValueError(refusal) from None
     try:
         yield
     finally:
-        # while it is held: one who waits for it sees that, and takes the next
+        # while it is held: a process that waits for it sees that, and takes the next
         path.unlink(missing_ok=True)
-        lock.release()
+        file_lock.release()

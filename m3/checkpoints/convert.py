@@ -19,7 +19,7 @@ from m3.checkpoints.streaming import (
     write_weights,
 )
 from m3.checkpoints.weights import Weights
-from m3.files import refuse_existing, written_aside
+from m3.files import atomic_folder, refuse_existing
 
 
 def convert(
@@ -65,6 +65,6 @@ def write(native: Native, dest: Path, to: str, what: str, shard_bytes: int = SHA
             raise MismatchError(
                 f"{what}: the format {to} has no place for {', '.join(plan.unknown + plan.broken)}"
             )
-        with written_aside(dest) as folder:
+        with atomic_folder(dest) as folder:
             foreign_model.save(folder)
             write_weights(plan, folder, shard_bytes)

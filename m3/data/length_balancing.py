@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from m3.files import atomic_file
+
 
 @dataclass(frozen=True)
 class LengthWindow:
@@ -74,15 +76,12 @@ def deal_samples(costs: np.ndarray, batches: int) -> np.ndarray:
 def write_lengths(
     file_path: Path, lengths: Sequence[np.ndarray], source_names: Sequence[str]
 ) -> None:
-    """Write under another name, then rename: the file is whole or absent."""
-    temporary_path = file_path.with_name(f".{file_path.name}")
-    file_path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_path.open("wb") as file:
+    """Write what `read_lengths` reads."""
+    with atomic_file(file_path) as temporary_path, temporary_path.open("wb") as file:
         arrays = {f"lengths_{number}": array for number, array in enumerate(lengths)}
         np.savez_compressed(
             file, allow_pickle=False, names=np.asarray(source_names, dtype=np.str_), **arrays
         )
-    temporary_path.replace(file_path)
 
 
 def read_lengths(file_path: Path, source_names: Sequence[str]) -> tuple[np.ndarray, ...]:

@@ -19,7 +19,7 @@ from m3.checkpoints.base import Options
 from m3.checkpoints.convert import convert
 from m3.checkpoints.places import find
 from m3.cli import main
-from m3.files import written_aside
+from m3.files import atomic_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CopyOf = Callable[[], Path]
@@ -352,7 +352,7 @@ def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_an_error_on_the_way_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "dest") as folder:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "dest") as folder:  # noqa: PT012
         (folder / "half").write_text("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

@@ -154,7 +154,6 @@ def test_fetching_copies_each_data_set_once_and_unpacks_videos(tmp_path: Path):
 
     def download(dataset: str, folder: Path) -> None:
         asked.append(dataset)
-        folder.mkdir(parents=True)
         import tarfile
         import zipfile
 

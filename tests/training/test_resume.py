@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from m3.config import load
+from m3.files import write_text
 from m3.training.checks.resume import check_resume
 from m3.training.command import main
 from m3.training.loop.distributed import start_deepspeed
@@ -26,7 +27,7 @@ def interrupted(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "run")
     (run.checkpoints / "checkpoint-4").mkdir()
     (run.checkpoints / "checkpoint-4" / WHOLE).touch()
-    run.write_text("environment.json", json.dumps({"processes": 2}))
+    write_text(run.path / "environment.json", json.dumps({"processes": 2}))
     return run
 
 

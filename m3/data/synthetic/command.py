@@ -4,14 +4,13 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 from pathlib import Path
-from typing import Any
 
 from m3.data.synthetic.drawing import Split
 from m3.data.synthetic.suite import FAMILIES, baselines, generate, read_rows
 from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.data.synthetic.vocabulary import IMAGE_SIZE, PATCH_CLASSES, PATCH_SIZE, PATCH_SLOTS
+from m3.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,10 @@ def main(argv: list[str]) -> int:
                     family: dataclasses.asdict(numbers)
                     for family, numbers in family_baselines.items()
                 }
-                _write_json(options.out / "test" / "baselines.json", baseline_rows)
+                write_text(
+                    options.out / "test" / "baselines.json",
+                    json.dumps(baseline_rows, indent=1) + "\n",
+                )
     settings = {
         "seed": options.seed,
         "families": list(options.families),
@@ -91,15 +93,9 @@ def main(argv: list[str]) -> int:
         "patch_slots": PATCH_SLOTS,
     }
     build_tokenizer().save_pretrained(options.out / "tokenizer")
-    _write_json(options.out / "suite.json", settings)  # last: where it is, all the rest is
+    # last: where it is, all the rest is
+    write_text(options.out / "suite.json", json.dumps(settings, indent=1) + "\n")
     return 0
-
-
-def _write_json(file_path: Path, content: dict[str, Any]) -> None:
-    """Write aside, then rename: the file is whole or absent."""
-    temporary_path = file_path.with_suffix(".tmp")
-    temporary_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary_path, file_path)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ many pictures are asked for, picture `index` of a family is the same.
 import hashlib
 import io
 import multiprocessing
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from m3.data.synthetic import chart, count, digits, document, position, scene
 from m3.data.synthetic.drawing import DrawnPicture, Question, QuestionKind, Split
 from m3.data.synthetic.vocabulary import IMAGE_SIZE
+from m3.files import atomic_file
 
 SHARD_ROWS: Final = 1024
 
@@ -188,9 +188,8 @@ def _write_shard(shard: _Shard) -> int:
     )
     shard_rows = [make_row(family, index, shard.seed) for family, index in shard.pictures]
     arrow_table = pa.Table.from_pylist(shard_rows, schema=features.arrow_schema)
-    temporary_path = shard.path.with_suffix(".tmp")
-    pq.write_table(arrow_table, temporary_path, compression="zstd", row_group_size=256)
-    os.replace(temporary_path, shard.path)
+    with atomic_file(shard.path) as temporary_path:
+        pq.write_table(arrow_table, temporary_path, compression="zstd", row_group_size=256)
     return len(shard_rows)
 
 

@@ -20,6 +20,7 @@ from requests import ConnectionError as NoConnection
 from m3.evaluation.harness.local_data import Data, read_task
 from m3.evaluation.harness.tasks import find_tasks, tasks_folder
 from m3.evaluation.suites import suites
+from m3.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 Download = Callable[[str, Path], None]
@@ -76,12 +77,9 @@ def fetch(
     for data_set in remote:
         target_folder = root / Path(data_set.dataset).name
         if not target_folder.is_dir():
-            partial_folder = (
-                root / f".{target_folder.name}.partial"
-            )  # a killed download goes on there
             logger.info("fetching %s", data_set.dataset)
-            download(data_set.dataset, partial_folder)
-            partial_folder.rename(target_folder)
+            with atomic_folder(target_folder, is_resumed=True) as partial_folder:
+                download(data_set.dataset, partial_folder)
         if data_set.videos is not None and not (root / data_set.videos).is_dir():
             unpack(target_folder, root / data_set.videos)
         folders.append(target_folder)
@@ -135,14 +133,16 @@ def unpack(folder: Path, target: Path) -> None:
     """Unpacks all archives of a repository into `target`; parts of one archive (`x.tar.partaa`,
     ...) are joined first.
     """
-    partial_file = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial_file, ignore_errors=True)
-    partial_file.mkdir(parents=True)
+    with atomic_folder(target) as unfinished_folder:
+        _extract_all(folder, unfinished_folder)
+
+
+def _extract_all(folder: Path, target: Path) -> None:
     archive_parts: dict[str, list[Path]] = {}
     for archive_path in sorted(folder.rglob("*")):
         if archive_path.suffix == ".zip":
             with zipfile.ZipFile(archive_path) as archive:
-                archive.extractall(partial_file)
+                archive.extractall(target)
         elif ".tar" in archive_path.name and archive_path.is_file():
             archive_parts.setdefault(
                 f"{archive_path.parent}/{archive_path.name.split('.tar')[0]}", []
@@ -150,16 +150,15 @@ def unpack(folder: Path, target: Path) -> None:
     for pieces in archive_parts.values():
         whole_archive = pieces[0]
         if len(pieces) > 1:
-            whole_archive = partial_file / "joined.tar"
+            whole_archive = target / "joined.tar"
             with whole_archive.open("wb") as joined:
                 for piece in pieces:
                     with piece.open("rb") as open_part:
                         shutil.copyfileobj(open_part, joined)
         with tarfile.open(whole_archive) as archive:
             for member in archive:  # `extractall(filter="data")` came with Python 3.11.4
-                extract(archive, member, partial_file)
-    (partial_file / "joined.tar").unlink(missing_ok=True)
-    if not any(partial_file.iterdir()):
+                extract(archive, member, target)
+    (target / "joined.tar").unlink(missing_ok=True)
+    if not any(target.iterdir()):
         # videos lie in the repository as they are
-        shutil.copytree(folder, partial_file, dirs_exist_ok=True, symlinks=True)
-    partial_file.rename(target)
+        shutil.copytree(folder, target, dirs_exist_ok=True, symlinks=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from m3.evaluation.results.run_folder import write_text
+from m3.files import write_text
 
 BUILDERS = ("parquet", "json", "csv", "imagefolder", "arrow", "text", "webdataset")
 """Values of `dataset_path` that name a reader: the task itself says where its files are."""

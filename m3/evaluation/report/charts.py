@@ -19,6 +19,7 @@ from m3.evaluation.published import PublishedScore
 from m3.evaluation.results.run_folder import CostRow, LatencyRow
 from m3.evaluation.statistics import Mean
 from m3.evaluation.token_reduction.table import OWN
+from m3.files import atomic_file
 
 # Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -121,11 +122,10 @@ def accuracy_figure(summary: Summary) -> Figure:
 
 
 def save(figure: Figure, file_stem: Path, formats: Sequence[str]) -> list[Path]:
-    """Writes `path` in each format, aside first.
+    """Writes `file_stem` in each format.
 
     Without a fixed salt and date two drawings of one run would differ.
     """
-    file_stem.parent.mkdir(parents=True, exist_ok=True)
     written_files = []
     # 42: letters stay letters, as publishers ask
     with rc_context({"svg.hashsalt": "m3", "pdf.fonttype": 42}):
@@ -133,13 +133,16 @@ def save(figure: Figure, file_stem: Path, formats: Sequence[str]) -> list[Path]:
             metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[
                 file_format
             ]
-            temporary_file = file_stem.with_name(f".{file_stem.name}.{file_format}")
-            figure.savefig(
-                temporary_file, dpi=150, format=file_format, facecolor="white", metadata=metadata
-            )
-            written_files.append(
-                temporary_file.replace(file_stem.with_name(f"{file_stem.name}.{file_format}"))
-            )
+            chart_file = file_stem.with_name(f"{file_stem.name}.{file_format}")
+            with atomic_file(chart_file) as temporary_file:
+                figure.savefig(
+                    temporary_file,
+                    dpi=150,
+                    format=file_format,
+                    facecolor="white",
+                    metadata=metadata,
+                )
+            written_files.append(chart_file)
     return written_files
 
 

@@ -18,7 +18,7 @@ from m3.evaluation.report.figures import figures
 from m3.evaluation.report.html import page
 from m3.evaluation.report.table_formats import as_latex, as_markdown, as_text
 from m3.evaluation.report.tables import report_tables, write_csv
-from m3.evaluation.results.run_folder import write_text
+from m3.files import write_text
 
 PRINT = ("svg", "pdf", "png")
 

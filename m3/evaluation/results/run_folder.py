@@ -21,13 +21,13 @@ Files other than the store and the log are written aside and renamed.
 """
 
 import csv
-import fcntl
+import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ import torch
 
 from m3.evaluation.cost.latency import Measured
 from m3.evaluation.token_reduction.table import OWN
+from m3.files import lock, write_text
 from m3.model.cost import Cost
 
 PACKAGES = ("torch", "transformers", "lmms-eval", "datasets", "accelerate", "numpy", "pillow")
@@ -134,14 +135,6 @@ class Example:
 Row = TypeVar("Row", CellRow, CostRow, LatencyRow)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes aside, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary_file = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary_file.write_text(text, encoding="utf-8")
-    temporary_file.replace(path)
-
-
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
@@ -156,11 +149,9 @@ def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
         ]
         for table_row in rows
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary_file = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary_file.open("w", encoding="utf-8", newline="") as open_file:
-        csv.writer(open_file, lineterminator="\n").writerows(csv_lines)
-    temporary_file.replace(path)
+    csv_text = io.StringIO()
+    csv.writer(csv_text, lineterminator="\n").writerows(csv_lines)
+    write_text(path, csv_text.getvalue())
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
@@ -209,24 +200,15 @@ def _parse(field_text: str, field_type: Any) -> Any:
     return field_text == "True" if field_type is bool else field_type(field_text)
 
 
-@contextmanager
-def alone_in(run: Path) -> Iterator[None]:
-    """No other sweep writes to the folder meanwhile: their tables would be mixed.
-
-    The lock ends with its process, killed or not.
+def alone_in(run: Path) -> AbstractContextManager[None]:
+    """The lock of a run folder: tables of two sweeps in it would be mixed.
 
     Raises:
-        ValueError: one does.
+        ValueError: another sweep is writing to it.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a") as lock_file:
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another sweep is writing to {run}; wait for it, or choose another --out"
-            ) from error
-        yield
+    return lock(
+        run / ".lock", f"another sweep is writing to {run}; wait for it, or choose another --out"
+    )
 
 
 def result_path(run: Path, model: str, task: str, scale: int) -> Path:

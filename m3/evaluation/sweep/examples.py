@@ -10,6 +10,7 @@ from m3.evaluation.harness.lmms_model import pictures_of, shown
 from m3.evaluation.harness.tasks import FOREIGN, LoadedTask
 from m3.evaluation.results.run_folder import CellRow, Example, read_keys, write_json
 from m3.evaluation.results.store import Store
+from m3.files import atomic_file
 from m3.processing.video import Sampling
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ def _write_example(run: Path, loaded: LoadedTask, doc_id: int, sampling: Samplin
     small = image.copy()
     small.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
     image_file = f"{loaded.name}-{doc_id}.webp"
-    (run / "examples").mkdir(exist_ok=True)
-    small.save(run / "examples" / image_file, quality=QUALITY)
+    with atomic_file(run / "examples" / image_file) as temporary_file:
+        small.save(temporary_file, "WEBP", quality=QUALITY)
     target_text = str(loaded.task.doc_to_target(document))
     return [
         Example(loaded.name, doc_id, question, target_text, image_file, [image.height, image.width])

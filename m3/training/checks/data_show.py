@@ -10,6 +10,7 @@ from m3.config import load
 from m3.data.checking.sample_check import SampleLimits
 from m3.data.checking.sample_page import sample_page
 from m3.data.mixture import read_mixture
+from m3.files import write_text
 from m3.training.command import find_recipe
 from m3.training.recipe.recipe import Recipe
 from m3.training.setup.resolved import ResolvedRun
@@ -56,9 +57,6 @@ def main(argv: list[str]) -> int:
     source_names = [data_source.name for data_source in shown_data.used_sources]
     positions = range(arguments.first, min(arguments.first + arguments.n, len(mixture)))
     out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        sample_page(mixture, source_names, positions, resolved.processor, limits), encoding="utf-8"
-    )
+    write_text(out, sample_page(mixture, source_names, positions, resolved.processor, limits))
     print(f"{len(positions)} samples: {out}")
     return 0

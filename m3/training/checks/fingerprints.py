@@ -14,6 +14,7 @@ from pathlib import Path
 from m3.data.fingerprint import digest_files, fingerprint
 from m3.data.recipe import open_source
 from m3.data.sample import SampleSource
+from m3.files import write_text
 from m3.training.loop.distributed import say_to_everyone, world
 from m3.training.loop.run_folder import RunFolder, installed_packages
 from m3.training.recipe.recipe import Recipe, TowerRecipe
@@ -80,8 +81,9 @@ def _compare(run: RunFolder, pinned: Prints, surroundings: Prints) -> str | None
                 "now on it can",
                 run.path,
             )
-        run.write_text(
-            FILE, json.dumps({"pinned": pinned, "surroundings": surroundings}, indent=1) + "\n"
+        write_text(
+            fingerprint_file,
+            json.dumps({"pinned": pinned, "surroundings": surroundings}, indent=1) + "\n",
         )
         return None
     before = json.loads(fingerprint_file.read_text())

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from m3.files import write_text
 from m3.training.loop.distributed import world
 from m3.training.loop.run_folder import RunFolder
 from m3.training.recipe.sections import Schedule
@@ -36,7 +37,7 @@ def check_data(run: RunFolder, names: Sequence[str], sizes: Sequence[int]) -> No
                     "the data back, or begin a new run (run=FOLDER)"
                 )
     elif world().is_first:
-        run.write_text(SAMPLES, json.dumps(source_sizes) + "\n")
+        write_text(samples_file, json.dumps(source_sizes) + "\n")
 
 
 def check_resume(run: RunFolder, schedule: Schedule, devices: int) -> None:

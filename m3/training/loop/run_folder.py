@@ -2,8 +2,8 @@
 
 Runs explain themselves.
 
-Files are written aside and renamed, so none is ever half-written; the metrics are appended a line
-at a time, and a resumed run first drops the lines that lie beyond its checkpoint.
+No file is ever half-written; the metrics are appended a line at a time, and a resumed run first
+drops the lines that lie beyond its checkpoint.
 """
 
 import difflib
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from m3.config import dump, load
+from m3.files import write_text
 from m3.training.loop.distributed import world
 from m3.training.recipe.recipe import Recipe, TowerRecipe
 
@@ -47,12 +48,6 @@ class RunFolder:
         self.adapter = self.checkpoints / "adapter"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-
-    def write_text(self, name: str, text: str) -> None:
-        """Writes `name` aside, then renames it into place."""
-        temporary_file = self.path / f".{name}.{os.getpid()}"
-        temporary_file.write_text(text)
-        temporary_file.replace(self.path / name)
 
     def check(self, recipe: Recipe | TowerRecipe) -> None:
         """Looks whether the folder is free for `recipe`.
@@ -87,8 +82,8 @@ class RunFolder:
     def start(self, recipe: Recipe | TowerRecipe) -> None:
         """Writes `recipe.yaml` and `environment.json` (versions, hardware, command line)."""
         if world().is_first:
-            self.write_text("recipe.yaml", dump(recipe))
-            self.write_text("environment.json", json.dumps(environment(), indent=2) + "\n")
+            write_text(self.path / "recipe.yaml", dump(recipe))
+            write_text(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
     @property
     def processes(self) -> int | None:
@@ -134,9 +129,7 @@ class RunFolder:
         kept_rows = [
             metric_row for metric_row in self.read_metrics() if metric_row["step"] <= last_step
         ]
-        self.write_text(
-            "metrics.jsonl", "".join(json.dumps(metric_row) + "\n" for metric_row in kept_rows)
-        )
+        write_text(self.metrics, "".join(json.dumps(metric_row) + "\n" for metric_row in kept_rows))
 
 
 def environment() -> dict[str, object]:
