@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 
 from m3.config import near_match
+from m3.text_table import align_columns
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,9 @@ def _complain(program: str, message: str, full_traceback: bool) -> None:
 
 
 def _usage(program: str, verbs: Mapping[str, Verb]) -> str:
-    width = max(len(name) for name in verbs)
     lines = [f"usage: {program} [--version] [--traceback] VERB ...", "", "verbs:"]
-    lines += [f"  {name:<{width}}  {verb.help}" for name, verb in verbs.items()]
+    verb_rows = [(name, verb.help) for name, verb in verbs.items()]
+    lines += [f"  {line}" for line in align_columns(verb_rows, left_columns=2)]
     return "\n".join([*lines, "", f"`{program} VERB --help` describes one verb."])
 
 

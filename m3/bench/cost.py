@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from m3.evaluation.cost.latency import Measured, measure
-from m3.evaluation.cost.roofline import ACCELERATORS, Roofline, accelerator, roofline
+from m3.evaluation.cost.roofline import Roofline, roofline
 from m3.evaluation.report.number_format import engineering, milliseconds
+from m3.hardware import ACCELERATORS, accelerator, choose_device
 from m3.inference.loading import read_config
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
+from m3.text_table import align_columns
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--measure", action="store_true", help="measure on this machine as well")
     parser.add_argument(
-        "--device", help="to measure on; default: cuda where there is one, else cpu"
+        "--device", help="to measure on; default: the accelerator that torch sees, else cpu"
     )
     parser.add_argument("--out", type=Path, help="CSV file")
     arguments = parser.parse_args(argv)
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
     estimates = roofline_estimates(costs, arguments.accelerator)
     measurements: list[Measured] = []
     if arguments.measure:
-        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = choose_device(arguments.device)
         model = build_model(arguments.model, config, arguments.dtype, device)
         measurements = measure(model, scales, arguments.text_tokens, batches)
     print(model_summary(cost_model, arguments.text_tokens, arguments.dtype))
@@ -99,10 +101,12 @@ def roofline_estimates(costs: Sequence[Cost], name: str) -> dict[tuple[int, int]
     return {(cost.batch_size, cost.scale): roofline(cost, accelerator(name)) for cost in costs}
 
 
-def build_model(path: str, config: M3Config, dtype: str, device: str) -> M3ForConditionalGeneration:
+def build_model(
+    path: str, config: M3Config, dtype: str, device: torch.device
+) -> M3ForConditionalGeneration:
     """Load the model, with random weights where `path` has none (as fast in a dense model)."""
     if Path(path).is_file() or (Path(path).is_dir() and not list(Path(path).glob("*.safetensors"))):
-        with torch.device(device):
+        with device:
             model = M3ForConditionalGeneration(config)
     else:
         model = M3ForConditionalGeneration.from_pretrained(path)
@@ -152,12 +156,7 @@ def cost_table(
                 ]
                 row += [f"{measured.tokens_per_s:.4g}", engineering(measured.peak_bytes, "B")]
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join([f"batch of {costs[0].batch_size}", *lines])
+    return "\n".join([f"batch of {costs[0].batch_size}", *align_columns(rows)])
 
 
 def table_legend(accelerator_name: str, measurements: Sequence[Measured]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from m3.inference.conversation import Conversation
 from m3.model.cost import CostModel
 from m3.processing.scale_policy import ScaleSetting
+from m3.text_table import align_columns
 
 
 def explain_costs(conversation: Conversation, question: str, scales: Sequence[ScaleSetting]) -> str:
@@ -46,11 +47,7 @@ def explain_costs(conversation: Conversation, question: str, scales: Sequence[Sc
                 f"{cost.kv_cache_bytes / 1024:.0f} KiB",
             )
         )
-    widths = [max(len(row[column]) for row in table_rows) for column in range(len(table_rows[0]))]
-    lines += [
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-        for row in table_rows
-    ]
+    lines += align_columns(table_rows)
     lines.append(
         "(tokens of the prompt; GFLOP: seeing once, whatever the scale, then reading the "
         "prompt; their sum)"

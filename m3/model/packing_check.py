@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from m3.hardware import choose_device
 from m3.model.packed_attention import PACKED_ATTENTION, takes_sequences
 from m3.model.packed_sequences import PackedSequences
 
@@ -167,7 +168,7 @@ def _draw(config: PretrainedConfig) -> PreTrainedModel:
     small = copy.deepcopy(config)
     for name, value in _small_options(small).items():
         setattr(small, name, value)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = choose_device()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         decoder = AutoModel.from_config(small, dtype=torch.float32).eval()

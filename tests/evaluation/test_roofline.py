@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from m3.evaluation.cost.roofline import ACCELERATORS, Accelerator, accelerator, roofline
+from m3.evaluation.cost.roofline import roofline
+from m3.hardware import ACCELERATORS, Accelerator, accelerator
 from m3.model.cost import Cost
 
 COST = Cost(
@@ -40,6 +41,6 @@ def test_the_table_is_in_plain_units():
     # the same chip with other memory
     assert ACCELERATORS["H200"].flops == ACCELERATORS["H100"].flops
     with pytest.raises(
-        ValueError, match="no accelerator 'H300' in the table; known: V100, A100, H100, H200, 910B"
+        ValueError, match="no accelerator 'H300' in the table; known: V100, A100, .*, 910B"
     ):
         accelerator("H300")

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from m3.config import load
+from m3.hardware import peak_flops
 from m3.training.checks.dry_run import count_parameters, plan
-from m3.training.checks.throughput import meter, peak_flops
+from m3.training.checks.throughput import meter
 from m3.training.command import find_recipe, main, read_recipes
 from m3.training.recipe.recipe import Recipe
 from m3.training.setup.resolved import ResolvedRun

@@ -4,6 +4,7 @@ from collections import Counter
 
 from m3.data.checking.check import Findings
 from m3.data.checking.sample_check import KINDS, NOTICES
+from m3.text_table import align_columns
 
 PERCENTILES = (50, 90, 99)
 
@@ -46,7 +47,7 @@ def _source_lines(findings: Findings) -> list[str]:
         for source in findings.sources
         if source.left_out
     ]
-    return [*_align(rows), *filter_lines]
+    return [*align_columns(rows, left_columns=1), *filter_lines]
 
 
 def _length_lines(findings: Findings) -> list[str]:
@@ -69,7 +70,7 @@ def _length_lines(findings: Findings) -> list[str]:
                 mean = sum(length * count for length, count in counter.items()) / counter.total()
                 marks = [f"{percentile(counter, mark):,}" for mark in PERCENTILES]
                 rows.append((source.name, scale, f"{mean:,.1f}", *marks, f"{max(counter):,}"))
-    return _align(rows)
+    return align_columns(rows, left_columns=1)
 
 
 def percentile(lengths: Counter[int], mark: int) -> int:
@@ -118,20 +119,6 @@ def _unused_lines(findings: Findings) -> list[str]:
         )
         for source in findings.sources
         if source.unused
-    ]
-
-
-def _align(rows: list[tuple[str, ...]]) -> list[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
     ]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3.evaluation.suites import known_tasks
+from m3.text_table import align_columns
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     submissions = collect(arguments.run, arguments.all)
-    width = max(len(submission.task) for submission in submissions)
-    output_lines = [
-        f"{one.task:<{width}}  {one.model} at {one.scale} tokens: {one.file}" for one in submissions
-    ]
+    output_lines = align_columns(
+        [(one.task, f"{one.model} at {one.scale} tokens: {one.file}") for one in submissions],
+        left_columns=2,
+    )
     print("\n".join(output_lines))  # noqa: T201 (the list is the output)
     return 0
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from m3.evaluation.analysis.compare import change_text, compare
 from m3.evaluation.analysis.summary import Summary
-from m3.evaluation.cost.roofline import ACCELERATORS
 from m3.evaluation.report.charts import accuracy_figure, save
 from m3.evaluation.report.expert_load import write_loads
 from m3.evaluation.report.figures import figures
@@ -19,6 +18,7 @@ from m3.evaluation.report.html import page
 from m3.evaluation.report.table_formats import as_latex, as_markdown, as_text
 from m3.evaluation.report.tables import report_tables, write_csv
 from m3.files import write_text
+from m3.hardware import ACCELERATORS
 
 PRINT = ("svg", "pdf", "png")
 

@@ -4,10 +4,11 @@ In: a `Summary`. Out: `Table`s.
 """
 
 from m3.evaluation.analysis.summary import Summary
-from m3.evaluation.cost.roofline import accelerator, roofline
+from m3.evaluation.cost.roofline import roofline
 from m3.evaluation.report.number_format import engineering, milliseconds, three_digits
 from m3.evaluation.report.table_formats import NOTHING, Table
 from m3.evaluation.results.run_folder import CostRow
+from m3.hardware import accelerator
 
 
 def cost_table(summary: Summary) -> Table:

@@ -12,10 +12,11 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from m3.evaluation.analysis.oracle import Oracle
 from m3.evaluation.analysis.summary import Summary
-from m3.evaluation.cost.roofline import accelerator, roofline
+from m3.evaluation.cost.roofline import roofline
 from m3.evaluation.report.charts import COLOURS, INK, LINES, spaced
 from m3.evaluation.report.expert_load import routing_figure
 from m3.evaluation.results.run_folder import LatencyRow
+from m3.hardware import accelerator
 
 NEVER = "#d9d9d9"
 

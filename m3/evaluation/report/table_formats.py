@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from m3.text_table import align_columns
+
 LATEX: Mapping[str, str] = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -36,17 +38,12 @@ class Table:
 
 def as_text(table: Table) -> str:
     """Columns to the right, for the screen."""
-    text_rows = [list(table.header), *(list(row) for row in table.rows)]
-    column_widths = [max(map(len, column)) for column in zip(*text_rows, strict=True)]
-    text_lines = []
-    for index, row in enumerate(text_rows):
-        if index - 1 in table.blocks and index > 0:
-            text_lines += ["", table.blocks[index - 1]]
-        text_lines.append(
-            "  ".join(
-                cell_text.rjust(width) for cell_text, width in zip(row, column_widths, strict=True)
-            ).rstrip()
-        )
+    header_line, *row_lines = align_columns([table.header, *table.rows])
+    text_lines = [header_line]
+    for index, row_line in enumerate(row_lines):
+        if index in table.blocks:
+            text_lines += ["", table.blocks[index]]
+        text_lines.append(row_line)
     return "\n".join(text_lines)
 
 

@@ -23,25 +23,17 @@ Files other than the store and the log are written aside and renamed.
 import csv
 import io
 import json
-import os
-import platform
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
-
-import torch
 
 from m3.evaluation.cost.latency import Measured
 from m3.evaluation.token_reduction.table import OWN
 from m3.files import lock, write_text
 from m3.model.cost import Cost
-
-PACKAGES = ("torch", "transformers", "lmms-eval", "datasets", "accelerate", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -291,16 +283,3 @@ def read_list(path: Path, kind: type[Described]) -> tuple[Described, ...]:
                 "again"
             )
     return tuple(kind(**json_row) for json_row in json_content)
-
-
-def environment(command: Sequence[str]) -> Mapping[str, object]:
-    """Command, machine and versions of the sweep."""
-    return {
-        "command": list(command),
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        **{package_name: version(package_name) for package_name in PACKAGES},
-    }

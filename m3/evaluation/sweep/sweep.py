@@ -36,7 +36,6 @@ from m3.evaluation.results.run_folder import (
     LatencyRow,
     ModelRow,
     alone_in,
-    environment,
     read_keys,
     write_json,
     write_rows,
@@ -57,6 +56,7 @@ from m3.evaluation.sweep.options import (
 from m3.evaluation.sweep.progress import Progress, check_disk
 from m3.evaluation.sweep.prompt_cost import NO_ANSWER_TEXT, costs_of, prompts_of
 from m3.evaluation.token_reduction.table import OWN, is_own
+from m3.hardware import environment
 from m3.model import M3Config
 
 logger = logging.getLogger(__name__)

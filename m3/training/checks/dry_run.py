@@ -13,10 +13,10 @@ import torch
 from peft import get_peft_model
 
 from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
+from m3.hardware import peak_flops
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import CostModel
 from m3.processing import M3Processor
-from m3.training.checks.throughput import peak_flops
 from m3.training.loop.distributed import zero_options
 from m3.training.loop.evaluations import check_folders
 from m3.training.recipe.recipe import Recipe
@@ -209,7 +209,7 @@ def _size_lines(resolved: ResolvedRun, parameters: dict[str, Parameters]) -> lis
         return [
             *size_lines,
             "time            unknown: the peak of this machine's processor is not in "
-            "m3/training/checks/throughput.py",
+            "m3/hardware.py",
         ]
     seconds = flops / (peak * UTILISATION * resolved.devices)
     total_hours = (

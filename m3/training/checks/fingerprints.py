@@ -15,8 +15,9 @@ from m3.data.fingerprint import digest_files, fingerprint
 from m3.data.recipe import open_source
 from m3.data.sample import SampleSource
 from m3.files import write_text
+from m3.hardware import installed_packages
 from m3.training.loop.distributed import say_to_everyone, world
-from m3.training.loop.run_folder import RunFolder, installed_packages
+from m3.training.loop.run_folder import RunFolder
 from m3.training.recipe.recipe import Recipe, TowerRecipe
 
 logger = logging.getLogger(__name__)

@@ -8,31 +8,14 @@ drops the lines that lie beyond its checkpoint.
 
 import difflib
 import json
-import os
-import platform
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
 
 from m3.config import dump, load
 from m3.files import write_text
+from m3.hardware import environment
 from m3.training.loop.distributed import world
 from m3.training.recipe.recipe import Recipe, TowerRecipe
-
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "peft",
-    "deepspeed",
-    "datasets",
-    "tokenizers",
-    "pillow",
-    "numpy",
-)
 
 WHOLE = "WHOLE"
 """Name of the empty file that a checkpoint gets last."""
@@ -83,7 +66,8 @@ class RunFolder:
         """Writes `recipe.yaml` and `environment.json` (versions, hardware, command line)."""
         if world().is_first:
             write_text(self.path / "recipe.yaml", dump(recipe))
-            write_text(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            run_environment = {**environment(sys.argv), "processes": world().size}
+            write_text(self.path / "environment.json", json.dumps(run_environment, indent=2) + "\n")
 
     @property
     def processes(self) -> int | None:
@@ -132,62 +116,5 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(metric_row) + "\n" for metric_row in kept_rows))
 
 
-def environment() -> dict[str, object]:
-    """Machine and versions, for readers who want to repeat a run elsewhere."""
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "processor": _processor(),
-        "processes": world().size,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": installed_packages(),
-        "commit": _commit(),
-    }
-
-
-def installed_packages() -> dict[str, str]:
-    """Versions of those that a run's numbers depend on."""
-    return {
-        package_name: installed
-        for package_name in PACKAGES
-        if (installed := _version(package_name))
-    }
-
-
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    cpu_info = Path("/proc/cpuinfo")
-    model_names = (
-        [
-            info_line.split(":", 1)[1].strip()
-            for info_line in cpu_info.read_text().splitlines()
-            if info_line.startswith("model name")
-        ]
-        if cpu_info.exists()
-        else []
-    )
-    return model_names[0] if model_names else platform.processor()
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that is running, when it is a git checkout."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    git_output = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return git_output.stdout.strip() or None

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from transformers import AutoModel
 
+from m3.hardware import choose_device
 from m3.inference.quantisation import get_quantisation, unquantised_modules
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.backbone import build_connector
@@ -79,7 +80,7 @@ def load_checkpoint(
     """
     quantisation_row = None if quantise is None else get_quantisation(quantise)
     config = config or M3Config.from_pretrained(path)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = choose_device()
     packing = (
         None
         if quantisation_row is None

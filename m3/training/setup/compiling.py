@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
+from m3.hardware import choose_device
+
 
 def check_compile() -> None:
     """Compiles a line of its own, as a layer would be: a `ValueError` where this machine cannot."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = choose_device()
     try:
         without_caches = torch.compiler.config.patch(force_disable_caches=True)  # pyright: ignore[reportAttributeAccessIssue]
         with without_caches, warnings.catch_warnings():
