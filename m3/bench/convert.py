@@ -22,6 +22,7 @@ from m3.checkpoints.formats.llava_hf import LlavaHf
 from m3.checkpoints.streaming import SHARD_BYTES
 from m3.checkpoints.weights import INDEX, nbytes
 from m3.data.synthetic.tokenizer import build_tokenizer
+from m3.processing.chat_template import IMAGE_TOKEN
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def write_source(folder: Path, decoder_size: DecoderSize, shard_bytes: int = 4 *
             "num_key_value_heads": 4,
             "head_dim": decoder_size.width // 16,
         },
-        image_token_index=tokenizer.get_vocab()["<image>"],
+        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
         dtype="bfloat16",
     )
     config.save_pretrained(folder)

@@ -18,12 +18,10 @@ from m3.evaluation.cost.latency import Measured, measure
 from m3.evaluation.cost.roofline import Roofline, roofline
 from m3.evaluation.report.number_format import engineering, milliseconds
 from m3.hardware import ACCELERATORS, accelerator, choose_device
-from m3.inference.loading import read_config
+from m3.inference.loading import DTYPES, read_config
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
 from m3.text_table import align_columns
-
-FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +39,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--batch-sizes", default="1", help="prompts run together, with commas")
     parser.add_argument(
-        "--dtype", choices=FORMATS, default="bfloat16", help="number format of weights and cache"
+        "--dtype", choices=DTYPES, default="bfloat16", help="number format of weights and cache"
     )
     parser.add_argument(
         "--accelerator", choices=ACCELERATORS, default="H100", help="what the estimate is for"
@@ -61,7 +59,7 @@ def main(argv: list[str]) -> int:
         else list(config.nesting.trained_scales)
     )
     batches = parse_numbers("--batch-sizes", arguments.batch_sizes)
-    cost_model = CostModel.from_config(config, FORMATS[arguments.dtype])
+    cost_model = CostModel.from_config(config, DTYPES[arguments.dtype])
     costs = [
         cost_model.cost(scale, arguments.text_tokens, batch_size=batch)
         for batch in batches
@@ -111,7 +109,7 @@ def build_model(
     else:
         model = M3ForConditionalGeneration.from_pretrained(path)
     # transformers wraps `to` without its types
-    nn.Module.to(model, device=device, dtype=FORMATS[dtype])
+    nn.Module.to(model, device=device, dtype=DTYPES[dtype])
     return model.eval()
 
 

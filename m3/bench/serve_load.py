@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx2
 
+from m3.nesting import SCALE_OPTION
+
 PATIENCE_SECONDS = 120.0
 
 
@@ -38,7 +40,7 @@ class Question:
             "model": model,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": self.max_tokens,
-            "matryoshka_vis_token_scale": self.scale,
+            SCALE_OPTION: self.scale,
             "stream": stream,
         }
 

@@ -19,12 +19,13 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 from m3.data.formats.parsers.conversation import parse_conversation
 from m3.data.formats.record import Record
 from m3.data.formats.settings import SourceSettings
-from m3.data.sample import Sample, Turn
+from m3.data.sample import IMAGE_MARK, Sample, Turn
 from m3.data.synthetic.suite import FAMILIES, train_row
 from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.data.tokenized import tokenize_sample
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.processing import M3Processor
+from m3.processing.chat_template import IMAGE_TOKEN
 from m3.training.setup.build import load_checkpoint
 
 ModelAndProcessor = tuple[M3ForConditionalGeneration, M3Processor]
@@ -139,7 +140,7 @@ def _draw_model(
     }
     nesting = {"kind": "grid_pool", "trained_scales": sorted(scales)}
     # for one token it returns an integer, for several a list
-    image_token_id = cast(int, tokenizer.convert_tokens_to_ids("<image>"))
+    image_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = M3Config(
@@ -178,7 +179,7 @@ def _noise_samples(processor: M3Processor, text_tokens: Sequence[int]) -> list[S
         Image.fromarray(random_source.integers(0, 255, (336, 336, 3), dtype=np.uint8)).save(
             buffer, "PNG"
         )
-        question = Turn("user", "<image>\n" + " ".join(["red"] * 20))
+        question = Turn("user", f"{IMAGE_MARK}\n" + " ".join(["red"] * 20))
         sample = Sample(
             f"noise {sample_number}", (buffer.getvalue(),), (question, Turn("assistant", "blue"))
         )

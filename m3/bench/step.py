@@ -23,12 +23,12 @@ from m3.bench.shapes import SHAPES
 from m3.bench.timing import Timing, alternate, matmul_peak, peak_device_memory, peak_memory
 from m3.data.collate import Collator
 from m3.evaluation.cost.latency import device_name
+from m3.inference.loading import DTYPES
 from m3.model.cost import CostModel, head_dim
 from m3.model.packing_check import choose_packed_attention
 
 PUBLISHED = "published"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 """Largest relative difference from the published gradients; rounding is 1e-6 and 1e-2."""
 GRADIENT_VALUES = 2**24
 """Evenly spaced values compared per parameter; two gradients of 7 billion would not fit a GPU."""
@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="type of weights and states"
+        "--dtype", choices=TOLERANCE, default="float32", help="type of weights and states"
     )
     return parser
 
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> int:
         )
         results += measure_ways(setting, arguments.repetitions, peak_flops)
     print(f"worst: {min(result.speed for result in results):.2f}x")
-    return 0 if max(result.error for result in results) <= TOLERANCE[dtype] else 1
+    return 0 if max(result.error for result in results) <= TOLERANCE[arguments.dtype] else 1
 
 
 def _parse_numbers(number_list: str) -> tuple[int, ...]:

@@ -20,9 +20,8 @@ from transformers import (
 from m3.checkpoints.sentencepiece_tokenizer import begins_anew, is_sentencepiece, load_sentencepiece
 from m3.model import M3Config
 from m3.processing import M3Processor
-from m3.processing.chat_template import CONTROL_TOKENS, vicuna_template
+from m3.processing.chat_template import CONTROL_TOKENS, IMAGE_TOKEN, vicuna_template
 
-IMAGE_TOKEN = "<image>"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 

@@ -39,13 +39,13 @@ def fingerprint(source: Source, samples: SampleSource) -> dict[str, str]:
     reader = FORMATS[source.format].reader
     files = reader.find_files(source.path)
     root = Path(source.path)
-    records = digest_files(
+    records = bounded_digest(
         files, root if root.is_dir() else root.parent, None if reader.is_text else MAX_READ_BYTES
     )
     return {"samples": str(len(samples)), "records": records, "content": _digest_samples(samples)}
 
 
-def digest_files(files: Sequence[Path], root: Path, limit: int | None = MAX_READ_BYTES) -> str:
+def bounded_digest(files: Sequence[Path], root: Path, limit: int | None = MAX_READ_BYTES) -> str:
     """Digest of names (relative to `root`), sizes and contents of files; of all bytes, or of
     blocks of about `limit` in all.
     """

@@ -14,6 +14,8 @@ IMAGE_MARK = "<image>"
 
 Only in user turns; in an answer it is ordinary text.
 """
+VIDEO_MARK = "<video>"
+"""Mark of a video, in files and in questions."""
 
 
 def check_text(text: str, location: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
+from m3.data.sample import VIDEO_MARK
 from m3.inference.generation import answer_room, end_token_ids, token_ids_alone
 from m3.inference.image_features import VisualFeatures, encode_visual, image_inputs, split_at_marks
 from m3.model import M3ForConditionalGeneration
@@ -23,9 +24,6 @@ from m3.processing import ImageSource, M3Processor, expand_image_tokens, load_im
 from m3.processing.control_tokens import control_tokens, encode_fenced, fence
 from m3.processing.scale_policy import ScaleSetting
 from m3.processing.video import Sampling, VideoSource, load_video
-
-VIDEO_MARK = "<video>"
-"""Placeholder of a video in a question, as the processor's image token is that of an image."""
 
 
 @dataclass(frozen=True)

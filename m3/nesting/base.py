@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 
 Grid = int | tuple[int, int]
 """Shape of an image's tokens: (rows, columns), or their number (a square grid, an ordered list)."""
+SCALE_OPTION = "matryoshka_vis_token_scale"
+"""Public name of the number of visual tokens, wherever a user gives it."""
 
 
 class UnreachableScaleError(ValueError):

@@ -10,6 +10,8 @@ import numpy as np
 from torch import Tensor
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
+from m3.nesting import SCALE_OPTION
+
 T = TypeVar("T", int, bool)
 
 
@@ -42,14 +44,8 @@ class M3ProcessorKwargs(ProcessingKwargs, total=False):
     images_kwargs: M3ImagesKwargs  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-OWN_IMAGE_OPTIONS = (
-    "matryoshka_vis_token_scale",
-    "max_pixels",
-    "fetch_urls",
-    "max_image_size",
-    "split_image",
-)
-WHOLE_NUMBERS = ("matryoshka_vis_token_scale", "max_image_size")
+OWN_IMAGE_OPTIONS = (SCALE_OPTION, "max_pixels", "fetch_urls", "max_image_size", "split_image")
+WHOLE_NUMBERS = (SCALE_OPTION, "max_image_size")
 GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 FLAT_OPTIONS = ("return_mm_token_type_ids", "return_text_replacement_offsets")
 

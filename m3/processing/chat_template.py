@@ -23,6 +23,8 @@ space before each of them. With a tokenizer that does so only at the start of al
 writes these spaces: behind `<s>`, and behind an image that text follows.
 """
 
+IMAGE_TOKEN = "<image>"
+"""The token of an image where a model does not name another."""
 _RENDER = r"""
 {%- macro render(content) -%}
     {%- if content is string -%}

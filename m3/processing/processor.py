@@ -29,7 +29,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKw
 
 from m3.nesting import make_tiling
 from m3.processing.call_options import M3ProcessorKwargs, plain_numbers, refuse_unknown
-from m3.processing.chat_template import CONTROL_TOKENS, chatml_template
+from m3.processing.chat_template import CONTROL_TOKENS, IMAGE_TOKEN, chatml_template
 from m3.processing.images import MAX_PIXELS, ImageSource
 from m3.processing.tiles import tile_options
 from m3.processing.token_counts import ScaleArithmetic
@@ -53,7 +53,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
         grid: int | Sequence[int] = (12, 12),
         nesting: dict[str, Any] | None = None,
         tiling: dict[str, Any] | None = None,
-        image_token: str = "<image>",
+        image_token: str = IMAGE_TOKEN,
         chat_template: str | dict[str, str] | None = None,
     ) -> None:
         """

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import BaseImageProcessor
 
-from m3.nesting import Grid, ImageReader, Tiles, get_nesting, make_tiling
+from m3.nesting import SCALE_OPTION, Grid, ImageReader, Tiles, get_nesting, make_tiling
 from m3.processing.aria_tiles import AriaTileProcessor, AriaTiles
 from m3.processing.call_options import per_image, whole_numbers
 from m3.processing.images import MAX_PIXELS, ImageSource, image_size
@@ -149,11 +149,7 @@ class ScaleArithmetic:
             return [
                 self._largest_trained(tiles.tokens) for tiles in images or [Tiles()] * num_images
             ]
-        resolved = per_image(
-            "matryoshka_vis_token_scale",
-            whole_numbers("matryoshka_vis_token_scale", scales),
-            num_images,
-        )
+        resolved = per_image(SCALE_OPTION, whole_numbers(SCALE_OPTION, scales), num_images)
         for scale in resolved:
             if scale not in self.trained_scales and scale in self.reachable_scales:
                 _warn_untrained(scale, tuple(self.trained_scales))

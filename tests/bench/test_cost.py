@@ -38,7 +38,7 @@ def test_configuration_without_weights(tmp_path: Path, capsys: pytest.CaptureFix
         ("4", "9"),
         ("4", "36"),
     ]
-    formulas = CostModel.from_config(make_config("qwen3_moe"), cost.FORMATS["bfloat16"])
+    formulas = CostModel.from_config(make_config("qwen3_moe"), cost.DTYPES["bfloat16"])
     assert int(rows[3]["prefill_flops"]) == formulas.cost(36, 30, batch_size=4).prefill_flops
     assert all(float(row["estimated_first_token_s"]) > 0 for row in rows)
     assert not any(name.startswith("measured") for name in rows[0])

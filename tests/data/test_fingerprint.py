@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from m3.data import fingerprint as module
-from m3.data.fingerprint import digest_files, fingerprint
+from m3.data.fingerprint import bounded_digest, fingerprint
 from m3.data.formats import FORMATS
 from m3.data.recipe import Source, open_source
 
@@ -78,10 +78,10 @@ def test_large_files_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     content = bytes(range(256)) * 64
     file = tmp_path / "a.tar"
     file.write_bytes(content)
-    seen = digest_files([file], tmp_path, limit=4096)
-    assert seen == digest_files([file], tmp_path, limit=4096)
+    seen = bounded_digest([file], tmp_path, limit=4096)
+    assert seen == bounded_digest([file], tmp_path, limit=4096)
     for start in range(0, len(content) - 320, 320):
         file.write_bytes(content[:start] + bytes(320) + content[start + 320 :])
-        assert digest_files([file], tmp_path, limit=4096) != seen, start
+        assert bounded_digest([file], tmp_path, limit=4096) != seen, start
     file.write_bytes(content + b"x")
-    assert digest_files([file], tmp_path, limit=4096) != seen
+    assert bounded_digest([file], tmp_path, limit=4096) != seen

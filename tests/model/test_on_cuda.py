@@ -110,7 +110,7 @@ def test_a_packed_step_on_the_device_is_the_published_loop(dtype: str) -> None:
         "real", None, (1, 9, 36, 144, 576), 2, 1, (1500,), "trained", 1, "cuda", dtype
     )
     bench = step.StepBench(setting)
-    bound = step.TOLERANCE[step.DTYPES[dtype]]
+    bound = step.TOLERANCE[dtype]
     assert step.relative_difference(bench.gradient("1500"), bench.gradient("published")) < bound
 
 

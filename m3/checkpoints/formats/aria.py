@@ -33,11 +33,11 @@ from m3.checkpoints.conversion import HubLayout
 from m3.checkpoints.keymap import Keymap, Row
 from m3.checkpoints.processors import load_image_processor, load_tokenizer
 from m3.model import M3Config
+from m3.nesting import SCALE_OPTION
 from m3.processing import M3Processor
 from m3.processing.aria_template import IMAGE_TOKEN, aria_template
 from m3.processing.aria_tiles import AriaTileProcessor
 
-SCALES = "matryoshka_vis_token_scale"
 PROJECTOR: Mapping[str, str] = {
     "query": "query",
     "cross_attn.layer_norm.*": "cross_attention.norm_query.*",
@@ -99,7 +99,7 @@ class Aria(Format):
             },
             nesting={
                 "kind": "query_prefix",
-                "trained_scales": aria.to_dict().get(SCALES) or sorted(set(queries.values())),
+                "trained_scales": aria.to_dict().get(SCALE_OPTION) or sorted(set(queries.values())),
             },
             tiling={"kind": "tiles"},
             image_token_id=aria.image_token_index,
@@ -161,7 +161,9 @@ def aria_config(config: M3Config) -> AriaConfig:
         )
     queries = {int(patches): int(number) for patches, number in config.connector.patch_queries}
     scales = list(config.nesting.trained_scales)
-    further: dict[str, Any] = {} if scales == sorted(set(queries.values())) else {SCALES: scales}
+    further: dict[str, Any] = (
+        {} if scales == sorted(set(queries.values())) else {SCALE_OPTION: scales}
+    )
     return AriaConfig(
         vision_config=config.vision_config,
         text_config=config.text_config,

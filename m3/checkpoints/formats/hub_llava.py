@@ -39,7 +39,7 @@ from m3.checkpoints.keymap import Dropped, Keymap, Row
 from m3.checkpoints.new_embeddings import NEW_TOKENS, room_for_placeholder
 from m3.checkpoints.processors import choose_template, load_tokenizer, make_processor, token_of
 from m3.model import M3Config
-from m3.nesting import Tiling
+from m3.nesting import SCALE_OPTION, Tiling
 
 KEYMAP = Keymap(
     rows=(
@@ -56,7 +56,6 @@ KEYMAP = Keymap(
         Dropped("*.rotary_emb.inv_freq", "a buffer computed from the configuration"),
     ),
 )
-SCALES = "matryoshka_vis_token_scale"
 IMAGE_SETTINGS = tuple(key for key in clip_preprocessing(336) if key != "image_processor_type")
 """What the image processors of these formats and of CLIP have in common."""
 
@@ -119,7 +118,7 @@ class HubLlava(Format):
         native = M3Config(
             vision_config=config.vision_config,
             text_config=config.text_config,
-            nesting={"kind": "grid_pool", "trained_scales": settings.get(SCALES, [])},
+            nesting={"kind": "grid_pool", "trained_scales": settings.get(SCALE_OPTION, [])},
             new_token_ids=settings.get(NEW_TOKENS),
             tiling=self.read_tiling(config),
             image_token_id=config.image_token_index,
@@ -167,7 +166,7 @@ class HubLlava(Format):
             architectures=[self.model_class.__name__],
             **self.tile_settings(config),
         )
-        foreign.update({SCALES: list(config.nesting.trained_scales)})
+        foreign.update({SCALE_OPTION: list(config.nesting.trained_scales)})
         if config.new_token_ids is not None:
             foreign.update({NEW_TOKENS: config.new_token_ids})
         return Foreign(

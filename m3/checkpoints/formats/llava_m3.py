@@ -51,6 +51,7 @@ from m3.checkpoints.processors import (
 from m3.checkpoints.vision_tower import empty_tower, tower_keymap
 from m3.checkpoints.weights import Weights
 from m3.model import M3Config
+from m3.nesting import SCALE_OPTION
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 """Where the tower's tensors lie when the checkpoint has them."""
@@ -139,10 +140,7 @@ class LlavaM3(Format):
             vision_config=vision_config,
             text_config=text_config,
             connector={"kind": value_type},
-            nesting={
-                "kind": "grid_pool",
-                "trained_scales": config.get("matryoshka_vis_token_scale") or [],
-            },
+            nesting={"kind": "grid_pool", "trained_scales": config.get(SCALE_OPTION) or []},
             tiling=read_tiling(config, vision_config.image_size),
             image_token_id=add_image_token(tokenizer),
             new_token_ids=config.get(NEW_TOKENS),
@@ -245,7 +243,7 @@ def _save(native: Native, folder: Path) -> None:
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
         **write_tiling(config.tiling),
-        "matryoshka_vis_token_scale": sorted(config.nesting.trained_scales, reverse=True),
+        SCALE_OPTION: sorted(config.nesting.trained_scales, reverse=True),
         **({} if config.new_token_ids is None else {NEW_TOKENS: config.new_token_ids}),
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_projector_type": config.connector.kind,

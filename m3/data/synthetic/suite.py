@@ -25,6 +25,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm import tqdm
 
+from m3.data.sample import IMAGE_MARK
 from m3.data.synthetic import chart, count, digits, document, position, scene
 from m3.data.synthetic.drawing import DrawnPicture, Question, QuestionKind, Split
 from m3.data.synthetic.vocabulary import IMAGE_SIZE
@@ -199,7 +200,7 @@ def train_row(family: str, index: int, seed: int) -> dict[str, Any]:
     picture_name = f"train-{family}-{index:06d}"
     conversations: list[dict[str, str]] = []
     for question_number, question in enumerate(picture.questions):
-        text = f"<image>\n{question.text}" if question_number == 0 else question.text
+        text = f"{IMAGE_MARK}\n{question.text}" if question_number == 0 else question.text
         conversations.append({"from": "human", "value": text})
         conversations.append({"from": "gpt", "value": question.answer})
     return {

@@ -12,12 +12,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from m3.data.synthetic.suite import FAMILIES
-from m3.processing.chat_template import chatml_template
+from m3.processing.chat_template import IMAGE_TOKEN, chatml_template
 
 PAD: Final = "<pad>"
 TURN_START: Final = "<|im_start|>"
 TURN_END: Final = "<|im_end|>"
-IMAGE: Final = "<image>"
 MAX_TOKENS: Final = 1024  # an upper bound; merging stops on its own once every word is one token
 MAX_LENGTH: Final = 4096
 # Pieces that a token may not reach across: a word with the blank before it ("top-left" is one), a
@@ -48,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=MAX_TOKENS,
         min_frequency=1,
         show_progress=False,
-        special_tokens=[PAD, TURN_START, TURN_END, IMAGE],
+        special_tokens=[PAD, TURN_START, TURN_END, IMAGE_TOKEN],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     # Each distinct word once: merges then depend on the words alone, and rare ones become whole as
@@ -61,12 +60,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=TURN_END,
-        additional_special_tokens=[TURN_START, IMAGE],
+        additional_special_tokens=[TURN_START, IMAGE_TOKEN],
         model_max_length=MAX_LENGTH,
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    fast_tokenizer.chat_template = chatml_template(IMAGE)
+    fast_tokenizer.chat_template = chatml_template(IMAGE_TOKEN)
     whole_tokens = set(fast_tokenizer.get_vocab())
     assert distinct_words <= whole_tokens, (
         f"words in pieces: {sorted(distinct_words - whole_tokens)}"

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from m3.inference.generation import stop_sequences
+from m3.nesting import SCALE_OPTION
 
-SCALE = "matryoshka_vis_token_scale"
 ALIASES = {"max_gen_toks": "max_new_tokens"}
 OTHER_MODELS = ("image_aspect_ratio", "interleaved_format")
 """Settings of shipped tasks that speak to the image tiling of other models; they change nothing
@@ -99,11 +99,11 @@ def _known_settings(settings: Mapping[str, Any], known_names: set[str]) -> dict[
         ALIASES.get(setting_name, setting_name): setting_value
         for setting_name, setting_value in settings.items()
     }
-    unknown = sorted(set(setting_values) - known_names - {SCALE, *OTHER_MODELS})
+    unknown = sorted(set(setting_values) - known_names - {SCALE_OPTION, *OTHER_MODELS})
     if unknown:
         raise ValueError(
             f"unknown generation setting {', '.join(unknown)}; known: "
-            f"{', '.join(sorted(known_names | {SCALE}))}. Remove it from "
+            f"{', '.join(sorted(known_names | {SCALE_OPTION}))}. Remove it from "
             "the task's generation_kwargs or from --gen_kwargs"
         )
     return {

@@ -22,16 +22,16 @@ from lmms_eval.protocol import ChatImageContent, ChatMessages, ChatTextContent, 
 from PIL import Image
 from tqdm import tqdm
 
-from m3.evaluation.answering.decoding import SCALE, Decoding
+from m3.evaluation.answering.decoding import Decoding
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.questions import Picture, Question, Reply
 from m3.hardware import choose_device
-from m3.nesting import get_nesting
+from m3.nesting import SCALE_OPTION, get_nesting
 from m3.processing.video import Sampling, load_video
 
 ARGUMENTS = (
     "pretrained",
-    SCALE,
+    SCALE_OPTION,
     "dtype",
     "attention",
     "frames",
@@ -73,7 +73,7 @@ class EngineModel(lmms):
         self._world_size = self.accelerator.num_processes
 
     def __str__(self) -> str:
-        return f"m3(weights={self.engine.weights}, {SCALE}={self.scale})"
+        return f"m3(weights={self.engine.weights}, {SCALE_OPTION}={self.scale})"
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +161,7 @@ class EngineModel(lmms):
             _, doc_to_messages, settings = request.arguments[:3]
             chat = ChatMessages(messages=doc_to_messages(document))
             chat_turns, pictures = chat_messages(chat, self.engine, self.sampling)
-        scale = settings.get(SCALE, self.scale)
+        scale = settings.get(SCALE_OPTION, self.scale)
         check_scale(self.engine, scale)
         return self.engine.question(chat_turns, pictures, scale, Decoding.from_task(settings))
 
@@ -262,7 +262,7 @@ def check_scale(engine: Engine, scale: int) -> None:
     """
     config = engine.model.config
     if not isinstance(scale, int) or isinstance(scale, bool):
-        raise ValueError(f"{SCALE} is a number of visual tokens, got {scale!r}")
+        raise ValueError(f"{SCALE_OPTION} is a number of visual tokens, got {scale!r}")
     get_nesting(config.nesting.kind).count(config.grid, scale)
 
 

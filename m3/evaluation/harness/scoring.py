@@ -17,7 +17,6 @@ from typing import Any
 from lmms_eval import evaluator
 from lmms_eval.tasks import TaskManager
 
-from m3.evaluation.answering.decoding import SCALE
 from m3.evaluation.harness.stored_model import StoredModel
 from m3.evaluation.harness.tasks import FOREIGN, LoadedTask
 from m3.evaluation.results.foreign_numbers import as_number
@@ -25,6 +24,7 @@ from m3.evaluation.results.run_folder import CellRow, result_path, submission_fo
 from m3.evaluation.results.samples import picture_clusters
 from m3.evaluation.results.store import Answer
 from m3.evaluation.statistics import Mean, clustered_mean
+from m3.nesting import SCALE_OPTION
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def run_cell(
         with as_one_process():
             harness_results = evaluator.simple_evaluate(
                 model=model,
-                model_args=f"model={name},weights={model.engine.weights},{SCALE}={scale}",
+                model_args=f"model={name},weights={model.engine.weights},{SCALE_OPTION}={scale}",
                 tasks=[loaded.task],
                 task_manager=manager,
                 limit=limit,

@@ -20,7 +20,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from m3.digest import Json, digest, digest_files
-from m3.evaluation.answering.decoding import SCALE
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.expert_routing import is_recorded
 from m3.evaluation.answering.questions import Picture, Question, Reply
@@ -29,6 +28,7 @@ from m3.evaluation.harness.tasks import FOREIGN, LoadedTask
 from m3.evaluation.results.store import Answer, Cell, Store
 from m3.evaluation.token_reduction import table
 from m3.evaluation.token_reduction.table import OWN, stored_name
+from m3.nesting import SCALE_OPTION
 
 logger = logging.getLogger(__name__)
 
@@ -231,10 +231,10 @@ class StoredModel(EngineModel):
         _, task, split = request.arguments[-3:]
         if (
             request.request_type != "loglikelihood"
-            and SCALE in request.arguments[1 if self.is_simple else 2]
+            and SCALE_OPTION in request.arguments[1 if self.is_simple else 2]
         ):
             raise ValueError(
-                f"task {task!r} fixes {SCALE} in its generation_kwargs; a sweep sets it, so remove "
+                f"task {task!r} fixes {SCALE_OPTION} in its generation_kwargs; a sweep sets it, so remove "
                 "it there"
             )
         pictures: list[Json] = [picture.digest for picture in question.pictures]

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from m3.data.fingerprint import digest_files, fingerprint
+from m3.data.fingerprint import bounded_digest, fingerprint
 from m3.data.recipe import open_source
 from m3.data.sample import SampleSource
 from m3.files import write_text
@@ -58,7 +58,7 @@ def check_tower_fingerprints(run: RunFolder, recipe: TowerRecipe) -> None:
     _agree(
         run,
         lambda: (
-            {f"data {data_folder}": {"records": digest_files(data_files, data_folder)}},
+            {f"data {data_folder}": {"records": bounded_digest(data_files, data_folder)}},
             {"packages": installed_packages()},
         ),
     )
@@ -153,7 +153,7 @@ def _data(recipe: Recipe, sources: Sequence[SampleSource]) -> Prints:
     if recipe.data.lengths is not None:
         lengths_file = Path(recipe.data.lengths)
         data_prints[f"data.lengths ({lengths_file})"] = {
-            "records": digest_files([lengths_file], lengths_file.parent)
+            "records": bounded_digest([lengths_file], lengths_file.parent)
         }
     return data_prints
 
@@ -184,9 +184,9 @@ def _model(folder: Path) -> dict[str, str]:
     )
     weights = sorted(folder.glob("*.safetensors"))
     file_digests = {
-        settings_file.name: digest_files([settings_file], folder) for settings_file in settings
+        settings_file.name: bounded_digest([settings_file], folder) for settings_file in settings
     }
-    return file_digests | ({"weights": digest_files(weights, folder)} if weights else {})
+    return file_digests | ({"weights": bounded_digest(weights, folder)} if weights else {})
 
 
 def _surroundings(recipe: Recipe) -> Prints:
@@ -195,7 +195,7 @@ def _surroundings(recipe: Recipe) -> Prints:
     if recipe.hardware.deepspeed is not None:
         deepspeed_file = Path(recipe.hardware.deepspeed)
         surrounding_prints["hardware.deepspeed"] = {
-            str(deepspeed_file): digest_files([deepspeed_file], deepspeed_file.parent)
+            str(deepspeed_file): bounded_digest([deepspeed_file], deepspeed_file.parent)
         }
     if recipe.evaluation is not None and Path(recipe.evaluation.include_path).is_dir():
         tasks_folder = Path(recipe.evaluation.include_path)
@@ -205,6 +205,6 @@ def _surroundings(recipe: Recipe) -> Prints:
             if deepspeed_file.suffix in (".yaml", ".py") and deepspeed_file.is_file()
         )
         surrounding_prints["evaluation.include_path"] = {
-            "files of tasks": digest_files(task_files, tasks_folder)
+            "files of tasks": bounded_digest(task_files, tasks_folder)
         }
     return surrounding_prints

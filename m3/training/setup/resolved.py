@@ -14,11 +14,12 @@ from typing import Any, cast
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
-from m3.checkpoints.processors import IMAGE_TOKEN, make_processor
+from m3.checkpoints.processors import make_processor
 from m3.config import load
 from m3.model import M3Config
 from m3.model.configuration import decode_nesting
 from m3.processing import M3Processor
+from m3.processing.chat_template import IMAGE_TOKEN
 from m3.training.recipe.recipe import Recipe
 from m3.training.recipe.sections import NewModel, Rate
 from m3.training.setup.context_length import extended

@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from m3.data.synthetic.suite import FAMILIES, draw_picture
-from m3.data.synthetic.tokenizer import IMAGE, PAD, TURN_END, TURN_START, build_tokenizer
+from m3.data.synthetic.tokenizer import PAD, TURN_END, TURN_START, build_tokenizer
 from m3.data.synthetic.vocabulary import COLOURS, SHAPES, WORDS
+from m3.processing.chat_template import IMAGE_TOKEN
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,9 @@ def test_the_same_tokenizer_every_time(tokenizer: PreTrainedTokenizerFast) -> No
 
 
 def test_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert tokenizer.convert_tokens_to_ids([PAD, TURN_START, TURN_END, IMAGE]) == [0, 1, 2, 3]
+    assert tokenizer.convert_tokens_to_ids([PAD, TURN_START, TURN_END, IMAGE_TOKEN]) == [0, 1, 2, 3]
     assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token) == (PAD, TURN_END, None)
-    assert tokenizer(f"{IMAGE}\n{TURN_END}").input_ids[0::2] == [3, 2]
+    assert tokenizer(f"{IMAGE_TOKEN}\n{TURN_END}").input_ids[0::2] == [3, 2]
 
 
 def test_words_are_one_token_and_digits_stand_alone(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -59,12 +60,12 @@ def test_any_text_survives(tokenizer: PreTrainedTokenizerFast, text: str) -> Non
 
 
 def chat(as_items: bool) -> list[dict[str, object]]:
-    turns = [("user", f"{IMAGE}\nRead the number."), ("assistant", "4 7 2")]
+    turns = [("user", f"{IMAGE_TOKEN}\nRead the number."), ("assistant", "4 7 2")]
     turns += [("user", "Is the background red?"), ("assistant", "no")]
     messages: list[dict[str, object]] = []
     for role, text in turns:
-        items: list[dict[str, str]] = [{"type": "image"}] if IMAGE in text else []
-        items.append({"type": "text", "text": text.removeprefix(f"{IMAGE}\n")})
+        items: list[dict[str, str]] = [{"type": "image"}] if IMAGE_TOKEN in text else []
+        items.append({"type": "text", "text": text.removeprefix(f"{IMAGE_TOKEN}\n")})
         messages.append({"role": role, "content": items if as_items else text})
     return messages
 

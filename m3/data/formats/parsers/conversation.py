@@ -22,7 +22,7 @@ from m3.data.formats.fields import RecordFields, shorten
 from m3.data.formats.media import ImageFile, MediaReader
 from m3.data.formats.record import Record, RecordParser, Visual
 from m3.data.formats.settings import SourceSettings
-from m3.data.sample import IMAGE_MARK, ImageMarksError, Role, Sample, Turn
+from m3.data.sample import IMAGE_MARK, VIDEO_MARK, ImageMarksError, Role, Sample, Turn
 
 ROLES: dict[str, Role] = {
     "human": "user",
@@ -33,7 +33,6 @@ ROLES: dict[str, Role] = {
 }
 WEIGHT_KEYS = ("weight", "loss", "train", "learn")
 """Keys of a turn that say whether it is learned: 0 and false, 1 and true."""
-VIDEO_MARK = "<video>"
 
 
 @dataclass(frozen=True)
