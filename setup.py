@@ -11,7 +11,6 @@ CORE = [
     "torch>=2.8",
     "transformers>=5.18",
     "einops>=0.8",
-    "filelock>=3.16",
     "huggingface_hub>=1.0",
     "jaxtyping>=0.3",
     "jinja2>=3.1",

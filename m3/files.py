@@ -3,13 +3,12 @@
 Both are written beside their place and renamed into it, so that a kill leaves no half of them.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -76,14 +75,16 @@ def lock(path: Path, refusal: str) -> Iterator[None]:
         ValueError: another process holds it; `refusal` is what the error says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file_lock = FileLock(path)
-    try:
-        file_lock.acquire(blocking=False)
-    except Timeout:
-        raise ValueError(refusal) from None
-    try:
-        yield
-    finally:
-        # while it is held: a process that waits for it sees that, and takes the next
-        path.unlink(missing_ok=True)
-        file_lock.release()
+    with ExitStack() as open_files:
+        while True:
+            lock_file = open_files.enter_context(path.open("a"))
+            try:
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(refusal) from None
+            if os.fstat(lock_file.fileno()).st_nlink:
+                break  # else its holder has removed it meanwhile, and the next may be another's
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -132,7 +132,7 @@ def choose_device(asked: str | None = None) -> torch.device:
 
 
 def environment(command: Sequence[str]) -> dict[str, object]:
-    """What a reader needs to know to repeat a run of `command` on another machine."""
+    """Machine and versions, for readers who want to repeat a run of `command` elsewhere."""
     return {
         "command": list(command),
         "python": platform.python_version(),
