@@ -18,7 +18,7 @@ from m3.evaluation.cost.latency import Measured, measure
 from m3.evaluation.cost.roofline import Roofline, roofline
 from m3.evaluation.report.number_format import engineering, milliseconds
 from m3.hardware import ACCELERATORS, accelerator, choose_device
-from m3.inference.loading import DTYPES, read_config
+from m3.inference.loading import DTYPES, load, read_config
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
 from m3.text_table import align_columns
@@ -106,11 +106,10 @@ def build_model(
     if Path(path).is_file() or (Path(path).is_dir() and not list(Path(path).glob("*.safetensors"))):
         with device:
             model = M3ForConditionalGeneration(config)
-    else:
-        model = M3ForConditionalGeneration.from_pretrained(path)
-    # transformers wraps `to` without its types
-    nn.Module.to(model, device=device, dtype=DTYPES[dtype])
-    return model.eval()
+        # transformers wraps `to` without its types
+        nn.Module.to(model, dtype=DTYPES[dtype])
+        return model.eval()
+    return load(path, device=str(device), dtype=dtype)[0]
 
 
 def model_summary(cost_model: CostModel, text_tokens: int, dtype: str) -> str:

@@ -59,21 +59,65 @@ def load(
     _check_options(device, dtype, device_map, quantise, lora, merge)
     config, target_device = read_config(path), choose_device(device)
     quantisation = None if quantise is None else get_quantisation(quantise)
-    number_format = _number_format(config, dtype, quantisation)
     placement_map = (
         device_map if quantisation is None or device_map is not None else {"": target_device}
     )
     if placement_map is not None:
         require("accelerate")
+    model = load_weights(
+        path,
+        config,
+        _number_format(config, dtype, quantisation),
+        quantisation=quantisation,
+        device=target_device,
+        device_map=placement_map,
+        attention=attention,
+    )
+    if placement_map is None:
+        model.to(target_device)  # pyright: ignore[reportArgumentType]  # transformers wraps `to` without its types
+    warn_of_settings(model, path)
+    if lora is not None:
+        model = add_adapter(model, lora, merge)
+    return model.eval(), load_processor(path)
+
+
+def load_weights(
+    path: str | Path,
+    config: M3Config,
+    number_format: torch.dtype,
+    *,
+    quantisation: Quantisation | None = None,
+    device: torch.device | None = None,
+    device_map: str | Mapping[str, torch.device] | None = None,
+    attention: str | None = None,
+    new_weights: str | None = None,
+) -> M3ForConditionalGeneration:
+    """A model of `config` with the weights at `path`, each of them and no others.
+
+    Args:
+        quantisation: how the decoder's weights are packed, for kernels of `device`.
+        device_map: accelerate's placement.
+        new_weights: beginning of the names of weights that the checkpoint does not have to hold:
+            these are drawn.
+
+    Raises:
+        ValueError: weights that are damaged, missing, left over or of another shape.
+    """
+    packing = (
+        None
+        if quantisation is None
+        else quantisation.config(
+            unquantised_modules(config), number_format, device or choose_device()
+        )
+    )
     # the annotation of from_pretrained lacks the pair that output_loading_info makes it return
     try:
         model, load_report = M3ForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             path,
+            config=config,
             dtype=number_format,
-            device_map=placement_map,
-            quantization_config=None
-            if quantisation is None
-            else quantisation.config(unquantised_modules(config), number_format, target_device),
+            device_map=device_map,
+            quantization_config=packing,
             attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_check_weights` refuses them with a clearer message
@@ -83,30 +127,29 @@ def load(
             f"{path}: the weights are missing, damaged or cut short ({error}). Copy or download "
             "them again"
         ) from error
-    _check_weights(path, load_report)
-    if placement_map is None:
-        model.to(target_device)
+    _check_weights(path, load_report, new_weights)
     if quantisation is not None and quantisation.after_loading is not None:
         quantisation.after_loading(model)
-    warn_of_settings(model, path)
-    if lora is not None:
-        model = add_adapter(model, lora, merge)
-    return model.eval(), _load_processor(path)
+    return model
 
 
-def _check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Refuse missing, unexpected and mismatched weights."""
+def _check_weights(path: str | Path, report: Mapping[str, Any], new_weights: str | None) -> None:
+    """Refuse missing, unexpected and mismatched weights, but for those that are to be new."""
+
+    def is_new(weight_name: str) -> bool:
+        return new_weights is not None and weight_name.startswith(new_weights)
+
     for key_kind, complaint in (
         ("missing_keys", "are missing from"),
         ("unexpected_keys", "have no place in the model of"),
     ):
-        weight_names = sorted(report[key_kind])
+        weight_names = sorted(name for name in report[key_kind] if not is_new(name))
         if weight_names:
             raise ValueError(
                 f"{path}: {len(weight_names)} weights {complaint} the checkpoint, such as "
                 f"{weight_names[0]}"
             )
-    mismatched_keys = sorted(report["mismatched_keys"])
+    mismatched_keys = sorted(key for key in report["mismatched_keys"] if not is_new(key[0]))
     if mismatched_keys:
         weight_name, saved_shape, expected_shape = mismatched_keys[0]
         raise ValueError(
@@ -115,7 +158,8 @@ def _check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
         )
 
 
-def _load_processor(path: str | Path) -> M3Processor:
+def load_processor(path: str | Path) -> M3Processor:
+    """The processor of a native M3 checkpoint; a `ValueError` if `path` holds none."""
     try:
         return M3Processor.from_pretrained(path)
     except OSError as error:

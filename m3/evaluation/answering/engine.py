@@ -32,7 +32,8 @@ from m3.evaluation.answering.questions import Picture, Question, Reply
 from m3.evaluation.answering.seeded_sampling import SeededSampling, question_seeds
 from m3.evaluation.token_reduction.fastv import Pruned, mean_visual_tokens, pruning
 from m3.evaluation.token_reduction.table import FASTV, ChosenTokenReducer
-from m3.inference.generation import answer_room, end_token_ids, token_ids_alone, warn_of_settings
+from m3.inference.generation import answer_room, end_token_ids, token_ids_alone
+from m3.inference.loading import load
 from m3.model import M3ForConditionalGeneration
 from m3.model.reducers import NoOptions
 from m3.processing.control_tokens import FENCED, control_tokens, encode_fenced, fence
@@ -88,11 +89,7 @@ class Engine:
         checkpoint_folder = (
             Path(pretrained) if Path(pretrained).is_dir() else Path(snapshot_download(pretrained))
         )
-        model = M3ForConditionalGeneration.from_pretrained(
-            checkpoint_folder, dtype=dtype, attn_implementation=attention
-        )
-        processor = M3Processor.from_pretrained(checkpoint_folder)
-        warn_of_settings(model, checkpoint_folder)
+        model, processor = load(checkpoint_folder, device=device, dtype=dtype, attention=attention)
         weight_files = [
             weight_file
             for weight_file in checkpoint_folder.iterdir()
@@ -102,7 +99,6 @@ class Engine:
         weights = digest(
             [digest_files(weight_files, checkpoint_folder), str(model.dtype), reducer_code]
         )
-        model.to(torch.device(device))  # pyright: ignore[reportArgumentType] (transformers wraps `to` without its types)
         return cls(model, processor, weights)
 
     @property

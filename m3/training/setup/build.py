@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from transformers import AutoModel
 
-from m3.hardware import choose_device
-from m3.inference.quantisation import get_quantisation, unquantised_modules
+from m3.inference.loading import load_processor, load_weights, read_config
+from m3.inference.quantisation import get_quantisation
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.backbone import build_connector
 from m3.model.packed_attention import PACKED_ATTENTION
@@ -75,42 +75,17 @@ def load_checkpoint(
     checkpoint's, and is drawn then.
 
     Raises:
-        ValueError: weights that are missing or left over; transformers would draw them at random,
-            or drop them.
+        ValueError: weights that are missing or left over.
     """
-    quantisation_row = None if quantise is None else get_quantisation(quantise)
-    config = config or M3Config.from_pretrained(path)
-    device = choose_device()
-    packing = (
-        None
-        if quantisation_row is None
-        else quantisation_row.config(unquantised_modules(config), dtype, device)
+    model = load_weights(
+        path,
+        config or read_config(path),
+        dtype,
+        quantisation=None if quantise is None else get_quantisation(quantise),
+        new_weights="model.reducer." if draws_reducer else None,
     )
-    loaded = M3ForConditionalGeneration.from_pretrained(
-        path, config=config, dtype=dtype, quantization_config=packing, output_loading_info=True
-    )
-    # since the information is asked for
-    model, loading_report = cast(tuple[M3ForConditionalGeneration, dict], loaded)
-    wrong = {
-        key_kind: sorted(wrong_keys)
-        for key_kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if (
-            wrong_keys := [
-                n for n in loading_report[key_kind] if not (draws_reducer and _is_of_reducer(n))
-            ]
-        )
-    }
-    if wrong:
-        raise ValueError(f"{path} does not hold the weights of its configuration: {wrong}")
-    if quantisation_row is not None and quantisation_row.after_loading is not None:
-        quantisation_row.after_loading(model)
     model.set_experts_implementation(experts_implementation)
-    return train_at(model, M3Processor.from_pretrained(path), scales)
-
-
-def _is_of_reducer(name: str | tuple[str, ...]) -> bool:
-    """Tell by the name of a weight whether it belongs to the token reducer."""
-    return (name if isinstance(name, str) else name[0]).startswith("model.reducer.")
+    return train_at(model, load_processor(path), scales)
 
 
 def train_at(
