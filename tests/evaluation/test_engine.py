@@ -123,7 +123,7 @@ def test_each_image_is_seen_once_for_all_scales(model_folder: Path):
 
 def test_bounded_cache_sees_again_and_answers_alike(model_folder: Path):
     roomy, tight = Engine.load(str(model_folder)), Engine.load(str(model_folder))
-    tight.pictures.limit = 1
+    tight.pictures.store.max_bytes = 1
     texts = []
     for engine in (roomy, tight, roomy, tight):
         questions = [ask(engine, index % 4, 4) for index in range(8)]

@@ -5,7 +5,6 @@ In: `Picture`s and `View`s (questions.py). Out: `image_features` and what else t
     the place of pixels.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from m3.evaluation.answering.questions import Picture, View
 from m3.evaluation.token_reduction.low_resolution import low_resolution_tokens
 from m3.evaluation.token_reduction.table import RESOLUTION, chosen_tokens
+from m3.inference.feature_cache import FeatureStore
 from m3.inference.image_features import encode_tiles, pad_features
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
@@ -23,7 +23,7 @@ from m3.processing.tiles import tile_entries
 
 
 class PictureCache:
-    """Tokens of pictures before nesting, by content; the ones asked for longest ago go first."""
+    """Tokens of pictures before nesting, by content."""
 
     def __init__(
         self, model: M3ForConditionalGeneration, processor: M3Processor, limit: int
@@ -31,18 +31,15 @@ class PictureCache:
         """`limit`: bytes. What one batch needs is kept even beyond it."""
         self.model = model
         self.processor = processor
-        self.limit = limit
         self.images_seen = 0
-        self._features: OrderedDict[str, Float[Tensor, "_ _ d"]] = OrderedDict()
+        self.store = FeatureStore[Tensor](limit, lambda features: features.nbytes)
 
     @torch.no_grad()
     def see(self, pictures: Sequence[Picture], batch_size: int) -> None:
         """Runs tower and connector on the pictures that are not in the cache, about `batch_size`
         tiles at a time.
         """
-        unseen = [
-            p for p in {p.digest: p for p in pictures}.values() if p.digest not in self._features
-        ]
+        unseen = [p for p in {p.digest: p for p in pictures}.values() if p.digest not in self.store]
         for batch in batches_of_tiles(
             unseen, [self.tiles(picture).number for picture in unseen], batch_size
         ):
@@ -51,7 +48,7 @@ class PictureCache:
             )
             for picture, picture_features in zip(batch, new_features, strict=True):
                 # a part alone, so that it can go alone
-                self._features[picture.digest] = picture_features.clone()
+                self.store.add(picture.digest, picture_features.clone())
             self.images_seen += len(batch)
 
     def tiles(self, picture: Picture) -> Tiles:
@@ -63,13 +60,7 @@ class PictureCache:
         """
         self.see([view.picture for view in views if view.method != RESOLUTION], len(views))
         features = pad_features([self._shown(view) for view in views])
-        kept_bytes = sum(
-            cached_features.numel() * cached_features.element_size()
-            for cached_features in self._features.values()
-        )
-        while kept_bytes > self.limit and len(self._features) > len(views):
-            _, dropped = self._features.popitem(last=False)
-            kept_bytes -= dropped.numel() * dropped.element_size()
+        self.store.trim(least_entries=len(views))
         known_entries = tile_entries(
             [self.tiles(view.picture) for view in views], self.processor.reader.tiling
         )
@@ -80,7 +71,8 @@ class PictureCache:
 
     def _shown(self, view: View) -> Float[Tensor, "t n d"]:
         """The tokens of a view, from the cache or made from the picture's."""
-        if view.key not in self._features:
+        made_tokens = self.store.find(view.key)
+        if made_tokens is None:
             config, picture = self.model.config, view.picture
             if view.method == RESOLUTION:
                 pixels = self.processor.prepare_images([picture.image]).pixel_values.to(
@@ -88,13 +80,13 @@ class PictureCache:
                 )
                 made_tokens = low_resolution_tokens(self.model, pixels, view.scale)
             else:
-                tiles = self._features[picture.digest]
+                tiles = self.store.find(picture.digest)
+                assert tiles is not None  # `inputs` has it seen
                 made_tokens = chosen_tokens(
                     tiles, view.method, view.scale, config.grid, picture.digest
                 )
-            self._features[view.key] = made_tokens
-        self._features.move_to_end(view.key)
-        return self._features[view.key]
+            self.store.add(view.key, made_tokens)
+        return made_tokens
 
 
 def batches_of_tiles(

@@ -5,12 +5,11 @@ So the same image at another scale, in another conversation or from another clie
 look.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from m3.inference.feature_cache import FeatureStore
 from m3.inference.image_features import VisualFeatures, encode_tiles
 from m3.model import M3ForConditionalGeneration
 from m3.processing import TiledImages
@@ -18,24 +17,15 @@ from m3.serving.engine.metrics import Metrics
 
 
 class Features:
-    """The least recently used leave first.
-
-    `find` may be called from any thread, `see` from the model's alone.
-    """
+    """Features of images; `find` may be called from any thread, `see` from the model's alone."""
 
     def __init__(self, model: M3ForConditionalGeneration, max_bytes: int, metrics: Metrics) -> None:
-        self._model, self._max_bytes, self._metrics = model, max_bytes, metrics
-        self._kept: OrderedDict[str, VisualFeatures] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._model, self._metrics = model, metrics
+        self._store = FeatureStore(max_bytes, _count_bytes)
 
     def find(self, digest: str) -> VisualFeatures | None:
         """None where it is not kept (any more)."""
-        with self._lock:
-            if digest not in self._kept:
-                return None
-            self._kept.move_to_end(digest)
-            return self._kept[digest]
+        return self._store.find(digest)
 
     def see(self, digest: str, prepared: Sequence[TiledImages]) -> VisualFeatures:
         """Looks, unless another request has looked at the same in the meantime."""
@@ -56,22 +46,12 @@ class Features:
             tuple(prepared_image for batch in prepared for prepared_image in batch.images),
             tuple(features),
         )
-        self._keep(digest, seen_image)
+        self._store.add(digest, seen_image)
+        self._store.trim()
+        self._metrics.cache_bytes.set(self._store.bytes)
+        self._metrics.cache_entries.set(len(self._store))
         return seen_image
 
-    def _keep(self, digest: str, seen_image: VisualFeatures) -> None:
-        with self._lock:
-            self._kept[digest] = seen_image
-            self._bytes += _bytes(seen_image)
-            while self._bytes > self._max_bytes:
-                _, dropped = self._kept.popitem(last=False)
-                self._bytes -= _bytes(dropped)
-            self._metrics.cache_bytes.set(self._bytes)
-            self._metrics.cache_entries.set(len(self._kept))
 
-
-def _bytes(seen_image: VisualFeatures) -> int:
-    return sum(
-        tile_features.numel() * tile_features.element_size()
-        for tile_features in seen_image.features
-    )
+def _count_bytes(seen_image: VisualFeatures) -> int:
+    return sum(tile_features.nbytes for tile_features in seen_image.features)

@@ -4,7 +4,6 @@ tower and a tokenizer.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
 from transformers import AutoModel
