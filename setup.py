@@ -11,6 +11,7 @@ CORE = [
     "torch>=2.8",
     "transformers>=5.18",
     "einops>=0.8",
+    "httpx2>=2.0",
     "huggingface_hub>=1.0",
     "jaxtyping>=0.3",
     "jinja2>=3.1",
@@ -44,7 +45,6 @@ EXTRAS = {
             "pandas>=2.2",
             "psutil>=6.0",
             "pyarrow>=18.0",
-            "requests>=2.32",
         ),
         "scipy>=1.13",
     ],
@@ -63,7 +63,6 @@ EXTRAS = {
     "serve": [
         "fastapi>=0.115",
         "httpcore2>=2.0",
-        "httpx2>=2.0",
         "prometheus-client>=0.21",
         "pydantic>=2.9",
         "pydantic_core>=2.23",

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from urllib.request import urlopen
 
+import httpx2
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from transformers import BaseImageProcessor
@@ -215,16 +215,23 @@ def _download(address: str, fetch_urls: bool) -> bytes:
             "bytes, or allow it for this call with fetch_urls=True"
         )
     try:
-        with urlopen(address, timeout=DOWNLOAD_TIMEOUT_S) as response:
-            content = response.read(MAX_DOWNLOAD_BYTES + 1)
-    except OSError as error:  # URLError, HTTPError and timeouts are OSErrors
+        with httpx2.stream(
+            "GET", address, timeout=DOWNLOAD_TIMEOUT_S, follow_redirects=True
+        ) as response:
+            response.raise_for_status()
+            content = bytearray()
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > MAX_DOWNLOAD_BYTES:
+                    break
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise ValueError(f"{address}: could not be downloaded ({error})") from error
     if len(content) > MAX_DOWNLOAD_BYTES:
         raise ValueError(
             f"{address}: larger than {MAX_DOWNLOAD_BYTES:,} bytes; download it and "
             "pass a smaller copy"
         )
-    return content
+    return bytes(content)
 
 
 def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:

@@ -135,8 +135,6 @@ def test_a_judge_that_does_not_answer_stops_the_sweep_before_it_starts(
     ):
         sweep("http://127.0.0.1:1/v1")
     monkeypatch.setenv(judge.KEY, "wrong")
-    with pytest.raises(
-        ValueError, match="401 Client Error: no such key .*the key in OPENAI_API_KEY"
-    ):
+    with pytest.raises(ValueError, match="'401 no such key'.*the key in OPENAI_API_KEY"):
         sweep(address)
     assert not (tmp_path / "run").exists()

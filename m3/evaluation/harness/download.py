@@ -13,9 +13,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from httpx2 import TransportError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from requests import ConnectionError as NoConnection
 
 from m3.evaluation.harness.local_data import Data, read_task
 from m3.evaluation.harness.tasks import find_tasks, tasks_folder
@@ -24,7 +24,13 @@ from m3.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 Download = Callable[[str, Path], None]
-UNREACHABLE = (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, NoConnection, OSError)
+UNREACHABLE = (
+    OfflineModeIsEnabled,
+    LocalEntryNotFoundError,
+    HfHubHTTPError,
+    TransportError,
+    OSError,
+)
 
 
 def main(argv: list[str]) -> int:

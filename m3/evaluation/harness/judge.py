@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import requests
+import httpx2
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 KEY = "OPENAI_API_KEY"
@@ -84,7 +84,7 @@ def check_judge() -> None:
         "max_tokens": 8,
     }
     try:
-        reply = requests.post(
+        reply = httpx2.post(
             address,
             json=question,
             headers={"Authorization": f"Bearer {os.environ[KEY]}"},
@@ -92,9 +92,18 @@ def check_judge() -> None:
         )
         reply.raise_for_status()
         reply_text = reply.json()["choices"][0]["message"]["content"]
-    except (requests.RequestException, ValueError, KeyError, IndexError, TypeError) as error:
+    except (
+        httpx2.HTTPError,
+        httpx2.InvalidURL,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+    ) as error:
+        reason, *_ = str(error).split("\n")
         raise ValueError(
-            f"the judge {model} at {address} gives no answer ({type(error).__name__}: {error}). "
+            f"the judge {model} at {address} gives no answer ({type(error).__name__}: "
+            f"{reason}). "
             "Check --judge, --judge-url "
             f"(an OpenAI-compatible address, such as http://localhost:8000/v1) and the key in {KEY}"
         ) from error
