@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ TRANSFORMERS = ((5, 18), (6, 0))
 LMMS_EVAL = "0.7.3"
 MEMORY_GB, DISK_GB = 4.0, 3.0
 """Below these the tiny model's quickstart is not comfortable."""
+LONGEST_BUILD = 1800.0
+"""Seconds. None of DeepSpeed's operators takes longer to compile."""
 ACCELERATORS: Mapping[str, Accelerator] = {
     "cuda": "CUDA",
     "mps": "MPS",
@@ -75,7 +78,8 @@ class Torch:
 class Facts:
     """Everything that the checks look at.
 
-    `torch` is the error text where its import failed; `import_errors` holds failed imports alone.
+    `torch` is the error text where its import failed; `import_errors` holds failed imports alone;
+    `build_locks`: age in seconds of those that no process holds.
     """
 
     python: tuple[int, int, int]
@@ -88,6 +92,7 @@ class Facts:
     cores: int
     memory_gb: float
     disk_gb: float
+    build_locks: Mapping[Path, float]
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ def gather() -> Facts:
         cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
         memory_gb=_memory_gb(),
         disk_gb=shutil.disk_usage(Path.cwd()).free / 1e9,
+        build_locks=unheld_build_locks(),
     )
 
 
@@ -181,6 +187,7 @@ def examine(facts: Facts) -> list[Check]:
         ),
         _enough("disk (free, here)", facts.disk_gb, DISK_GB, "free some, or work on another disk"),
         Check("cores", "OK", str(facts.cores)),
+        *(_build_lock(lock, age) for lock, age in facts.build_locks.items()),
     ]
 
 
@@ -347,6 +354,52 @@ def _enough(name: str, gigabytes: float, least: float, advice: str) -> Check:
     return (
         Check(name, "OK", amount) if gigabytes >= least else Check(name, "warning", amount, advice)
     )
+
+
+def unheld_build_locks() -> dict[Path, float]:
+    """Locks of torch's extension builds that no process of this machine holds, with their age.
+
+    There is one file `lock` per extension, which its process holds open while it compiles
+    (torch/utils/file_baton.py) and removes behind it; whoever needs the extension waits for that.
+    """
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch_extensions"
+    locks = cache.glob(f"{version}*/*/lock") if folder is None else Path(folder).glob("*/lock")
+    ages = {}
+    for lock in sorted(locks):
+        try:
+            age = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:
+            continue  # just released
+        if not _is_open(lock):
+            ages[lock] = age
+    return ages
+
+
+def _is_open(path: Path) -> bool:
+    """Tell whether a process of this machine has the file open; False where the system does not
+    say (no /proc).
+    """
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if link.readlink() == path.resolve():
+                return True
+        except OSError:
+            continue  # another user's process, or one that has ended
+    return False
+
+
+def _build_lock(lock: Path, age: float) -> Check:
+    finding = (
+        f"{lock} says that {lock.parent.name} is being compiled, for {age:.0f} s, and no "
+        "process of this machine does so"
+    )
+    if age > LONGEST_BUILD:
+        advice = "DeepSpeed would wait for it for ever. A killed process left it: delete it"
+        return Check("build lock", "problem", finding, advice)
+    advice = "DeepSpeed waits for it. Unless another machine compiles there, delete it"
+    return Check("build lock", "warning", finding, advice)
 
 
 def _missing_requirements(package: str, installed: set[str]) -> tuple[str, ...]:

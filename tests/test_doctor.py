@@ -43,6 +43,7 @@ CPU = Facts(
     cores=2,
     memory_gb=8.0,
     disk_gb=20.0,
+    build_locks={},
 )
 GPU = dataclasses.replace(
     CPU,

@@ -16,7 +16,6 @@ import yaml
 from torch import Tensor
 
 from m3.model import M3ForConditionalGeneration
-from m3.training.checks.build_lock import check_build_locks
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def start_deepspeed(config: str) -> bool:
 
     Raises:
         ValueError: no such file, no launcher, a setting under which the run would end without its
-            weights, a lock that DeepSpeed would wait for (m3/training/checks/build_lock.py).
+            weights.
     """
     zero = zero_options(config)
     if zero["stage"] == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save", False):
@@ -113,7 +112,6 @@ def start_deepspeed(config: str) -> bool:
             "--module m3.cli train ...` "
             "(also for one device)"
         )
-    check_build_locks()
     if torch.accelerator.is_available():
         return False
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reads it when first imported
