@@ -29,7 +29,8 @@ from m3.training.setup.row_attention import RowAttention, choose_row_attention
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """What follows from a recipe on so many devices; each is worked out once, when it is first read.
+    """Everything that follows from a recipe on so many devices; each value is computed once, when
+    it is first read.
 
     `before`: configuration that the stage before leaves, where its checkpoint is not written yet.
     """
