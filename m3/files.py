@@ -3,7 +3,6 @@
 Both are written beside their place and renamed into it, so that a kill leaves no half of them.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -74,6 +73,8 @@ def lock(path: Path, refusal: str) -> Iterator[None]:
     Raises:
         ValueError: another process holds it; `refusal` is what the error says.
     """
+    import fcntl  # not on Windows, where the rest of the package can be imported
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as open_files:
         while True:
