@@ -22,6 +22,7 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from m3.config import near_match
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.anatomy import fused_experts, router_modules
 from m3.optional import require
 
 QuantiserConfig = BitsAndBytesConfig | TorchAoConfig
@@ -95,8 +96,9 @@ def quantise_experts(model: M3ForConditionalGeneration) -> None:
     """Pack every parameter `[experts, ...]` of the decoder to NF4; reading one unpacks it."""
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
-    for module, name in fused_experts(model):
-        replace_parameter_4bit(module, name, compress_statistics=True, quant_type="nf4")
+    for name, module in fused_experts(model.model.language_model).items():
+        own_name = name.rpartition(".")[2]
+        replace_parameter_4bit(module, own_name, compress_statistics=True, quant_type="nf4")
 
 
 QUANTISATIONS: Mapping[str, Quantisation] = {
@@ -127,27 +129,10 @@ def unquantised_modules(config: M3Config) -> list[str]:
     """Names of the modules that keep their precision, computed on the meta device."""
     with torch.device("meta"):
         model = M3ForConditionalGeneration(config)
-    recorder = (model.model.language_model._can_record_outputs or {}).get("router_logits")
-    router_names = (
-        []
-        if recorder is None
-        else [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, recorder.target_class)
-        ]
-    )
-    return ["model.vision_tower", "model.connector", "model.reducer", "lm_head", *router_names]
-
-
-def fused_experts(model: M3ForConditionalGeneration) -> list[tuple[nn.Module, str]]:
-    """(module, parameter name) of every parameter that holds all experts of a layer."""
-    return [
-        (module, name)
-        for module in model.model.language_model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3
+    router_names = [
+        f"model.language_model.{name}" for name in router_modules(model.model.language_model)
     ]
+    return ["model.vision_tower", "model.connector", "model.reducer", "lm_head", *router_names]
 
 
 def weight_bytes(model: nn.Module) -> int:

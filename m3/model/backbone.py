@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from m3.model.anatomy import router_modules
 from m3.model.configuration import M3Config
 from m3.model.connectors import CONNECTORS, Connector, ConnectorSizes, OwnParameters
 from m3.model.image_inputs import ImageInputs, Span
@@ -114,14 +115,7 @@ class M3Model(M3PreTrainedModel):
     @property
     def routers(self) -> list[nn.Module]:
         """The decoder's routers, layer by layer; none of a dense decoder."""
-        recorder = (self.language_model._can_record_outputs or {}).get("router_logits")
-        if recorder is None:
-            return []
-        return [
-            module
-            for module in self.language_model.modules()
-            if isinstance(module, recorder.target_class)
-        ]
+        return list(router_modules(self.language_model).values())
 
     @property
     def router_top_k(self) -> int | None:

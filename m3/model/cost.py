@@ -31,6 +31,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.anatomy import holds_experts, layer_stack
 from m3.model.vision import vision_grid
 
 
@@ -92,10 +93,10 @@ class CostModel:
         """`dtype`: the number format of weights and cache, by default the model's."""
         config = model.config
         self.config = config
-        self.vision = stack_weights(layer_stack(model.model.vision_tower))
-        self.vision_layers = len(layer_stack(model.model.vision_tower))
-        self.decoder = stack_weights(layer_stack(model.model.language_model))
-        self.decoder_layers = len(layer_stack(model.model.language_model))
+        vision_layers = layer_stack(model.model.vision_tower)
+        decoder_layers = layer_stack(model.model.language_model)
+        self.vision, self.vision_layers = stack_weights(vision_layers), len(vision_layers)
+        self.decoder, self.decoder_layers = stack_weights(decoder_layers), len(decoder_layers)
         self.connector, self.reducer = model.model.connector, model.model.reducer
         self.top_k = model.model.router_top_k or 1
         self.head = model.lm_head.weight.numel()
@@ -197,15 +198,6 @@ class CostModel:
         return self.reducer.flops(scale)
 
 
-def layer_stack(network: nn.Module) -> nn.ModuleList:
-    """The layers of an encoder or a decoder: the longest list of modules that lies in no other
-    list.
-    """
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
-    return max((outer for outer in lists if id(outer) not in nested), key=len)
-
-
 def stack_weights(layers: nn.ModuleList) -> StackWeights:
     """Adds up the matrices: linear layers, routers kept as a bare `weight [experts, d]`, experts
     as `[experts, d, e]`.
@@ -216,7 +208,7 @@ def stack_weights(layers: nn.ModuleList) -> StackWeights:
             dense += module.weight.numel()
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim == 3:
+            if holds_experts(parameter):
                 experts += parameter.numel()
                 num_experts = parameter.shape[0]
             elif parameter.ndim == 2 and name == "weight":

@@ -32,7 +32,9 @@ from m3.evaluation.results.run_folder import (
 )
 from m3.evaluation.results.store import Answer, Cell, Store
 from m3.evaluation.statistics import clustered_mean
+from m3.evaluation.token_reduction.table import OWN
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.nesting import SingleTile
 from m3.processing.processor import M3Processor
 
 SCALES = [1, 4, 9, 36]
@@ -265,7 +267,10 @@ def make_run(
             [6, 6],
             "grid_pool",
             1_500_000,
-            routers=2,
+            OWN,
+            "",
+            2,
+            SingleTile().to_dict(),
         ),
         ModelRow(
             "m3-tiny-base",
@@ -275,7 +280,10 @@ def make_run(
             [6, 6],
             "grid_pool",
             1_500_000,
-            routers=0,
+            OWN,
+            "",
+            0,
+            SingleTile().to_dict(),
         ),
     ]
     cells, costs, times, examples = [], [], [], []
@@ -327,7 +335,7 @@ def make_run(
                 flops = 10_000_000 * (scale + 30)
                 costs.append(
                     CostRow(scale, 1, 4, scale, 30, 700_000_000, 20_000_000, flops, 12_000_000, 9_000 * scale,
-                            2_000_000, 500_000, 4_000_000, 1_200_000, model.name)
+                            2_000_000, 500_000, 4_000_000, 1_200_000, model.name, documents, scale, 720_000_000 + flops, "")
                 )  # fmt: skip
                 times += [
                     LatencyRow(scale, batch, seconds * batch, seconds / 20, 0.002 * batch**0.5, 0.0001, 600_000_000, 7,
@@ -338,7 +346,16 @@ def make_run(
     for index, name in enumerate(tasks):
         make_image(index).save(run / "examples" / f"{name}.png")
         examples.append(
-            vars(Example(name, index % documents, f"What <is> this {name}?", "red", f"{name}.png"))
+            vars(
+                Example(
+                    name,
+                    index % documents,
+                    f"What <is> this {name}?",
+                    "red",
+                    f"{name}.png",
+                    [32, 32],
+                )
+            )
         )
     write_json(run / "examples" / "examples.json", examples)
     write_json(run / "models.json", [vars(model) for model in models])

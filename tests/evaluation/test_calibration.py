@@ -1,7 +1,6 @@
 """Expected calibration error against values worked out by hand, and where reports show it."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.report import command as report
 from m3.evaluation.report.calibration_table import calibration_table
 from m3.evaluation.results.run_folder import CellRow, read_rows
-from m3.evaluation.results.store import Store
 from tests.evaluation.conftest import SUITE, SWEPT, make_run
 
 
@@ -90,23 +88,17 @@ def test_report_shows_it_where_there_is_confidence(tmp_path: Path):
     assert summary.calibration("m3-tiny", SUITE[1], 1) is None
 
 
-def test_a_run_from_before_there_was_confidence_is_read(tmp_path: Path):
+def test_a_run_without_confidences_has_no_table_of_them(tmp_path: Path):
     run = make_run(tmp_path / "run", documents=4, tasks=SUITE[:1])
-    (path,) = (run / "store").glob("*.jsonl")
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    for record in records:
-        record.pop("confidence", None)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert {cell.confidence for cell in read_rows(run / "cells.csv", CellRow)} == {None}
+    assert report.main([str(run), "--formats"]) == 0
+    assert not (run / "tables" / "calibration.md").exists()
+
+
+def test_a_table_with_other_columns_is_refused(tmp_path: Path):
+    run = make_run(tmp_path / "run", documents=4, tasks=SUITE[:1])
     lines = (run / "cells.csv").read_text().splitlines()
     assert lines[0].endswith(",error,confidence,higher_is_better,unit")
     (run / "cells.csv").write_text("".join(line.rsplit(",", 3)[0] + "\n" for line in lines))
-    assert report.main([str(run), "--formats"]) == 0
-    answers = [
-        Store(run / "store").answer(record["key"])
-        for record in records
-        if record["kind"] == "answer"
-    ]
-    assert {answer.confidence for answer in answers} == {None}
-    assert not (run / "tables" / "calibration.md").exists()
-    cells = read_rows(run / "cells.csv", CellRow)
-    assert cells == [replace(cell, confidence=None) for cell in cells] != []
+    with pytest.raises(ValueError, match=r"cells\.csv has columns .*, expected .*'unit'\]"):
+        read_rows(run / "cells.csv", CellRow)

@@ -3,7 +3,6 @@ must be the same.
 """
 
 import csv
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.report import command as report
 from m3.evaluation.report import tables as report_tables
 from m3.evaluation.report.table_formats import as_latex
-from m3.evaluation.results.run_folder import CellRow, read_rows, write_json, write_rows
+from m3.evaluation.results.run_folder import CellRow, read_rows, write_rows
 from m3.evaluation.sweep import sweep
 from tests.evaluation.conftest import SUITE, SWEPT, make_run
 from tests.evaluation.test_report import page_json
@@ -138,31 +137,16 @@ def test_the_first_model_is_ahead_with_fewer_errors(runs: dict[str, Path]):
         assert float(difference) == pytest.approx(sign * float(behind["behind_first"]), abs=0.06)
 
 
-def older(run: Path) -> Path:
-    """As sweeps wrote it before cells.csv said which way is better."""
-    lines = list(csv.reader((run / "cells.csv").open()))
-    at = lines[0].index("higher_is_better")
-    with (run / "cells.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [line[:at] + line[at + 1 :] for line in lines]
-        )
-    return run
-
-
-def test_an_older_run_asks_the_harness_result_and_else_says_what_it_takes(tmp_path: Path):
-    run = older(make_run(tmp_path / "run", documents=8, errors=SUITE))
+def test_a_run_that_does_not_say_which_way_is_better_says_what_it_takes(tmp_path: Path):
+    run = make_run(tmp_path / "run", documents=8, errors=SUITE)
+    cells = read_rows(run / "cells.csv", CellRow)
+    write_rows(run / "cells.csv", CellRow, [replace(c, higher_is_better=None) for c in cells])
     silent = Summary.read(run)
     assert silent.undirected == SUITE and silent.kinds[FIRST].higher_is_better
     assert (
         "Neither the run nor its tasks say whether more or less is better of scene, position"
         in silent.direction_note
     )
-    for path in (run / "results").rglob("*.json"):
-        task = path.stem.split("@")[0]
-        said = {"higher_is_better": {task: {"error_rate": False}}}
-        write_json(path, json.loads(path.read_text()) | said)
-    known = Summary.read(run)
-    assert known.undirected == () and not known.kinds[FIRST].higher_is_better
 
 
 def test_cells_that_contradict_each_other_are_refused(tmp_path: Path):
@@ -245,7 +229,4 @@ def test_a_sweep_records_what_the_task_says(tmp_path: Path, model_folder: Path, 
     assert {(cell["metric"], cell["higher_is_better"]) for cell in rows(tmp_path / "run")} == {
         ("wrong", "False")
     }
-    assert not Summary.read(tmp_path / "run").kinds["tiny_one"].higher_is_better
-    older(tmp_path / "run")
-    # the harness's result has it too
     assert not Summary.read(tmp_path / "run").kinds["tiny_one"].higher_is_better

@@ -11,14 +11,14 @@ from m3.nesting.tiling import AnyRes, AspectRatioTiles
 
 SINGLE = SingleTile().to_dict()
 ANYRES = AnyRes(tile_size=24, grid_pinpoints=[[24, 48], [48, 24], [48, 48]]).to_dict()
-SQUARE = ModelRow("m", "m", "w", [144], [12, 12], "grid_pool", 1, tiling=SINGLE)
-TILED = ModelRow("m", "m", "w", [36], [6, 6], "grid_pool", 1, tiling=ANYRES)
+SQUARE = ModelRow("m", "m", "w", [144], [12, 12], "grid_pool", 1, "nesting", "", 0, tiling=SINGLE)
+TILED = ModelRow("m", "m", "w", [36], [6, 6], "grid_pool", 1, "nesting", "", 0, tiling=ANYRES)
 INTERNVL = replace(TILED, tiling=AspectRatioTiles(tile_size=24, max_tiles=6).to_dict())
-QUERIES = ModelRow("m", "m", "w", [4], [9], "query_prefix", 1, tiling=SINGLE)
+QUERIES = ModelRow("m", "m", "w", [4], [9], "query_prefix", 1, "nesting", "", 0, tiling=SINGLE)
 
 
 def example(*size: int) -> Example:
-    return Example("t", 0, "?", "!", "t.png", list(size) or None)
+    return Example("t", 0, "?", "!", "t.png", list(size))
 
 
 @pytest.mark.parametrize("scale", [1, 4, 9, 36, 144])
@@ -76,7 +76,6 @@ def test_a_stretched_picture_is_seen_in_tiles_and_once_more_where_there_are_seve
     found = drawn(INTERNVL, example(20, 20), [36])[36]
     (only,) = found["views"]
     assert (only["frame"], only["cells"], found["tokens"]) == ((20, 20), (6, 6), 36)
-    assert drawn(INTERNVL, example(), [36]) == {}
     assert "stretched over tiles" in grid_note(INTERNVL)
 
 
@@ -91,11 +90,7 @@ def test_what_cannot_be_drawn_is_said():
     ] == (2, 2)
 
 
-def test_older_runs_open_and_say_what_is_missing():
-    old = replace(TILED, tiling=None)
-    assert drawn(old, example(), [36])[36]["views"][0]["cells"] == (6, 6)
-    assert "does not say whether m cuts images into tiles" in grid_note(old)
-    assert drawn(TILED, example(), [36]) == {}  # the page says that the size is missing
+def test_the_note_says_how_the_picture_is_seen():
     assert "padded to a square" in grid_note(SQUARE) and "in tiles (thick lines)" in grid_note(
         TILED
     )

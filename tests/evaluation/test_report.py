@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import re
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -20,7 +19,7 @@ from m3.evaluation.report import command as report
 from m3.evaluation.report import cost_tables
 from m3.evaluation.report import tables as report_tables
 from m3.evaluation.report.charts import accuracy_figure, draw, panels, place, save
-from m3.evaluation.report.html import page, page_data
+from m3.evaluation.report.html import page_data
 from m3.evaluation.results.run_folder import CellRow, CostRow, LatencyRow, read_rows, write_rows
 from m3.evaluation.suites import known_tasks
 from tests.evaluation.conftest import FAMILIES, SUITE, SWEPT, make_run
@@ -241,22 +240,6 @@ def test_failed_cells_are_shown(tmp_path: Path):
     assert report_tables.scores_table(summary).rows[0][1] == "failed"
     assert "KeyError: no such metric" in (run / "report.html").read_text()
     assert summary.mean("m3-tiny", 1) is None
-
-
-def test_a_score_that_is_no_number_is_failed_not_drawn(tmp_path: Path):
-    """Of a run from before: one NaN in the page's JSON, and no browser would draw anything."""
-    run = make_run(tmp_path / "run", documents=4, tasks=("a_b",))
-    cells = read_rows(run / "cells.csv", CellRow)
-    write_rows(
-        run / "cells.csv", CellRow, [replace(cells[0], value=math.nan, stderr=math.nan), *cells[1:]]
-    )
-    summary = Summary.read(run)
-    assert summary.cells[0].status == "failed" and summary.score("m3-tiny", "a_b", 1) is None
-    html = page(summary, [report_tables.scores_table(summary)])
-    assert (
-        "the harness gave nan for exact_match" in html
-        and "NaN" not in html.split('id="data">')[1].split("</script>")[0]
-    )
 
 
 def test_a_task_is_drawn_against_the_cost_of_its_own_prompts(tmp_path: Path):

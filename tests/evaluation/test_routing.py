@@ -197,12 +197,8 @@ def test_table_figure_and_page(tmp_path: Path):
     assert page_json(html)["experts"]["m3-tiny"]["9"]["visual"] == [[2, 2, 0, 0], [2, 0, 2, 0]]
 
 
-def test_an_older_run_has_no_table_and_a_run_of_dense_models_says_so(tmp_path: Path):
+def test_a_run_of_dense_models_says_so(tmp_path: Path):
     run = make_run(tmp_path / "run", documents=4, tasks=("suite_scene",))
     rows = json.loads((run / "models.json").read_text())
     write_json(run / "models.json", [rows[1]])
     assert [row[0] for row in routing_table(Summary.read(run)).rows] == ["all"]
-    write_json(
-        run / "models.json", [{name: value for name, value in rows[1].items() if name != "routers"}]
-    )
-    assert routing_table(Summary.read(run)).rows == []

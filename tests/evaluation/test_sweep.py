@@ -156,40 +156,9 @@ def test_second_sweep_computes_nothing_and_says_the_same(
     assert (swept / "cells.csv").read_bytes() == before
 
 
-def test_a_store_without_confidence_is_resumed_without_computing(
-    swept: Path,
-    tmp_path: Path,
-    model_folder: Path,
-    base_folder: Path,
-    task_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    """Answers from before there was a confidence stay as they are, and their scores too."""
+def test_generated_answers_have_a_confidence_and_scored_ones_have_none(swept: Path):
     cells = rows(swept)
     assert all((cell["confidence"] != "") == (cell["task"] != "tiny_choice") for cell in cells)
-    (tmp_path / "run" / "store").mkdir(parents=True)
-    for path in (swept / "store").glob("*.jsonl"):
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        old = [
-            {name: value for name, value in record.items() if name != "confidence"}
-            for record in records
-        ]
-        assert old != records
-        (tmp_path / "run" / "store" / path.name).write_text(
-            "".join(json.dumps(record) + "\n" for record in old)
-        )
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("an answer that is in the store was computed again")
-
-    monkeypatch.setattr(Engine, "_run", refuse)
-    assert (
-        run_sweep(
-            tmp_path / "run", task_folder, model_folder, base_folder, tasks="tiny,tiny_choice"
-        )
-        == 0
-    )
-    assert rows(tmp_path / "run") == [cell | {"confidence": ""} for cell in cells]
 
 
 def test_more_scales_leave_the_others_as_they_are(

@@ -115,11 +115,6 @@ def test_the_cost_of_a_sweep_is_the_mean_over_the_prompts_it_asked(engine: Engin
     )
     # what one image of most tiles would take
     assert row.first_token_flops < formulas.cost(4, 11).first_token_flops
-    silent = prompts_of([replace(answers[0], sizes=None)])  # of an older store
-    assert (
-        costs_of(engine, "tiled", OWN, 4, {"old": silent})[0].visual_tokens
-        == formulas.cost(4, 10).visual_tokens
-    )
     (unasked,) = costs_of(engine, "tiled", OWN, 4, {})
     assert unasked.visual_tokens == formulas.cost(4, 32).visual_tokens
 

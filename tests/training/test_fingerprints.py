@@ -132,14 +132,14 @@ def test_another_base_is_refused(adapter: list[str], recipe: Path) -> None:
         main(command)
 
 
-def test_a_run_of_before_goes_on_with_a_notice(
+def test_a_run_that_lost_its_fingerprints_goes_on_with_a_notice(
     recipe: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main([str(recipe), *SHORT]) == 0
     cut(recipe.parent / "run")
     (recipe.parent / "run" / FILE).unlink()
     assert main([str(recipe), *SHORT]) == 0
-    assert "was begun before runs kept fingerprints" in caplog.text
+    assert "has checkpoints but no fingerprints.json" in caplog.text
     assert (recipe.parent / "run" / FILE).exists()
 
 

@@ -1,18 +1,14 @@
 """Direction of metrics (higher or lower is better), and which scores can be averaged.
 
-In: what the harness's task says of its metric (`higher_is_better`), or its result file, which
-repeats it. Out: `Kind`, and scores turned so that more is better. Differences, tables and charts
-keep a metric's own sign; whatever chooses a best (oracle, Pareto front, knee, "kept", right and
-wrong) asks here.
+In: what the harness's task says of its metric (`higher_is_better`). Out: `Kind`, and scores turned
+so that more is better. Differences, tables and charts keep a metric's own sign; whatever chooses a
+best (oracle, Pareto front, knee, "kept", right and wrong) asks here.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-
-from m3.evaluation.results.run_folder import read_json
 
 
 @dataclass(frozen=True)
@@ -34,14 +30,6 @@ ACCURACY = Kind(higher_is_better=True, is_share=True)
 LESS = "less is better"
 ARROW = " ↓"
 """Behind the name of a task whose metric is better where it is less."""
-
-
-def said_by_results(result_file: Path, task: str, metric: str) -> bool | None:
-    """`higher_is_better` in the harness's own result file: runs from before cells.csv had it
-    know it from there.
-    """
-    result_content = read_json(result_file) if result_file.exists() else {}
-    return result_content.get("higher_is_better", {}).get(task, {}).get(metric)
 
 
 def towards_better(

@@ -10,16 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from m3.evaluation.analysis.metric_kind import ACCURACY, ARROW, LESS, Kind, said_by_results
+from m3.evaluation.analysis.metric_kind import ACCURACY, ARROW, LESS, Kind
 from m3.evaluation.published import PublishedScore, beside
-from m3.evaluation.results.run_folder import (
-    CellRow,
-    CostRow,
-    Example,
-    LatencyRow,
-    ModelRow,
-    result_path,
-)
+from m3.evaluation.results.run_folder import CellRow, CostRow, Example, LatencyRow, ModelRow
 from m3.evaluation.statistics import Mean, mean_of_means
 from m3.evaluation.suites import unit_of
 
@@ -32,7 +25,7 @@ class Scores:
     models: tuple[ModelRow, ...]
     cells: tuple[CellRow, ...]
     costs: tuple[CostRow, ...]  # of all prompts
-    task_costs: tuple[CostRow, ...]  # of each task's; none of older runs
+    task_costs: tuple[CostRow, ...]  # of each task's
     latencies: tuple[LatencyRow, ...]
     baselines: dict[str, dict[str, float]]
     examples: tuple[Example, ...]
@@ -73,16 +66,11 @@ class Scores:
 
     @cached_property
     def _directions(self) -> dict[str, bool | None]:
-        """Task -> whether more of its metric is better; None where neither cells.csv nor the
-        harness's result says.
-        """
+        """Task -> whether more of its metric is better; None where cells.csv does not say."""
         task_directions: dict[str, bool | None] = {}
         for task in self.tasks:
             scored_cells = self._scored(task)
             stated_directions = {cell.higher_is_better for cell in scored_cells} - {None}
-            for cell in scored_cells[:1] if not stated_directions else ():
-                result_file = result_path(self.run, cell.model, task, cell.scale)
-                stated_directions = {said_by_results(result_file, task, cell.metric)} - {None}
             if len(stated_directions) > 1:
                 raise ValueError(
                     f"{self.run}/cells.csv says both that more and that less of {task} is better"
@@ -166,7 +154,7 @@ class Scores:
         """Task -> share (of one), percent or points: as the suite or the cells say
         (`CellRow.unit`).
 
-        Where no cell of a task says (older runs, metrics that are no mean over documents), scores
+        Where no cell of a task says (metrics that are no mean over documents), scores
         all within [0, 1] are taken for shares of one, and others up to 100, of which more is
         better, for per cents (`unknown_units`).
         """

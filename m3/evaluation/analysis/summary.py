@@ -6,7 +6,7 @@ experts chosen, replies. The tables, the charts and the page are made of it.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -42,19 +42,6 @@ class Reply:
     is_right: bool | None
 
 
-def _without_nan(cell: CellRow) -> CellRow:
-    """Sweeps from before took what is no number (0 / 0 in a task's metric) for a score."""
-    if cell.value is None or math.isfinite(cell.value):
-        return cell
-    return replace(
-        cell,
-        status="failed",
-        value=None,
-        stderr=None,
-        error=f"the harness gave {cell.value} for {cell.metric}",
-    )
-
-
 @dataclass(frozen=True)
 class Summary(Scores):
     """`Scores`, and what the store says of each document."""
@@ -66,7 +53,7 @@ class Summary(Scores):
         Raises:
             ValueError: it is none, or no cell of it was scored.
         """
-        cells = tuple(map(_without_nan, read_rows(run / "cells.csv", CellRow)))
+        cells = tuple(read_rows(run / "cells.csv", CellRow))
         if not any(cell.status == "ok" for cell in cells):
             if not cells:
                 raise ValueError(

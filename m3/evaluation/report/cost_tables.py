@@ -19,13 +19,8 @@ def cost_table(summary: Summary) -> Table:
         model_costs = [cost_row for cost_row in summary.costs if cost_row.model == model.name]
         if model_costs:
             block_titles[len(table_rows)] = (
-                f"{model.name}: {engineering(model.parameters)} parameters; "
-                + (
-                    f"mean over {model_costs[0].prompts:,} prompts, of {model_costs[0].text_tokens} "
-                    "text tokens"
-                    if model_costs[0].prompts
-                    else f"one image and {model_costs[0].text_tokens} text tokens"
-                )
+                f"{model.name}: {engineering(model.parameters)} parameters; mean over "
+                f"{model_costs[0].prompts:,} prompts, of {model_costs[0].text_tokens} text tokens"
             )
         table_rows += map(_cost_cells, model_costs)
     column_names = [
@@ -65,15 +60,12 @@ def _cost_cells(cost_row: CostRow) -> list[str]:
         cost_row.prefill_parameter_bytes,
         cost_row.token_parameter_bytes,
     ]
-    dearest_prompt = (
-        engineering(cost_row.most_first_token_flops, "FLOP") if cost_row.prompts else NOTHING
-    )
     return [
         str(cost_row.scale),
         str(cost_row.visual_tokens),
         *(engineering(flops, "FLOP") for flops in flop_counts),
         *(engineering(size, "B") for size in byte_counts),
-        dearest_prompt,
+        engineering(cost_row.most_first_token_flops, "FLOP"),
     ]
 
 

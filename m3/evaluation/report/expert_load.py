@@ -65,19 +65,7 @@ def routing_table(summary: Summary) -> Table:
         "tokens look unbalanced by chance alone. "
         f"At most {DOCUMENTS} documents of a task are recorded; generated tokens are not counted."
     )
-    return Table(
-        "experts",
-        caption,
-        column_names,
-        table_rows if summary_has_routers(summary) else [],
-        block_titles,
-        note,
-    )
-
-
-def summary_has_routers(summary: Summary) -> bool:
-    """Tell whether the run knows the decoder of any of its models."""
-    return any(model.routers is not None for model in summary.models)
+    return Table("experts", caption, column_names, table_rows, block_titles, note)
 
 
 def _about(model: ModelRow, scale_routing: Routing | None) -> str:
@@ -85,9 +73,8 @@ def _about(model: ModelRow, scale_routing: Routing | None) -> str:
         return f"{model.name}: {scale_routing.choices.shape[1]} layers of {scale_routing.experts} experts"
     if model.routers == 0:
         return f"{model.name}: a dense decoder, it has no experts"
-    if model.method == FASTV:
-        return f"{model.name}: not recorded, since tokens that this control drops are still routed"
-    return f"{model.name}: not recorded; its answers are of an older run"
+    reason = ", since tokens that this control drops are still routed"
+    return f"{model.name}: not recorded{reason if model.method == FASTV else ''}"
 
 
 def _row(scale: int, scale_routing: Routing) -> list[str]:

@@ -14,7 +14,6 @@ from m3.nesting import GridPool, ImageReader, get_nesting, make_tiling
 from m3.processing.token_grid import views
 
 POOLING = "pooling"
-SQUARE = (1, 1)
 
 
 def is_on_grid(model: ModelRow) -> bool:
@@ -24,25 +23,20 @@ def is_on_grid(model: ModelRow) -> bool:
 
 
 def reader_of(model: ModelRow) -> ImageReader:
-    """The arithmetic of a model on a grid; that of one tile where an older run does not say how
-    pictures are cut.
-    """
+    """The arithmetic of a model on a grid."""
     grid = (model.grid[0], model.grid[1]) if len(model.grid) == 2 else model.grid[0]
-    return ImageReader(get_nesting("grid_pool"), make_tiling(model.tiling or {}), grid)
+    return ImageReader(get_nesting("grid_pool"), make_tiling(model.tiling), grid)
 
 
 def drawn(model: ModelRow, example: Example, scales: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Scale -> tokens of the picture and its views, for the scales that the model reaches.
 
-    None for tokens without a place, or for a model with tiles where an older run has not kept the
-    picture's size.
+    None for tokens without a place.
     """
     if not is_on_grid(model):
         return {}
     reader = reader_of(model)
-    if reader.tiling.is_cut and example.size is None:
-        return {}
-    image_size = SQUARE if example.size is None else (example.size[0], example.size[1])
+    image_size = (example.size[0], example.size[1])
     reachable_scales = set(reader.nesting.reachable(reader.grid))
     return {
         scale: {
@@ -60,11 +54,4 @@ def grid_note(model: ModelRow) -> str:
         return f"No grid is drawn: {model.name} does not average cells."
     if not is_on_grid(model):
         return f"No grid is drawn: the visual tokens of {model.name} do not stand for cells of one."
-    if model.tiling is None:
-        return (
-            "Each visual token is the mean over one cell. This run is of an older version and does "
-            "not say whether "
-            f"{model.name} cuts images into tiles: the grid of the whole image is drawn, any tiles "
-            "are not."
-        )
     return make_tiling(model.tiling).grid_note

@@ -25,7 +25,7 @@ import io
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
@@ -58,7 +58,7 @@ class CellRow:
     answer_tokens: float | None
     error: str
     confidence: float | None = None  # mean over the documents; None where an answer has none
-    # as the task says; None: it does not, or an older run (Summary.kinds)
+    # as the task says; None: it does not (Summary.kinds)
     higher_is_better: bool | None = None
     # share (of one) | percent | points; "": not known (Scores.metric_units says what is then taken)
     unit: str = ""
@@ -71,11 +71,10 @@ class CostRow(Cost):
     """
 
     model: str
-    # how many were asked; 0: an older run, whose row is one image of most tiles and a mean text
-    prompts: int = 0
-    most_visual_tokens: int = 0  # of any prompt
-    most_first_token_flops: int = 0
-    task: str = ""  # "": all tasks; older runs have no other rows
+    prompts: int  # how many were asked
+    most_visual_tokens: int  # of any prompt
+    most_first_token_flops: int
+    task: str  # "": all tasks
 
 
 @dataclass(frozen=True)
@@ -100,10 +99,10 @@ class ModelRow:
     grid: list[int]  # (rows, columns), or the number of tokens alone
     nesting: str
     parameters: int
-    method: str = OWN  # how visual tokens are chosen: a row of m3.evaluation.token_reduction.table
-    base: str = ""  # for a control, the name of the model it belongs to
-    routers: int | None = None  # layers with experts; 0: a dense decoder; None: an older run
-    tiling: dict[str, Any] | None = None  # Tiling.to_dict(); None: an older run
+    method: str  # how visual tokens are chosen: a row of m3.evaluation.token_reduction.table
+    base: str  # for a control, the name of the model it belongs to
+    routers: int  # layers with experts; 0: a dense decoder
+    tiling: dict[str, Any]  # Tiling.to_dict()
 
     def is_trained(self, scale: int) -> bool:
         """Tell whether the weights were trained at this scale; else it is plain pooling, or a
@@ -121,7 +120,7 @@ class Example:
     question: str
     target: str
     image: str  # file under examples/
-    size: list[int] | None = None  # (height, width) of the picture as it came; None: an older run
+    size: list[int]  # (height, width) of the picture as it came
 
 
 Row = TypeVar("Row", CellRow, CostRow, LatencyRow)
@@ -150,7 +149,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     """Read the rows that `write_rows` wrote.
 
     Raises:
-        ValueError: the file is missing or its columns are others: it comes from another version.
+        ValueError: the file is missing or its columns are others.
     """
     if not path.exists():
         raise ValueError(
@@ -159,23 +158,16 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as open_file:
         reader = csv.DictReader(open_file)
         expected = [row_field.name for row_field in fields(kind)]
-        stated_columns = reader.fieldnames or []
-        needed = [
-            row_field.name
-            for row_field in fields(kind)
-            if row_field.name in stated_columns or row_field.default is MISSING
-        ]
-        if stated_columns != needed:
+        if reader.fieldnames != expected:
             raise ValueError(
                 f"{path} has columns {reader.fieldnames}, expected {expected}; run the sweep again"
             )
-        known_fields = [row_field for row_field in fields(kind) if row_field.name in stated_columns]
         try:
             return [
                 kind(
                     **{
                         row_field.name: _parse(csv_row[row_field.name], row_field.type)
-                        for row_field in known_fields
+                        for row_field in fields(kind)
                     }
                 )
                 for csv_row in reader
@@ -267,19 +259,11 @@ def read_list(path: Path, kind: type[Described]) -> tuple[Described, ...]:
     Raises:
         ValueError: the file is missing, no JSON, or its rows have other keys.
     """
-    json_content, known_fields = (
-        read_json(path),
-        {known_field.name: known_field for known_field in fields(kind)},
-    )
-    needed = {
-        field_name
-        for field_name, known_field in known_fields.items()
-        if known_field.default is MISSING
-    }
+    json_content, row_keys = read_json(path), [row_field.name for row_field in fields(kind)]
     for json_row in json_content if isinstance(json_content, list) else [None]:
-        if not isinstance(json_row, dict) or not needed <= set(json_row) <= set(known_fields):
+        if not isinstance(json_row, dict) or set(json_row) != set(row_keys):
             raise ValueError(
-                f"{path} is no list of rows with the keys {', '.join(known_fields)}: run the sweep "
+                f"{path} is no list of rows with the keys {', '.join(row_keys)}: run the sweep "
                 "again"
             )
     return tuple(kind(**json_row) for json_row in json_content)

@@ -60,10 +60,9 @@ class Answer:
     answer_tokens: int  # generated or scored tokens
     seconds: float  # the batch's wall clock time divided by its number of answers
     images: tuple[str, ...]  # digests of the images: the clusters of the standard errors
-    # of a generated answer (confidence.py); None: scored, by beams, or an older store
+    # of a generated answer (confidence.py); None: scored, or by beams
     confidence: float | None = None
-    # (height, width) of each picture; None: an older store
-    sizes: tuple[tuple[int, int], ...] | None = None
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of each picture
     # experts that the prompt's tokens chose, of some documents (routing.py)
     routing: str | None = None
 
@@ -175,15 +174,10 @@ class Store:
 
 
 def _decode_answer(record: dict) -> Answer:
-    """Stores from before answers had a confidence, a routing or sizes are read as they are:
-    nothing is computed again.
-    """
-    record = {"confidence": None, "routing": None, "sizes": None, **record}
     field_values = {answer_field.name: record[answer_field.name] for answer_field in fields(Answer)}
     field_values["cell"] = Cell(**field_values["cell"])
     field_values["images"] = tuple(field_values["images"])
-    if field_values["sizes"] is not None:
-        field_values["sizes"] = tuple((height, width) for height, width in field_values["sizes"])
+    field_values["sizes"] = tuple((height, width) for height, width in field_values["sizes"])
     if field_values["log_likelihood"] is not None:
         field_values["log_likelihood"] = tuple(field_values["log_likelihood"])
     return Answer(**field_values)

@@ -23,9 +23,7 @@ NO_ANSWER_TEXT = 32
 
 @dataclass(frozen=True)
 class Prompt:
-    """`sizes`: (height, width) of each picture; None: one picture of most tiles, where the
-    answer does not say.
-    """
+    """`sizes`: (height, width) of each picture; None: one picture of most tiles."""
 
     sizes: tuple[tuple[int, int], ...] | None
     text_tokens: int

@@ -44,9 +44,7 @@ function turn(step) { shown.sample += step; drawSample(); }
 function pictures(sample, model) {
   const grid = (sample.grids[model.name] || {})[shown.scale];
   const views = grid ? grid.views : [];
-  const says = grid ? `${model.name}: ${grid.tokens} visual token${grid.tokens === 1 ? "" : "s"} for this image` : !model.isOnGrid ? model.name
-    : Object.keys(sample.grids[model.name]).length ? `${model.name} does not reach ${shown.scale} tokens`
-    : "This run is of an older version and has not kept the size of this image: the tiles cannot be drawn";
+  const says = grid ? `${model.name}: ${grid.tokens} visual token${grid.tokens === 1 ? "" : "s"} for this image` : model.isOnGrid ? `${model.name} does not reach ${shown.scale} tokens` : model.name;
   if (!views.length) return [frame(sample, { frame: [1, 1], cells: [1, 1], tiles: [1, 1], left_out: [0, 0] }), make("p", { class: "soft" }, says)];
   const drawn = views.map((view) => make("figure", {}, frame(sample, view), make("figcaption", { class: "soft" }, cellsOf(view, views.length))));
   return [...drawn, make("p", { class: "soft" }, says)];

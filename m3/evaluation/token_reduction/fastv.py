@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from m3.model import M3ForConditionalGeneration
+from m3.model.anatomy import layer_stack
 
 LAYERS = 2
 """K of the paper: full layers before tokens are dropped."""
@@ -101,13 +102,11 @@ def pruning(
 
 def decoder_layers(model: M3ForConditionalGeneration) -> list[Any]:
     """The decoder's layers, at least one more than are left whole."""
-    modules = dict(model.model.language_model.named_children())
-    layers = modules.get("layers")
-    if not isinstance(layers, nn.ModuleList) or len(layers) <= LAYERS:
+    layers = layer_stack(model.model.language_model)
+    if len(layers) <= LAYERS:
         raise ValueError(
             f"fastv leaves {LAYERS} layers whole and needs at least one behind them; this decoder "
-            "has "
-            f"{len(layers) if isinstance(layers, nn.ModuleList) else 'no list of layers'}"
+            f"has {len(layers)}"
         )
     return list(layers)
 

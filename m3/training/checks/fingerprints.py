@@ -77,10 +77,10 @@ def _compare(run: RunFolder, pinned: Prints, surroundings: Prints) -> str | None
     if run.newest_checkpoint() is None or not fingerprint_file.exists():
         if run.newest_checkpoint() is not None:
             logger.warning(
-                "%s was begun before runs kept fingerprints of data and model: whether they "
-                "changed since cannot be told; from "
-                "now on it can",
+                "%s has checkpoints but no %s: whether data and model changed since it began "
+                "cannot be told; from now on it can",
                 run.path,
+                FILE,
             )
         write_text(
             fingerprint_file,

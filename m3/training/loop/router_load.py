@@ -65,9 +65,6 @@ class RouterLoad(TrainerCallback):
             )
 
     def restore(self, checkpoint: str) -> None:
-        """As it was when the checkpoint was saved; a checkpoint from before there was a load
-        goes on from an even one.
-        """
-        state_file = Path(checkpoint) / FILE
-        if state_file.exists():
-            self.load = torch.tensor(json.loads(state_file.read_text()), device=self.load.device)
+        """As it was when the checkpoint was saved."""
+        saved_load = json.loads((Path(checkpoint) / FILE).read_text())
+        self.load = torch.tensor(saved_load, device=self.load.device)

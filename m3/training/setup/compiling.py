@@ -13,13 +13,13 @@ layer breaks in two, where transformers records its logits.
 """
 
 import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from m3.hardware import choose_device
+from m3.model.anatomy import layer_stacks
 
 
 def check_compile() -> None:
@@ -52,16 +52,6 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     """Every layer of every stack in `model` is compiled when it is first called, and whenever
     its kind of input changes.
     """
-    for layer in _layers(model):
-        layer.compile(dynamic=True, backend=backend)
-
-
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Members of the outermost stacks; a stack within a layer (experts one by one) belongs to
-    the layer.
-    """
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from _layers(child)
+    for stack in layer_stacks(model):
+        for layer in stack:
+            layer.compile(dynamic=True, backend=backend)

@@ -18,8 +18,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.inference.adapters import add_adapter
-from m3.inference.quantisation import fused_experts
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.model.anatomy import fused_experts
 from m3.training.setup.build import load_checkpoint
 from m3.training.setup.new_tokens import NewRows
 from m3.training.setup.parameter_groups import part_of, router_names
@@ -55,9 +55,8 @@ def targets(model: M3ForConditionalGeneration) -> dict[str, list[str]]:
                 target_names["shared_experts" if id(module) in beside_experts else "mlp"].append(
                     module_name
                 )
-    names_by_id = {id(module): module_name for module_name, module in model.named_modules()}
     target_names["routed_experts"] = [
-        f"{names_by_id[id(module)]}.{module_name}" for module, module_name in fused_experts(model)
+        f"model.language_model.{name}" for name in fused_experts(decoder)
     ]
     return target_names
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from m3.model import M3ForConditionalGeneration
+from m3.model.anatomy import layer_stack, router_modules
 from m3.training.recipe.sections import Parts, Rate
 
 PART_PREFIXES: dict[str, tuple[str, ...]] = {
@@ -34,11 +35,8 @@ def part_of(name: str, routers: tuple[str, ...]) -> str:
 
 def router_names(model: M3ForConditionalGeneration) -> tuple[str, ...]:
     """Names of the decoder's routers; none of a dense decoder."""
-    routers = model.model.routers
     return tuple(
-        module_name
-        for module_name, module in model.named_modules()
-        if any(module is router for router in routers)
+        f"model.language_model.{name}" for name in router_modules(model.model.language_model)
     )
 
 
@@ -107,8 +105,7 @@ def _outside_last_layers(
     """
     if last is None:
         return
-    stacks = [stack for stack in module.modules() if isinstance(stack, nn.ModuleList)]
-    layers = max(stacks, key=len)
+    layers = layer_stack(module)
     if not 1 <= last <= len(layers):
         raise ValueError(
             f"parts: the last {last} layers of {part} are to train, but it has {len(layers)}"
