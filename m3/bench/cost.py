@@ -14,14 +14,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from m3.evaluation.cost.latency import Measured, measure
+from m3.evaluation.cost.latency import NO_DIFFERENCE, Measured, levels, measure
 from m3.evaluation.cost.roofline import Roofline, roofline
 from m3.evaluation.report.number_format import engineering, milliseconds
 from m3.hardware import ACCELERATORS, accelerator, choose_device
 from m3.inference.loading import DTYPES, load, read_config
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
+from m3.nesting import read_ladder
 from m3.text_table import align_columns
+
+Estimates = dict[tuple[int, int | str], Roofline]
+"""By batch size and budget."""
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +33,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="m3 bench cost", description=__doc__)
     parser.add_argument("model", help="folder, hub id or config.json")
     parser.add_argument(
-        "--scales", help="visual tokens per image, with commas; default: the trained scales"
+        "--scales",
+        help="visual tokens per image, with commas, or tokens at a resolution in pixels, such as "
+        "1,36,36@48; default: the trained scales",
     )
     parser.add_argument(
         "--text-tokens",
@@ -54,9 +60,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--text-tokens {arguments.text_tokens}: expected a number from 0")
     config = read_config(arguments.model)
     scales = (
-        parse_numbers("--scales", arguments.scales)
-        if arguments.scales
-        else list(config.nesting.trained_scales)
+        parse_budgets(arguments.scales) if arguments.scales else list(config.nesting.trained_scales)
     )
     batches = parse_numbers("--batch-sizes", arguments.batch_sizes)
     cost_model = CostModel.from_config(config, DTYPES[arguments.dtype])
@@ -94,8 +98,19 @@ def parse_numbers(option: str, option_value: str) -> list[int]:
     return sorted({int(text) for text in texts})
 
 
-def roofline_estimates(costs: Sequence[Cost], name: str) -> dict[tuple[int, int], Roofline]:
-    """Estimate per (batch size, scale)."""
+def parse_budgets(scales_text: str) -> list[int | str]:
+    """Parse the budgets of `--scales`, ascending."""
+    try:
+        return [budget.setting for budget in read_ladder(scales_text.split(","))]
+    except ValueError as error:
+        raise ValueError(
+            "--scales takes numbers with commas, such as 1,9,36, or tokens at a resolution, such "
+            f"as 36@48; got {scales_text!r}"
+        ) from error
+
+
+def roofline_estimates(costs: Sequence[Cost], name: str) -> Estimates:
+    """Estimate per (batch size, budget)."""
     return {(cost.batch_size, cost.scale): roofline(cost, accelerator(name)) for cost in costs}
 
 
@@ -124,14 +139,14 @@ def model_summary(cost_model: CostModel, text_tokens: int, dtype: str) -> str:
 
 
 def cost_table(
-    costs: Sequence[Cost],
-    estimates: dict[tuple[int, int], Roofline],
-    measurements: Sequence[Measured],
+    costs: Sequence[Cost], estimates: Estimates, measurements: Sequence[Measured]
 ) -> str:
     """Format a line per scale."""
     header = ["scale", "visual", "tower", "connector", "prefill", "per token", "KV cache"]
     header += ["read: prefill", "read: token", "est. first", "est. token", "est. tok/s"]
-    header += ["first token", "token", "tok/s", "peak memory"] if measurements else []
+    if measurements:
+        header += ["first token", "CPU time", f"{NO_DIFFERENCE} to", "token", "tok/s"]
+        header += ["peak memory"]
     rows = [header]
     for cost in costs:
         flops = [cost.vision_flops, cost.connector_flops, cost.prefill_flops, cost.token_flops]
@@ -145,15 +160,31 @@ def cost_table(
         for measured in measurements:
             if (measured.batch_size, measured.scale) == (cost.batch_size, cost.scale):
                 row += [
-                    f"{milliseconds(median)}±{milliseconds(spread)} ms"
-                    for median, spread in (
+                    f"{milliseconds(seconds)}±{milliseconds(spread)} ms"
+                    for seconds, spread in (
                         (measured.first_token_s, measured.first_token_spread_s),
                         (measured.token_s, measured.token_spread_s),
                     )
                 ]
+                row.insert(-1, f"{milliseconds(measured.first_token_cpu_s)} ms")
+                row.insert(-1, _alike(measured, measurements))
                 row += [f"{measured.tokens_per_s:.4g}", engineering(measured.peak_bytes, "B")]
         rows.append(row)
     return "\n".join([f"batch of {costs[0].batch_size}", *align_columns(rows)])
+
+
+def _alike(measured: Measured, measurements: Sequence[Measured]) -> str:
+    """The other budgets whose first token takes no measurably different time."""
+    level = next(
+        level
+        for level in levels(
+            (other.scale, other.first_token_s, other.first_token_spread_s)
+            for other in measurements
+            if other.batch_size == measured.batch_size
+        )
+        if measured.scale in level.scales
+    )
+    return ", ".join(str(scale) for scale in level.scales if scale != measured.scale) or "-"
 
 
 def table_legend(accelerator_name: str, measurements: Sequence[Measured]) -> list[str]:
@@ -169,17 +200,15 @@ def table_legend(accelerator_name: str, measurements: Sequence[Measured]) -> lis
     )
     if measurements:
         lines.append(
-            f"MEASURED on {measurements[0].device}, {measurements[0].dtype}, median ± distance "
-            "between the quartiles"
+            f"MEASURED on {measurements[0].device}, {measurements[0].dtype}, 10 % quantile of "
+            "the repetitions ± distance between those of their four quarters; CPU time of all "
+            "threads, to the first token"
         )
     return lines
 
 
 def write_csv(
-    path: Path,
-    costs: Sequence[Cost],
-    estimates: dict[tuple[int, int], Roofline],
-    measurements: Sequence[Measured],
+    path: Path, costs: Sequence[Cost], estimates: Estimates, measurements: Sequence[Measured]
 ) -> None:
     """Write a row per batch size and scale, with columns `estimated_*` and `measured_*`."""
     measured_rows = {(row.batch_size, row.scale): row for row in measurements}

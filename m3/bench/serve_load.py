@@ -26,7 +26,7 @@ class Question:
 
     image: bytes
     text: str
-    scale: int
+    scale: int | str
     max_tokens: int
     expected: str
 
@@ -49,7 +49,7 @@ class Question:
 class RequestResult:
     """Result of a request; `first_seconds` until the first text, measured for streams only."""
 
-    scale: int
+    scale: int | str
     seconds: float
     first_seconds: float | None
     is_right: bool

@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from m3.bench.cost import parse_budgets
 from m3.bench.timing import alternate
-from m3.evaluation.results.run_folder import read_keys, result_path
+from m3.evaluation.results.run_folder import read_cell_name, read_keys, result_path
 from m3.evaluation.results.store import Store
 from m3.evaluation.sweep import sweep
 
-Answers = dict[tuple[str, int, int], str]
-"""Answer text per (task, scale, document)."""
+Answers = dict[tuple[str, int | str, int], str]
+"""Answer text per (task, budget, document)."""
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args(argv)
-    scales = sorted(int(scale) for scale in arguments.scales.split(","))
+    scales = parse_budgets(arguments.scales)
     common = [arguments.model, "--tasks", arguments.tasks, "--limit", str(arguments.limit)]
     common += ["--no-latency", "--include-path", str(arguments.include_path)]
     print(
@@ -58,10 +59,12 @@ def main(argv: list[str]) -> int:
     return 0 if equal_count == len(harness_answers) == len(sweep_answers) else 1
 
 
-def compare_in_process(common: Sequence[str], scales: Sequence[int], repetitions: int) -> None:
+def compare_in_process(
+    common: Sequence[str], scales: Sequence[int | str], repetitions: int
+) -> None:
     """Time all scales against the largest alone, without the time to start a process."""
 
-    def sweep_scales(chosen_scales: Sequence[int]) -> None:
+    def sweep_scales(chosen_scales: Sequence[int | str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             code = sweep.main([*common, "--scales", scale_list(chosen_scales), "--out", folder])
             if code:
@@ -77,7 +80,7 @@ def compare_in_process(common: Sequence[str], scales: Sequence[int], repetitions
     print(f"all scales cost {all_timing.median / largest_timing.median:.2f}x the largest alone")
 
 
-def run_sweep(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answers]:
+def run_sweep(common: Sequence[str], scales: Sequence[int | str]) -> tuple[float, Answers]:
     """Seconds and answers of the command `m3 sweep`."""
     with tempfile.TemporaryDirectory() as folder_name:
         run_folder = Path(folder_name)
@@ -88,7 +91,7 @@ def run_sweep(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answ
         store = Store(run_folder / "store")
         for model_folder in sorted((run_folder / "results").iterdir()):
             model_name = model_folder.name
-            for task_name in sorted({p.stem.rpartition("@")[0] for p in model_folder.iterdir()}):
+            for task_name in sorted({read_cell_name(p.stem)[0] for p in model_folder.iterdir()}):
                 for scale in scales:
                     assert result_path(run_folder, model_name, task_name, scale).exists()
                     for doc_id, key in read_keys(run_folder, model_name, task_name, scale).items():
@@ -97,7 +100,7 @@ def run_sweep(common: Sequence[str], scales: Sequence[int]) -> tuple[float, Answ
 
 
 def run_harness(
-    model_path: str, task_list: str, scales: Sequence[int], limit: int, include_path: Path
+    model_path: str, task_list: str, scales: Sequence[int | str], limit: int, include_path: Path
 ) -> tuple[float, Answers]:
     """Seconds and answers of lmms-eval's own command, one process per scale."""
     seconds, answers = 0.0, {}
@@ -130,5 +133,5 @@ def command_seconds(command: Sequence[str]) -> float:
     return time.perf_counter() - start
 
 
-def scale_list(scales: Sequence[int]) -> str:
+def scale_list(scales: Sequence[int | str]) -> str:
     return ",".join(map(str, scales))

@@ -9,11 +9,14 @@ tokens showing `i` different images in `s` placeholder spans:
     sequence_lengths int64 [r, q] lengths of each row's sequences in order, zeros behind them; the
                                  rest of the row is padding
     loss_weights  float32 [r, l] weight of each label token: 1 / (number of scales) with images, 1 without
-    pixel_values  float32 [t, 3, H, W]  the tiles of every image once, however many scales and rows read it
+    pixel_values  float32 [t, 3, H, W]  the tiles of every image once per resolution of the step, however many scales and
+                                 rows read it; an image at two resolutions counts as two
     image_scales  int64 [s]      scale of each span, row by row, left to right
     image_index   int64 [s]      index (below i) of the image that the span shows
     image_tiles   int64 [i]      tiles of each image, where images are cut into tiles
     image_sizes   int64 [i, 2]   (height, width) of each image, where the tiling needs it
+    image_resolutions int64 [i], tile_tokens int64 [i], pixel_mask bool [t, H, W]  where there is more than one resolution:
+                                 that of each image (0: the largest), tokens of its tiles, pixels that are no padding
     attention_mask int64 [r, l]  only unpacked
     teacher_index int64 [r, l]   for each label token of a coarser scale the position, rows one after the other, of the same
                                  token at the largest scale, else -1; only where asked for
@@ -54,15 +57,18 @@ from m3.data.multiscale import (
     IGNORED,
     ScaledSequence,
     ScaleMode,
-    draw_scales,
+    draw_budgets,
     expand,
+    outline_views,
     teacher_index,
 )
 from m3.data.packing import pack
 from m3.data.sample import AnySample
 from m3.data.tokenized import TemplateRefusalError, tokenize_sample
+from m3.nesting import Budget, resolutions
 from m3.processing.images import MAX_PIXELS, ImageSource, load_image
 from m3.processing.processor import M3Processor
+from m3.processing.tiles import TileOptions
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +83,8 @@ class Collator:
     """
 
     processor: M3Processor
-    scales: ScaleMode | tuple[int, ...] = "all"
-    """Rule that chooses each step's scales, or the scales themselves."""
+    scales: ScaleMode | tuple[int | str | Budget, ...] = "all"
+    """Rule that chooses each step's budgets, or the budgets themselves."""
     pack_length: int | None = None
     """Tokens a packed row may hold; None for one sequence per row."""
     max_images: int | None = None
@@ -103,8 +109,8 @@ class Collator:
     """
     max_pixels: int = MAX_PIXELS
     """Larger images are refused."""
-    scale_weights: Mapping[int, float] | None = None
-    """Loss weight per scale (default 1), normalised to an unchanged total weight of a sample."""
+    scale_weights: Mapping[int | str, float] | None = None
+    """Loss weight per budget (default 1), normalised to an unchanged total weight of a sample."""
     broken: Literal["refuse", "skip"] = "refuse"
     """Treatment of a sample whose image cannot be read, and of `Broken` ones.
 
@@ -128,18 +134,20 @@ class Collator:
                 f"max_length={self.max_length} is more than a row holds "
                 f"(pack_length={self.pack_length})"
             )
+        # refuses unreachable ones now rather than in a worker
+        processor, weights = self.processor, self.scale_weights or {}
         if isinstance(self.scales, tuple):
-            # refuses unreachable ones now rather than in a worker
-            self.processor.check_scales(self.scales)
+            self.scales = tuple(processor.budget(setting) for setting in self.scales)
+        self._budget_weights = {processor.budget(s): weight for s, weight in weights.items()}
 
     def __call__(self, batch: Sequence[AnySample | Positioned]) -> dict[str, Tensor]:
         """The tensors that the module's docstring lists."""
-        scales = self._scales_of(batch)
+        budgets = self._budgets_of(batch)
         left_out, images = _LeftOut(), _ImageTable()
         sequences: list[ScaledSequence] = []
         for number, item in enumerate(batch):
             sample = item.sample if isinstance(item, Positioned) else item
-            sequences += self._expand_sample(sample, number, scales, images, left_out)
+            sequences += self._expand_sample(sample, number, budgets, images, left_out)
         rows = self._rows(sequences)
         tensors = _row_tensors(
             rows, _pad_id(self.processor), self.pad_to_multiple_of, masked=self.pack_length is None
@@ -158,7 +166,7 @@ class Collator:
         self,
         sample: AnySample | Broken,
         number: int,
-        scales: tuple[int, ...],
+        budgets: tuple[Budget, ...],
         images: "_ImageTable",
         left_out: "_LeftOut",
     ) -> list[ScaledSequence]:
@@ -167,7 +175,7 @@ class Collator:
             left_out.add_broken(sample.reason)
             return []
         try:
-            outlines = [self.processor.outline(image, self.max_pixels) for image in sample.images]
+            views = outline_views(self.processor, sample.images, budgets, self.max_pixels)
         except ValueError as error:
             self._refuse_or_skip(error, f"sample {sample.id!r}: {error}", left_out)
             return []
@@ -176,7 +184,7 @@ class Collator:
         except TemplateRefusalError as error:
             self._refuse_or_skip(error, str(error), left_out)
             return []
-        sequences = expand(tokenized, scales, self.processor, outlines, self.scale_weights)
+        sequences = expand(tokenized, budgets, self.processor, views, self._budget_weights)
         max_images = self.max_images if self.pack_length is not None else None
         too_much = excess(sample, sequences, self.limit, max_images)
         if too_much is not None:
@@ -184,18 +192,24 @@ class Collator:
             return []
         try:
             open_up_to = self.max_pixels if self.broken == "skip" else None
-            image_numbers = images.add_images(sample.images, open_up_to)
+            image_numbers = images.add_images(sample.images, resolutions(budgets), open_up_to)
         except ValueError as error:
             left_out.add_broken(f"sample {sample.id!r}: {error}")
             return []
-        return [_renumber(sequence, image_numbers, number) for sequence in sequences]
+        return [
+            _renumber(sequence, image_numbers[sequence.resolution], number)
+            if sequence.images
+            else replace(sequence, sample=number)
+            for sequence in sequences
+        ]
 
     def _image_tensors(
         self, rows: list[list[ScaledSequence]], images: "_ImageTable"
     ) -> dict[str, Tensor]:
         # spans are listed in the order of the rows, not of the samples: the model meets them so
         spans = [sequence for row in rows for sequence in row]
-        prepared = self.processor.prepare_images(images.sources, self.max_pixels)
+        options = [TileOptions(resolution=side) for side in images.resolutions]
+        prepared = self.processor.prepare_images(images.sources, self.max_pixels, options=options)
         tensors = prepared.entries(self.processor.reader.tiling)
         tensors["image_scales"] = torch.tensor(
             [scale for sequence in spans for scale in sequence.scales], dtype=torch.int64
@@ -205,10 +219,10 @@ class Collator:
         )
         return tensors
 
-    def _scales_of(self, batch: Sequence[AnySample | Positioned]) -> tuple[int, ...]:
+    def _budgets_of(self, batch: Sequence[AnySample | Positioned]) -> tuple[Budget, ...]:
         if isinstance(self.scales, tuple):
-            return self.scales
-        trained = tuple(self.processor.trained_scales)
+            return self.scales  # pyright: ignore[reportReturnType] (`__post_init__` read them)
+        trained = tuple(self.processor.budget(budget) for budget in self.processor.ladder)
         if self.scales == "all":
             return trained
         if not isinstance(batch[0], Positioned) or self.step_samples is None:
@@ -216,7 +230,7 @@ class Collator:
                 f"scales={self.scales!r} needs samples that know their position; read them through "
                 "m3.data.mixture.Mixture"
             )
-        return draw_scales(self.scales, trained, self.seed, batch[0].position // self.step_samples)
+        return draw_budgets(self.scales, trained, self.seed, batch[0].position // self.step_samples)
 
     @property
     def limit(self) -> int | None:
@@ -284,25 +298,40 @@ class _LeftOut:
 
 
 class _ImageTable:
-    """Numbers the different images of a batch in the order of their first appearance."""
+    """Numbers the different images of a batch, at each resolution, in the order of their first
+    appearance.
+    """
 
     def __init__(self) -> None:
         self.sources: list[ImageSource] = []
-        self._numbers: dict[str | Path | bytes, int] = {}
+        self.resolutions: list[int | None] = []
+        self._numbers: dict[tuple[str | Path | bytes, int | None], int] = {}
 
-    def add_images(self, images: Sequence[str | Path | bytes], open_up_to: int | None) -> list[int]:
-        """Numbers of a sample's images.
+    def add_images(
+        self,
+        images: Sequence[str | Path | bytes],
+        resolutions: Sequence[int | None],
+        open_up_to: int | None,
+    ) -> dict[int | None, list[int]]:
+        """Numbers of a sample's images at each resolution; those of an image are neighbours.
 
         `open_up_to` pixels: each new one is decoded now, so that a bad one leaves no trace.
         """
-        new_images = [image for image in dict.fromkeys(images) if image not in self._numbers]
+        new_images = [
+            image for image in dict.fromkeys(images) if (image, resolutions[0]) not in self._numbers
+        ]
         new_sources: list[ImageSource] = [
             image if open_up_to is None else load_image(image, open_up_to) for image in new_images
         ]
         for image, source in zip(new_images, new_sources, strict=True):
-            self._numbers[image] = len(self.sources)
-            self.sources.append(source)
-        return [self._numbers[image] for image in images]
+            for resolution in resolutions:
+                self._numbers[image, resolution] = len(self.sources)
+                self.sources.append(source)
+                self.resolutions.append(resolution)
+        return {
+            resolution: [self._numbers[image, resolution] for image in images]
+            for resolution in resolutions
+        }
 
 
 def _renumber(sequence: ScaledSequence, numbers: list[int], sample: int) -> ScaledSequence:

@@ -1,4 +1,4 @@
-"""All-scales training as data: a tokenised sample becomes a sequence per scale, of equal images.
+"""All-scales training as data: a tokenised sample becomes a sequence per budget, of equal images.
 
 M3 (arXiv 2405.17430) averages the loss over the scales. Here each label token of a sample with
 images carries the weight 1 / (number of scales), and a text-only sample goes in once with weight 1.
@@ -15,8 +15,10 @@ from typing import Literal
 import numpy as np
 
 from m3.data.tokenized import Tokenized
-from m3.nesting import Tiles
+from m3.nesting import Budget, Tiles, resolutions
+from m3.processing.images import MAX_PIXELS, ImageSource
 from m3.processing.processor import M3Processor, repeats
+from m3.processing.tiles import TileOptions
 
 IGNORED = -100
 """The label that no loss counts."""
@@ -29,7 +31,7 @@ ScaleMode = Literal["all", "sandwich", "random"]
 
 @dataclass(frozen=True)
 class ScaledSequence:
-    """One sample at one scale.
+    """One sample at one budget.
 
     `scales` and `images` have one entry per placeholder span, in reading order.
     """
@@ -46,101 +48,125 @@ class ScaledSequence:
     """Index of the image in the sample for each span; the collator renumbers them for the batch."""
     weight: float
     """Weight of each label token."""
+    resolution: int | None = None
+    """Resolution in pixels that its images are seen at; None is the largest."""
     sample: int = 0
     """Index of the sample in the batch, set by the collator."""
+
+    @property
+    def budget(self) -> Budget | None:
+        """Budget of all its images; None without images."""
+        return Budget(self.scales[0], self.resolution) if self.scales else None
 
 
 def expand(
     tokenized: Tokenized,
-    scales: tuple[int, ...],
+    budgets: Sequence[Budget],
     processor: M3Processor,
-    images: Sequence[Tiles],
-    scale_weights: Mapping[int, float] | None = None,
+    views: Mapping[int | None, Sequence[Tiles]],
+    budget_weights: Mapping[Budget, float] | None = None,
     weight: float = 1.0,
 ) -> list[ScaledSequence]:
-    """One sequence per scale, every image of a sequence at that scale; text-only samples once.
+    """One sequence per budget, every image of a sequence at that budget; text-only samples once.
 
-    `images` are its images as the processor outlines them; their numbers of tokens follow from it.
-    `weight` is what the sample's label tokens weigh together over all scales, `scale_weights` how
-    they share it (default: alike).
+    `views` are its images as `outline_views` gives them; their numbers of tokens follow from it.
+    `weight` is what the sample's label tokens weigh together over all budgets, `budget_weights`
+    how they share it (default: alike).
     """
     token_ids = np.asarray(tokenized.input_ids, dtype=np.int64)
     labels = np.where(np.asarray(tokenized.labels_mask, dtype=bool), token_ids, IGNORED)
     if tokenized.num_images == 0:
         return [ScaledSequence(token_ids, labels, (), (), weight)]
-    if not scales:
+    if not budgets:
         raise ValueError("no scales to expand to; name at least one")
-    weight_of = {scale: (scale_weights or {}).get(scale, 1.0) for scale in scales}
+    weight_of = {budget: (budget_weights or {}).get(budget, 1.0) for budget in budgets}
     sequences: list[ScaledSequence] = []
-    for scale in scales:
-        repeat_counts = repeats(
-            token_ids, processor.image_token_id, processor.counts([scale] * len(images), images)
-        )
+    for budget in budgets:
+        images = views[budget.resolution]
+        counts = processor.counts([budget] * len(images), images)
+        repeat_counts = repeats(token_ids, processor.image_token_id, counts)
         sequences.append(
             ScaledSequence(
                 input_ids=np.repeat(token_ids, repeat_counts),
                 labels=np.repeat(labels, repeat_counts),
-                scales=(scale,) * tokenized.num_images,
+                scales=(budget.tokens,) * tokenized.num_images,
                 images=tuple(range(tokenized.num_images)),
-                weight=weight * weight_of[scale] / sum(weight_of.values()),
+                weight=weight * weight_of[budget] / sum(weight_of.values()),
+                resolution=budget.resolution,
             )
         )
     return sequences
 
 
+def outline_views(
+    processor: M3Processor,
+    images: Sequence[ImageSource],
+    budgets: Sequence[Budget],
+    max_pixels: int = MAX_PIXELS,
+) -> dict[int | None, list[Tiles]]:
+    """Tiles of the images at each resolution of the budgets, without decoding any of them."""
+    return {
+        side: [
+            processor.outline(image, max_pixels, options=TileOptions(resolution=side))
+            for image in images
+        ]
+        for side in resolutions(budgets)
+    }
+
+
 def teacher_index(rows: Sequence[Sequence[ScaledSequence]], length: int) -> np.ndarray:
     """Flat index of the teacher of each label token, int64 [r, length].
 
-    The teacher is the same label token in its sample's copy at the largest scale; indices go
-    through the rows one after the other. -1 at the largest scale itself, in text-only samples and
+    The teacher is the same label token in its sample's copy at the largest budget; indices go
+    through the rows one after the other. -1 at the largest budget itself, in text-only samples and
     at all other tokens. A sample's label tokens are the same in the same order at every scale,
     wherever its sequences were packed.
     """
-    # sample -> scales, and the positions of its label tokens at each
-    copies: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
+    # sample -> budgets, and the positions of its label tokens at each
+    copies: dict[int, list[tuple[Budget, np.ndarray]]] = defaultdict(list)
     for row_number, row in enumerate(rows):
         row_start = row_number * length
         for sequence in row:
-            if sequence.scales:
+            if sequence.budget is not None:
                 label_positions = row_start + np.flatnonzero(sequence.labels != IGNORED)
-                copies[sequence.sample].append((sequence.scales[0], label_positions))
+                copies[sequence.sample].append((sequence.budget, label_positions))
             row_start += len(sequence.input_ids)
     teacher_of = np.full(max(len(rows), 1) * length, NO_TEACHER, dtype=np.int64)
     for scale_copies in copies.values():
-        largest_scale, teacher_positions = max(scale_copies, key=lambda copy: copy[0])
-        for scale, label_positions in scale_copies:
+        largest_budget, teacher_positions = max(scale_copies, key=lambda copy: copy[0])
+        for budget, label_positions in scale_copies:
             assert len(label_positions) == len(teacher_positions), (
                 "the scales of a sample have different numbers of label tokens"
             )
-            if scale < largest_scale:
+            if budget < largest_budget:
                 teacher_of[label_positions] = teacher_positions
     return teacher_of.reshape(-1, length)
 
 
-def draw_scales(
-    mode: ScaleMode, trained_scales: tuple[int, ...], seed: int, step: int, between: int = 2
-) -> tuple[int, ...]:
-    """The scales of one step, ascending.
+def draw_budgets(
+    mode: ScaleMode, ladder: Sequence[Budget], seed: int, step: int, between: int = 2
+) -> tuple[Budget, ...]:
+    """The budgets of one step, ascending.
 
     A function of its arguments alone, so equal on all ranks and after a resume.
 
-    `all`: every trained scale (M3). `random`: one of them (MQT-LLaVA, arXiv 2405.19315).
+    `all`: every trained budget (M3). `random`: one of them (MQT-LLaVA, arXiv 2405.19315).
     `sandwich`: the smallest, the largest and up to `between` random ones in the middle (the
     sandwich rule of universally slimmable networks, Yu and Huang 2019, arXiv 1903.05134): both ends
     bound the rest, at a fraction of the cost of `all`.
     """
-    scales = tuple(sorted(trained_scales))
-    if not scales:
+    budgets = tuple(sorted(ladder))
+    if not budgets:
         raise ValueError("no trained scales to draw from")
     if mode == "all":
-        return scales
+        return budgets
     # ordered by a hash: unlike a generator's shuffle, the same in every version of every library.
     shuffled = sorted(
-        scales, key=lambda scale: hashlib.sha256(f"{seed}/{step}/{scale}".encode()).digest()
+        budgets, key=lambda budget: hashlib.sha256(f"{seed}/{step}/{budget}".encode()).digest()
     )
     if mode == "random":
         return (shuffled[0],)
     if mode == "sandwich":
-        middle = [scale for scale in shuffled if scale not in (scales[0], scales[-1])]
-        return tuple(sorted({scales[0], scales[-1], *middle[:between]}))
+        middle = [budget for budget in shuffled if budget not in (budgets[0], budgets[-1])]
+        return tuple(sorted({budgets[0], budgets[-1], *middle[:between]}))
     raise ValueError(f"unknown way to choose scales {mode!r}; expected all, sandwich or random")

@@ -35,8 +35,8 @@ def ask(
         question: images precede it, then the video, unless `<image>` and `<video>` in it mark
             their positions.
         images: paths, bytes, addresses, PIL images; one or several.
-        matryoshka_vis_token_scale: visual tokens per picture, a schedule over frames, or None for
-            the largest trained.
+        matryoshka_vis_token_scale: visual tokens per picture (36), tokens at a resolution
+            ("36@48"), a schedule over frames, or None for the largest trained.
         sampling: frames of the video to read; 8 by default.
         device: device to load a checkpoint onto; None for the available accelerator.
 

@@ -100,9 +100,9 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--matryoshka_vis_token_scale",
         metavar="SCALE",
-        help="visual tokens per picture: 36; over frames 144+1 (the first at 144, the rest at 1) "
-        "or 144x4+36; several to "
-        "compare 1,9,36. Default: the largest trained",
+        help="visual tokens per picture: 36; of the picture seen at 48 pixels: 36@48; over frames "
+        "144+1 (the first at 144, the rest at 1) or 144x4+36@48; several to compare 1,9,36@48. "
+        "Default: the largest trained",
     )
     parser.add_argument(
         "--explain",

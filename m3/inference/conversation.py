@@ -1,12 +1,14 @@
 """Conversation about images and videos: several turns, each at its own scale.
 
 In: a loaded model and its processor; images, videos and questions, in any order. Out: an `Answer`
-per question, its text also streamed in pieces. Each picture is encoded once, when it is added;
-every turn reads its features at the scale of that turn.
+per question, its text also streamed in pieces. Each picture is seen once at a resolution, when a
+question first asks for it; every turn reads its features at the scale of that turn.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import inf
 from numbers import Integral
 from pathlib import Path
@@ -17,12 +19,21 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from m3.data.sample import VIDEO_MARK
+from m3.inference.budget_choice import choose_budgets
 from m3.inference.generation import answer_room, end_token_ids, token_ids_alone
-from m3.inference.image_features import VisualFeatures, encode_visual, image_inputs, split_at_marks
+from m3.inference.image_features import (
+    PictureFeatures,
+    VisualFeatures,
+    check_resolutions,
+    image_inputs,
+    split_at_marks,
+)
 from m3.model import M3ForConditionalGeneration
+from m3.nesting import Budget, Tiles
 from m3.processing import ImageSource, M3Processor, expand_image_tokens, load_image
 from m3.processing.control_tokens import control_tokens, encode_fenced, fence
-from m3.processing.scale_policy import ScaleSetting
+from m3.processing.scale_policy import Auto, ScaleSetting, read_policy
+from m3.processing.token_counts import budget_resolutions
 from m3.processing.video import Sampling, VideoSource, load_video
 
 
@@ -75,7 +86,8 @@ class Prompt:
     """Token ids of the conversation up to a question, image placeholders included."""
 
     ids: list[int]
-    scales: list[int]  # of each picture
+    budgets: list[Budget]  # of each picture
+    tiles: list[Tiles]  # of each picture
     visual_tokens: int
     new_tokens: int  # limit of the answer
 
@@ -83,9 +95,17 @@ class Prompt:
     def text_tokens(self) -> int:
         return len(self.ids) - self.visual_tokens
 
+    @property
+    def tile_counts(self) -> Counter[int | None]:
+        """Tiles of all pictures at each resolution that they are seen at."""
+        numbers: Counter[int | None] = Counter()
+        for tiles in self.tiles:
+            numbers[tiles.resolution] += tiles.number
+        return numbers
+
 
 class Conversation:
-    """Turns and encoded pictures. It holds no scale: each question has its own."""
+    """Turns and pictures. It holds no scale: each question has its own."""
 
     def __init__(
         self,
@@ -99,7 +119,7 @@ class Conversation:
         self.visuals: list[VisualFeatures] = []
         self._control_tokens = control_tokens(processor)
         self._turns: list[dict[str, str]] = []
-        # (mark, features) of what was added since the last question
+        # (mark, visual) of what was added since the last question
         self._pending_visuals: list[tuple[str, VisualFeatures]] = []
 
     def show_image(self, source: ImageSource, name: str | None = None) -> VisualFeatures:
@@ -107,8 +127,8 @@ class Conversation:
         picture = load_image(source)
         title = name or (str(source) if isinstance(source, str | Path) else "image")
         description = f"{picture.width} x {picture.height} pixels"
-        features = encode_visual(self.model, self.processor, title, description, [picture])
-        return self._add_visual(self.processor.image_token, features)
+        visual = VisualFeatures(title, description, (picture,))
+        return self._add_visual(self.processor.image_token, visual)
 
     def show_video(
         self, source: VideoSource, sampling: Sampling | None = None, name: str | None = None
@@ -119,8 +139,8 @@ class Conversation:
         width, height = video.frames[0].size
         frame_count = f"{len(video.frames)} frame{'s' * (len(video.frames) != 1)}"
         description = f"{frame_count} of {width} x {height} pixels, {video.seconds:.1f} s"
-        features = encode_visual(self.model, self.processor, title, description, video.frames)
-        return self._add_visual(VIDEO_MARK, features)
+        visual = VisualFeatures(title, description, tuple(video.frames))
+        return self._add_visual(VIDEO_MARK, visual)
 
     def ask(
         self,
@@ -134,9 +154,9 @@ class Conversation:
         Args:
             question: pictures added since the last one precede it, unless the marks `<image>` and
                 `<video>` in it give their positions.
-            scale: visual tokens per picture (per tile, where images are cut): a number, a schedule
-                over the frames of videos (m3/processing/scale_policy.py), or None for the largest
-                trained.
+            scale: visual tokens per picture (per tile, where images are cut): a number, tokens at
+                a resolution ("36@48"), a schedule over the frames of videos
+                (m3/processing/scale_policy.py), or None for the largest trained.
             on_text: is called with each piece of the answer as soon as it is final.
 
         Raises:
@@ -164,7 +184,7 @@ class Conversation:
         return self.prompt(turns, turn_visuals, scale)
 
     def pictures(self) -> list[VisualFeatures]:
-        """Features of all images and videos, those added since the last question included."""
+        """All images and videos, those added since the last question included."""
         return [*self.visuals, *(visual for _, visual in self._pending_visuals)]
 
     def clear(self) -> None:
@@ -178,26 +198,31 @@ class Conversation:
         scale: ScaleSetting | None,
     ) -> Prompt:
         tokenizer, processor = self.processor.tokenizer, self.processor
-        picture_tiles = [tiles for visual in turn_visuals for tiles in visual.tiles]
-        scales = [
-            picture_scale
-            for visual in turn_visuals
-            for picture_scale in processor.policy_scales(scale, visual.tiles)
-        ]
-        token_counts = processor.counts(scales, picture_tiles)
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids = encode_fenced(tokenizer, text)
+        policy = None if scale is None else read_policy(scale)
+        budgets: list[Budget] = []
+        tiles: list[Tiles] = []
+        for visual in turn_visuals:
+            setting = scale
+            if isinstance(policy, Auto):
+                setting = choose_budgets(self.model, processor, policy, visual, ids)
+            visual_budgets, visual_tiles = visual.outline(processor, setting)
+            budgets += visual_budgets
+            tiles += visual_tiles
+        check_resolutions(self.model.config, budgets)
+        token_counts = processor.counts(budgets, tiles)
         prompt_ids = expand_image_tokens(ids, self.model.config.image_token_id, token_counts)
         max_positions = self.model.config.text_config.max_position_embeddings
         visual_tokens, new_tokens = sum(token_counts), self.generation.max_new_tokens
         answer_tokens = answer_room(
             len(prompt_ids), visual_tokens, len(token_counts), max_positions, new_tokens
         )
-        return Prompt(prompt_ids, scales, visual_tokens, answer_tokens)
+        return Prompt(prompt_ids, budgets, tiles, visual_tokens, answer_tokens)
 
-    def _add_visual(self, mark: str, features: VisualFeatures) -> VisualFeatures:
-        self._pending_visuals.append((mark, features))
-        return features
+    def _add_visual(self, mark: str, visual: VisualFeatures) -> VisualFeatures:
+        self._pending_visuals.append((mark, visual))
+        return visual
 
     def _add_question(self, question: str) -> tuple[list[dict[str, str]], list[VisualFeatures]]:
         """Turns and visuals including the question, with image tokens in place of marks."""
@@ -221,13 +246,25 @@ class Conversation:
         question_visuals = [next(queues[mark]) for mark in marks]
         visual_iterator = iter(question_visuals)
         content = "".join(
-            image * len(next(visual_iterator).tiles)
+            image * len(next(visual_iterator).pictures)
             if piece in queues
             else fence(piece, self._control_tokens)
             for piece in pieces
         )
         turns = [*self._turns, {"role": "user", "content": content}]
         return turns, [*self.visuals, *question_visuals]
+
+    def _see_pictures(
+        self, visuals: Sequence[VisualFeatures], budgets: Sequence[Budget]
+    ) -> list[PictureFeatures]:
+        sides = iter(budget_resolutions(budgets))
+        return [
+            picture
+            for visual in visuals
+            for picture in visual.see(
+                self.model, self.processor, list(islice(sides, len(visual.pictures)))
+            )
+        ]
 
     @torch.no_grad()
     def _generate(
@@ -237,13 +274,14 @@ class Conversation:
         on_text: Callable[[str], None] | None,
     ) -> str:
         tokenizer, model = self.processor.tokenizer, self.model
+        pictures = self._see_pictures(turn_visuals, prompt.budgets)
         ids = torch.tensor([prompt.ids], device=model.device)
         with token_ids_alone(model):
             # `generate` binds to a protocol
             output_ids: Tensor = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                **image_inputs(model, self.processor, turn_visuals, prompt.scales),
+                **image_inputs(model, self.processor, pictures, prompt.budgets),
                 **self.generation.arguments(),
                 max_new_tokens=prompt.new_tokens,
                 eos_token_id=sorted(end_token_ids(model, tokenizer)),

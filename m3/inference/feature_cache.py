@@ -34,8 +34,11 @@ class FeatureStore(Generic[Features]):
             return self._features[key]
 
     def add(self, key: str, features: Features) -> None:
-        """Keep features under a new key, beyond `max_bytes` until `trim` is called."""
+        """Keep features, in place of any of the same key; beyond `max_bytes` until `trim`."""
         with self._lock:
+            replaced_features = self._features.pop(key, None)
+            if replaced_features is not None:
+                self.bytes -= self._count_bytes(replaced_features)
             self._features[key] = features
             self.bytes += self._count_bytes(features)
 

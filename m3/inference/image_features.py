@@ -1,10 +1,11 @@
-"""Image features, encoded once and read by prompts at any scale.
+"""Image features: each picture is seen once at a resolution, and read by prompts at any scale of it.
 
-In: the model, the processor, pictures (stills, or the frames of a video). Out: `VisualFeatures`.
+In: the model, the processor, pictures (stills, or the frames of a video), the resolutions that the
+budgets of a question ask for. Out: `PictureFeatures`, and the model's inputs made of them.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -12,36 +13,115 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from m3.model import M3ForConditionalGeneration
-from m3.nesting import Tiles
+from m3.model import M3Config, M3ForConditionalGeneration
+from m3.nesting import Budget, Tiles, resolutions
 from m3.processing import ImageSource, M3Processor, TiledImages
 from m3.processing.images import MAX_PIXELS
-from m3.processing.tiles import tile_entries
+from m3.processing.scale_policy import ScaleSetting
+from m3.processing.tiles import TileOptions, tile_entries
 
 TOWER_BATCH = 16
 """Pictures per pass of the vision tower."""
 
+View = tuple[int, int | None]
+"""A picture of a visual, counted from 0, and the resolution in pixels that it is seen at (None: the
+largest).
+"""
+
+
+@dataclass(frozen=True)
+class PictureFeatures:
+    """A picture seen at one resolution: its tiles, and the connector's tokens of them, not
+    reduced.
+    """
+
+    tiles: Tiles
+    tokens: Float[Tensor, "_ _ d"]
+
+
+@dataclass(frozen=True)
+class TowerBatch:
+    """Views of one resolution that pass the tower together, ready for it."""
+
+    views: tuple[View, ...]
+    tiled_images: TiledImages
+
 
 @dataclass(frozen=True)
 class VisualFeatures:
-    """Features of a still image or of a video's frames; `name` and `description` are for users."""
+    """A still image or the frames of a video, and what was seen of them so far.
+
+    `name` and `description` are for users; `views` grows as resolutions are asked for.
+    """
 
     name: str
     description: str
-    tiles: tuple[Tiles, ...]  # of each picture
-    features: tuple[Float[Tensor, "_ _ d"], ...]  # of each picture: connector's tokens, not reduced
+    pictures: tuple[Image.Image, ...]
+    views: dict[View, PictureFeatures] = field(default_factory=dict)
 
-    @property
-    def number_of_tiles(self) -> int:
-        return sum(tiles.number for tiles in self.tiles)
+    def outline(
+        self, processor: M3Processor, scale: ScaleSetting | None
+    ) -> tuple[list[Budget], list[Tiles]]:
+        """Budget and tiles of each picture at a setting, before any of them is seen.
+
+        Raises:
+            ValueError: a setting that cannot be read, followed or reached.
+        """
+        asked_budgets = processor.policy_budgets(scale, len(self.pictures))
+        sizes = [(picture.height, picture.width) for picture in self.pictures]
+        tiles = processor.outlines(sizes, asked_budgets)
+        return processor.fill_budgets(asked_budgets, tiles), tiles
+
+    def see(
+        self, model: M3ForConditionalGeneration, processor: M3Processor, sides: Sequence[int | None]
+    ) -> list[PictureFeatures]:
+        """Features of each picture at its resolution; the tower runs where they are new."""
+        asked_views = list(enumerate(sides))
+        new_views = [view for view in asked_views if view not in self.views]
+        for batch in tower_batches(processor, self.pictures, new_views):
+            self.views.update(see_batch(model, batch))
+        return [self.views[view] for view in asked_views]
 
 
-def tile_batches(
-    processor: M3Processor, pictures: Sequence[ImageSource], max_pixels: int = MAX_PIXELS
-) -> Iterator[TiledImages]:
-    """Inputs of the vision tower, `TOWER_BATCH` pictures at a time."""
-    for start in range(0, len(pictures), TOWER_BATCH):
-        yield processor.prepare_images(pictures[start : start + TOWER_BATCH], max_pixels)
+def check_resolutions(config: M3Config, budgets: Iterable[Budget | None]) -> None:
+    """A `ValueError` where encoder or connector cannot see a picture at a budget's resolution."""
+    for side in resolutions(budget for budget in budgets if budget is not None):
+        config.grid_at(side)
+
+
+def tower_batches(
+    processor: M3Processor,
+    pictures: Sequence[ImageSource],
+    views: Sequence[View],
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[TowerBatch]:
+    """The views, resolution by resolution, `TOWER_BATCH` at a time.
+
+    A pass holds one resolution, so a picture's numbers do not depend on what else is asked for.
+    """
+    for side in dict.fromkeys(side for _, side in views):
+        at_side = [view for view in views if view[1] == side]
+        for start in range(0, len(at_side), TOWER_BATCH):
+            batch_views = tuple(at_side[start : start + TOWER_BATCH])
+            batch_pictures = [pictures[number] for number, _ in batch_views]
+            options = [TileOptions(resolution=side)] * len(batch_views)
+            yield TowerBatch(
+                batch_views, processor.prepare_images(batch_pictures, max_pixels, options=options)
+            )
+
+
+def see_batch(
+    model: M3ForConditionalGeneration, batch: TowerBatch
+) -> Mapping[View, PictureFeatures]:
+    """Run tower and connector on a batch."""
+    batch_tokens = encode_tiles(model, batch.tiled_images)
+    return {
+        # a part alone, as a slice would keep its whole batch in memory
+        view: PictureFeatures(tiles, tokens.clone())
+        for view, tiles, tokens in zip(
+            batch.views, batch.tiled_images.images, batch_tokens, strict=True
+        )
+    }
 
 
 @torch.no_grad()
@@ -61,22 +141,6 @@ def encode_tiles(
     ]
 
 
-def encode_visual(
-    model: M3ForConditionalGeneration,
-    processor: M3Processor,
-    name: str,
-    description: str,
-    pictures: Sequence[Image.Image],
-) -> VisualFeatures:
-    """Encode the pictures of a still image or a video, `TOWER_BATCH` at a time."""
-    tiles: list[Tiles] = []
-    features: list[Tensor] = []
-    for tiled_images in tile_batches(processor, pictures):
-        tiles += tiled_images.images
-        features += encode_tiles(model, tiled_images)
-    return VisualFeatures(name, description, tuple(tiles), tuple(features))
-
-
 def pad_features(pictures: Sequence[Float[Tensor, "_ _ d"]]) -> Float[Tensor, "t m d"]:
     """Concatenate the tiles of several pictures, padded at the end to equal token counts."""
     most_tokens = max(features.shape[1] for features in pictures)
@@ -88,19 +152,17 @@ def pad_features(pictures: Sequence[Float[Tensor, "_ _ d"]]) -> Float[Tensor, "t
 def image_inputs(
     model: M3ForConditionalGeneration,
     processor: M3Processor,
-    visuals: Sequence[VisualFeatures],
-    scales: Sequence[int],
+    pictures: Sequence[PictureFeatures],
+    budgets: Sequence[Budget],
 ) -> dict[str, Tensor]:
-    """Inputs of `forward` and `generate` in place of pixels; `scales` has one per picture."""
-    if not visuals:
+    """Inputs of `forward` and `generate` in place of pixels; `budgets` has one per picture."""
+    if not pictures:
         return {}
-    picture_features = [tile_features for visual in visuals for tile_features in visual.features]
-    known_entries = tile_entries(
-        [image_tiles for visual in visuals for image_tiles in visual.tiles], processor.reader.tiling
-    )
-    inputs = known_entries | {"image_scales": torch.tensor(list(scales), dtype=torch.int64)}
+    known_entries = tile_entries([picture.tiles for picture in pictures], processor.reader.tiling)
+    scales = torch.tensor([budget.tokens for budget in budgets], dtype=torch.int64)
+    inputs = known_entries | {"image_scales": scales}
     return {name: values.to(model.device) for name, values in inputs.items()} | {
-        "image_features": pad_features(picture_features)
+        "image_features": pad_features([picture.tokens for picture in pictures])
     }
 
 

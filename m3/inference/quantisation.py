@@ -132,7 +132,8 @@ def unquantised_modules(config: M3Config) -> list[str]:
     router_names = [
         f"model.language_model.{name}" for name in router_modules(model.model.language_model)
     ]
-    return ["model.vision_tower", "model.connector", "model.reducer", "lm_head", *router_names]
+    names = ["model.vision_tower", "model.connector", "model.reducer", "lm_head", *router_names]
+    return names if config.budget_choice is None else [*names, "model.budget_router"]
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -11,15 +11,16 @@ from typing import Literal
 from m3.config import near_match
 from m3.inference.conversation import Conversation
 from m3.inference.cost_table import explain_costs
-from m3.processing.scale_policy import ScaleSetting, split_alternatives
+from m3.inference.image_features import check_resolutions
+from m3.processing.scale_policy import Fixed, ScaleSetting, read_policy, split_alternatives
 from m3.processing.video import Sampling
 
 Write = Callable[[str], None]
 HELP = {
     "/image FILE": "show an image; the next question is about it too",
     "/video FILE": "show a video",
-    "/scale SCALE": "visual tokens per picture from now on: 9, or 144+1 over frames, or several to "
-    "compare: 1,9,36",
+    "/scale SCALE": "visual tokens per picture from now on: 9, or 36@48 (the picture seen at 48 "
+    "pixels), or 144+1 over frames, or several to compare: 1,9,36@48",
     "/explain": "tiles, tokens and FLOPs of the conversation at each trained scale",
     "/clear": "forget pictures and turns",
     "/help": "this list",
@@ -79,9 +80,10 @@ def run_line(
         )
     elif command == "/scale":
         new_scales = split_alternatives(argument)
-        conversation.processor.check_scales(
-            [scale for scale in new_scales if isinstance(scale, int)]
-        )
+        for policy in map(read_policy, new_scales):
+            if isinstance(policy, Fixed):
+                budget = conversation.processor.budget(policy.budget)
+                check_resolutions(conversation.model.config, [budget])
         return new_scales
     elif command == "/explain":
         write(explain_costs(conversation, "", conversation.processor.trained_scales) + "\n")

@@ -23,6 +23,8 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from m3.model.anatomy import router_modules
+from m3.model.budgets import BudgetRouter
+from m3.model.budgets.router import VALUES
 from m3.model.configuration import M3Config
 from m3.model.connectors import CONNECTORS, Connector, ConnectorSizes, OwnParameters
 from m3.model.image_inputs import ImageInputs, Span
@@ -31,8 +33,13 @@ from m3.model.packed_sequences import PackedSequences
 from m3.model.reducers import REDUCERS, TokenReducer
 from m3.model.splice import splice
 from m3.model.vision import TileGroup, patch_mask, vision_grid, vision_inputs
-from m3.nesting import get_nesting
+from m3.nesting import get_nesting, resolutions
 from m3.nesting.image_reader import Reduce
+
+NO_ROUTER = (
+    "this model has no router to choose budgets: give a number of visual tokens such as 36, or train "
+    "a router first (docs/auto.md)"
+)
 
 
 class M3PreTrainedModel(PreTrainedModel):
@@ -71,7 +78,7 @@ class M3PreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, OwnParameters | TokenReducer):
+        if isinstance(module, OwnParameters | TokenReducer | BudgetRouter):
             module.init_weights(self.config.initializer_range)
         if isinstance(module, M3Model) and module.image_newline is not None:
             # as in LLaVA-NeXT
@@ -103,6 +110,8 @@ class M3Model(M3PreTrainedModel):
             nn.Parameter(torch.empty(width)) if config.reader.layout.has_newline else None
         )
         self.language_model = AutoModel.from_config(config.text_config)
+        choice = config.budget_choice
+        self.budget_router = None if choice is None else BudgetRouter(choice, width)
         self.post_init()
         self.freeze_unread()
 
@@ -134,6 +143,8 @@ class M3Model(M3PreTrainedModel):
         encoder, config = vision_inputs(self.config.vision_config), self.config.vision_config
         groups = encoder.groups(config, pixel_values.to(self.dtype), pixel_mask)
         features, tokens = zip(*(self._see(group) for group in groups), strict=True)
+        if self.training:
+            tokens = (tokens[0] + self._further_looks(len(groups)), *tokens[1:])
         numbers = torch.zeros(len(pixel_values), dtype=torch.long)
         for group, group_tokens in zip(groups, tokens, strict=True):
             numbers[group.index.cpu()] = group_tokens.shape[1]
@@ -170,6 +181,50 @@ class M3Model(M3PreTrainedModel):
             )
         is_image = patch_mask(config.vision_config, group.pixel_mask).flatten(1)
         return features, self.connector(features, is_image)
+
+    def _further_looks(self, looks: int) -> Tensor:
+        """A zero, after as many passes of the tower as make `looks` up to the number of resolutions
+        of the ladder: all ranks run the same modules, whatever their batches show (ZeRO-3, FSDP).
+        """
+        ladder = resolutions(self.config.nesting.ladder)
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)
+        for _ in range(len(ladder) - looks):
+            zero = zero + 0.0 * self._see(self._black_tile())[1].sum()
+        return zero
+
+    def _black_tile(self) -> TileGroup:
+        """One tile of the smallest size that the model reads."""
+        config = self.config
+        sides = [config.tile_side(side) for side in resolutions(config.nesting.ladder)]
+        smallest = config.connector.smallest_tile()
+        if smallest is not None:
+            sides.append(math.isqrt(smallest) * config.vision_config.patch_size)
+        encoder_size = vision_inputs(config.vision_config).image_size(config.vision_config)
+        size = encoder_size if min(sides) >= max(encoder_size) else (min(sides),) * 2
+        pixels = torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device)
+        return TileGroup(torch.zeros(1, dtype=torch.long), pixels, None)
+
+    @torch.no_grad()
+    def predict_values(
+        self, view: Float[Tensor, "i n d"], prompts: Sequence[Sequence[int]]
+    ) -> Float[Tensor, "i k"]:
+        """The router's values of each budget, one image and its prompt's words each (ids without
+        placeholders); `view`: the connector's tokens at `config.budget_choice.view`.
+
+        Raises:
+            ValueError: the model has no router.
+        """
+        if self.budget_router is None:
+            raise ValueError(NO_ROUTER)
+        longest = max(1, *(len(prompt) for prompt in prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=view.device)
+        is_word = torch.zeros_like(ids, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            if prompt:
+                ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=view.device)
+                is_word[row, longest - len(prompt) :] = True
+        outputs = self.budget_router(view, self.get_input_embeddings()(ids), is_word).float()
+        return VALUES[self.config.budget_choice.target](outputs)
 
     def freeze_unread(self) -> None:
         """Freezes what no feature depends on: it never has a gradient, and DDP and ZeRO would
@@ -315,13 +370,7 @@ class M3Model(M3PreTrainedModel):
         """A zero that depends on every vision parameter, so that all ranks run the same modules
         also for batches of text alone (ZeRO-3, FSDP).
         """
-        vision = self.config.vision_config
-        size = vision_inputs(vision).image_size(vision)
-        smallest = self.config.connector.smallest_tile()
-        if smallest is not None:
-            size = (math.isqrt(smallest) * vision.patch_size,) * 2
-        black_tile = torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device)
-        tokens = self.get_image_features(black_tile).pooler_output
+        tokens = self.get_image_features(self._black_tile().pixel_values).pooler_output
         assert tokens is not None  # get_image_features always gives it
         zero = self.reducer(tokens, lambda tokens, reduce: 0.0 * tokens.sum())
         return zero if self.image_newline is None else zero + 0.0 * self.image_newline.sum()

@@ -17,13 +17,14 @@ With T tokens, weights W (number of elements), and a = heads x head dimension of
     token     sum over layers (2 W_active + 4 C a) + 2 W_head                    C tokens in the cache, its own included
     W_active  attention, dense or shared expert, router: all; routed experts: top_k / experts of them
 
-Vision and connector are per tile; an image that is cut has several. Where tiles are of several
-sizes (Aria) it is the largest. The weights are read off the module tree, so a decoder that
+Vision and connector are per tile, at the resolution the image is seen at; an image that is cut has
+several. The weights are read off the module tree, so a decoder that
 transformers gains tomorrow needs no code here. A layer with a sliding window or without attention
 (state space) is counted as full attention.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ from transformers import PreTrainedConfig
 
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.anatomy import holds_experts, layer_stack
-from m3.model.vision import vision_grid
+from m3.nesting import Budget, read_budget
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Cost:
     balanced.
     """
 
-    scale: int
+    scale: int | str
     batch_size: int
     itemsize: int  # bytes of a number
     visual_tokens: int
@@ -111,14 +112,14 @@ class CostModel:
 
     def cost(
         self,
-        scale: int,
+        scale: int | str | Budget,
         text_tokens: int,
         images: int = 1,
         size: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> Cost:
-        """Cost of `batch_size` prompts, each of `images` images at `scale` and `text_tokens`
-        further tokens.
+        """Cost of `batch_size` prompts, each of `images` images at the budget `scale` and
+        `text_tokens` further tokens.
 
         `size`: (height, width) of the images in pixels, where they are cut into tiles; by default
             those with most tiles.
@@ -126,35 +127,47 @@ class CostModel:
         Raises:
             ValueError: a scale that the grid cannot reach; the reachable ones are listed.
         """
-        tiles = self.config.tiling.largest() if size is None else self.config.tiling.tiles(size)
-        visual = images * self.config.reader.count(scale, tiles)
-        return self.prompt_cost(scale, visual, text_tokens, images * tiles.number, batch_size)
+        config, budget = self.config, read_budget(scale)
+        visual = images * config.count(budget, size)
+        seen_tiles = {budget.resolution: images * config.tiles(budget.resolution, size).number}
+        return self.prompt_cost(budget.setting, visual, text_tokens, seen_tiles, batch_size)
 
     def prompt_cost(
-        self, scale: int, visual_tokens: int, text_tokens: int, seen_tiles: int, batch_size: int = 1
+        self,
+        scale: int | str,
+        visual_tokens: int,
+        text_tokens: int,
+        seen_tiles: Mapping[int | None, int],
+        batch_size: int = 1,
     ) -> Cost:
-        """Cost of any prompt: `visual_tokens` of pictures that were seen as `seen_tiles` tiles.
+        """Cost of any prompt: `visual_tokens` of pictures that were seen as so many tiles at each
+        resolution (None: the largest).
 
-        `scale` is a label.
+        `scale` is a label; where it is a budget, the reducer counts as at its tokens.
         """
+        tokens = _scale_of_label(scale)
         prompt, batch = visual_tokens + text_tokens, batch_size
         text = self.config.text_config
         width = self.decoder_layers * text.num_attention_heads * head_dim(text)
         kv_width = self.decoder_layers * 2 * text.num_key_value_heads * head_dim(text)
         active = self.decoder.active(self.top_k)
-        tower = self.vision.dense + self.patch_weights() if seen_tiles else 0
+        has_images = any(seen_tiles.values())
+        tower = self.vision.dense + self.patch_weights() if has_images else 0
         between = [*self.connector.parameters(), *self.reducer.parameters()]
-        connector = sum(p.numel() for p in between) if seen_tiles else 0
+        connector = sum(p.numel() for p in between) if has_images else 0
         return Cost(
             scale=scale,
             batch_size=batch,
             itemsize=self.bytes,
             visual_tokens=visual_tokens,
             text_tokens=text_tokens,
-            vision_flops=batch * seen_tiles * self.vision_flops(),
+            vision_flops=batch
+            * sum(tiles * self.vision_flops(side) for side, tiles in seen_tiles.items()),
             connector_flops=batch
-            * seen_tiles
-            * (self.connector_flops() + self.reducer_flops(scale)),
+            * sum(
+                tiles * (self.connector_flops(side) + self.reducer_flops(tokens, side))
+                for side, tiles in seen_tiles.items()
+            ),
             prefill_flops=batch * (2 * prompt * active + 4 * prompt**2 * width + 2 * self.head),
             token_flops=batch * (2 * active + 4 * (prompt + 1) * width + 2 * self.head),
             kv_cache_bytes=batch * prompt * kv_width * self.bytes,
@@ -166,8 +179,9 @@ class CostModel:
             * self.bytes,
         )
 
-    def patches(self) -> int:
-        return math.prod(vision_grid(self.config.vision_config))
+    def patches(self, resolution: int | None = None) -> int:
+        """Patches of a tile of an image seen at a resolution."""
+        return math.prod(self.config.patch_grid(resolution))
 
     def patch_weights(self) -> int:
         """Elements of the projection of one patch of pixels."""
@@ -176,26 +190,33 @@ class CostModel:
         area = patch**2 if isinstance(patch, int) else math.prod(patch)
         return vision.num_channels * area * vision.hidden_size
 
-    def vision_flops(self) -> int:
-        """The tower on one tile.
+    def vision_flops(self, resolution: int | None = None) -> int:
+        """The tower on one tile of an image seen at a resolution.
 
         All its layers run, whichever of them the features are taken from.
         """
-        tokens = self.patches() + int(self.config.drop_class_token)
+        patches = self.patches(resolution)
+        tokens = patches + int(self.config.drop_class_token)
         attention = 4 * tokens**2 * self.vision_layers * self.config.vision_config.hidden_size
-        return (
-            2 * self.patches() * self.patch_weights() + 2 * tokens * self.vision.dense + attention
-        )
+        return 2 * patches * self.patch_weights() + 2 * tokens * self.vision.dense + attention
 
-    def connector_flops(self) -> int:
+    def connector_flops(self, resolution: int | None = None) -> int:
         """The connector on one tile; it comes before the nesting, so it costs the same at every
         scale.
         """
-        return self.connector.flops(self.patches())
+        return self.connector.flops(self.patches(resolution))
 
-    def reducer_flops(self, scale: int) -> int:
-        """The reducer on one tile; 0 for a label that is no scale of the grid."""
-        return self.reducer.flops(scale)
+    def reducer_flops(self, tokens: int, resolution: int | None = None) -> int:
+        """The reducer on one tile, at so many tokens of it."""
+        return self.reducer.flops(tokens, self.config.grid_at(resolution))
+
+
+def _scale_of_label(label: int | str) -> int:
+    """Tokens per tile of a budget; 0 of a label that is none, as of a schedule over frames."""
+    try:
+        return read_budget(label).tokens
+    except ValueError:
+        return 0
 
 
 def stack_weights(layers: nn.ModuleList) -> StackWeights:

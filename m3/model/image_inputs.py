@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from m3.nesting import ImageReader, Tiles
+from m3.nesting import Budget, ImageReader, Tiles
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,12 @@ class Span:
     scale: int
     image: int
     count: int
+    resolution: int | None = None
+
+    @property
+    def budget(self) -> Budget:
+        """How the image is seen and read there."""
+        return Budget(self.scale, self.resolution)
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,13 @@ class ImageInputs:
     image_sizes: Int[Tensor, "i 2"] | None = None
     """(height, width) in pixels of each image as it came, where the tiling needs it (`anyres`)."""
     tile_tokens: Int[Tensor, " i"] | None = None
-    """Tokens that the connector gives per tile of each image, where that varies; what is behind
-    them is padding.
+    """Tokens that the connector gives per tile of each image, where that varies, 0 for as many as
+    of a tile of the encoder's own size; what is behind them is padding.
     """
     pixel_mask: Bool[Tensor, "t h w"] | None = None
-    """Which pixels are no padding, for encoders of variable resolution."""
+    """Which pixels are no padding, where tiles have several sizes or shapes."""
+    image_resolutions: Int[Tensor, " i"] | None = None
+    """Resolution that each image is seen at, in pixels; 0 is the largest. Absent: all at that."""
 
     @property
     def number_of_tiles(self) -> int:
@@ -74,14 +82,22 @@ class ImageInputs:
             if self.image_sizes is None
             else [(h, w) for h, w in self.image_sizes.tolist()]
         )
-        tokens = [None] * len(tiles) if self.tile_tokens is None else self.tile_tokens.tolist()
-        if not len(tiles) == len(sizes) == len(tokens):
+        tokens = (
+            [None] * len(tiles)
+            if self.tile_tokens is None
+            else [count or None for count in self.tile_tokens.tolist()]
+        )
+        resolutions = (
+            [None] * len(tiles)
+            if self.image_resolutions is None
+            else [side or None for side in self.image_resolutions.tolist()]
+        )
+        if not len(tiles) == len(sizes) == len(tokens) == len(resolutions):
             raise ValueError(
                 f"{len(tiles)} images by image_tiles, {len(sizes)} by image_sizes, {len(tokens)} "
-                "by tile_tokens: one of "
-                "each per image"
+                f"by tile_tokens, {len(resolutions)} by image_resolutions: one of each per image"
             )
-        return [Tiles(*image) for image in zip(tiles, sizes, tokens, strict=True)]
+        return [Tiles(*image) for image in zip(tiles, sizes, tokens, resolutions, strict=True)]
 
     def check_tokens(self, connector_counts: Int[Tensor, " t"], reader: ImageReader) -> None:
         """Check that tiles have as many tokens as the batch says; behind them there is padding,
@@ -131,7 +147,8 @@ class ImageInputs:
         if span_images and not 0 <= min(span_images) <= max(span_images) < len(images):
             raise ValueError(f"image_index spans {span_images}, but there are {len(images)} images")
         return [
-            Span(s, i, reader.count(s, images[i])) for s, i in zip(scales, span_images, strict=True)
+            Span(s, i, reader.count(s, images[i]), images[i].resolution)
+            for s, i in zip(scales, span_images, strict=True)
         ]
 
     def behind_cache(
@@ -200,6 +217,7 @@ class ImageInputs:
             image_sizes=take(self.image_sizes, kept_images),
             tile_tokens=take(self.tile_tokens, kept_images),
             pixel_mask=take(self.pixel_mask, of_tiles),
+            image_resolutions=take(self.image_resolutions, kept_images),
         )
 
     def repeated(

@@ -8,7 +8,8 @@ in:  `input_ids [b, l]` with placeholders in `s` spans, and of the `i` images in
     image_tiles    [i]           tiles of each image; absent: one each
     image_sizes    [i, 2]        (height, width) of each image as it came, where the tiling needs it (`anyres`)
     tile_tokens    [i]           tokens the connector gives per tile of each image, where that varies
-    pixel_mask     [t, H, W]     which pixels are no padding, for encoders of variable resolution
+    pixel_mask     [t, H, W]     which pixels are no padding, where tiles have several sizes or shapes
+    image_resolutions [i]        resolution each image is seen at, in pixels, 0 the largest; absent: all at that
 
 way: images -> input embeddings (m3/model/backbone.py) -> decoder -> logits, loss, loss per scale,
     router losses;
@@ -39,7 +40,8 @@ from m3.model.distillation import Distillation, divergences, teachers
 from m3.model.image_inputs import IMAGE_INPUTS, ImageInputs, Span
 from m3.model.packed_sequences import PackedSequences, real_tokens
 from m3.model.router_losses import RouterLosses, RouterStep, router_losses
-from m3.model.splice import token_scales
+from m3.model.splice import token_budgets
+from m3.nesting import Budget
 
 
 @dataclass
@@ -49,9 +51,9 @@ class M3Output(ModelOutput):
 
     loss, language_loss: scalars; `loss` is `language_loss` (the weighted mean over label tokens)
         plus the weighted router losses and the weighted `distil_loss`.
-    logits `[b, l, vocab]`: None when skipped. scales `[k]`, scale_loss_sums `[k]`,
-    scale_loss_counts `[k]`: unweighted loss summed over label tokens, and their
-        number, per scale read (0: text without an image); ascending.
+    logits `[b, l, vocab]`: None when skipped. scales, resolutions, scale_loss_sums,
+    scale_loss_counts `[k]`: unweighted loss summed over label tokens, and their number, per budget
+        read (scale 0: text without an image; resolution 0: the largest); ascending.
     balance_losses `[layers]`, z_losses `[layers]`, expert_load `[layers, experts]`: of a
     mixture-of-experts decoder.
     hidden_states, attentions: the decoder's, `[b, l, d]` (the embeddings first) and `[b, heads, l,
@@ -70,6 +72,7 @@ class M3Output(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     language_loss: Tensor | None = None
     scales: Tensor | None = None
+    resolutions: Tensor | None = None
     scale_loss_sums: Tensor | None = None
     scale_loss_counts: Tensor | None = None
     balance_losses: Tensor | None = None
@@ -172,6 +175,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         image_sizes: Int[Tensor, "i 2"] | None = None,
         tile_tokens: Int[Tensor, " i"] | None = None,
         pixel_mask: Bool[Tensor, "t h w"] | None = None,
+        image_resolutions: Int[Tensor, " i"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "b l"] | None = None,
         sequence_lengths: Int[Tensor, "b _"] | None = None,
@@ -195,7 +199,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         """One pass over any mix of scales; the class says what the arguments are."""
         images = ImageInputs(
             pixel_values, image_features, image_scales, image_index,
-            image_tiles, image_sizes, tile_tokens, pixel_mask,
+            image_tiles, image_sizes, tile_tokens, pixel_mask, image_resolutions,
         )  # fmt: skip
         distil = _distillation(teacher_index, distil_weight, distil_temperature)
         rows = DecoderRows(attention_mask, position_ids, sequence_lengths, past_key_values)
@@ -209,10 +213,12 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         is_skipped = self.training and labels is not None if skip_logits is None else skip_logits
         output = self._output(decoded, recording, None if is_skipped else logits_to_keep)
         if labels is not None:
-            reads = self._scales_read(input_ids, labels, spans, position_ids)
+            budgets = sorted({span.budget for span in spans})
+            reads = self._budgets_read(input_ids, labels, spans, budgets, position_ids)
             self._add_language_loss(
                 output, decoded, labels, loss_weights, reads, rows, num_items_in_batch, distil
             )
+            _name_budgets(output, budgets)
             step = _router_step(router_load, router_tokens)
             self._add_router_losses(output, decoded, labels, rows, packed, step)
         return M3Output(**output)  # in the order of its fields, for tuples
@@ -267,17 +273,20 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
             )
         return output
 
-    def _scales_read(
+    def _budgets_read(
         self,
         input_ids: Int[Tensor, "b l"] | None,
         labels: Int[Tensor, "b l"],
         spans: list[Span],
+        budgets: list[Budget],
         position_ids: Int[Tensor, "b l"] | None,
     ) -> Int[Tensor, "b l"]:
-        """The scale that each token reads; 0 in embeddings, whose images are not known."""
+        """The place in `budgets` of what each token reads; -1 in text and in embeddings, whose
+        images are not known.
+        """
         if input_ids is None:
-            return torch.zeros_like(labels)
-        return token_scales(input_ids, spans, self.config.image_token_id, position_ids)
+            return torch.full_like(labels, -1)
+        return token_budgets(input_ids, spans, budgets, self.config.image_token_id, position_ids)
 
     def _recorded(
         self, has_labels: bool, hidden_states: bool | None, attentions: bool | None
@@ -313,7 +322,7 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         distil: Distillation | None,
     ) -> None:
         """Cross entropy at the label tokens: the weighted mean is the loss, the plain sums are
-        kept per scale.
+        kept per budget, of which `output.scales` are the places for now.
         """
         is_target = labels[:, 1:] != -100
         # the first token of a packed sequence is no continuation of the one before it
@@ -436,6 +445,15 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         assert rows is not None  # spans stand in input_ids
         return input_ids, kwargs | images.repeated(rows, expand_size, token, reader)
+
+
+def _name_budgets(output: M3Output, budgets: list[Budget]) -> None:
+    """Tokens and resolution in place of the numbers of the budgets; 0 and 0 of text."""
+    assert output.scales is not None  # the places of the budgets, from the language loss
+    places = output.scales.tolist()
+    read = [Budget(0, None) if place < 0 else budgets[place] for place in places]
+    output.resolutions = output.scales.new_tensor([budget.resolution or 0 for budget in read])
+    output.scales = output.scales.new_tensor([budget.tokens for budget in read])
 
 
 def _embeds_error(input_ids: Tensor | None) -> ValueError:

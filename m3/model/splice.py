@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from m3.model.image_inputs import Span
-from m3.nesting import ImageReader, Tiles
+from m3.nesting import Budget, ImageReader, Tiles
 from m3.nesting.image_reader import Reduce
 
 
@@ -96,19 +96,21 @@ def _check(rows: Int[Tensor, " p"], columns: Int[Tensor, " p"], spans: Sequence[
             )
 
 
-def token_scales(
+def token_budgets(
     input_ids: Int[Tensor, "b l"],
     spans: Sequence[Span],
+    budgets: Sequence[Budget],
     image_token_id: int,
     position_ids: Int[Tensor, "b l"] | None,
 ) -> Int[Tensor, "b l"]:
-    """The scale that each token reads: that of the last image before it in its own sequence, 0
-    where there is none.
+    """The place in `budgets` of the budget that each token reads: that of the last image before it
+    in its own sequence, -1 where there is none.
     """
     is_image = input_ids == image_token_id
-    at_images = torch.zeros_like(input_ids)
-    scales, counts = [span.scale for span in spans], [span.count for span in spans]
-    at_images[is_image] = input_ids.new_tensor(scales).repeat_interleave(
+    at_images = torch.full_like(input_ids, -1)
+    places = [budgets.index(span.budget) for span in spans]
+    counts = [span.count for span in spans]
+    at_images[is_image] = input_ids.new_tensor(places).repeat_interleave(
         input_ids.new_tensor(counts)
     )
     index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
@@ -118,4 +120,4 @@ def token_scales(
     else:  # packed sequences restart their positions
         is_start = torch.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
         starts = torch.where(is_start, index, 0).cummax(1).values
-    return torch.where(last_image >= starts, at_images.gather(1, last_image.clamp(min=0)), 0)
+    return torch.where(last_image >= starts, at_images.gather(1, last_image.clamp(min=0)), -1)

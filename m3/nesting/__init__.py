@@ -4,6 +4,7 @@ Imports torch and nothing of ours; lift it into any project.
 """
 
 from m3.nesting.base import SCALE_OPTION, Grid, Nesting, UnreachableScaleError
+from m3.nesting.budget import Budget, read_budget, read_ladder, resolutions
 from m3.nesting.grid_pool import GridPool, as_rectangle, pool_grid
 from m3.nesting.image_reader import ImageReader
 from m3.nesting.layouts import Size, Tiles
@@ -29,6 +30,7 @@ __all__ = [
     "NESTINGS",
     "SCALE_OPTION",
     "TILINGS",
+    "Budget",
     "Frame",
     "Grid",
     "GridPool",
@@ -44,5 +46,8 @@ __all__ = [
     "get_nesting",
     "make_tiling",
     "pool_grid",
+    "read_budget",
+    "read_ladder",
+    "resolutions",
     "take_prefix",
 ]

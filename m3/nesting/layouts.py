@@ -31,11 +31,14 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tile count of an image, its original size in pixels, and tokens per tile if they vary."""
+    """Tile count of an image, its original size in pixels, tokens per tile if they vary, and the
+    resolution it is seen at (None: the largest).
+    """
 
     number: int = 1
     size: Size | None = None
     tokens: int | None = None
+    resolution: int | None = None
 
     def __post_init__(self) -> None:
         if self.number < 1 or (self.size is not None and min(self.size) < 1):
@@ -111,22 +114,28 @@ class Concatenated(TileLayout):
 
 
 class PictureRows(TileLayout):
-    """Whole image, then its tiles as one picture without padding, `row_end` after each row."""
+    """Whole image, then its tiles as one picture without padding, `row_end` after each row.
+
+    Of an image that is seen as a whole alone: its tokens and one `row_end`, as in LLaVA-NeXT.
+    """
 
     needs_size = True
     has_newline = True
 
     def __init__(
-        self, cut_grid: Callable[[Size], Size], round_tokens: Callable[[float], int]
+        self, cut_grid: Callable[[Size, int | None], Size], round_tokens: Callable[[float], int]
     ) -> None:
-        """`cut_grid`: (rows, columns) of tiles that an image of a size is cut into, the whole
-        image not counted. `round_tokens`: a length in tokens to a whole number.
+        """`cut_grid`: (rows, columns) of tiles that an image of a size is cut into at a
+        resolution, the whole image not counted. `round_tokens`: a length in tokens to a whole
+        number.
         """
         self.cut_grid = cut_grid
         self.round_tokens = round_tokens
 
     def count(self, token_grid: Grid, tiles: Tiles) -> int:
         (rows, columns), (pad_rows, pad_columns) = self._picture_grid(token_grid, tiles)
+        if tiles.number == 1:
+            return _token_count(token_grid) + 1
         return _token_count(token_grid) + (rows - 2 * pad_rows) * (columns - 2 * pad_columns + 1)
 
     def assemble(
@@ -139,6 +148,8 @@ class PictureRows(TileLayout):
         (rows, columns), (pad_rows, pad_columns) = self._picture_grid(token_grid, tiles)
         # the model has a row end; `_picture_grid` refuses other shapes
         assert row_end is not None and isinstance(token_grid, tuple)
+        if tiles.number == 1:
+            return torch.cat([tokens[0], row_end.to(tokens.dtype)[None]])
         (r, c), tile_columns = token_grid, columns // token_grid[1]
         picture = rearrange(tokens[1:], "(y x) (r c) d -> (y r) (x c) d", x=tile_columns, r=r, c=c)
         picture = picture[pad_rows : rows - pad_rows, pad_columns : columns - pad_columns]
@@ -159,12 +170,14 @@ class PictureRows(TileLayout):
             raise ValueError(
                 "tiling anyres needs the size of each image in pixels: image_sizes, (height, width)"
             )
-        cut_rows, cut_columns = self.cut_grid(tiles.size)
+        cut_rows, cut_columns = self.cut_grid(tiles.size, tiles.resolution)
         if tiles.number != 1 + cut_rows * cut_columns:
             raise ValueError(
                 f"an image of {tiles.size[0]} x {tiles.size[1]} pixels has 1 + {cut_rows} x "
                 f"{cut_columns} tiles by grid_pinpoints, but image_tiles says {tiles.number}"
             )
+        if tiles.number == 1:
+            return (0, 0), (0, 0)
         rows, columns = cut_rows * token_grid[0], cut_columns * token_grid[1]
         height, width = tiles.size
         if width / height > columns / rows:  # the image was wider: padding above and below

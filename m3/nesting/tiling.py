@@ -74,16 +74,31 @@ class Tiling(ABC):
             "to a square."
         )
 
-    def frames(self, image_size: Size) -> tuple[Frame, ...]:
-        """Pictures that are made of an image and cut, in the order of their tiles."""
+    def largest_resolution(self, encoder_side: int) -> int:
+        """The resolution of budgets that name none; `encoder_side`: of the encoder's images, in
+        pixels.
+        """
+        return encoder_side
+
+    def tile_side(self, resolution: int | None, encoder_side: int) -> int:
+        """Side of a tile in pixels, of an image seen at a resolution."""
+        return encoder_side if resolution is None else min(resolution, encoder_side)
+
+    def frames(self, image_size: Size, resolution: int | None = None) -> tuple[Frame, ...]:
+        """Pictures that are made of an image and cut, in the order of their tiles.
+
+        A `ValueError` where the tiling has none at `resolution` (None: the largest).
+        """
         return (Frame(),)
 
-    def tiles(self, image_size: Size) -> Tiles:
+    def tiles(self, image_size: Size, resolution: int | None = None) -> Tiles:
         """Tiles of an image."""
-        return Tiles(sum(frame.tile_count for frame in self.frames(image_size)), image_size)
+        frames = self.frames(image_size, resolution)
+        count = sum(frame.tile_count for frame in frames)
+        return Tiles(count, image_size, resolution=resolution)
 
-    def largest(self) -> Tiles:
-        """Tiles of an image that has most of them."""
+    def largest(self, resolution: int | None = None) -> Tiles:
+        """Tiles of an image that has most of them at `resolution`."""
         return Tiles()
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,25 +159,51 @@ class PinpointTiles(Tiling):
             "is the mean over one cell."
         )
 
-    def frames(self, image_size: Size) -> tuple[Frame, ...]:
+    def largest_resolution(self, encoder_side: int) -> int:
+        return max((max(pinpoint) for pinpoint in self.grid_pinpoints), default=encoder_side)
+
+    def frames(self, image_size: Size, resolution: int | None = None) -> tuple[Frame, ...]:
+        """The whole image, then its tiles; up to `tile_size` pixels the whole image alone."""
         if not self.is_cut:
             return super().frames(image_size)
         assert self.tile_size is not None  # `__post_init__` requires it with pinpoints
-        whole = Frame(size=(self.tile_size, self.tile_size), keeps_shape=False)
-        return whole, Frame(self.cut_grid(image_size), self.resolution(image_size))
+        side = self.tile_side(resolution, self.tile_size)
+        whole = Frame(size=(side, side), keeps_shape=False)
+        if resolution is not None and resolution <= self.tile_size:
+            return (whole,)
+        pinpoint = self.pinpoint(image_size, resolution)
+        grid = pinpoint[0] // self.tile_size, pinpoint[1] // self.tile_size
+        return whole, Frame(grid, pinpoint)
 
-    def largest(self) -> Tiles:
+    def largest(self, resolution: int | None = None) -> Tiles:
         if not self.is_cut:
             return Tiles()
-        height, width = max(self.grid_pinpoints, key=lambda pinpoint: pinpoint[0] * pinpoint[1])
-        return self.tiles((height, width))
+        assert self.tile_size is not None  # `__post_init__` requires it with pinpoints
+        if resolution is not None and resolution <= self.tile_size:
+            return self.tiles((resolution, resolution), resolution)
+        pinpoints = self._pinpoints(resolution)
+        return self.tiles(max(pinpoints, key=lambda size: size[0] * size[1]), resolution)
 
     def to_dict(self) -> dict[str, Any]:
         pinpoints = [list(pinpoint) for pinpoint in self.grid_pinpoints]
         return super().to_dict() | {"grid_pinpoints": pinpoints}
 
-    def resolution(self, image_size: Size) -> Size:
-        """First of the pinpoints that keep most of an image's pixels and waste least.
+    def _pinpoints(self, resolution: int | None) -> list[Size]:
+        """The pinpoints with no side above `resolution`."""
+        sizes = [(height, width) for height, width in self.grid_pinpoints]
+        fitting = [size for size in sizes if resolution is None or max(size) <= resolution]
+        if not fitting:
+            sides = sorted({max(size) for size in sizes})
+            raise ValueError(
+                f"resolution {resolution} is between that of the whole image alone, up to "
+                f"{self.tile_size} pixels, and those of the tiles: {', '.join(map(str, sides))} "
+                "(longest side of grid_pinpoints)"
+            )
+        return fitting
+
+    def pinpoint(self, image_size: Size, resolution: int | None = None) -> Size:
+        """First of the pinpoints up to `resolution` that keep most of an image's pixels and waste
+        least.
 
         (`select_best_resolution` of LLaVA-NeXT, `llava/mm_utils.py`.)
         """
@@ -173,14 +214,14 @@ class PinpointTiles(Tiling):
             shown_pixels = min(int(width * ratio) * int(height * ratio), width * height)
             return shown_pixels, shown_pixels - pinpoint[0] * pinpoint[1]
 
-        best_height, best_width = max(self.grid_pinpoints, key=merit)
-        return best_height, best_width
+        return max(self._pinpoints(resolution), key=merit)
 
-    def cut_grid(self, image_size: Size) -> Size:
-        """(rows, columns) of tiles that an image is cut into, the whole image not counted."""
-        assert self.tile_size is not None  # `__post_init__` requires it with pinpoints
-        height, width = self.resolution(image_size)
-        return height // self.tile_size, width // self.tile_size
+    def cut_grid(self, image_size: Size, resolution: int | None = None) -> Size:
+        """(rows, columns) of tiles that an image is cut into, the whole image not counted: (0, 0)
+        where that is all.
+        """
+        frames = self.frames(image_size, resolution)
+        return frames[1].grid if len(frames) > 1 else (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,19 +294,40 @@ class AspectRatioTiles(Tiling):
             "there is more than one; each visual token is the mean over one cell."
         )
 
-    def frames(self, image_size: Size) -> tuple[Frame, ...]:
-        side, grid = self.tile_size, self.cut_grid(image_size)
+    def largest_resolution(self, encoder_side: int) -> int:
+        return self.max_tiles * self.tile_size
+
+    def frames(self, image_size: Size, resolution: int | None = None) -> tuple[Frame, ...]:
+        """Tiles, then the whole image; up to twice `tile_size` pixels one tile."""
+        side = self.tile_side(resolution, self.tile_size)
+        grid = self.cut_grid(image_size, resolution)
         tiles = Frame(grid, (grid[0] * side, grid[1] * side), keeps_shape=False)
         whole = Frame(size=(side, side), keeps_shape=False)
         return (tiles,) if tiles.tile_count == 1 else (tiles, whole)
 
-    def largest(self) -> Tiles:
-        return self.tiles((self.max_tiles * self.tile_size, self.tile_size))
+    def largest(self, resolution: int | None = None) -> Tiles:
+        rows, columns = max(self._grids(resolution), key=lambda grid: grid[0] * grid[1])
+        return self.tiles((rows * self.tile_size, columns * self.tile_size), resolution)
 
-    def cut_grid(self, image_size: Size) -> Size:
+    def _grids(self, resolution: int | None) -> list[Size]:
+        """Grids with no side above `resolution`; up to `tile_size` pixels that of one tile."""
+        grids = list(tile_grids(self.min_tiles, self.max_tiles))
+        if resolution is None:
+            return grids
+        if resolution <= self.tile_size:
+            return [(1, 1)]
+        fitting = [grid for grid in grids if max(grid) * self.tile_size <= resolution]
+        if not fitting:
+            raise ValueError(
+                f"resolution {resolution} leaves no grid of {self.min_tiles} or more tiles of "
+                f"{self.tile_size} pixels: choose up to {self.tile_size} for one tile, or more "
+                "pixels"
+            )
+        return fitting
+
+    def cut_grid(self, image_size: Size, resolution: int | None = None) -> Size:
         """(rows, columns) of tiles that an image is cut into, the whole image not counted."""
-        grids = tile_grids(self.min_tiles, self.max_tiles)
-        return nearest_grid(image_size, self.tile_size, grids)
+        return nearest_grid(image_size, self.tile_size, self._grids(resolution))
 
 
 @functools.cache

@@ -112,7 +112,7 @@ class AriaTileProcessor(BaseImageProcessor):
         if self.is_split(options):
             rows, columns = nearest_grid((height, width), self._size(options), GRIDS)
             number += columns * rows
-        return Tiles(number, (height, width), self.tile_tokens(options))
+        return Tiles(number, (height, width), self.tile_tokens(options), options.resolution)
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes only what Aria's processing has
         self,
@@ -132,7 +132,8 @@ class AriaTileProcessor(BaseImageProcessor):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _size(self, options: TileOptions) -> int:
-        return self.max_image_size if options.max_image_size is None else options.max_image_size
+        asked_sizes = (options.resolution, options.max_image_size, self.max_image_size)
+        return next(size for size in asked_sizes if size is not None)
 
     def _fit(
         self, tile: Image.Image, size: int
@@ -158,7 +159,8 @@ class AriaTiles(TileMaker):
     def outline(self, size: Callable[[], Size], options: TileOptions) -> Tiles:
         if self.image_processor.is_split(options):
             return self.image_processor.outline(*size(), options)
-        return Tiles(tokens=self.image_processor.tile_tokens(options))
+        tokens = self.image_processor.tile_tokens(options)
+        return Tiles(tokens=tokens, resolution=options.resolution)
 
     def tile_pixels(
         self, image: Image.Image, options: TileOptions
@@ -166,6 +168,12 @@ class AriaTiles(TileMaker):
         tiles = self.image_processor.preprocess(image, options)
         return list(tiles["pixel_values"]), list(tiles["pixel_mask"])
 
-    def overview(self, image: Image.Image) -> tuple[Image.Image, Size]:
+    @property
+    def largest_resolution(self) -> int:
+        return self.image_processor.max_image_size
+
+    def overview(
+        self, image: Image.Image, options: TileOptions = AS_CONFIGURED
+    ) -> tuple[Image.Image, Size]:
         """The image itself: learned queries have no place on it."""
         return image, (1, 1)

@@ -4,23 +4,21 @@ would only warn.
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 from torch import Tensor
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from m3.nesting import SCALE_OPTION
-
-T = TypeVar("T", int, bool)
+from m3.nesting import SCALE_OPTION, Budget, read_budget
 
 
 class M3ImagesKwargs(ImagesKwargs, total=False):
     """Options of one call for reading images.
 
     Attributes:
-        matryoshka_vis_token_scale: visual tokens per image: one number for all, one per image, or
-            None (the largest trained).
+        matryoshka_vis_token_scale: visual tokens per image, 36, or tokens at a resolution in
+            pixels, "36@48": one for all, one per image, or None (the largest trained).
         max_pixels: larger images are refused by their header.
         fetch_urls: open `http(s)` addresses.
         max_image_size: where a model reads tiles of several sizes (Aria: 490 or 980 pixels), their
@@ -29,7 +27,7 @@ class M3ImagesKwargs(ImagesKwargs, total=False):
             (the processor's own).
     """
 
-    matryoshka_vis_token_scale: int | list[int] | None
+    matryoshka_vis_token_scale: int | str | list[int | str] | None
     max_pixels: int
     fetch_urls: bool
     max_image_size: int | list[int] | None
@@ -45,7 +43,6 @@ class M3ProcessorKwargs(ProcessingKwargs, total=False):
 
 
 OWN_IMAGE_OPTIONS = (SCALE_OPTION, "max_pixels", "fetch_urls", "max_image_size", "split_image")
-WHOLE_NUMBERS = (SCALE_OPTION, "max_image_size")
 GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 FLAT_OPTIONS = ("return_mm_token_type_ids", "return_text_replacement_offsets")
 
@@ -77,9 +74,9 @@ def plain_numbers(kwargs: dict[str, Any]) -> dict[str, Any]:
         ValueError: a scale or size that is no whole number.
     """
     plain = dict(kwargs)
-    for name in WHOLE_NUMBERS:
+    for name, read in (("max_image_size", whole_numbers), (SCALE_OPTION, budget_settings)):
         if plain.get(name) is not None:
-            plain[name] = whole_numbers(name, plain[name])
+            plain[name] = read(name, plain[name])
     for group in ("images_kwargs", "common_kwargs"):
         if group in plain:
             plain[group] = plain_numbers(plain[group])
@@ -100,9 +97,23 @@ def whole_numbers(name: str, given: Any) -> int | list[int]:
     return numbers if isinstance(values, list | tuple) else numbers[0]
 
 
-def per_image(name: str, given: T | Sequence[T], number: int) -> list[T]:
+def budget_settings(name: str, given: Any) -> int | str | list[int | str]:
+    """The budgets that a call gave as `name`, as files write them; a `ValueError` where one is
+    none.
+    """
+    if isinstance(given, str | Budget):
+        return read_budget(given).setting
+    if isinstance(given, list | tuple) and any(isinstance(item, str | Budget) for item in given):
+        numbers = [
+            item if isinstance(item, str | Budget) else whole_numbers(name, item) for item in given
+        ]
+        return [read_budget(number).setting for number in numbers]  # pyright: ignore[reportArgumentType] (of one item)
+    return whole_numbers(name, given)  # pyright: ignore[reportReturnType] (whole numbers are settings)
+
+
+def per_image(name: str, given: Any, number: int) -> list[Any]:
     """The values that a call gave as `name`, one or one per image, for each of `number` images."""
-    if not isinstance(given, Sequence):
+    if isinstance(given, str) or not isinstance(given, Sequence):
         return [given] * number
     if len(given) != number:
         raise ValueError(

@@ -3,8 +3,10 @@
 The scale of every image is set here.
 
 Comes in: prompts in which `<image>` marks where each image stands, the images, and
-`matryoshka_vis_token_scale`: one number for all images, one per image, or None for the largest
-trained scale. Goes out: `input_ids` and `attention_mask` `[b, l]` with each `<image>` repeated to
+`matryoshka_vis_token_scale`: one budget for all images (36, or "36@48": 36 tokens of an image seen
+at 48 pixels), one per image, or None for the largest trained.
+
+Goes out: `input_ids` and `attention_mask` `[b, l]` with each `<image>` repeated to
 the exact count of visual tokens of its image at its scale, `pixel_values [t, 3, H, W]` with the
 tiles of every image in reading order, `image_scales [i]`, and where images are cut into tiles
 `image_tiles [i]` and `image_sizes [i, 2]` (see m3/model/modeling.py for each).
@@ -27,12 +29,12 @@ from transformers import (
 )
 from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs
 
-from m3.nesting import make_tiling
+from m3.nesting import make_tiling, read_ladder
 from m3.processing.call_options import M3ProcessorKwargs, plain_numbers, refuse_unknown
 from m3.processing.chat_template import CONTROL_TOKENS, IMAGE_TOKEN, chatml_template
 from m3.processing.images import MAX_PIXELS, ImageSource
 from m3.processing.tiles import tile_options
-from m3.processing.token_counts import ScaleArithmetic
+from m3.processing.token_counts import ScaleArithmetic, budget_resolutions
 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource] | None]
 
@@ -87,7 +89,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
         _require_tokens(tokenizer, required)
         self.image_token_id = cast(int, tokenizer.convert_tokens_to_ids(image_token))
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        self.check_scales(self.trained_scales)
+        self.check_budgets(self.ladder)
 
     # ------------------------------------------------------------------ calling
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -210,7 +212,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
     def _process_images(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         images: Images,
-        matryoshka_vis_token_scale: int | list[int] | None = None,
+        matryoshka_vis_token_scale: int | str | list[int | str] | None = None,
         max_pixels: int = MAX_PIXELS,
         fetch_urls: bool = False,
         max_image_size: int | list[int] | None = None,
@@ -221,19 +223,20 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
         each `<image>`.
         """
         flat = _flatten(images)
-        if matryoshka_vis_token_scale is not None:
-            # before any image is opened
-            self.check_scales(self.resolve_scales(matryoshka_vis_token_scale, len(flat)))
-        options = tile_options(max_image_size, split_image, len(flat))
+        # refused before any image is opened
+        asked_budgets = self.resolve_scales(matryoshka_vis_token_scale, len(flat))
+        resolutions = budget_resolutions(asked_budgets)
+        options = tile_options(resolutions, max_image_size, split_image)
         prepared = self.prepare_images(flat, max_pixels, fetch_urls, options)
-        scales = self.resolve_scales(matryoshka_vis_token_scale, len(flat), prepared.images)
-        replacements = [self.image_token * count for count in self.counts(scales, prepared.images)]
+        budgets = self.fill_budgets(asked_budgets, prepared.images)
+        replacements = [self.image_token * count for count in self.counts(budgets, prepared.images)]
+        scales = [budget.tokens for budget in budgets]
         return prepared.entries(self.reader.tiling) | {"image_scales": scales}, replacements
 
     def _get_num_multimodal_tokens(
         self,
         image_sizes: list[list[int]] | None = None,
-        matryoshka_vis_token_scale: int | list[int] | None = None,
+        matryoshka_vis_token_scale: int | str | list[int | str] | None = None,
         max_image_size: int | list[int] | None = None,
         split_image: bool | list[bool] | None = None,
         **_: Any,
@@ -244,11 +247,10 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
         if image_sizes is None:
             return MultiModalData()
         sizes = [(height, width) for height, width in image_sizes]
-        images = self.outlines(sizes, max_image_size, split_image)
+        budgets = self.resolve_scales(matryoshka_vis_token_scale, len(sizes))
+        images = self.outlines(sizes, budgets, max_image_size, split_image)
         return MultiModalData(
-            num_image_tokens=self.count_tokens(
-                sizes, matryoshka_vis_token_scale, max_image_size, split_image
-            ),
+            num_image_tokens=self.counts(self.fill_budgets(budgets, images), images),
             num_image_patches=[tiles.number for tiles in images],
         )
 
@@ -264,6 +266,7 @@ class M3Processor(ScaleArithmetic, ProcessorMixin):
             "image_sizes",
             "tile_tokens",
             "pixel_mask",
+            "image_resolutions",
         ]
 
     # ------------------------------------------------------------------ loading
@@ -361,10 +364,10 @@ def _checked_nesting(nesting: dict[str, Any]) -> dict[str, Any]:
             "nesting needs exactly the keys kind and trained_scales, got "
             f"{', '.join(sorted(nesting)) or 'none'}"
         )
-    scales = sorted({int(scale) for scale in nesting["trained_scales"]})
-    if not scales:
+    ladder = read_ladder(nesting["trained_scales"])
+    if not ladder:
         raise ValueError("nesting.trained_scales is empty; name at least one scale")
-    return {"kind": nesting["kind"], "trained_scales": scales}
+    return {"kind": nesting["kind"], "trained_scales": [budget.setting for budget in ladder]}
 
 
 def _require_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
-"""Scale policies: the number of visual tokens that each image of a prompt is read at.
+"""Scale policies: the budget that each image of a prompt is seen and read at.
 
     36            `Fixed`: every image, and every frame of a video, at 36 tokens
+    36@48         the same, seen at 48 pixels (m3/nesting/budget.py)
     144+1         `PerFrame`: the first frame at 144, all others at 1
     144x4+36x8+1  four frames at 144, eight at 36, all others at 1
     auto          `Auto`: the model's router chooses per image; `auto:0.95` asks for that certainty
@@ -9,8 +10,8 @@ A step without a count is one frame, the last one without a count all that are l
 is a video of one frame, so it is read at the first step. In Python a list with one number per frame
 does as well.
 
-Chat, server and sweep read a setting by `read_policy`; `ScaleArithmetic.policy_scales`
-(m3/processing/token_counts.py) is the one place where it becomes a scale per image.
+Chat, server and sweep read a setting by `read_policy`; `ScaleArithmetic.policy_budgets`
+(m3/processing/token_counts.py) is the one place where it becomes a budget per image.
 """
 
 import math
@@ -19,67 +20,69 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsFloat
 
-STEP = re.compile(r"(\d+)(?:x(\d+))?")
+from m3.nesting import Budget, read_budget
+
+STEP = re.compile(r"(\d+(?:@\d+)?)(?:x(\d+))?")
 AUTO = re.compile(r"auto(?::(\d*\.?\d+))?")
-ScaleSetting = int | str | Sequence[int] | SupportsFloat
-"""A setting as users write it: one number, the words above, or one number per frame."""
+ScaleSetting = int | str | Budget | Sequence[int | str | Budget] | SupportsFloat
+"""A setting as users write it: one budget, the words above, or one budget per frame."""
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same scale for every image."""
+    """The same budget for every image."""
 
-    scale: int
+    budget: Budget
 
     @property
     def label(self) -> str:
-        return str(self.scale)
+        return str(self.budget)
 
-    def scales(self, images: int) -> list[int]:
-        """One scale per image."""
-        return [self.scale] * images
+    def budgets(self, images: int) -> list[Budget]:
+        """One budget per image."""
+        return [self.budget] * images
 
 
 @dataclass(frozen=True)
 class PerFrame:
-    """A scale for each frame of a video: `steps` of (scale, number of frames), the last number
+    """A budget for each frame of a video: `steps` of (budget, number of frames), the last number
     None for all that are left.
     """
 
-    steps: tuple[tuple[int, int | None], ...]
+    steps: tuple[tuple[Budget, int | None], ...]
     label: str
 
-    def scales(self, images: int) -> list[int]:
-        """One scale per image; steps beyond the last one are no error, since a short video is read
+    def budgets(self, images: int) -> list[Budget]:
+        """One budget per image; steps beyond the last one are no error, since a short video is read
         as the beginning of a long one.
 
         Raises:
             ValueError: steps that end before the images do.
         """
-        scales: list[int] = []
-        for scale, count in self.steps:
-            left_images = images - len(scales)
-            scales += [scale] * (left_images if count is None else min(count, left_images))
-        if len(scales) < images:
+        budgets: list[Budget] = []
+        for budget, count in self.steps:
+            left_images = images - len(budgets)
+            budgets += [budget] * (left_images if count is None else min(count, left_images))
+        if len(budgets) < images:
             raise ValueError(
-                f"the scale {self.label!r} says {len(scales)} frames, but there are {images}: let "
+                f"the scale {self.label!r} says {len(budgets)} frames, but there are {images}: let "
                 "the last step go without a count, then it goes on to the end"
             )
-        return scales
+        return budgets
 
 
 @dataclass(frozen=True)
 class PerImage:
-    """Scales that were listed one by one."""
+    """Budgets that were listed one by one."""
 
-    listed: tuple[int, ...]
+    listed: tuple[Budget, ...]
 
     @property
     def label(self) -> str:
         return ",".join(map(str, self.listed))
 
-    def scales(self, images: int) -> list[int]:
-        """The listed scales; a `ValueError` where there are more or fewer images."""
+    def budgets(self, images: int) -> list[Budget]:
+        """The listed budgets; a `ValueError` where there are more or fewer images."""
         if len(self.listed) != images:
             raise ValueError(
                 f"{len(self.listed)} scales were given for {images} frames: give one per frame, or "
@@ -90,7 +93,9 @@ class PerImage:
 
 @dataclass(frozen=True)
 class Auto:
-    """The model's own choice; `certainty`, from 0 to 1, that the answer is that of all tokens."""
+    """The model's own choice; `certainty`: the share of the largest budget's score that is to be
+    kept.
+    """
 
     certainty: float | None = None
 
@@ -98,11 +103,13 @@ class Auto:
     def label(self) -> str:
         return "auto" if self.certainty is None else f"auto:{self.certainty:g}"
 
-    def scales(self, images: int) -> list[int]:
-        """A `ValueError`: no model has a router yet."""
+    def budgets(self, images: int) -> list[Budget]:
+        """A `ValueError`: the router is asked where the question is known, by a conversation
+        (m3/inference/budget_choice.py).
+        """
         raise ValueError(
-            f"the scale {self.label!r} needs a model that chooses scales itself, and this model "
-            "has no router: give a number of visual tokens, such as 36"
+            f"the scale {self.label!r} is chosen by a model's router for a question in `m3 chat`; "
+            "here give a number of visual tokens such as 36 (docs/auto.md)"
         )
 
 
@@ -113,9 +120,15 @@ def read_policy(setting: ScaleSetting) -> ScalePolicy:
     """The policy that a setting describes; a `ValueError` where it cannot be read."""
     if isinstance(setting, str):
         return _read_words(setting)
+    if isinstance(setting, Budget):
+        return Fixed(setting)
     if isinstance(setting, Sequence):
-        return PerImage(tuple(setting))
-    return Fixed(_whole_number(setting))
+        listed = [
+            read_budget(item) if isinstance(item, str | Budget) else Budget(_whole_number(item))
+            for item in setting
+        ]
+        return PerImage(tuple(listed))
+    return Fixed(Budget(_whole_number(setting)))
 
 
 def _read_words(words: str) -> ScalePolicy:
@@ -130,15 +143,15 @@ def _read_words(words: str) -> ScalePolicy:
             )
         return Auto(certainty)
     matches = [STEP.fullmatch(step) for step in compact.split("+")]
-    steps: list[tuple[int, int | None]] = []
+    steps: list[tuple[Budget, int | None]] = []
     for position, match in enumerate(matches, 1):
         if match is None:
             raise ValueError(
-                f"the scale {words!r} cannot be read: expected such as 36, 144+1 or 144x4+36x8+1 "
-                "(scale x frames)"
+                f"the scale {words!r} cannot be read: expected such as 36, 36@48 (tokens @ pixels), "
+                "144+1 or 144x4+36x8+1 (scale x frames)"
             )
         rest = None if position == len(matches) else 1
-        steps.append((int(match[1]), int(match[2]) if match[2] else rest))
+        steps.append((read_budget(match[1]), int(match[2]) if match[2] else rest))
     if len(steps) == 1 and steps[0][1] is None:
         return Fixed(steps[0][0])
     return PerFrame(tuple(steps), words)

@@ -12,8 +12,9 @@ with options per image: m3/processing/aria_tiles.py.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import BaseImageProcessor
 
-from m3.nesting import Frame, Size, Tiles, Tiling
+from m3.nesting import Frame, Grid, Size, Tiles, Tiling
 from m3.nesting.tiling import finest_first
 from m3.processing.call_options import per_image
 from m3.processing.images import MAX_PIXELS, ImageSource, load_image, mean_colour, pad_to_square
@@ -31,14 +32,15 @@ from m3.processing.images import MAX_PIXELS, ImageSource, load_image, mean_colou
 
 @dataclass(frozen=True)
 class TileOptions:
-    """Choices of a call for an image; None is the image processor's own setting.
+    """Choices for an image; None is the model's own setting.
 
-    `max_image_size`: side of its tiles in pixels. `split_image`: whether it is cut, with the whole
-        image in front.
+    `max_image_size`, `split_image`: side of its tiles in pixels, and whether it is cut, with the
+        whole image in front (Aria). `resolution`: that of its budget, in pixels.
     """
 
     max_image_size: int | None = None
     split_image: bool | None = None
+    resolution: int | None = None
 
 
 AS_CONFIGURED = TileOptions()
@@ -46,6 +48,11 @@ AS_CONFIGURED = TileOptions()
 
 class TileMaker(ABC):
     """Makes the tiles of one image."""
+
+    @property
+    @abstractmethod
+    def largest_resolution(self) -> int:
+        """The resolution in pixels of budgets that name none."""
 
     @abstractmethod
     def outline(self, size: Callable[[], Size], options: TileOptions) -> Tiles:
@@ -61,7 +68,9 @@ class TileMaker(ABC):
         """The tiles of an upright RGB image, and where each is image; no masks where all is."""
 
     @abstractmethod
-    def overview(self, image: Image.Image) -> tuple[Image.Image, Size]:
+    def overview(
+        self, image: Image.Image, options: TileOptions = AS_CONFIGURED
+    ) -> tuple[Image.Image, Size]:
         """The picture on which a grid of tokens is drawn, and its (rows, columns) of tiles."""
 
 
@@ -89,18 +98,21 @@ def tile_entries(images: Sequence[Tiles], tiling: Tiling) -> dict[str, Tensor]:
     if tiling.layout.needs_size:
         entries["image_sizes"] = [tiles.size for tiles in images]
     if any(tiles.tokens is not None for tiles in images):
-        entries["tile_tokens"] = [tiles.tokens for tiles in images]
+        entries["tile_tokens"] = [tiles.tokens or 0 for tiles in images]
+    if any(tiles.resolution is not None for tiles in images):
+        entries["image_resolutions"] = [tiles.resolution or 0 for tiles in images]
     return {name: torch.tensor(values, dtype=torch.int64) for name, values in entries.items()}
 
 
 def tile_options(
-    max_image_size: int | Sequence[int] | None,
-    split_image: bool | Sequence[bool] | None,
-    number: int,
+    resolutions: Sequence[int | None],
+    max_image_size: int | Sequence[int] | None = None,
+    split_image: bool | Sequence[bool] | None = None,
 ) -> list[TileOptions]:
-    """One for each of `number` images from what a call chose: nothing, one value for all, or one
-    per image.
+    """One per image from the resolution of its budget and what a call chose: nothing, one value
+    for all, or one per image.
     """
+    number = len(resolutions)
     sizes = (
         [None] * number
         if max_image_size is None
@@ -109,31 +121,72 @@ def tile_options(
     splits = (
         [None] * number if split_image is None else per_image("split_image", split_image, number)
     )
-    return [TileOptions(*chosen) for chosen in zip(sizes, splits, strict=True)]
+    for resolution, size in zip(resolutions, sizes, strict=True):
+        if None not in (resolution, size) and resolution != size:
+            raise ValueError(
+                f"the budget sees the image at {resolution} pixels, but max_image_size says "
+                f"{size}: leave one of them out"
+            )
+    return [TileOptions(*chosen) for chosen in zip(sizes, splits, resolutions, strict=True)]
 
 
 class EncoderTiles(TileMaker):
-    """The frames of a tiling, cut; tiles of one size by the encoder's own image processor."""
+    """The frames of a tiling, cut; the tiles of an image of one size, by the encoder's own image
+    processor.
 
-    def __init__(self, image_processor: BaseImageProcessor, tiling: Tiling) -> None:
+    `grid`: of the tokens of a tile of the encoder's own size.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor, tiling: Tiling, grid: Grid) -> None:
         self.image_processor = image_processor
         self.tiling = tiling
+        self.grid = grid
+
+    @property
+    def largest_resolution(self) -> int:
+        return self.tiling.largest_resolution(encoder_side(self.image_processor))
 
     def outline(self, size: Callable[[], Size], options: TileOptions) -> Tiles:
         self._check(options)
-        return self.tiling.tiles(size()) if self.tiling.is_cut else Tiles()
+        resolution = options.resolution
+        if resolution is None:
+            return self.tiling.tiles(size()) if self.tiling.is_cut else Tiles()
+        tiles = self.tiling.tiles(size() if self.tiling.is_cut else (1, 1), resolution)
+        image_size = tiles.size if self.tiling.is_cut else None
+        return replace(tiles, size=image_size, tokens=self._tile_tokens(resolution))
 
     def tile_pixels(
         self, image: Image.Image, options: TileOptions
     ) -> tuple[list[Float[Tensor, "3 h w"]], list[Bool[Tensor, "h w"]]]:
         self._check(options)
-        frames = self.tiling.frames((image.height, image.width))
+        frames = self.tiling.frames((image.height, image.width), options.resolution)
         tiles = [tile for frame in frames for tile in cut(self._draw(image, frame), frame.grid)]
-        return [_normalised(tile, self.image_processor) for tile in tiles], []
+        side = None if options.resolution is None else self._tile_side(options.resolution)
+        return [_normalised(tile, self.image_processor, side) for tile in tiles], []
 
-    def overview(self, image: Image.Image) -> tuple[Image.Image, Size]:
-        frame = finest_first(self.tiling.frames((image.height, image.width)))[0]
+    def overview(
+        self, image: Image.Image, options: TileOptions = AS_CONFIGURED
+    ) -> tuple[Image.Image, Size]:
+        frames = self.tiling.frames((image.height, image.width), options.resolution)
+        frame = finest_first(frames)[0]
         return self._draw(image, frame), frame.grid
+
+    def _tile_side(self, resolution: int) -> int:
+        return self.tiling.tile_side(resolution, encoder_side(self.image_processor))
+
+    def _tile_tokens(self, resolution: int) -> int | None:
+        """Tokens of a tile; None where they are as many as at the largest resolution."""
+        if isinstance(self.grid, int):  # learned queries
+            return None
+        full_side, side = encoder_side(self.image_processor), self._tile_side(resolution)
+        if any(count * side % full_side for count in self.grid):
+            raise ValueError(
+                f"resolution {resolution}: a tile of {side} pixels has no whole grid of tokens; "
+                f"choose a multiple of {full_side // math.gcd(full_side, *self.grid)} pixels, the "
+                "side of a token"
+            )
+        rows, columns = (count * side // full_side for count in self.grid)
+        return None if side == full_side else rows * columns
 
     def _draw(self, image: Image.Image, frame: Frame) -> Image.Image:
         if frame.size is None:
@@ -144,11 +197,20 @@ class EncoderTiles(TileMaker):
         return image.resize((width, height), Image.Resampling.BICUBIC)
 
     def _check(self, options: TileOptions) -> None:
-        if options != AS_CONFIGURED:
+        if (options.max_image_size, options.split_image) != (None, None):
             raise ValueError(
                 "max_image_size and split_image choose among the tiles of models that read several "
                 "sizes (Aria); this model's "
-                f"{type(self.image_processor).__name__} makes tiles of one size. Leave them out"
+                f"{type(self.image_processor).__name__} makes tiles of one size. Leave them out, and "
+                "name a resolution in the budget: 36@48"
+            )
+        if options.resolution is None:
+            return
+        largest = self.largest_resolution
+        if options.resolution > largest:
+            raise ValueError(
+                f"resolution {options.resolution} is more than this model sees: at most {largest} "
+                "pixels"
             )
 
 
@@ -173,15 +235,19 @@ def prepare_images(
     pixels: list[Tensor] = []
     masks: list[Tensor] = []
     known: list[Tiles] = []
+    image, decoded = None, None
     for source, option in zip(images, options or [AS_CONFIGURED] * len(images), strict=True):
-        image = load_image(source, max_pixels, fetch_urls)
+        if image is None or source is not decoded:  # neighbours may be one image, seen twice
+            image, decoded = load_image(source, max_pixels, fetch_urls), source
         size = (image.height, image.width)
         known.append(replace(maker.outline(lambda size=size: size, option), size=size))
         tile_pixels, tile_masks = maker.tile_pixels(image, option)
         pixels += tile_pixels
         masks += tile_masks
-    if not masks:
+    if not masks and len({tile.shape for tile in pixels}) == 1:
         return TiledImages(torch.stack(pixels).float(), known)
+    # tiles of several sizes: what is behind the smaller ones is padding
+    masks = masks or [torch.ones(tile.shape[1:], dtype=torch.bool) for tile in pixels]
     side = max(mask.shape[0] for mask in masks)
     pixels, masks = (
         [pad(tile, [0, side - tile.shape[-1]] * 2) for tile in tiles] for tiles in (pixels, masks)
@@ -218,8 +284,33 @@ def _inside(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
     return min(math.ceil(size[0] * down), frame[0]), frame[1]
 
 
-def _normalised(tile: Image.Image, image_processor: BaseImageProcessor) -> Float[Tensor, "3 h w"]:
-    pixels = torch.as_tensor(np.asarray(image_processor(tile, return_tensors="np")["pixel_values"]))
+def encoder_side(image_processor: BaseImageProcessor) -> int:
+    """Longer side in pixels of the images that an image processor makes."""
+    own = image_processor.to_dict()
+    sizes = own["crop_size"] if own.get("do_center_crop") else own["size"]
+    sides = [side for side in dict(sizes).values() if side is not None]
+    return max(sides) if isinstance(sizes, Mapping) else int(sizes)
+
+
+def _at_side(image_processor: BaseImageProcessor, side: int | None) -> dict[str, dict[str, int]]:
+    """Keywords of a call that makes squares of `side` pixels; none where that is None."""
+    if side is None:
+        return {}
+    own = image_processor.to_dict()
+    return {
+        name: {key: side for key, value in dict(own[name]).items() if value is not None}
+        for name in ("size", "crop_size")
+        if own.get(name)
+    }
+
+
+def _normalised(
+    tile: Image.Image, image_processor: BaseImageProcessor, side: int | None
+) -> Float[Tensor, "3 h w"]:
+    """The tile as the encoder takes it; `side` in pixels, None the image processor's own."""
+    options: dict[str, Any] = {"return_tensors": "np", **_at_side(image_processor, side)}
+    processed = image_processor(tile, **options)
+    pixels = torch.as_tensor(np.asarray(processed["pixel_values"]))
     if pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
         raise ValueError(
             f"{type(image_processor).__name__} gave pixel_values of shape {list(pixels.shape)} for "

@@ -1,21 +1,31 @@
-"""The arithmetic of scales: how many placeholders an image takes at a scale, before its pixels are
-seen.
+"""The arithmetic of budgets: how many placeholders an image takes, before its pixels are seen.
 
-in: scales as a user gives them, images or their sizes, and what a call chooses for their tiles;
-out: one scale and one number of placeholders per image, and the tiles themselves. `M3Processor`
+in: budgets as a user gives them, images or their sizes, and what a call chooses for their tiles;
+out: one budget and one number of placeholders per image, and the tiles themselves. `M3Processor`
 inherits this, and the collator and the sweep ask it.
 """
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from transformers import BaseImageProcessor
 
-from m3.nesting import SCALE_OPTION, Grid, ImageReader, Tiles, get_nesting, make_tiling
+from m3.nesting import (
+    SCALE_OPTION,
+    Budget,
+    Grid,
+    ImageReader,
+    Tiles,
+    get_nesting,
+    make_tiling,
+    read_budget,
+    read_ladder,
+    resolutions,
+)
 from m3.processing.aria_tiles import AriaTileProcessor, AriaTiles
-from m3.processing.call_options import per_image, whole_numbers
+from m3.processing.call_options import budget_settings, per_image
 from m3.processing.images import MAX_PIXELS, ImageSource, image_size
 from m3.processing.scale_policy import ScaleSetting, read_policy
 from m3.processing.tiles import (
@@ -30,6 +40,10 @@ from m3.processing.tiles import (
 
 logger = logging.getLogger(__name__)
 
+BudgetSetting = int | str | Budget
+ANY_SIZE = (1, 1)
+"""(height, width) of an image that stands for all, where only the tokens of a tile matter."""
+SEEN_WHOLE = Tiles()
 
 TILE_MAKERS: dict[type[BaseImageProcessor], Callable[[Any], TileMaker]] = {
     AriaTileProcessor: AriaTiles
@@ -46,9 +60,14 @@ class ScaleArithmetic:
     image_processor: BaseImageProcessor
 
     @property
-    def trained_scales(self) -> list[int]:
-        """Ascending."""
+    def trained_scales(self) -> list[int | str]:
+        """The ladder as files write it, ascending: 36, or "36@48"."""
         return self.nesting["trained_scales"]
+
+    @property
+    def ladder(self) -> tuple[Budget, ...]:
+        """The trained budgets, ascending."""
+        return read_ladder(self.trained_scales)
 
     @property
     def reachable_scales(self) -> tuple[int, ...]:
@@ -66,48 +85,76 @@ class ScaleArithmetic:
         own_maker = TILE_MAKERS.get(type(self.image_processor))
         if own_maker is not None:
             return own_maker(self.image_processor)
-        return EncoderTiles(self.image_processor, self.reader.tiling)
+        return EncoderTiles(self.image_processor, self.reader.tiling, self.grid)
 
-    def check_scales(self, scales: Sequence[int]) -> None:
-        """An unreachable scale is a `ValueError` with the choices."""
-        for scale in scales:
-            self.reader.nesting.count(self.grid, scale)
+    def train_at(self, ladder: Sequence[BudgetSetting]) -> None:
+        """Take the budgets as those the weights are trained at; a `ValueError` as in `budget`."""
+        budgets = sorted(self.budget(setting) for setting in ladder)
+        self.nesting = self.nesting | {"trained_scales": [budget.setting for budget in budgets]}
+
+    def check_budgets(self, budgets: Iterable[Budget]) -> None:
+        """An unreachable budget is a `ValueError` with the choices."""
+        for budget in budgets:
+            options = TileOptions(resolution=budget.resolution)
+            tiles = (
+                self.tile_maker.outline(lambda: ANY_SIZE, options)
+                if options.resolution
+                else Tiles()
+            )
+            self.reader.shape(budget.tokens, tiles.tokens)
+
+    def budget(self, setting: int | str | Budget) -> Budget:
+        """The budget that a user's 36 or 36@48 means here: the largest resolution has no name.
+
+        A `ValueError` where it cannot be read or reached.
+        """
+        budget = read_budget(setting)
+        if budget.resolution == self.tile_maker.largest_resolution:
+            budget = Budget(budget.tokens)
+        self.check_budgets([budget])
+        return budget
 
     def count_tokens(
         self,
         sizes: Sequence[tuple[int, int]],
-        matryoshka_vis_token_scale: int | Sequence[int] | None = None,
+        matryoshka_vis_token_scale: BudgetSetting | Sequence[BudgetSetting] | None = None,
         max_image_size: int | Sequence[int] | None = None,
         split_image: bool | Sequence[bool] | None = None,
     ) -> list[int]:
         """Placeholders that images of these (height, width) in pixels take, before any of them
         is loaded.
         """
-        images = self.outlines(sizes, max_image_size, split_image)
-        return self.counts(
-            self.resolve_scales(matryoshka_vis_token_scale, len(sizes), images), images
-        )
+        budgets = self.resolve_scales(matryoshka_vis_token_scale, len(sizes))
+        images = self.outlines(sizes, budgets, max_image_size, split_image)
+        return self.counts(self.fill_budgets(budgets, images), images)
 
     def outlines(
         self,
         sizes: Sequence[tuple[int, int]],
+        budgets: Sequence[Budget | None] | None = None,
         max_image_size: int | Sequence[int] | None = None,
         split_image: bool | Sequence[bool] | None = None,
     ) -> list[Tiles]:
-        """Tiles of images of these (height, width) in pixels."""
-        options = tile_options(max_image_size, split_image, len(sizes))
+        """Tiles of images of these (height, width) in pixels; `budgets`: one per image, by default
+        at the largest resolution.
+        """
+        resolutions = budget_resolutions(budgets or [None] * len(sizes))
+        options = tile_options(resolutions, max_image_size, split_image)
         return [
-            self._outline(lambda size=size: size, option)
+            self.tile_maker.outline(lambda size=size: size, option)
             for size, option in zip(sizes, options, strict=True)
         ]
 
-    def counts(self, scales: Sequence[int], images: Sequence[Tiles]) -> list[int]:
-        """Placeholders that each image takes at its scale.
+    def counts(self, budgets: Sequence[Budget], images: Sequence[Tiles]) -> list[int]:
+        """Placeholders that each image takes, seen as its tiles and read at its budget.
 
-        An unreachable scale is a `ValueError` with the choices.
+        Unreachable tokens are a `ValueError` with the choices.
         """
         reader = self.reader
-        return [reader.count(scale, tiles) for scale, tiles in zip(scales, images, strict=True)]
+        return [
+            reader.count(budget.tokens, tiles)
+            for budget, tiles in zip(budgets, images, strict=True)
+        ]
 
     def outline(
         self,
@@ -119,10 +166,7 @@ class ScaleArithmetic:
         """Tiles of an image, without decoding it; it is not even opened where its size does not
         matter.
         """
-        return self._outline(lambda: image_size(image, max_pixels, fetch_urls), options)
-
-    def _outline(self, size: Callable[[], tuple[int, int]], options: TileOptions) -> Tiles:
-        return self.tile_maker.outline(size, options)
+        return self.tile_maker.outline(lambda: image_size(image, max_pixels, fetch_urls), options)
 
     def prepare_images(
         self,
@@ -135,52 +179,68 @@ class ScaleArithmetic:
         return prepare_images(images, self.tile_maker, max_pixels, fetch_urls, options)
 
     def resolve_scales(
-        self,
-        scales: int | Sequence[int] | None,
-        num_images: int,
-        images: Sequence[Tiles] | None = None,
-    ) -> list[int]:
-        """One scale per image from what a user passed: None, one number, or one per image.
+        self, scales: BudgetSetting | Sequence[BudgetSetting] | None, num_images: int
+    ) -> list[Budget | None]:
+        """One budget per image from what a user passed: one, or one per image; None of None, which
+        `fill_budgets` fills once the tiles are known.
 
-        `images`, where their tiles have different numbers of tokens: None is then the largest
-        trained scale that each reaches.
+        Raises:
+            ValueError: a setting that cannot be read or reached, or another number of them.
         """
         if scales is None:
-            return [
-                self._largest_trained(tiles.tokens) for tiles in images or [Tiles()] * num_images
-            ]
-        resolved = per_image(SCALE_OPTION, whole_numbers(SCALE_OPTION, scales), num_images)
-        for scale in resolved:
-            if scale not in self.trained_scales and scale in self.reachable_scales:
-                _warn_untrained(scale, tuple(self.trained_scales))
-        return resolved
+            default = resolutions(self.ladder)[-1]
+            highest = [budget for budget in self.ladder if budget.resolution == default]
+            return [None if default is None else highest[-1]] * num_images
+        settings = per_image(SCALE_OPTION, budget_settings(SCALE_OPTION, scales), num_images)
+        budgets = [self.budget(setting) for setting in settings]
+        for budget in set(budgets) - set(self.ladder):
+            _warn_untrained(budget, self.ladder)
+        return [*budgets]
 
-    def policy_scales(self, setting: ScaleSetting | None, images: Sequence[Tiles]) -> list[int]:
-        """One scale per image of a visual (a still, or the frames of a video) by the user's
-        setting; None: the largest trained.
+    def fill_budgets(
+        self, budgets: Sequence[Budget | None], images: Sequence[Tiles]
+    ) -> list[Budget]:
+        """The budgets with the largest trained one that the tiles of its image reach for None."""
+        return [
+            self.largest_trained(tiles) if budget is None else budget
+            for budget, tiles in zip(budgets, images, strict=True)
+        ]
+
+    def policy_budgets(self, setting: ScaleSetting | None, num_images: int) -> list[Budget | None]:
+        """One budget per image of a visual (a still, or the frames of a video) by the user's
+        setting; None as in `resolve_scales`.
 
         Raises:
             ValueError: a setting that cannot be read or followed (m3/processing/scale_policy.py).
         """
-        scales = None if setting is None else read_policy(setting).scales(len(images))
-        return self.resolve_scales(scales, len(images), images)
+        budgets = None if setting is None else read_policy(setting).budgets(num_images)
+        return self.resolve_scales(budgets, num_images)
 
-    def _largest_trained(self, tokens: int | None) -> int:
+    def largest_trained(self, tiles: Tiles = SEEN_WHOLE) -> Budget:
+        """The trained budget of most tokens at the resolution of the tiles, among those that they
+        reach.
+        """
         reachable = (
-            self.reachable_scales if tokens is None else self.reader.nesting.reachable(tokens)
+            self.reachable_scales
+            if tiles.tokens is None
+            else self.reader.nesting.reachable(tiles.tokens)
         )
-        return next(
-            (scale for scale in reversed(self.trained_scales) if scale in reachable),
-            self.trained_scales[0],
-        )
+        alike = [budget for budget in self.ladder if budget.resolution == tiles.resolution]
+        fitting = [budget for budget in alike or self.ladder if budget.tokens in reachable]
+        return Budget((fitting or self.ladder[:1])[-1].tokens, tiles.resolution)
+
+
+def budget_resolutions(budgets: Sequence[Budget | None]) -> list[int | None]:
+    """Resolution of each budget; None of the largest, and of no budget."""
+    return [None if budget is None else budget.resolution for budget in budgets]
 
 
 @functools.cache
-def _warn_untrained(scale: int, trained: tuple[int, ...]) -> None:
-    """Once per scale and process."""
+def _warn_untrained(budget: Budget, trained: tuple[Budget, ...]) -> None:
+    """Once per budget and process."""
     logger.warning(
-        "scale %d can be reached but was not trained (trained: %s); answers may be worse than at "
+        "scale %s can be reached but was not trained (trained: %s); answers may be worse than at "
         "the trained scales",
-        scale,
+        budget,
         ", ".join(map(str, trained)),
     )

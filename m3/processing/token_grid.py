@@ -1,9 +1,9 @@
 """The grid of visual tokens on the picture they come from: for people, not for the model.
 
-In: an image, a processor, a scale. Out: the picture as the encoder sees it (`canvas`), and the
-lines between the cells that are pooled into one token each (`token_lines`), in units of the
-picture's sides. Where the picture itself is drawn by somebody else (a page), its size is enough:
-`views`.
+In: an image, a processor, a budget. Out: the picture as the encoder sees it at the resolution of
+the budget (`canvas`), and the lines between the cells that are pooled into one token each
+(`token_lines`), in units of the picture's sides. Where the picture itself is drawn by somebody else
+(a page), its size is enough: `views`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from PIL import Image
 
 from m3.nesting import Frame, Grid, ImageReader, Size
 from m3.nesting.tiling import finest_first
-from m3.processing.token_counts import ScaleArithmetic
+from m3.processing.tiles import TileOptions
+from m3.processing.token_counts import ANY_SIZE, BudgetSetting, ScaleArithmetic
 
 Line = tuple[float, float, float, float]
 """x1, y1, x2, y2 on a picture of 1 x 1."""
@@ -28,19 +29,23 @@ class Canvas:
     tiles: Size = (1, 1)
 
 
-def canvas(image: Image.Image, processor: ScaleArithmetic) -> Canvas:
-    """An upright RGB image, padded as the encoder sees it.
+def canvas(image: Image.Image, processor: ScaleArithmetic, resolution: int | None = None) -> Canvas:
+    """An upright RGB image as the encoder sees it at a resolution: padded, or as its tiles.
 
     Where it is cut into tiles, it is seen as a whole besides.
     """
-    return Canvas(*processor.tile_maker.overview(image))
+    options = TileOptions(resolution=resolution)
+    return Canvas(*processor.tile_maker.overview(image, options))
 
 
-def token_lines(seen: Canvas, processor: ScaleArithmetic, scale: int) -> list[Line]:
-    """Between the cells of all tiles; none where tokens are learned queries, or where there is
-    one cell.
+def token_lines(seen: Canvas, processor: ScaleArithmetic, setting: BudgetSetting) -> list[Line]:
+    """Between the cells of all tiles on the canvas of the budget's resolution; none where tokens
+    are learned queries, or where there is one cell.
     """
-    shape = processor.reader.shape(scale, None)
+    budget = processor.budget(setting)
+    options = TileOptions(resolution=budget.resolution)
+    tiles = processor.tile_maker.outline(lambda: ANY_SIZE, options)
+    shape = processor.reader.shape(budget.tokens, tiles.tokens)
     return (
         grid_lines((shape[0] * seen.tiles[0], shape[1] * seen.tiles[1]))
         if isinstance(shape, tuple)
@@ -61,20 +66,20 @@ class View:
     left_out: Size = (0, 0)
 
 
-def views(reader: ImageReader, size: Size, scale: int) -> list[View]:
+def views(reader: ImageReader, size: Size, scale: int, resolution: int | None = None) -> list[View]:
     """Views of an image of `size` (height, width) at `scale`: padded to a square, or whole and in
-    tiles.
+    tiles. `reader`: of the grid of a tile of an image seen at `resolution` (None: the largest).
 
-    None where tokens are learned queries, which have no place. Where an image is stretched over a
-    frame, its tiles stretch with it, so the frame of that view is the image itself.
+    `resolution`: that the image is seen at; `reader` has the grid of a tile seen so. None where
+    tokens are learned queries, which have no place. Where an image is stretched over a frame, its
+    tiles stretch with it, so the frame of that view is the image itself.
     """
     shape = reader.shape(scale, None)
     if not isinstance(shape, tuple):
         return []
-    left_out = reader.layout.padding(shape, reader.tiling.tiles(size))
-    return [
-        _view(frame, size, shape, left_out) for frame in finest_first(reader.tiling.frames(size))
-    ]
+    left_out = reader.layout.padding(shape, reader.tiling.tiles(size, resolution))
+    frames = finest_first(reader.tiling.frames(size, resolution))
+    return [_view(frame, size, shape, left_out) for frame in frames]
 
 
 def _view(frame: Frame, image_size: Size, token_grid: Size, left_out: Size) -> View:

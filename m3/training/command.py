@@ -10,6 +10,7 @@ from m3.config import load
 from m3.training.loop.distributed import world
 from m3.training.loop.evaluations import OpenBenchmarks
 from m3.training.recipe.recipe import Recipe, TowerRecipe
+from m3.training.recipe.router_recipe import BudgetRouterRecipe
 from m3.training.recipe.stages import Chain, recipes
 
 
@@ -48,24 +49,31 @@ def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
     if arguments.dry_run:
         return _say(given_recipes, arguments.devices)
     # the giants are imported once the arguments are known to be good
+    from m3.training.budget_router.train import train_budget_router
     from m3.training.loop.tower import train_tower
     from m3.training.loop.train import train_model
 
     for recipe in given_recipes:
         _check_resume(recipe.run, arguments.resume)
-        run = (
-            train_tower(recipe)
-            if isinstance(recipe, TowerRecipe)
-            else train_model(recipe, open_benchmarks)
-        )
+        if isinstance(recipe, TowerRecipe):
+            run = train_tower(recipe)
+        elif isinstance(recipe, BudgetRouterRecipe):
+            run = train_budget_router(recipe)
+        else:
+            run = train_model(recipe, open_benchmarks)
         if world().is_first:
             print(f"trained: {run.final}\nmetrics: {run.metrics}")
     return 0
 
 
-def read_recipes(path: Path, overrides: list[str]) -> list[Recipe] | list[TowerRecipe]:
+AnyRecipes = list[Recipe] | list[TowerRecipe] | list[BudgetRouterRecipe]
+
+
+def read_recipes(path: Path, overrides: list[str]) -> AnyRecipes:
     """One recipe, or the stages of a chain."""
     tree = load(path, dict, overrides)
+    if "budget_router" in tree:
+        return [load(path, BudgetRouterRecipe, overrides)]
     if "vision_config" in tree:
         return [load(path, TowerRecipe, overrides)]
     if "stages" not in tree:
@@ -101,14 +109,16 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def _say(given_recipes: list[Recipe] | list[TowerRecipe], devices: int) -> int:
+def _say(given_recipes: AnyRecipes, devices: int) -> int:
     from m3.training.checks.dry_run import plan
     from m3.training.setup.resolved import ResolvedRun
 
     before = None
     for recipe in given_recipes:
-        if isinstance(recipe, TowerRecipe):
-            raise ValueError("--dry-run is for recipes of a whole model; a tower's has no plan")
+        if not isinstance(recipe, Recipe):
+            raise ValueError(
+                "--dry-run is for recipes of a whole model; a tower's or a router's has no plan"
+            )
         print(f"run             {recipe.run}\nmodel           {recipe.model or 'of new weights'}")
         resolved = ResolvedRun(recipe, devices, before)
         print(plan(resolved))

@@ -84,9 +84,7 @@ def test_the_packed_training_loss_is_the_originals(
     """
     ids = ids_of(reference, processor.image_token_id)
     mask = (reference["train_labels"][0] != -100).tolist()
-    sequences = expand(
-        Tokenized(ids, mask, 1), tuple(processor.trained_scales), processor, [Tiles()]
-    )
+    sequences = expand(Tokenized(ids, mask, 1), processor.ladder, processor, {None: [Tiles()]})
     assert [sequence.scales for sequence in sequences] == [(1,), (9,), (36,), (144,), (576,)]
     row = {
         "input_ids": np.concatenate([s.input_ids for s in sequences]),

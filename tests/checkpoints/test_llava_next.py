@@ -108,7 +108,7 @@ def test_the_packed_training_loss_is_the_originals(
     prepared = processor.prepare_images([ANYRES / "image.png"])
     mask = (reference["train_labels"][0] != -100).tolist()
     tokenized = Tokenized(ids_of(reference, processor.image_token_id), mask, 1)
-    sequences = expand(tokenized, tuple(processor.trained_scales), processor, prepared.images)
+    sequences = expand(tokenized, processor.ladder, processor, {None: prepared.images})
     row = {
         "input_ids": np.concatenate([s.input_ids for s in sequences]),
         "labels": np.concatenate([s.labels for s in sequences]),

@@ -16,10 +16,10 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from m3.data.collate import Collator
 from m3.data.mixture import Broken, Mixture, Positioned
-from m3.data.multiscale import draw_scales, expand
+from m3.data.multiscale import draw_budgets, expand
 from m3.data.sample import Document, Sample, Turn
 from m3.data.tokenized import tokenize_sample
-from m3.nesting import Tiles
+from m3.nesting import Tiles, read_ladder
 from m3.processing import M3Processor
 
 MakeSample = Callable[..., Sample]
@@ -70,7 +70,10 @@ def test_nothing_is_lost_and_nothing_is_cut(
         sequence
         for sample in samples
         for sequence in expand(
-            tokenize_sample(sample, processor), TRAINED, processor, [Tiles()] * len(sample.images)
+            tokenize_sample(sample, processor),
+            read_ladder(TRAINED),
+            processor,
+            {None: [Tiles()] * len(sample.images)},
         )
     ]
     found = sequences_of(batch, processor.tokenizer.pad_token_id)
@@ -373,7 +376,10 @@ def test_ranks_workers_and_resumes_draw_alike(
         )
         for rank in range(2)
     ]
-    expected = [draw_scales(mode, TRAINED, 4, step) for step in range(6)]
+    expected = [
+        tuple(budget.tokens for budget in draw_budgets(mode, read_ladder(TRAINED), 4, step))
+        for step in range(6)
+    ]
     assert drawn(loaders[0]) == expected
     assert drawn(loaders[1]) == expected
     assert drawn(skip_first_batches(loaders[1], 3)) == expected[3:]

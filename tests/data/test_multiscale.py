@@ -8,18 +8,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from m3.data.multiscale import IGNORED, draw_scales, expand
+from m3.data.multiscale import IGNORED, draw_budgets, expand
 from m3.data.sample import Sample
 from m3.data.tokenized import tokenize_sample
-from m3.nesting import Tiles
+from m3.nesting import Budget, Tiles, read_ladder
 from m3.processing import M3Processor
 
-TRAINED = (1, 4, 9, 36, 144)
+TRAINED = read_ladder((1, 4, 9, 36, 144))
 
 
 @pytest.mark.parametrize("shades", [(1,), (1, 2), (1, 2, 3)])
 @pytest.mark.parametrize(
-    ("kind", "scales"), [("grid_pool", TRAINED), ("query_prefix", (2, 17, 100))]
+    ("kind", "scales"), [("grid_pool", (1, 4, 9, 36, 144)), ("query_prefix", (2, 17, 100))]
 )
 def test_expansion(
     kind: str,
@@ -30,7 +30,7 @@ def test_expansion(
 ) -> None:
     processor = make_processor(nesting={"kind": kind, "trained_scales": list(scales)})
     tokenized = tokenize_sample(make_sample("a", shades, ("red", "two words")), processor)
-    sequences = expand(tokenized, scales, processor, [Tiles()] * len(shades))
+    sequences = expand(tokenized, read_ladder(scales), processor, {None: [Tiles()] * len(shades)})
     text = [token for token in tokenized.input_ids if token != processor.image_token_id]
     answers = [
         token
@@ -51,14 +51,15 @@ def test_expansion(
 
 
 def test_text_only_goes_in_once(processor: M3Processor, make_sample: Callable[..., Sample]) -> None:
-    (sequence,) = expand(tokenize_sample(make_sample("a"), processor), TRAINED, processor, [])
+    (sequence,) = expand(tokenize_sample(make_sample("a"), processor), TRAINED, processor, {})
     assert (sequence.weight, sequence.scales, sequence.images) == (1.0, (), ())
 
 
 def test_weights_add_up(processor: M3Processor, make_sample: Callable[..., Sample]) -> None:
     tokenized = tokenize_sample(make_sample("a", (1,)), processor)
     assert sum(
-        sequence.weight for sequence in expand(tokenized, TRAINED, processor, [Tiles()], weight=0.5)
+        sequence.weight
+        for sequence in expand(tokenized, TRAINED, processor, {None: [Tiles()]}, weight=0.5)
     ) == pytest.approx(0.5)
 
 
@@ -67,47 +68,52 @@ def test_unreachable_and_no_scales(
 ) -> None:
     tokenized = tokenize_sample(make_sample("a", (1,)), processor)
     with pytest.raises(ValueError, match="scale 5 cannot be reached"):
-        expand(tokenized, (1, 5), processor, [Tiles()])
+        expand(tokenized, (Budget(1), Budget(5)), processor, {None: [Tiles()]})
     with pytest.raises(ValueError, match="no scales to expand to"):
-        expand(tokenized, (), processor, [Tiles()])
+        expand(tokenized, (), processor, {None: [Tiles()]})
 
 
 # ---------------------------------------------------------------------- the draw
 def test_all_and_unknown() -> None:
-    assert draw_scales("all", (9, 1, 4), 0, 7) == (1, 4, 9)
+    assert draw_budgets("all", read_ladder((9, 1, 4)), 0, 7) == read_ladder((1, 4, 9))
     with pytest.raises(ValueError, match="no trained scales"):
-        draw_scales("all", (), 0, 0)
+        draw_budgets("all", (), 0, 0)
 
 
 def test_random_draws_every_scale_equally_often() -> None:
-    drawn = Counter(draw_scales("random", TRAINED, seed=3, step=step) for step in range(2000))
+    drawn = Counter(draw_budgets("random", TRAINED, seed=3, step=step) for step in range(2000))
     assert sorted(drawn) == [(scale,) for scale in TRAINED]
     assert all(330 < count < 470 for count in drawn.values()), drawn  # 400 +- 4 standard deviations
 
 
 @pytest.mark.parametrize("between", [0, 1, 2, 9])
 def test_sandwich_holds_both_ends(between: int) -> None:
-    drawn = [draw_scales("sandwich", TRAINED, 0, step, between) for step in range(300)]
+    drawn = [draw_budgets("sandwich", TRAINED, 0, step, between) for step in range(300)]
     expected = min(between, 3) + 2
-    assert all((scales[0], scales[-1], len(scales)) == (1, 144, expected) for scales in drawn)
+    assert all(
+        (scales[0], scales[-1], len(scales)) == (TRAINED[0], TRAINED[-1], expected)
+        for scales in drawn
+    )
     assert all(list(scales) == sorted(set(scales)) for scales in drawn)
     middles = Counter(scale for scales in drawn for scale in scales[1:-1])
-    assert set(middles) == ({4, 9, 36} if between else set())
+    assert set(middles) == (set(TRAINED[1:-1]) if between else set())
 
 
 def test_sandwich_of_few_scales() -> None:
-    assert draw_scales("sandwich", (9,), 0, 0) == (9,)
-    assert draw_scales("sandwich", (1, 9), 0, 0) == (1, 9)
+    assert draw_budgets("sandwich", TRAINED[2:3], 0, 0) == TRAINED[2:3]
+    assert draw_budgets("sandwich", TRAINED[:2], 0, 0) == TRAINED[:2]
 
 
 def test_the_draw_is_fixed_for_ever() -> None:
     """Written down, so that no library and no refactoring can change what a resumed run draws."""
-    assert [draw_scales("random", TRAINED, 0, step)[0] for step in range(8)] == FIXED_RANDOM
-    assert [draw_scales("sandwich", TRAINED, 0, step, 1)[1] for step in range(8)] == FIXED_SANDWICH
+    assert [draw_budgets("random", TRAINED, 0, n)[0].tokens for n in range(8)] == FIXED_RANDOM
+    assert [
+        draw_budgets("sandwich", TRAINED, 0, n, 1)[1].tokens for n in range(8)
+    ] == FIXED_SANDWICH
     assert (
         np.mean(
             [
-                draw_scales("random", TRAINED, 0, s) != draw_scales("random", TRAINED, 1, s)
+                draw_budgets("random", TRAINED, 0, s) != draw_budgets("random", TRAINED, 1, s)
                 for s in range(200)
             ]
         )

@@ -99,7 +99,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def save_model(
     folder: Path,
     seed: int = 0,
-    scales: list[int] = SCALES,
+    scales: Sequence[int | str] = SCALES,
     layers: int = 2,
     tiling: dict | None = None,
     decoder: str = "aria_text",
@@ -108,7 +108,7 @@ def save_model(
     enough that answers differ.
     """
     torch.manual_seed(seed)
-    nesting = {"kind": "grid_pool", "trained_scales": scales}
+    nesting = {"kind": "grid_pool", "trained_scales": list(scales)}
     small = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -271,6 +271,7 @@ def make_run(
             "",
             2,
             SingleTile().to_dict(),
+            24,
         ),
         ModelRow(
             "m3-tiny-base",
@@ -284,6 +285,7 @@ def make_run(
             "",
             0,
             SingleTile().to_dict(),
+            24,
         ),
     ]
     cells, costs, times, examples = [], [], [], []
@@ -338,7 +340,8 @@ def make_run(
                             2_000_000, 500_000, 4_000_000, 1_200_000, model.name, documents, scale, 720_000_000 + flops, "")
                 )  # fmt: skip
                 times += [
-                    LatencyRow(scale, batch, seconds * batch, seconds / 20, 0.002 * batch**0.5, 0.0001, 600_000_000, 7,
+                    LatencyRow(scale, batch, seconds * batch, seconds / 400, seconds * batch * 1.5, seconds / 400,
+                               0.002 * batch**0.5, 0.0001, 0.003, 600_000_000, 40,
                                "CPU (x86_64), 2 threads", "float32", model.name)
                     for batch in (1, 8)
                 ]  # fmt: skip

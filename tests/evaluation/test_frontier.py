@@ -5,7 +5,13 @@ import math
 import pytest
 from scipy import stats
 
-from m3.evaluation.analysis.frontier import knee, pareto_front, sufficient
+from m3.evaluation.analysis.frontier import (
+    front_curve,
+    has_resolutions,
+    knee,
+    pareto_front,
+    sufficient,
+)
 from m3.evaluation.statistics import chance_corrected, holm, paired_p, retention
 
 
@@ -84,3 +90,22 @@ def test_chance_correction():
     assert [chance_corrected(score, 0.25) for score in (0.25, 1.0, 0.625)] == [0.0, 1.0, 0.5]
     with pytest.raises(ValueError, match="got 1"):
         chance_corrected(0.5, 1.0)
+
+
+def test_the_front_spans_tokens_and_resolutions():
+    """Nine tokens of a small picture beat as many of a large one by cost, and four of it by score;
+    of tokens alone the front would know nothing of that.
+    """
+    curve: dict[int | str, float] = {
+        "1@24": 40.0, "9@24": 61.0, 4: 60.0, 9: 62.0, "36@48": 75.0, 36: 76.0, 144: 76.0
+    }  # fmt: skip
+    costs: dict[int | str, float] = {
+        "1@24": 1.0, "9@24": 2.0, 4: 10.0, 9: 11.0, "36@48": 5.0, 36: 14.0, 144: 26.0
+    }  # fmt: skip
+    front = front_curve(curve, costs)
+    assert list(front) == ["1@24", "9@24", "36@48", 36]  # cheapest first
+    assert knee(front, costs) == "36@48"
+    assert sufficient(curve, 0.95, costs) == "36@48"
+    assert sufficient(curve, 0.8, costs) == "9@24"
+    assert has_resolutions(list(curve)) and not has_resolutions([1, 9])
+    assert not has_resolutions(["1@24", "9@24"])

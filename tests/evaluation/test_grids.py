@@ -11,10 +11,11 @@ from m3.nesting.tiling import AnyRes, AspectRatioTiles
 
 SINGLE = SingleTile().to_dict()
 ANYRES = AnyRes(tile_size=24, grid_pinpoints=[[24, 48], [48, 24], [48, 48]]).to_dict()
-SQUARE = ModelRow("m", "m", "w", [144], [12, 12], "grid_pool", 1, "nesting", "", 0, tiling=SINGLE)
-TILED = ModelRow("m", "m", "w", [36], [6, 6], "grid_pool", 1, "nesting", "", 0, tiling=ANYRES)
+SIDE = 24
+SQUARE = ModelRow("m", "m", "w", [144], [12, 12], "grid_pool", 1, "nesting", "", 0, SINGLE, SIDE)
+TILED = ModelRow("m", "m", "w", [36], [6, 6], "grid_pool", 1, "nesting", "", 0, ANYRES, SIDE)
 INTERNVL = replace(TILED, tiling=AspectRatioTiles(tile_size=24, max_tiles=6).to_dict())
-QUERIES = ModelRow("m", "m", "w", [4], [9], "query_prefix", 1, "nesting", "", 0, tiling=SINGLE)
+QUERIES = ModelRow("m", "m", "w", [4], [9], "query_prefix", 1, "nesting", "", 0, SINGLE, SIDE)
 
 
 def example(*size: int) -> Example:

@@ -13,7 +13,7 @@ from m3.evaluation.token_reduction.method_cost import method_cost
 from m3.evaluation.token_reduction.table import METHODS, OWN, ChosenTokenReducer, get_method, is_own
 from m3.model.cost import CostModel
 from m3.model.reducers import NoOptions
-from m3.nesting import Tiles, get_nesting
+from m3.nesting import Budget, Tiles, get_nesting
 from tests.evaluation.conftest import make_image, save_model
 
 GRID = (6, 6)
@@ -219,10 +219,10 @@ def test_fastv_needs_layers_behind_the_cut(engine: Engine):
 
 def test_cost_counts_what_a_method_computes(deep: Engine):
     own = {scale: CostModel(deep.model).cost(scale, 20) for scale in (4, 36)}
-    assert method_cost(deep.model, "divprune", 4, 20, [Tiles()]) == own[4]
-    low = method_cost(deep.model, "resolution", 4, 20, [Tiles()])
+    assert method_cost(deep.model, "divprune", Budget(4), 20, [Tiles()]) == own[4]
+    low = method_cost(deep.model, "resolution", Budget(4), 20, [Tiles()])
     assert low.prefill_flops == own[4].prefill_flops
     assert low.vision_flops < own[4].vision_flops / 8
-    fast = method_cost(deep.model, "fastv", 4, 20, [Tiles()])
+    fast = method_cost(deep.model, "fastv", Budget(4), 20, [Tiles()])
     assert own[4].prefill_flops < fast.prefill_flops < own[36].prefill_flops
     assert fast.kv_cache_bytes == (own[4].kv_cache_bytes + own[36].kv_cache_bytes) // 2

@@ -39,7 +39,7 @@ def test_every_tiling_is_tested() -> None:
     assert set(SETTINGS) == set(TILINGS) - {"single"}
 
 
-def ask(engine: Engine, index: int, scale: int, continuation: str | None = None) -> Question:
+def ask(engine: Engine, index: int, scale: int | str, continuation: str | None = None) -> Question:
     pictures = [
         Picture.of(make_image(n).resize(SIZES[n][::-1], Image.Resampling.NEAREST))
         for n in range(index + 1)
@@ -102,7 +102,7 @@ def test_the_cost_of_a_sweep_is_the_mean_over_the_prompts_it_asked(engine: Engin
     for n in (0, 1, 2, 0):
         visual = sum(engine.processor.count_tokens(list(sizes[n]), 4))
         tiles = sum(tiles.number for tiles in engine.processor.outlines(sizes[n]))
-        expected.append(formulas.prompt_cost(4, visual, 10 + n, tiles))
+        expected.append(formulas.prompt_cost(4, visual, 10 + n, {None: tiles}))
     assert (row.prompts, row.model) == (4, "tiled")
     assert row.vision_flops == round(sum(cost.vision_flops for cost in expected) / 4)
     assert row.prefill_flops == round(sum(cost.prefill_flops for cost in expected) / 4)
@@ -160,3 +160,24 @@ def test_cost_and_latency_are_those_of_all_tiles(engine: Engine, tmp_path: Path)
     )
     measured = measure(engine.model, [1], text_tokens=4, repeats=1, warm_up=0, tokens=1)
     assert len(measured) == 1
+
+
+@pytest.mark.parametrize("scale", ["4@24", "9@12"])
+def test_a_budget_with_a_resolution_sees_its_own_tiles(engine: Engine, scale: str) -> None:
+    """Up to the side of a tile, InternVL's too, the picture is seen as a whole alone."""
+    questions = [ask(engine, index, budget) for index in range(3) for budget in (scale, 36)]
+    together = answers(engine, questions, batch_size=4)
+    for question, reply in zip(questions, together, strict=True):
+        sizes = [(picture.image.height, picture.image.width) for picture in question.pictures]
+        assert reply.visual_tokens == sum(engine.processor.count_tokens(sizes, question.scale))
+        assert answers(engine, [question], 1)[0].text == reply.text
+    cells = [Cell("w", "t", "d", "0", "p", scale, "grid_pool")]
+    asked = [Answer(cell, "t", 0, "", None, 0, 10, 1, 0.1, (), sizes=((20, 44),)) for cell in cells]
+    row, _ = costs_of(engine, "tiled", OWN, scale, {"one": prompts_of(asked)})
+    formulas = CostModel(engine.model)
+    assert (row.scale, row.visual_tokens) == (
+        scale,
+        engine.processor.count_tokens([(20, 44)], scale)[0],
+    )
+    assert row.vision_flops == formulas.vision_flops(int(scale.partition("@")[2]))
+    assert row.first_token_flops == formulas.cost(scale, 10, size=(20, 44)).first_token_flops

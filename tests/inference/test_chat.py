@@ -19,6 +19,7 @@ from m3.inference.cost_table import explain_costs
 from m3.inference.repl import Visual
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
+from m3.processing.video import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 Loaded = tuple[M3ForConditionalGeneration, M3Processor]
@@ -81,13 +82,11 @@ def test_several_scales_side_by_side(
         "--query",
         "what happens",
     )
-    assert chat(checkpoint, *arguments, "--matryoshka_vis_token_scale", "1,9,36+1") == 0
+    scales = ("1", "9@24", "36+1@24")
+    assert chat(checkpoint, *arguments, "--matryoshka_vis_token_scale", ",".join(scales)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition("]")[0] for line in lines if line.startswith("[")] == [
-        "[1",
-        "[9",
-        "[36+1",
-    ]
+    shown = [line.partition("]")[0] for line in lines if line.startswith("[")]
+    assert shown == [f"[{scale}" for scale in scales]
 
 
 def test_explain_counts_tiles_tokens_and_flops(
@@ -108,12 +107,30 @@ def test_explain_counts_tiles_tokens_and_flops(
     assert "   tokens at scale 1: 4, 4: 16, 9: 36, 36: 144, 144: 576\n" in shown
     rows = [line.split() for line in shown.splitlines() if line.split()[:1] in (["1"], ["144"])]
     assert [row[1] for row in rows] == ["5", "720"]
-    assert rows[0][3] == rows[1][3], "seeing costs the same at every scale"
+    assert rows[0][3] == rows[1][3], "seeing costs the same at every scale of a resolution"
     assert float(rows[0][4]) < float(rows[1][4])
     conversation = Conversation(*loaded)
     conversation.show_image(files / "red.png")
     with pytest.raises(ValueError, match="scale 7 cannot be reached"):
         explain_costs(conversation, "", [7])
+
+
+def test_explain_counts_what_is_seen_at_each_resolution(loaded: Loaded, files: Path) -> None:
+    conversation = Conversation(*loaded)
+    conversation.show_image(files / "red.png")
+    conversation.show_video(files / "short.mp4", Sampling(num_frames=4))
+    scales = [36, "36@24", "9@24", "36+9@24"]
+    shown = explain_costs(conversation, "", scales)
+    assert "   tokens at scale 36: 144, 36@24: 144, 9@24: 36, 36+9@24: 63\n" in shown
+    rows = {line.split()[0]: line.split() for line in shown.splitlines() if "KiB" in line}
+    assert list(rows) == [str(scale) for scale in scales]
+    seeing = {label: float(row[3]) for label, row in rows.items()}
+    assert seeing["9@24"] == seeing["36@24"] < seeing["36+9@24"] < seeing["36"]
+    # 2 pictures of 48 pixels and 3 of 24
+    mixed = (2 * seeing["36"] + 3 * seeing["36@24"]) / 5
+    assert seeing["36+9@24"] == pytest.approx(mixed, abs=2e-3)
+    assert rows["36"][4] == rows["36@24"][4], "reading follows the tokens"
+    assert all(not visual.views for visual in conversation.pictures())
 
 
 def test_turns_through_a_pipe(
@@ -128,7 +145,10 @@ def test_turns_through_a_pipe(
         "what colour",
         "/scale 1,144",
         "what colour",
+        "/scale 9@24",
+        "what colour",
         "/scale 100",
+        "/scale 36@50",
         "/scal 9",
         f"/image {files / 'none.png'}",
         "/explain",
@@ -147,6 +167,7 @@ def test_turns_through_a_pipe(
         "[1] ",
         "[144] ",
         "scale 100 cannot be reached exactly",
+        "resolution 50 is more than this model sees",
         "unknown command /scal. Did you mean '/scale'?",
         "no such image file",
         "red.png  60 x 40 pixels",
@@ -180,6 +201,7 @@ def test_every_way_of_loading_answers(
     ("arguments", "message"),
     [
         (["--matryoshka_vis_token_scale", "nine"], "the scale 'nine' cannot be read"),
+        (["--matryoshka_vis_token_scale", "36@"], "the scale '36@' cannot be read"),
         (["--query", "x", "--image-file", "none.png"], "no such image file"),
         (
             ["--query", "x <image>"],

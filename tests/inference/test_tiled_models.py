@@ -19,13 +19,13 @@ from m3.processing.aria_tiles import AriaTileProcessor
 ANYRES = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "anyres"
 PICTURE = ANYRES / "image.png"  # 640 x 420: the whole and 2 x 2 tiles
 QUESTION, NEW = "w4 what is it", 6
-SCALES = {"anyres": (9, 36), "aria": (8, 256)}
-Used = tuple[Path, tuple[M3ForConditionalGeneration, M3Processor], tuple[int, ...]]
+SCALES = {"anyres": (9, 36, "9@336", "9@168"), "aria": (8, 256, "8@28")}
+Used = tuple[Path, tuple[M3ForConditionalGeneration, M3Processor], tuple[int | str, ...]]
 
 
 @pytest.fixture(scope="module", params=SCALES)
 def used(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Used:
-    """The folder, converted and loaded, and two scales."""
+    """The folder, converted and loaded, and some scales."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "anyres":
         make_tokenizer(96).save_pretrained(folder / "tokenizer")
@@ -36,7 +36,7 @@ def used(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder / "native", load(folder / "native", device="cpu"), SCALES[request.param]
 
 
-def prepared(used: Used, scale: int) -> dict[str, torch.Tensor]:
+def prepared(used: Used, scale: int | str) -> dict[str, torch.Tensor]:
     """The processor's own call, pixels and all."""
     processor = used[1][1]
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}

@@ -16,6 +16,7 @@ from m3.processing import images as module
 from m3.processing.images import load_image, mean_colour, pad_to_square
 from m3.processing.tiles import EncoderTiles, prepare_images
 
+GRID = (24, 24)
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "flat"
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -29,7 +30,9 @@ def test_pixel_values_equal_the_original_implementation() -> None:
     image_processor = CLIPImageProcessorPil.from_pretrained(FIXTURE / "vision_tower_src")
     image = load_image(FIXTURE / "image.png")
     assert image.size == tuple(reference["image_size_wh"])
-    pixel_values = prepare_images([image], EncoderTiles(image_processor, SingleTile())).pixel_values
+    pixel_values = prepare_images(
+        [image], EncoderTiles(image_processor, SingleTile(), GRID)
+    ).pixel_values
     # 1e-6 leaves room for another build of numpy; one grey level would be 1.4e-2.
     np.testing.assert_allclose(pixel_values.numpy(), reference["pixel_values"], atol=1e-6, rtol=0)
 
@@ -236,7 +239,8 @@ def test_preprocess_keeps_order_and_shape() -> None:
     colours = [RED, (0, 255, 0), (0, 0, 255)]
     images = [Image.new("RGB", (5 + n, 9), colour) for n, colour in enumerate(colours)]
     prepared = prepare_images(
-        images, EncoderTiles(SiglipImageProcessorPil(size={"height": 8, "width": 8}), SingleTile())
+        images,
+        EncoderTiles(SiglipImageProcessorPil(size={"height": 8, "width": 8}), SingleTile(), GRID),
     )
     pixel_values = prepared.pixel_values
     assert prepared.images == [Tiles(1, (9, 5)), Tiles(1, (9, 6)), Tiles(1, (9, 7))]
@@ -246,7 +250,7 @@ def test_preprocess_keeps_order_and_shape() -> None:
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="needs at least one image and got none"):
-        prepare_images([], EncoderTiles(SiglipImageProcessorPil(), SingleTile()))
+        prepare_images([], EncoderTiles(SiglipImageProcessorPil(), SingleTile(), GRID))
 
 
 def test_an_image_processor_that_gives_patches_is_refused() -> None:
@@ -255,4 +259,4 @@ def test_an_image_processor_that_gives_patches_is_refused() -> None:
         match=r"Siglip2ImageProcessorPil gave pixel_values of shape \[1, 256, 768\] "
         r"for one image",
     ):
-        prepare_images([gradient()], EncoderTiles(Siglip2ImageProcessorPil(), SingleTile()))
+        prepare_images([gradient()], EncoderTiles(Siglip2ImageProcessorPil(), SingleTile(), GRID))

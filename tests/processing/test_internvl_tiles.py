@@ -32,7 +32,7 @@ def test_tiles_equal_those_of_transformers(least: int, most: int) -> None:
         **settings, crop_to_patches=True, min_patches=least, max_patches=most
     )
     tiling = AspectRatioTiles(tile_size=SIDE, min_tiles=least, max_tiles=most)
-    maker = EncoderTiles(SiglipImageProcessorPil(**settings, resample=3), tiling)
+    maker = EncoderTiles(SiglipImageProcessorPil(**settings, resample=3), tiling, (16, 16))
     images = [picture(*size) for size in SIZES]
     ours = prepare_images(images, maker)
     expected = theirs(images, return_tensors="pt")

@@ -212,7 +212,7 @@ def test_scales_of_other_libraries_are_numbers_too(given: Any, processor: M3Proc
         assert out["image_scales"].tolist() == [9]
 
 
-@pytest.mark.parametrize("given", [True, 9.0, "9", "36+1", [True], [[9]], np.array([9.0])])
+@pytest.mark.parametrize("given", [True, 9.0, [True], [[9]], np.array([9.0])])
 def test_what_is_no_scale_is_refused(given: Any, processor: M3Processor) -> None:
     message = "matryoshka_vis_token_scale must be a whole number, or a list of one per image; got"
     with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from m3.nesting import Budget
 from m3.processing.scale_policy import Auto, Fixed, PerFrame, read_policy, split_alternatives
 
 
@@ -26,13 +27,16 @@ from m3.processing.scale_policy import Auto, Fixed, PerFrame, read_policy, split
 def test_a_schedule_gives_one_scale_per_frame(
     schedule: int | str | list[int], frames: int, scales: list[int]
 ) -> None:
-    assert read_policy(schedule).scales(frames) == scales
+    assert [b.tokens for b in read_policy(schedule).budgets(frames)] == scales
 
 
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ("144:1", "the scale '144:1' cannot be read: expected such as 36, 144+1 or 144x4+36x8+1"),
+        (
+            "144:1",
+            "the scale '144:1' cannot be read: expected such as 36, 36@48 (tokens @ pixels), 144+1 or 144x4+36x8+1",
+        ),
         ("", "cannot be read"),
         ("144+", "cannot be read"),
         ("144x2", "the scale '144x2' says 2 frames, but there are 5"),
@@ -41,7 +45,7 @@ def test_a_schedule_gives_one_scale_per_frame(
 )
 def test_what_cannot_be_followed_is_refused(schedule: str | list[int], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_policy(schedule).scales(5)
+        read_policy(schedule).budgets(5)
 
 
 def test_alternatives_are_split_at_commas() -> None:
@@ -52,21 +56,21 @@ def test_alternatives_are_split_at_commas() -> None:
 
 @pytest.mark.parametrize("scale", [9, 9.0, np.int64(9), np.float32(9), torch.tensor(9)])
 def test_numbers_of_any_library_are_numbers(scale: object) -> None:
-    assert read_policy(scale).scales(2) == [9, 9]
+    assert read_policy(scale).budgets(2) == [Budget(9), Budget(9)]
 
 
 @pytest.mark.parametrize("scale", [9.5, True, float("nan"), float("inf")])
 def test_what_is_no_number_of_tokens_is_refused(scale: object) -> None:
     with pytest.raises(ValueError, match="is no number of visual tokens: expected such as 36"):
-        read_policy(scale).scales(2)
+        read_policy(scale).budgets(2)
 
 
 @pytest.mark.parametrize(
     ("setting", "policy", "label"),
     [
-        (36, Fixed(36), "36"),
-        (" 36 ", Fixed(36), "36"),
-        ("144+1", PerFrame(((144, 1), (1, None)), "144+1"), "144+1"),
+        (36, Fixed(Budget(36)), "36"),
+        (" 36 ", Fixed(Budget(36)), "36"),
+        ("144+1", PerFrame(((Budget(144), 1), (Budget(1), None)), "144+1"), "144+1"),
         ("auto", Auto(), "auto"),
         ("auto: 0.95", Auto(0.95), "auto:0.95"),
     ],
@@ -79,8 +83,8 @@ def test_a_setting_is_read_as_a_policy(
 
 
 def test_a_model_without_a_router_does_not_choose() -> None:
-    with pytest.raises(ValueError, match="'auto' needs a model .* this model has no router"):
-        read_policy("auto").scales(1)
+    with pytest.raises(ValueError, match="'auto' is chosen by a model's router .*docs/auto.md"):
+        read_policy("auto").budgets(1)
 
 
 @pytest.mark.parametrize("words", ["auto:2", "auto:1.01"])

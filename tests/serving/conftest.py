@@ -2,6 +2,7 @@
 process.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,14 @@ def loaded(
     tiny_checkpoint: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Loaded:
     return load(tiny_checkpoint(tmp_path_factory.mktemp("serving") / "tiny"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def elastic(loaded: Loaded) -> Loaded:
+    """The same weights, said to be trained at several resolutions."""
+    processor = copy.deepcopy(loaded[1])
+    processor.train_at(["1@24", "9@24", "36@24", 9, 36, 144])
+    return loaded[0], processor
 
 
 @pytest.fixture

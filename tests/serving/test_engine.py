@@ -23,6 +23,7 @@ from m3.serving.engine.requests import Busy, Event, Finished, Piece, Refused, Re
 from m3.serving.settings import Limits, Queue, Settings
 
 SCALES = (1, 4, 9, 36, 144)
+BUDGETS = (1, "9@24", 9, "36@24", 36, "1@12", 144)
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 QUESTIONS = (
     "What is it?",
@@ -72,12 +73,12 @@ def long_request(**options) -> Request:
 
 
 def test_many_at_once_answer_as_each_alone(loaded, made) -> None:
-    """Joining and leaving at mixed scales changes no greedy answer."""
+    """Joining and leaving at mixed scales and resolutions changes no greedy answer."""
     engine = made(queue=Queue(running=5, waiting=100))
     asked = [
         question(
             QUESTIONS[n % 3],
-            *[still(COLOURS[(n + k) % 6], SCALES[n % 5]) for k in range(n % 3)],
+            *[still(COLOURS[(n + k) % 6], BUDGETS[n % 7]) for k in range(n % 3)],
             tokens=5 + n,
         )
         for n in range(24)
@@ -109,10 +110,25 @@ def test_an_image_is_seen_once_whatever_it_is_asked_at(made) -> None:
         assert value(engine, "m3_visual_tokens_total", scale=str(scale)) == scale
 
 
-def test_those_who_ask_at_once_share_one_look(made) -> None:
+def test_an_image_is_seen_once_at_each_resolution(made) -> None:
     engine = made()
+    scales = ("9@24", "36@24", 9, "1@24", "144@48", "1@12")
+    answers = [engine.answer(question("What is it?", still(), scale=scale)) for scale in scales]
+    assert [answer.usage.visual_tokens for answer in answers] == [9, 36, 9, 1, 144, 1]
+    assert value(engine, "m3_tower_runs_total") == 3
+    assert value(engine, "m3_cache_hits_total") == 3
+    assert value(engine, "m3_cache_entries") == 1
+    assert value(engine, "m3_cache_bytes") == (144 + 36 + 9) * 32 * 4
+    assert value(engine, "m3_visual_tokens_total", scale="9@24") == 9
+    assert value(engine, "m3_visual_tokens_total", scale="144") == 144
+
+
+@pytest.mark.parametrize("scale", [None, "9@24"])
+def test_those_who_ask_at_once_share_one_look(made, scale: str | None) -> None:
+    engine = made()
+    asked = question("What is it?", still("blue"), scale=scale)
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(engine.answer, [question("What is it?", still("blue"))] * 8))
+        list(threads.map(engine.answer, [asked] * 8))
     assert value(engine, "m3_tower_runs_total") == 1
 
 
@@ -131,6 +147,32 @@ def test_frames_of_a_video_take_a_schedule(made, tmp_path) -> None:
     video = Visual("video", (tmp_path / "short.mp4").read_bytes(), "36+1", Sampling(num_frames=4))
     answer = made().answer(question("What happens?", video, still(scale=9)))
     assert answer.usage.visual_tokens_of == (36, 1, 1, 1, 9)
+
+
+def test_a_schedule_sees_each_frame_at_its_own_resolution(made, tmp_path) -> None:
+    write_video(tmp_path / "short.mp4")
+    video = Visual("video", (tmp_path / "short.mp4").read_bytes(), None, Sampling(num_frames=4))
+    engine = made()
+    counts, images = [], []
+    for scale in ("36+1@24", "144+9@24", "9@24", 9):
+        answer = engine.answer(question("What happens?", video, scale=scale))
+        counts.append(answer.usage.visual_tokens_of)
+        images.append(value(engine, "m3_tower_images_total"))
+    assert counts == [(36, 1, 1, 1), (144, 9, 9, 9), (9,) * 4, (9,) * 4]
+    assert images == [4, 4, 5, 8], "what was seen of a frame is not seen again"
+
+
+def test_a_batch_of_many_resolutions_answers_as_each_alone(made, tmp_path) -> None:
+    write_video(tmp_path / "short.mp4")
+    video = Visual("video", (tmp_path / "short.mp4").read_bytes(), None, Sampling(num_frames=4))
+    shown = {"9@24": still(), 36: still(), "36+1@24": video, "1@12+9": video, "36@24": still()}
+    asked = [question(text, visual, scale=s) for s, visual in shown.items() for text in QUESTIONS]
+    engine = made()
+    with ThreadPoolExecutor(len(asked)) as threads:
+        answers = list(threads.map(engine.answer, asked))
+    for request, answer in zip(asked, answers, strict=True):
+        alone = made().answer(request)
+        assert (answer.text, answer.usage) == (alone.text, alone.usage)
 
 
 def test_pieces_are_the_answer(made) -> None:
@@ -239,7 +281,10 @@ LIMITED = [
     (Limits(), question("?", Visual("image", b"")), "the image file is empty"),
     (Limits(), question("?", Visual("video", b"no video")), "not a video that can be read"),
     (Limits(), question("?", still(), scale=7), "choose one of 1, 4, 9, 16, 36, 144"),
-    (Limits(), question("?", still(), scale="auto"), "this model has no router"),
+    (Limits(), question("?", still(), scale="144@24"), "choose one of 1, 4, 9, 36"),
+    (Limits(), question("?", still(), scale="9@26"), "choose a multiple of 4 pixels"),
+    (Limits(), question("?", still(), scale="9@96"), "at most 48 pixels"),
+    (Limits(), question("?", still(), scale="auto"), "is chosen by a model's router"),
     (Limits(), question("?", still(), scale="36+"), "the scale '36\\+' cannot be read"),
     (
         Limits(),

@@ -17,17 +17,17 @@ from m3.inference import Conversation, Generation, load
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.serving.engine.engine import Engine
-from m3.serving.engine.requests import Request, Turn, Visual
+from m3.serving.engine.requests import Refused, Request, Turn, Visual
 from m3.serving.settings import Settings
 
 Loaded = tuple[M3ForConditionalGeneration, M3Processor]
 ANYRES = Path(__file__).parents[1] / "fixtures" / "llava_m3" / "anyres"
 WIDE, NEW = (ANYRES / "image.png").read_bytes(), 6
-SCALES = {"anyres": (9, 36), "aria": (8, 16)}
+SCALES = {"anyres": (9, 36, "9@336"), "aria": (8, 16, "8@28")}
 
 
 @pytest.fixture(params=SCALES)
-def tiled(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Loaded, tuple[int, ...]]:
+def tiled(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Loaded, tuple[int | str, ...]]:
     if request.param == "anyres":
         make_tokenizer(96).save_pretrained(tmp_path / "tokenizer")
         convert(ANYRES, tmp_path / "native", options=Options(tokenizer=tmp_path / "tokenizer"))
@@ -57,7 +57,7 @@ def check(loaded: Loaded, requests: list[Request]) -> Engine:
 
 @pytest.mark.filterwarnings("ignore:.*trained")
 def test_tiles_of_several_images_and_scales_share_a_batch(
-    tiled: tuple[Loaded, tuple[int, ...]],
+    tiled: tuple[Loaded, tuple[int | str, ...]],
 ) -> None:
     loaded, scales = tiled
     pictures = [Visual("image", WIDE), Visual("image", png(size=(40, 200)))]
@@ -70,6 +70,22 @@ def test_tiles_of_several_images_and_scales_share_a_batch(
             for scale in scales
         ],
     )
+
+
+def test_an_encoder_of_one_resolution_refuses_others_and_goes_on(loaded: Loaded) -> None:
+    processor = loaded[1]
+    config = make_config(
+        vision="internvl_vision",
+        vocab_size=len(processor.tokenizer),
+        image_token_id=processor.image_token_id,
+    )
+    engine = Engine(M3ForConditionalGeneration(config).eval(), processor, Settings())
+    turn = Turn("user", (Visual("image", png()), "What is it?"))
+    with pytest.raises(Refused, match="sees images of 48 pixels alone, not of 24") as caught:
+        engine.answer(Request((turn,), "9@24", Generation(2)))
+    assert caught.value.status == 400
+    assert engine.answer(Request((turn,), 9, Generation(2))).usage.visual_tokens == 9
+    engine.close()
 
 
 def test_a_decoder_that_forgets_answers_one_at_a_time(loaded: Loaded) -> None:

@@ -12,6 +12,8 @@ from serving_files import data_address, png
 from starlette.testclient import TestClient
 from videos import write_video
 
+from m3.model import M3ForConditionalGeneration
+from m3.processing import M3Processor
 from m3.serving.app import create_app
 from m3.serving.command import main
 from m3.serving.engine.engine import Engine
@@ -20,6 +22,7 @@ from m3.serving.ui.page import FILES, HEADERS
 
 GRID = "/ui/token_grid"
 Client = Callable[..., TestClient]
+Loaded = tuple[M3ForConditionalGeneration, M3Processor]
 
 
 @pytest.fixture
@@ -30,6 +33,12 @@ def client(engine: Engine) -> Client:
 
 def still(content: bytes) -> dict:
     return {"visual": {"type": "image_url", "image_url": {"url": data_address(content)}}}
+
+
+def pictures(answer: dict) -> list[Image.Image]:
+    """The pictures of a token grid."""
+    contents = [address.partition(",")[2] for address in answer["pictures"]]
+    return [Image.open(io.BytesIO(base64.b64decode(content))) for content in contents]
 
 
 def test_the_page_is_served_with_headers_that_close_it(client: Client):
@@ -82,20 +91,31 @@ def test_numbers_on_the_page_are_within_the_limits(client: Client):
 
 def test_a_grid_is_that_of_the_picture_as_the_encoder_sees_it(client: Client):
     answer = client(ui=True).post(GRID, json=still(png("red", (1000, 500)))).json()
-    picture = Image.open(io.BytesIO(base64.b64decode(answer["picture"].partition(",")[2])))
+    (picture,) = pictures(answer)
     assert picture.size == (480, 480)  # padded to a square
     assert picture.getpixel((240, 240)) == pytest.approx((254, 0, 0), abs=2)
     assert picture.getpixel((240, 10)) != pytest.approx((254, 0, 0), abs=50)
-    assert list(answer["lines"]) == ["1", "4", "9", "36", "144"]
-    assert [len(lines) for lines in answer["lines"].values()] == [0, 2, 4, 10, 22]
-    assert answer["lines"]["4"] == [[0.5, 0, 0.5, 1], [0, 0.5, 1, 0.5]]
+    assert list(answer["grids"]) == ["1", "4", "9", "36", "144"]
+    assert [len(grid["lines"]) for grid in answer["grids"].values()] == [0, 2, 4, 10, 22]
+    cross = [[0.5, 0, 0.5, 1], [0, 0.5, 1, 0.5]]
+    assert answer["grids"]["4"] == {"picture": 0, "lines": cross}
+
+
+def test_each_budget_of_a_ladder_has_its_own_grid(elastic: Loaded):
+    settings = Settings(name="tiny", ui=True)
+    engine = Engine(*elastic, settings)
+    answer = TestClient(create_app(engine, settings)).post(GRID, json=still(png())).json()
+    engine.close()
+    assert len(pictures(answer)) == 1, "one whole picture at every resolution, sent once"
+    assert list(answer["grids"]) == ["1@24", "9@24", "9", "36@24", "36", "144"]
+    assert [len(grid["lines"]) for grid in answer["grids"].values()] == [0, 4, 4, 10, 10, 22]
 
 
 def test_the_grid_of_a_video_is_on_its_first_frame(client: Client, tmp_path: Path):
     address = data_address(write_video(tmp_path / "short.mp4").read_bytes(), "video/mp4")
     visual = {"type": "video_url", "video_url": {"url": address}, "num_frames": 8}
     answer = client(ui=True).post(GRID, json={"visual": visual}).json()
-    picture = Image.open(io.BytesIO(base64.b64decode(answer["picture"].partition(",")[2])))
+    (picture,) = pictures(answer)
     red, _, blue = picture.getpixel((50, 40))
     assert blue > 200 > 50 > red
 

@@ -2,6 +2,7 @@
 not here.
 """
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,7 @@ from m3.training.setup.resolved import ResolvedRun
         ("llava_1_5_7b_m3", 7.063, 7.063),  # as published: 7.06 B
         ("llava_1_5_7b_m3_lora", 7.383, 0.644),
         ("llava_next_7b_m3", 7.063, 7.063),
-        ("aria_25b_m3_lora", 25.47, 0.189),  # Aria: 25.3 B
+        ("aria_25b_m3_lora", 25.461, 0.174),  # Aria: 25.3 B
     ],
 )
 def test_parameters_of_models_that_are_not_here(name: str, billions: float, trained: float) -> None:
@@ -108,3 +109,14 @@ def test_peaks_are_found_by_the_device_name() -> None:
     )
     assert found.flops(0, 1) > 3 * 2 * 577 * 0.3e9
     assert meter(ResolvedRun(recipe).config, "some CPU") is None
+
+
+@pytest.mark.parametrize("name", ["llava_1_5_7b_m3", "llava_next_7b_m3", "aria_25b_m3"])
+def test_ladders_of_resolutions_in_the_recipes_can_be_planned(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comment = re.search(r"# With resolutions.*: (--\S+) (\S+)", find_recipe(name).read_text())
+    assert comment is not None
+    assert main([name, "--dry-run", "--devices", "8", comment[1], comment[2]]) == 0
+    drawn = {"aria_25b_m3": 4}.get(name, len(comment[2].split(",")))  # it draws a sandwich
+    assert f"per sample      {drawn} sequences" in capsys.readouterr().out

@@ -73,7 +73,7 @@ class SourceFindings:
 class Findings:
     """Findings in the data of a recipe. `allowed`: kinds of problems that are accepted."""
 
-    scales: tuple[int, ...]
+    scales: tuple[int | str, ...]
     sources: list[SourceFindings]
     allowed: frozenset[str] = frozenset()
 
@@ -91,7 +91,7 @@ class Findings:
 def check_data(
     data: Data,
     processor: M3Processor,
-    scales: tuple[int, ...],
+    scales: tuple[int | str, ...],
     workers: int | None = None,
     decode: bool = True,
     max_messages: int = 5,

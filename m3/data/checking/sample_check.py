@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m3.data.collate import excess
-from m3.data.multiscale import ScaledSequence, expand
+from m3.data.multiscale import ScaledSequence, expand, outline_views
 from m3.data.sample import AnySample, Document, ImageMarksError, SampleSource
 from m3.data.tokenized import TemplateRefusalError, tokenize_sample
+from m3.nesting import Budget, read_budget
 from m3.processing.images import MAX_PIXELS, load_image
 from m3.processing.processor import M3Processor
 
@@ -41,13 +42,18 @@ BROKEN = frozenset({"record", "marks", "missing", "image"})
 class SampleLimits:
     """Limits of a recipe: tokens of a sequence, images of a row, and the scales it trains over."""
 
-    scales: tuple[int, ...]
+    scales: tuple[int | str, ...]
     max_length: int | None
     max_images: int | None
     decode: bool = True
     """Whether images are decoded, rather than their files looked for."""
-    scale_weights: Mapping[int, float] | None = None
+    scale_weights: Mapping[int | str, float] | None = None
     """How the scales share the weight of a sample; None: alike."""
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The scales as budgets, in their order."""
+        return tuple(read_budget(scale) for scale in self.scales)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def check_sample(
                 result, kind="missing", message=f"sample {sample.id!r}: {image}: no such image file"
             )
     try:
-        outlines = [processor.outline(image) for image in sample.images]
+        views = outline_views(processor, sample.images, limits.budgets)
         for image in sample.images if limits.decode else ():
             load_image(image, MAX_PIXELS)
     except ValueError as error:
@@ -105,7 +111,7 @@ def check_sample(
         tokenized = tokenize_sample(sample, processor)
     except TemplateRefusalError as error:
         return replace(result, kind="record", message=str(error))
-    sequences = expand(tokenized, limits.scales, processor, outlines)
+    sequences = expand(tokenized, limits.budgets, processor, views)
     total_cost = sum(len(sequence.input_ids) for sequence in sequences)
     result = replace(result, lengths=_scale_lengths(sequences, len(limits.scales)), cost=total_cost)
     too_much = excess(sample, sequences, limits.max_length, limits.max_images)

@@ -18,9 +18,10 @@ import jinja2
 from m3.data.checking.sample_check import SampleLimits
 from m3.data.collate import excess
 from m3.data.mixture import Broken, Mixture
-from m3.data.multiscale import IGNORED, expand
+from m3.data.multiscale import IGNORED, expand, outline_views
 from m3.data.sample import AnySample, Document
 from m3.data.tokenized import TemplateRefusalError, Tokenized, tokenize_sample
+from m3.nesting import read_budget
 from m3.processing.images import load_image
 from m3.processing.processor import M3Processor
 
@@ -43,7 +44,7 @@ class TokenSpan:
 class ScaleCost:
     """Cost of a sample at one scale (None: text alone), in tokens."""
 
-    scale: int | None
+    scale: int | str | None
     tokens: int
     visual: int
     learned: int
@@ -138,11 +139,12 @@ def token_spans(tokenized: Tokenized, processor: M3Processor) -> tuple[TokenSpan
 def _scale_costs(
     sample: AnySample, tokenized: Tokenized, processor: M3Processor, limits: SampleLimits
 ) -> tuple[tuple[ScaleCost, ...], str | None]:
-    outlines = [processor.outline(image) for image in sample.images]
-    sequences = expand(tokenized, limits.scales, processor, outlines, limits.scale_weights)
+    views = outline_views(processor, sample.images, limits.budgets)
+    weights = {read_budget(scale): weight for scale, weight in (limits.scale_weights or {}).items()}
+    sequences = expand(tokenized, limits.budgets, processor, views, weights)
     costs = tuple(
         ScaleCost(
-            scale=sequence.scales[0] if sequence.scales else None,
+            scale=sequence.budget.setting if sequence.budget else None,
             tokens=len(sequence.input_ids),
             visual=int((sequence.input_ids == processor.image_token_id).sum()),
             learned=int((sequence.labels != IGNORED).sum()),

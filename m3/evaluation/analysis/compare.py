@@ -23,7 +23,7 @@ class Side:
 
     summary: Summary
     model: str
-    scale: int
+    scale: int | str
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Change:
     model: str
     other: str
     task: str | None  # None: the mean over the tasks
-    scale: int
+    scale: int | str
     difference: Difference
     p: float  # Student's t, clustered by image within each task
     p_holm: float  # corrected for all changes of the same kind (means, or tasks)

@@ -1,10 +1,18 @@
 """Reading a curve of accuracy against cost: what dominates, where it bends, how much it keeps.
 
-In: costs and scores of budgets. Out: the Pareto front, the knee, the smallest sufficient scale.
+In: costs and scores of budgets. Out: the Pareto front, the knee, the smallest sufficient budget.
+
+Budgets of one resolution are in order by their tokens. Budgets of several resolutions are not (9
+tokens of a large picture cost more than 36 of a small one), so their places on the axis are their
+costs.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+
+from m3.nesting import read_budget
+
+Setting = int | str
 
 
 def pareto_front(cost_scores: Sequence[tuple[float, float]]) -> list[int]:
@@ -27,38 +35,67 @@ def pareto_front(cost_scores: Sequence[tuple[float, float]]) -> list[int]:
     return front_indices
 
 
-def knee(curve: Mapping[int, float]) -> int | None:
-    """The scale at which more tokens stop paying: farthest above the straight line between the
-    curve's ends.
+def front_curve(
+    curve: Mapping[Setting, float], costs: Mapping[Setting, float]
+) -> dict[Setting, float]:
+    """The budgets of a curve that no other of it beats, cheapest first."""
+    settings = [setting for setting in curve if setting in costs]
+    front = pareto_front([(costs[setting], curve[setting]) for setting in settings])
+    return {settings[index]: curve[settings[index]] for index in front}
 
-    Tokens on a logarithmic axis, both axes stretched to [0, 1] (Satopaa et al., "Finding a Kneedle
-    in a Haystack", 2011, without its smoothing). None for fewer than three scales, or where no
-    scale lies above the line.
+
+def has_resolutions(settings: Sequence[Setting]) -> bool:
+    """Tell whether budgets differ in their resolution, so that tokens alone do not order them."""
+    return len({read_budget(setting).resolution for setting in settings}) > 1
+
+
+def knee(
+    curve: Mapping[Setting, float], costs: Mapping[Setting, float] | None = None
+) -> Setting | None:
+    """The budget at which more stops paying: farthest above the straight line between the curve's
+    ends.
+
+    Tokens (or `costs`, by budget) on a logarithmic axis, both axes stretched to [0, 1] (Satopaa et
+    al., "Finding a Kneedle in a Haystack", 2011, without its smoothing). None for fewer than three
+    budgets, or where none lies above the line.
     """
-    scales = sorted(curve)
-    if len(scales) < 3 or curve[scales[-1]] <= curve[scales[0]]:
+    places = _tokens(curve) if costs is None else costs
+    settings = sorted(curve, key=lambda setting: places[setting])
+    if len(settings) < 3 or curve[settings[-1]] <= curve[settings[0]]:
         return None
-    width = math.log(scales[-1] / scales[0])
-    height = curve[scales[-1]] - curve[scales[0]]
+    first, last = settings[0], settings[-1]
+    width = math.log(places[last] / places[first])
+    height = curve[last] - curve[first]
     line_distances = {
-        s: (curve[s] - curve[scales[0]]) / height - math.log(s / scales[0]) / width
-        for s in scales[1:-1]
+        setting: (curve[setting] - curve[first]) / height
+        - math.log(places[setting] / places[first]) / width
+        for setting in settings[1:-1]
     }
-    farthest_scale = max(line_distances, key=lambda scale: line_distances[scale])
-    return farthest_scale if line_distances[farthest_scale] > 0 else None
+    farthest = max(line_distances, key=lambda setting: line_distances[setting])
+    return farthest if line_distances[farthest] > 0 else None
 
 
-def sufficient(curve: Mapping[int, float], share: float = 0.95) -> int | None:
-    """The smallest scale that keeps `share` of the largest scale's score; None where that has
-    nothing to keep.
+def sufficient(
+    curve: Mapping[Setting, float],
+    share: float = 0.95,
+    costs: Mapping[Setting, float] | None = None,
+) -> Setting | None:
+    """The cheapest budget (by tokens, or by `costs`) that keeps `share` of the largest one's
+    score; None where that has nothing to keep.
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share to keep must be above 0 and at most 1, got {share}")
-    largest_score = curve[max(curve)]
-    if largest_score <= 0:
+    places = _tokens(curve) if costs is None else costs
+    largest = max(curve, key=read_budget)
+    if curve[largest] <= 0:
         return None
-    return min(
-        scale
-        for scale, score in curve.items()
-        if score >= share * largest_score or scale == max(curve)
-    )
+    enough = [
+        setting
+        for setting, score in curve.items()
+        if score >= share * curve[largest] or setting == largest
+    ]
+    return min(enough, key=lambda setting: places[setting])
+
+
+def _tokens(curve: Mapping[Setting, float]) -> dict[Setting, float]:
+    return {setting: float(read_budget(setting).tokens) for setting in curve}

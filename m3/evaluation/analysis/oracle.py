@@ -1,8 +1,8 @@
 """The oracle: what a perfect choice of the scale, sample by sample, would reach, and with how many
 visual tokens.
 
-In: scores [n samples, k scales] and visual tokens of the same shape, scales ascending. Out:
-    `Oracle`.
+In: scores [n samples, k scales] and visual tokens of the same shape, scales ascending: fewest
+    tokens first, of as many the lowest resolution. Out: `Oracle`.
 
 M3 (https://arxiv.org/abs/2405.17430, section 4.3) takes for each sample the smallest scale that
 answers right. Two things flatter that number, and are undone here:
@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from m3.evaluation.statistics import chance_corrected
+from m3.nesting import read_budget
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,18 @@ class Oracle:
     corrected: float | None
     largest_corrected: float | None  # (score of the largest scale - chance) / (1 - chance)
     steady_tokens: float
-    needs: Mapping[int, int]  # scale -> samples whose smallest right scale it is
+    needs: Mapping[int | str, int]  # scale -> samples whose smallest right scale it is
     never: int  # samples wrong at every scale
 
 
 def oracle(
     scores: Float[np.ndarray, "n k"],
     tokens: Float[np.ndarray, "n k"],
-    scales: Sequence[int],
+    scales: Sequence[int | str],
     chance: float | None = None,
 ) -> Oracle:
     """The oracle of one model on one task. `chance`: the expected score of a guess, in [0, 1)."""
-    if list(scales) != sorted(set(scales)) or scores.shape[1] != len(scales):
+    if list(scales) != sorted(set(scales), key=read_budget) or scores.shape[1] != len(scales):
         raise ValueError(
             f"{scores.shape[1]} columns of scores for the scales {list(scales)}, which must ascend"
         )

@@ -20,10 +20,10 @@ MEAN = "mean"
 def load_run(run: str | Path) -> pandas.DataFrame:
     """The table of a run that `m3 sweep --out` wrote, failed cells included.
 
-    Columns: model, method, task ("mean": over the tasks), scale (visual tokens per tile),
-    is_trained, status, metric, score and stderr (in percent, or points where `unit` says so),
-    unit, higher_is_better, samples, error, and a column for each axis of cost
-    (m3/evaluation/cost/axes.py).
+    Columns: model, method, task ("mean": over the tasks), scale (the budget as it is written: 36,
+    or "36@48"), tokens (visual tokens per tile), resolution (in pixels), is_trained, status,
+    metric, score and stderr (in percent, or points where `unit` says so), unit, higher_is_better,
+    samples, error, and a column for each axis of cost (m3/evaluation/cost/axes.py).
 
     Raises:
         ValueError: no run folder, or one without any score.
@@ -61,7 +61,7 @@ def _cell_row(summary: Summary, model: ModelRow, cell: CellRow) -> dict[str, Any
     }
 
 
-def _mean_row(summary: Summary, model: ModelRow, scale: int) -> dict[str, Any]:
+def _mean_row(summary: Summary, model: ModelRow, scale: int | str) -> dict[str, Any]:
     mean = summary.mean(model.name, scale)
     kind = summary.kind(None)
     return {
@@ -78,14 +78,16 @@ def _mean_row(summary: Summary, model: ModelRow, scale: int) -> dict[str, Any]:
     }
 
 
-def _row_start(model: ModelRow, task: str, scale: int) -> dict[str, Any]:
+def _row_start(model: ModelRow, task: str, scale: int | str) -> dict[str, Any]:
     is_trained = model.is_trained(scale)
     start = {"model": model.name, "method": model.method, "task": task, "scale": scale}
-    return {**start, "is_trained": is_trained}
+    budget = model.budget(scale)
+    side = model.largest_resolution if budget.resolution is None else budget.resolution
+    return {**start, "tokens": budget.tokens, "resolution": side, "is_trained": is_trained}
 
 
 def cost_columns(
-    summary: Summary, model: str, scale: int, task: str | None = None
+    summary: Summary, model: str, scale: int | str, task: str | None = None
 ) -> dict[str, float]:
     """Axis -> number for the prompts of a task, or for all; NaN where it is not known."""
     cost = summary.cost(model, scale, task if summary.task_costs else None)

@@ -6,15 +6,24 @@ In: the tables of a run folder (run_folder.py). Out: `Scores`. What single docum
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from m3.evaluation.analysis.metric_kind import ACCURACY, ARROW, LESS, Kind
+from m3.evaluation.cost.latency import Level, levels
 from m3.evaluation.published import PublishedScore, beside
-from m3.evaluation.results.run_folder import CellRow, CostRow, Example, LatencyRow, ModelRow
+from m3.evaluation.results.run_folder import (
+    CellRow,
+    CostRow,
+    Example,
+    LatencyRow,
+    ModelRow,
+    read_cell_name,
+)
 from m3.evaluation.statistics import Mean, mean_of_means
 from m3.evaluation.suites import unit_of
+from m3.nesting import read_budget
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Scores:
         """Tasks without a score of ours, which a server has: their files are there (m3 submit)."""
         submitted_tasks = sorted(
             {
-                submission_folder.name.rpartition("@")[0]
+                read_cell_name(submission_folder.name)[0]
                 for submission_folder in self.run.glob("submissions/*/*@*")
                 if any(submission_folder.iterdir())
             }
@@ -48,11 +57,12 @@ class Scores:
         return tuple(task for task in submitted_tasks if task not in self.tasks)
 
     @cached_property
-    def scales(self) -> tuple[int, ...]:
-        return tuple(sorted({cell.scale for cell in self.cells}))
+    def scales(self) -> tuple[int | str, ...]:
+        """The budgets, ascending: fewest tokens first, of as many the lowest resolution."""
+        return tuple(sorted({cell.scale for cell in self.cells}, key=read_budget))
 
     @cached_property
-    def _primary(self) -> dict[tuple[str, str, int], CellRow]:
+    def _primary(self) -> dict[tuple[str, str, int | str], CellRow]:
         return {(cell.model, cell.task, cell.scale): cell for cell in self.cells if cell.is_primary}
 
     def _scored(self, task: str) -> list[CellRow]:
@@ -195,7 +205,7 @@ class Scores:
         """100 where the task's metric is a share of one, 1 where it has another unit."""
         return 100.0 if self.metric_units[task] == "share" else 1.0
 
-    def score(self, model: str, task: str, scale: int) -> Mean | None:
+    def score(self, model: str, task: str, scale: int | str) -> Mean | None:
         """Score in percent (or the metric's own unit); None where the cell failed or was not
         run.
         """
@@ -210,7 +220,7 @@ class Scores:
             primary_cell.clusters,
         )
 
-    def mean(self, model: str, scale: int) -> Mean | None:
+    def mean(self, model: str, scale: int | str) -> Mean | None:
         """Unweighted mean over the tasks that can be averaged; None where one of them has no
         score, or there is none.
         """
@@ -238,7 +248,7 @@ class Scores:
             else None
         )
 
-    def cost(self, model: str, scale: int, task: str | None = None) -> CostRow | None:
+    def cost(self, model: str, scale: int | str, task: str | None = None) -> CostRow | None:
         """Mean over all prompts, or over those of a task; None where it was not counted."""
         cost_rows, cost_key = (
             (self.costs, (model, scale, ""))
@@ -254,7 +264,7 @@ class Scores:
             None,
         )
 
-    def latency(self, model: str, scale: int, batch_size: int = 1) -> LatencyRow | None:
+    def latency(self, model: str, scale: int | str, batch_size: int = 1) -> LatencyRow | None:
         """Measured latency; None where nothing was measured."""
         latency_key = (model, scale, batch_size)
         return next(
@@ -266,7 +276,40 @@ class Scores:
             None,
         )
 
-    def curve(self, model: str, task: str | None = None) -> dict[int, Mean]:
+    def levels(self, model: str, batch_size: int = 1) -> list[Level]:
+        """Budgets of a model without a measurable difference in the time to the first token."""
+        return levels(
+            (row.scale, row.first_token_s, row.first_token_spread_s)
+            for row in self.latencies
+            if (row.model, row.batch_size) == (model, batch_size)
+        )
+
+    def alike(self, model: str, scale: int | str, batch_size: int = 1) -> tuple[int | str, ...]:
+        """The other budgets whose time to the first token is not measurably another."""
+        own_level = next(
+            (level.scales for level in self.levels(model, batch_size) if scale in level.scales), ()
+        )
+        return tuple(other for other in own_level if other != scale)
+
+    def level_latency(self, model: str, scale: int | str, batch_size: int = 1) -> LatencyRow | None:
+        """Measured latency to be drawn: the times to the first token are those of all budgets
+        without a measurable difference.
+        """
+        row = self.latency(model, scale, batch_size)
+        if row is None:
+            return None
+        cpu_levels = levels(
+            (other.scale, other.first_token_cpu_s, other.first_token_cpu_spread_s)
+            for other in self.latencies
+            if (other.model, other.batch_size) == (model, batch_size)
+        )
+        seconds, cpu_seconds = (
+            next(level.seconds for level in of_time if scale in level.scales)
+            for of_time in (self.levels(model, batch_size), cpu_levels)
+        )
+        return replace(row, first_token_s=seconds, first_token_cpu_s=cpu_seconds)
+
+    def curve(self, model: str, task: str | None = None) -> dict[int | str, Mean]:
         """Scale -> score of a task, or the mean over the tasks, where there is one."""
         scale_scores = {
             scale: self.score(model, task, scale) if task else self.mean(model, scale)

@@ -177,7 +177,7 @@ class Summary(Scores):
             chance_level if chance_level is not None and 0 <= chance_level < 1 else None,
         )
 
-    def calibration(self, model: str, task: str, scale: int) -> Calibration | None:
+    def calibration(self, model: str, task: str, scale: int | str) -> Calibration | None:
         """Calibration of the generated answers; None where one has no confidence, or a score that
         is no share.
         """
@@ -196,7 +196,7 @@ class Summary(Scores):
             else calibration(scale_confidences.tolist(), good_scores.tolist())
         )
 
-    def retention(self, model: str, scale: int) -> Interval | None:
+    def retention(self, model: str, scale: int | str) -> Interval | None:
         """Mean over tasks of the score's share of that at the largest scale, in per cent; of
         errors, of what is no error.
         """
@@ -219,11 +219,11 @@ class Summary(Scores):
         return retention(task_parts) if task_parts else None
 
     @cached_property
-    def routings(self) -> dict[tuple[str, int], Routing]:
+    def routings(self) -> dict[tuple[str, int | str], Routing]:
         """(model, scale) -> the experts that the recorded prompts chose, added up over the
         tasks; without what has none.
         """
-        all_routings: dict[tuple[str, int], Routing] = {}
+        all_routings: dict[tuple[str, int | str], Routing] = {}
         for cell in self._primary.values():
             for answer_key in (
                 read_keys(self.run, cell.model, cell.task, cell.scale).values()
@@ -243,7 +243,7 @@ class Summary(Scores):
                     )
         return all_routings
 
-    def reply(self, example: Example, model: str, scale: int) -> Reply | None:
+    def reply(self, example: Example, model: str, scale: int | str) -> Reply | None:
         """A model's answer to an example at a scale."""
         if self.score(model, example.task, scale) is None:
             return None

@@ -1,8 +1,9 @@
 """Answers questions about images, many at a time, each at its own number of visual tokens.
 
 In:  `Question`s: the text after the chat template with one image token per image, the images, the
-     scale, and either how to decode or a continuation to score.
-Way: each distinct image -> processor -> tower -> connector, once (picture_cache.py);
+     budget, and either how to decode or a continuation to score.
+Way: each distinct image -> processor -> tower -> connector, once at each resolution
+     (feature_cache.py);
      each text -> ids -> one placeholder per visual token -> rows padded on the left -> generate or forward.
 Out: `Reply`s: the text and how sure of it, or the log-likelihood, and how many tokens and seconds
     it took.
@@ -36,6 +37,7 @@ from m3.inference.generation import answer_room, end_token_ids, token_ids_alone
 from m3.inference.loading import load
 from m3.model import M3ForConditionalGeneration
 from m3.model.reducers import NoOptions
+from m3.nesting import Budget, Tiles, read_budget
 from m3.processing.control_tokens import FENCED, control_tokens, encode_fenced, fence
 from m3.processing.processor import M3Processor, expand_image_tokens
 
@@ -102,9 +104,10 @@ class Engine:
         return cls(model, processor, weights)
 
     @property
-    def default_scale(self) -> int:
-        """The largest scale the model was trained at."""
-        return self.model.config.nesting.trained_scales[-1]
+    def default_scale(self) -> int | str:
+        """The budget of most tokens that the model was trained at, at its largest resolution."""
+        (budget,) = self.processor.fill_budgets(self.processor.resolve_scales(None, 1), [Tiles()])
+        return budget.setting
 
     def plain(self, text: str) -> str:
         """Text of a benchmark, fenced so that control tokens in it (`<|im_end|>`, `<image>`) are
@@ -118,7 +121,7 @@ class Engine:
         self,
         messages: Sequence[dict[str, str]],
         pictures: Sequence[Picture],
-        scale: int,
+        scale: int | str,
         decoding: Decoding,
         continuation: str | None = None,
     ) -> Question:
@@ -172,10 +175,11 @@ class Engine:
         depends on `questions` alone: after a restart that wants the rest, a question runs in the
         same batch as it would have, and gets the same answer to the last bit.
         """
+        questions = self._at_known_budgets(questions)
         question_rows = [self._row(question) for question in questions]
         seeds = question_seeds(questions)
         self.pictures.see(
-            [picture for question in questions for picture in question.pictures], batch_size
+            [view.whole for question in questions for view in question.views], batch_size
         )
         for batch in self._plan(questions, question_rows, batch_size):
             if wanted_questions is not None and not any(wanted_questions[i] for i in batch):
@@ -187,12 +191,20 @@ class Engine:
             )
             yield list(zip(batch, replies, strict=True))
 
+    def _at_known_budgets(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions with budgets as the processor means them: one name for one budget."""
+        names = {
+            scale: self.processor.budget(scale).setting
+            for scale in {question.scale for question in questions}
+        }
+        return [replace(question, scale=names[question.scale]) for question in questions]
+
     def _row(self, question: Question) -> Row:
         tokenizer, config = self.processor.tokenizer, self.model.config
         ids = encode_fenced(tokenizer, question.text)
-        tiles = [self.pictures.tiles(picture) for picture in question.pictures]
-        token_counts = self.processor.counts([self._read_scale(question)] * len(tiles), tiles)
-        kept_tokens = sum(self.processor.counts([question.scale] * len(tiles), tiles))
+        tiles = [self.pictures.tiles(view) for view in question.views]
+        token_counts = self.processor.counts([self._read_budget(question)] * len(tiles), tiles)
+        kept_tokens = sum(self.processor.counts([read_budget(question.scale)] * len(tiles), tiles))
         ids = expand_image_tokens(ids, config.image_token_id, token_counts)
         positions = config.text_config.max_position_embeddings
         if question.continuation is None:
@@ -212,19 +224,20 @@ class Engine:
         )
         return Row(ids + continuation, len(continuation), sum(token_counts), kept_tokens, 0)
 
-    def _read_scale(self, question: Question) -> int:
-        """The scale at which the decoder is given the pictures: all tokens where it drops some
+    def _read_budget(self, question: Question) -> Budget:
+        """The budget at which the decoder is given the pictures: all tokens where it drops some
         itself.
         """
-        return self.processor.reachable_scales[-1] if question.method == FASTV else question.scale
+        if question.method == FASTV:
+            return Budget(self.processor.reachable_scales[-1])
+        return read_budget(question.scale)
 
     def _plan(
         self, questions: Sequence[Question], question_rows: Sequence[Row], batch_size: int
     ) -> list[list[int]]:
-        reader = self.processor.reader
-        budget = batch_size * (
-            reader.count(self.default_scale, reader.tiling.largest()) + ROOM_FOR_TEXT
-        )
+        config = self.model.config
+        most_tokens = max(config.count(budget) for budget in config.nesting.ladder)
+        room = batch_size * (most_tokens + ROOM_FOR_TEXT)
         alike_groups: dict[tuple[Decoding, bool, bool, bool, int], list[int]] = {}
         for question_index, question in enumerate(questions):
             alike = (
@@ -241,7 +254,7 @@ class Engine:
             # the longest first: it sets the width
             for question_index in sorted(question_group, key=lambda i: -len(question_rows[i].ids)):
                 if batch and (
-                    len(question_rows[batch[0]].ids) * (len(batch) + 1) > budget
+                    len(question_rows[batch[0]].ids) * (len(batch) + 1) > room
                     or len(batch) >= 8 * batch_size
                 ):
                     batches.append(batch)
@@ -332,7 +345,7 @@ class Engine:
             return inputs
         view_indices = {view_key: image_index for image_index, view_key in enumerate(views)}
         spans = [
-            (self._read_scale(question), view_indices[v.key])
+            (self._read_budget(question).tokens, view_indices[v.key])
             for question in questions
             for v in question.views
         ]

@@ -1,17 +1,18 @@
-"""Image features of a sweep, kept as long as there is room: each picture is encoded once for all
-budgets.
+"""Image features of a sweep, kept as long as there is room: each picture is encoded once at each
+resolution, for all budgets at it.
 
 In: `Picture`s and `View`s (questions.py). Out: `image_features` and what else the model takes in
     the place of pixels.
 """
 
 from collections.abc import Iterator, Sequence
+from math import inf
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from m3.evaluation.answering.questions import Picture, View
+from m3.evaluation.answering.questions import View
 from m3.evaluation.token_reduction.low_resolution import low_resolution_tokens
 from m3.evaluation.token_reduction.table import RESOLUTION, chosen_tokens
 from m3.inference.feature_cache import FeatureStore
@@ -19,11 +20,11 @@ from m3.inference.image_features import encode_tiles, pad_features
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
 from m3.processing.processor import M3Processor
-from m3.processing.tiles import tile_entries
+from m3.processing.tiles import TileOptions, tile_entries
 
 
 class PictureCache:
-    """Tokens of pictures before nesting, by content."""
+    """Tokens of pictures before nesting, by content and resolution."""
 
     def __init__(
         self, model: M3ForConditionalGeneration, processor: M3Processor, limit: int
@@ -35,34 +36,41 @@ class PictureCache:
         self.store = FeatureStore[Tensor](limit, lambda features: features.nbytes)
 
     @torch.no_grad()
-    def see(self, pictures: Sequence[Picture], batch_size: int) -> None:
-        """Runs tower and connector on the pictures that are not in the cache, about `batch_size`
-        tiles at a time.
+    def see(self, views: Sequence[View], batch_size: int) -> None:
+        """Runs tower and connector on what the cache has not of the views' pictures, about
+        `batch_size` tiles of one resolution at a time.
         """
-        unseen = [p for p in {p.digest: p for p in pictures}.values() if p.digest not in self.store]
-        for batch in batches_of_tiles(
-            unseen, [self.tiles(picture).number for picture in unseen], batch_size
-        ):
-            new_features = encode_tiles(
-                self.model, self.processor.prepare_images([picture.image for picture in batch])
-            )
-            for picture, picture_features in zip(batch, new_features, strict=True):
-                # a part alone, so that it can go alone
-                self.store.add(picture.digest, picture_features.clone())
-            self.images_seen += len(batch)
+        whole_views = {view.whole.key: view.whole for view in views}
+        unseen = [view for key, view in whole_views.items() if key not in self.store]
+        for side in sorted({view.resolution for view in unseen}, key=lambda side: side or inf):
+            at_side = [view for view in unseen if view.resolution == side]
+            tile_counts = [self.tiles(view).number for view in at_side]
+            for batch in batches_of_tiles(at_side, tile_counts, batch_size):
+                tiled_images = self.processor.prepare_images(
+                    [view.picture.image for view in batch],
+                    options=[TileOptions(resolution=side)] * len(batch),
+                )
+                new_features = encode_tiles(self.model, tiled_images)
+                for view, picture_features in zip(batch, new_features, strict=True):
+                    # a part alone, so that it can go alone
+                    self.store.add(view.key, picture_features.clone())
+                self.images_seen += len(batch)
 
-    def tiles(self, picture: Picture) -> Tiles:
-        return self.processor.outline(picture.image)
+    def tiles(self, view: View) -> Tiles:
+        """Tiles of the view's picture at its resolution."""
+        return self.processor.outline(
+            view.picture.image, options=TileOptions(resolution=view.resolution)
+        )
 
     def inputs(self, views: Sequence[View]) -> dict[str, Tensor]:
         """Features of distinct views and their tiles; those that the cache has dropped are made
         again.
         """
-        self.see([view.picture for view in views if view.method != RESOLUTION], len(views))
+        self.see([view for view in views if view.method != RESOLUTION], len(views))
         features = pad_features([self._shown(view) for view in views])
         self.store.trim(least_entries=len(views))
         known_entries = tile_entries(
-            [self.tiles(view.picture) for view in views], self.processor.reader.tiling
+            [self.tiles(view) for view in views], self.processor.reader.tiling
         )
         return {"image_features": features} | {
             entry_name: entry_value.to(self.model.device)
@@ -80,7 +88,7 @@ class PictureCache:
                 )
                 made_tokens = low_resolution_tokens(self.model, pixels, view.scale)
             else:
-                tiles = self.store.find(picture.digest)
+                tiles = self.store.find(view.whole.key)
                 assert tiles is not None  # `inputs` has it seen
                 made_tokens = chosen_tokens(
                     tiles, view.method, view.scale, config.grid, picture.digest
@@ -90,16 +98,16 @@ class PictureCache:
 
 
 def batches_of_tiles(
-    pictures: Sequence[Picture], tiles: Sequence[int], most_tiles: int
-) -> Iterator[list[Picture]]:
-    """Pictures in order, in groups of at most `size` tiles (or of one picture)."""
-    batch: list[Picture] = []
+    views: Sequence[View], tiles: Sequence[int], most_tiles: int
+) -> Iterator[list[View]]:
+    """Views in order, in groups of at most `most_tiles` tiles (or of one picture)."""
+    batch: list[View] = []
     filled_tiles = 0
-    for picture, tile_count in zip(pictures, tiles, strict=True):
+    for view, tile_count in zip(views, tiles, strict=True):
         if batch and filled_tiles + tile_count > most_tiles:
             yield batch
             batch, filled_tiles = [], 0
-        batch.append(picture)
+        batch.append(view)
         filled_tiles += tile_count
     if batch:
         yield batch

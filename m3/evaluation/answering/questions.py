@@ -11,6 +11,7 @@ from PIL import Image
 from m3.digest import digest
 from m3.evaluation.answering.decoding import Decoding
 from m3.evaluation.token_reduction.table import OWN, RESOLUTION, get_method
+from m3.nesting import read_budget
 from m3.processing.images import load_image
 
 
@@ -31,14 +32,14 @@ class Picture:
 class Question:
     text: str  # after the chat template; one image token per picture
     pictures: tuple[Picture, ...]
-    scale: int  # visual tokens per tile of each picture
+    scale: int | str  # budget of each picture: visual tokens per tile (36), or "36@48"
     decoding: Decoding
     continuation: str | None = None  # score this instead of generating
     # how the visual tokens are chosen: a row of m3.evaluation.token_reduction.table
     method: str = OWN
     is_routed: bool = False  # whether to record the experts that its tokens choose (routing.py)
 
-    def at(self, scale: int, method: str = OWN, is_routed: bool = False) -> "Question":
+    def at(self, scale: int | str, method: str = OWN, is_routed: bool = False) -> "Question":
         return replace(self, scale=scale, method=method, is_routed=is_routed)
 
     @property
@@ -49,29 +50,34 @@ class Question:
     @property
     def views(self) -> list["View"]:
         """The view of each picture that the decoder reads."""
-        return [
-            View(p, self.method, self.scale) if self.is_chosen else View(p, OWN, 0)
-            for p in self.pictures
-        ]
+        budget = read_budget(self.scale)
+        if self.is_chosen:
+            return [View(picture, self.method, budget.tokens) for picture in self.pictures]
+        return [View(picture, resolution=budget.resolution) for picture in self.pictures]
 
 
 @dataclass(frozen=True)
 class View:
     """A picture's tokens as a method chooses them for a scale; all of them (`OWN`, 0) where the
-    model nests them.
+    model nests them, seen at a resolution in pixels (None: the largest).
     """
 
     picture: Picture
-    method: str
-    scale: int
+    method: str = OWN
+    scale: int = 0
+    resolution: int | None = None
+
+    @property
+    def whole(self) -> "View":
+        """All tokens of the picture at the view's resolution."""
+        return View(self.picture, resolution=self.resolution)
 
     @property
     def key(self) -> str:
-        return (
-            self.picture.digest
-            if self.method == OWN
-            else f"{self.picture.digest} {self.method} {self.scale}"
-        )
+        """Name of its features in the cache: what was seen, and what was chosen of it."""
+        digest, side = self.picture.digest, self.resolution
+        seen_as = digest if side is None else f"{digest}@{side}"
+        return seen_as if self.method == OWN else f"{seen_as} {self.method} {self.scale}"
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ COST_AXES: Mapping[str, CostAxis] = {
         "measured latency",
         is_measured=True,
     ),
+    "cpu_time_ms": CostAxis(
+        "ms of CPU time to the first token (measured)",
+        lambda cost, measured: None if measured is None else measured.first_token_cpu_s * 1e3,
+        is_measured=True,
+    ),
 }
 """Column of the run's table -> axis."""
 BY_TOKENS = "visual_tokens"

@@ -1,19 +1,28 @@
-"""Latency of reading an image at a scale on this machine: time to the first token, time per token,
+"""Latency of reading an image at a budget on this machine: time to the first token, time per token,
 peak memory.
 
-In: a model, scales, a number of text tokens, batch sizes. Out: a `Measured` per scale and batch
+In: a model, budgets, a number of text tokens, batch sizes. Out: a `Measured` per budget and batch
 size. Every prompt has one image, of most tiles; pixels and ids are random (the time of a dense
 model depends on neither; a router may send random tokens elsewhere than real ones); the same steps
 as generation, without its bookkeeping. Nothing here is an estimate: those are in roofline.py.
+
+What else a machine does only ever adds to a time, so of many short repetitions a low quantile is
+taken, not the median: it is what the model takes when it is left alone. The budgets take turns, so
+that a slow minute falls on all alike. Two budgets whose times are nearer to each other than the
+same measurement comes to itself (`Measured.first_token_spread_s`) have no measurable difference
+(`levels`).
 """
 
+import gc
 import os
 import platform
 import statistics
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import psutil
 import torch
@@ -21,27 +30,40 @@ from torch import Tensor
 
 from m3.model import M3ForConditionalGeneration
 from m3.model.vision import vision_inputs
+from m3.nesting import read_budget
 from m3.processing.tiles import tile_entries
+
+REPEATS, LEAST_REPEATS = 40, 8
+TURN_SECONDS = 60.0
+"""After so long no further turn of a batch size begins, once it has `LEAST_REPEATS`."""
+LOW = 0.1
+"""The quantile of the repetitions that counts as the time."""
+PARTS = 4
+"""Parts of the repetitions, one after the other, whose quantiles are compared for the spread."""
+NO_DIFFERENCE = "no measurable difference"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Medians over `repeats`, with the distance between the quartiles, of a whole batch.
+    """The 10 % quantile over `repeats`, of a whole batch. Seconds and bytes.
 
-    Seconds and bytes.
-
-    `peak_bytes` on CUDA: `torch.cuda.max_memory_allocated` over the repeats (weights included). On
-    a CPU: the largest resident set of the whole process, sampled every 2 ms while the repeats ran
-    (weights, libraries and what the allocator kept from before included, so differences between
-    scales say more than the value).
+    Spread: how far the quantiles of four successive parts of the repetitions are apart. CPU: the
+    time that all threads of the process ran, which other processes do not add to; of a GPU it is
+    that of its host. `peak_bytes` on CUDA: `torch.cuda.max_memory_allocated` of a repetition
+    (weights included). On a CPU: the largest resident set of the whole process, sampled every 2 ms
+    in a repetition of its own (weights, libraries and what the allocator kept from before included,
+    so differences between budgets say more than the value).
     """
 
-    scale: int
+    scale: int | str
     batch_size: int
     first_token_s: float  # from pixels to the first token of every prompt
     first_token_spread_s: float
+    first_token_cpu_s: float
+    first_token_cpu_spread_s: float
     token_s: float  # of each further token of every prompt
     token_spread_s: float
+    token_cpu_s: float
     peak_bytes: int
     repeats: int
     device: str
@@ -58,60 +80,139 @@ class Measured:
         return self.batch_size / self.first_token_s
 
 
+@dataclass(frozen=True)
+class Level:
+    """Budgets whose times cannot be told apart, and the time of them all: the mean of theirs."""
+
+    scales: tuple[int | str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Seconds:
+    """Wall-clock and CPU time of one repetition."""
+
+    wall: float
+    cpu: float
+
+
 @dataclass
 class _Series:
-    firsts: list[float]
-    steps: list[float]
-    peak: int
+    """The repetitions at a budget, in the order they ran."""
+
+    firsts: list[_Seconds] = field(default_factory=list)
+    steps: list[_Seconds] = field(default_factory=list)
+    peak: int = 0
 
 
 @torch.no_grad()
 def measure(
     model: M3ForConditionalGeneration,
-    scales: Sequence[int],
+    scales: Sequence[int | str],
     text_tokens: int,
     batch_sizes: Sequence[int] = (1,),
-    repeats: int = 7,
+    repeats: int = REPEATS,
     warm_up: int = 2,
     tokens: int = 8,
 ) -> list[Measured]:
-    """Per batch size and scale: the time from pixels to the first token, and of each of `tokens`
+    """Per batch size and budget: the time from pixels to the first token, and of each of `tokens`
     further tokens.
 
-    The scales take turns, so that what else the machine does falls on all of them alike.
+    The budgets take turns; memory is watched in a turn of its own, since watching takes time.
     """
-    repetitions = []
+    measurements = []
     for batch_size in batch_sizes:
-        series = {scale: _Series([], [], 0) for scale in scales}
-        for turn in range(warm_up + repeats):
-            for scale in scales:
-                with PeakMemory(model.device) as peak:
-                    first_seconds, step_seconds = _once(
-                        model, scale, text_tokens, batch_size, tokens
-                    )
-                if turn >= warm_up:
-                    series[scale].firsts.append(first_seconds)
-                    series[scale].steps.append(step_seconds)
-                    series[scale].peak = max(series[scale].peak, peak.bytes)
-        repetitions += [_summary(model, scale, batch_size, series[scale]) for scale in scales]
-    return repetitions
+        series = {scale: _Series() for scale in scales}
+        for scale in scales:
+            for _ in range(warm_up):
+                _once(model, scale, text_tokens, batch_size, tokens)
+            with PeakMemory(model.device) as peak:
+                _once(model, scale, text_tokens, batch_size, tokens)
+            series[scale].peak = peak.bytes
+        started = time.perf_counter()
+        with _no_collection():
+            for turn in range(repeats):
+                if turn >= LEAST_REPEATS and time.perf_counter() - started > TURN_SECONDS:
+                    break
+                for scale in scales:
+                    first, step = _once(model, scale, text_tokens, batch_size, tokens)
+                    series[scale].firsts.append(first)
+                    series[scale].steps.append(step)
+        measurements += [_summary(model, scale, batch_size, series[scale]) for scale in scales]
+    return measurements
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's garbage is collected before, not in the midst of some repetition."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _summary(
-    model: M3ForConditionalGeneration, scale: int, batch_size: int, series: _Series
+    model: M3ForConditionalGeneration, scale: int | str, batch_size: int, series: _Series
 ) -> Measured:
+    firsts, steps = ([seconds.wall for seconds in kind] for kind in (series.firsts, series.steps))
+    cpu_firsts = [seconds.cpu for seconds in series.firsts]
     return Measured(
         scale=scale,
         batch_size=batch_size,
-        first_token_s=statistics.median(series.firsts),
-        first_token_spread_s=_spread(series.firsts),
-        token_s=statistics.median(series.steps),
-        token_spread_s=_spread(series.steps),
+        first_token_s=low_quantile(firsts),
+        first_token_spread_s=spread(firsts),
+        first_token_cpu_s=low_quantile(cpu_firsts),
+        first_token_cpu_spread_s=spread(cpu_firsts),
+        token_s=low_quantile(steps),
+        token_spread_s=spread(steps),
+        token_cpu_s=low_quantile([seconds.cpu for seconds in series.steps]),
         peak_bytes=series.peak,
         repeats=len(series.firsts),
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
     )
+
+
+def low_quantile(repetitions: Sequence[float]) -> float:
+    """The `LOW` quantile, between the neighbouring values where none is exactly there."""
+    if len(repetitions) == 1:
+        return repetitions[0]
+    return statistics.quantiles(repetitions, n=round(1 / LOW), method="inclusive")[0]
+
+
+def spread(repetitions: Sequence[float]) -> float:
+    """Distance between the largest and the smallest of the low quantiles of `PARTS` successive
+    parts of the repetitions.
+    """
+    count = min(PARTS, len(repetitions))
+    edges = [round(part * len(repetitions) / count) for part in range(count + 1)]
+    lows = [low_quantile(repetitions[start:end]) for start, end in pairwise(edges)]
+    return max(lows) - min(lows)
+
+
+def levels(times: Iterable[tuple[int | str, float, float]]) -> list[Level]:
+    """Groups of budgets without a measurable difference, of (budget, seconds, spread), fastest
+    first.
+
+    A budget joins the group before it where it is no farther from the fastest there than the larger
+    spread of the two.
+    """
+    groups: list[list[tuple[int | str, float, float]]] = []
+    for timed in sorted(times, key=lambda timed: timed[1]):
+        _, seconds, own_spread = timed
+        if groups and seconds - groups[-1][0][1] <= max(own_spread, groups[-1][0][2]):
+            groups[-1].append(timed)
+        else:
+            groups.append([timed])
+    return [
+        Level(
+            tuple(sorted((scale for scale, _, _ in group), key=read_budget)),
+            statistics.fmean(seconds for _, seconds, _ in group),
+        )
+        for group in groups
+    ]
 
 
 def device_name(device: torch.device) -> str:
@@ -122,23 +223,29 @@ def device_name(device: torch.device) -> str:
 
 
 def _once(
-    model: M3ForConditionalGeneration, scale: int, text_tokens: int, batch_size: int, tokens: int
-) -> tuple[float, float]:
-    config, device = model.config, model.device
-    size = vision_inputs(config.vision_config).image_size(config.vision_config)
-    tiles = [config.tiling.largest()] * batch_size
-    pixels = torch.rand(sum(image.number for image in tiles), 3, *size, device=device)
+    model: M3ForConditionalGeneration,
+    scale: int | str,
+    text_tokens: int,
+    batch_size: int,
+    tokens: int,
+) -> tuple[_Seconds, _Seconds]:
+    """Seconds to the first token, and of each of `tokens` further ones."""
+    config, device, budget = model.config, model.device, read_budget(scale)
+    image = config.tiles(budget.resolution)
+    side = config.tile_side(budget.resolution)
+    encoder = vision_inputs(config.vision_config)
+    is_largest = budget.resolution is None
+    size = encoder.image_size(config.vision_config) if is_largest else (side, side)
+    pixels = torch.rand(batch_size * image.number, 3, *size, device=device)
     known_entries = {
         entry_name: entry_value.to(device)
-        for entry_name, entry_value in tile_entries(tiles, config.tiling).items()
+        for entry_name, entry_value in tile_entries([image] * batch_size, config.tiling).items()
     }
     usable = [token for token in range(8) if token != config.image_token_id]
     text_ids = torch.tensor(usable, device=device).repeat(text_tokens)[:text_tokens]
-    visual = torch.full(
-        (config.reader.count(scale, tiles[0]),), config.image_token_id, device=device
-    )
+    visual = torch.full((config.count(budget),), config.image_token_id, device=device)
     ids = torch.cat([visual, text_ids]).expand(batch_size, -1)
-    scales = torch.tensor([scale] * batch_size, device=device)
+    scales = torch.tensor([budget.tokens] * batch_size, device=device)
     started = _now(device)
     output = model(
         ids,
@@ -149,12 +256,13 @@ def _once(
         logits_to_keep=1,
     )
     token = _next(output.logits, config.image_token_id)
-    first_seconds = _now(device) - started
+    first = _since(started, device)
     started = _now(device)
     for _ in range(tokens):
         output = model(token, past_key_values=output.past_key_values, use_cache=True)
         token = _next(output.logits, config.image_token_id)
-    return first_seconds, (_now(device) - started) / tokens
+    steps = _since(started, device)
+    return first, _Seconds(steps.wall / tokens, steps.cpu / tokens)
 
 
 def _next(logits: Tensor, image_token_id: int) -> Tensor:
@@ -163,19 +271,15 @@ def _next(logits: Tensor, image_token_id: int) -> Tensor:
     return torch.where(token == image_token_id, (token + 1) % logits.shape[-1], token)
 
 
-def _now(device: torch.device) -> float:
+def _now(device: torch.device) -> _Seconds:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return _Seconds(time.perf_counter(), time.process_time())
 
 
-def _spread(sorted_values: list[float]) -> float:
-    quarters = (
-        statistics.quantiles(sorted_values, n=4)
-        if len(sorted_values) > 1
-        else [sorted_values[0]] * 3
-    )
-    return quarters[2] - quarters[0]
+def _since(started: _Seconds, device: torch.device) -> _Seconds:
+    now = _now(device)
+    return _Seconds(now.wall - started.wall, now.cpu - started.cpu)
 
 
 class PeakMemory:

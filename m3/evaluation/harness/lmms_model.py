@@ -1,8 +1,8 @@
 """The `m3` model for lmms-eval, found by the entry point `lmms_eval.models` (plugin.py).
 
 In: the harness's requests, chat (`doc_to_messages`) or simple (`doc_to_text`, `doc_to_visual`).
-Out: text with token counts, or (loss, is greedy). The scale is `matryoshka_vis_token_scale` in
---model_args, or per task in --gen_kwargs.
+Out: text with token counts, or (loss, is greedy). The budget is `matryoshka_vis_token_scale` in
+--model_args, or per task in --gen_kwargs: visual tokens (9), or tokens at a resolution (36@48).
 
     lmms-eval --model m3 --model_args pretrained=playground/m3-tiny,matryoshka_vis_token_scale=9 \\
         --tasks m3_tiny --include_path lmms_eval_tasks
@@ -26,7 +26,7 @@ from m3.evaluation.answering.decoding import Decoding
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.questions import Picture, Question, Reply
 from m3.hardware import choose_device
-from m3.nesting import SCALE_OPTION, get_nesting
+from m3.nesting import SCALE_OPTION
 from m3.processing.video import Sampling, load_video
 
 ARGUMENTS = (
@@ -55,7 +55,7 @@ class EngineModel(lmms):
     def __init__(
         self,
         engine: Engine,
-        scale: int,
+        scale: int | str,
         batch_size: int,
         is_simple: bool,
         frames: str | int = FRAMES,
@@ -256,14 +256,16 @@ def chat_messages(
     return plain_messages, pictures
 
 
-def check_scale(engine: Engine, scale: int) -> None:
-    """Raises ValueError, listing the reachable scales, where the model's grid cannot give
-    `scale`.
+def check_scale(engine: Engine, scale: int | str) -> None:
+    """Raises ValueError where the model cannot see the budget's resolution, or where its grid
+    cannot give the tokens; those that it can are listed.
     """
-    config = engine.model.config
-    if not isinstance(scale, int) or isinstance(scale, bool):
-        raise ValueError(f"{SCALE_OPTION} is a number of visual tokens, got {scale!r}")
-    get_nesting(config.nesting.kind).count(config.grid, scale)
+    if not isinstance(scale, int | str) or isinstance(scale, bool):
+        raise ValueError(
+            f"{SCALE_OPTION} is a number of visual tokens such as 36, or tokens at a resolution "
+            f"such as 36@48, got {scale!r}"
+        )
+    engine.model.config.grid_at(engine.processor.budget(scale).resolution)
 
 
 class FromArguments(EngineModel):
@@ -272,7 +274,7 @@ class FromArguments(EngineModel):
     def __init__(
         self,
         pretrained: str,
-        matryoshka_vis_token_scale: int | None = None,
+        matryoshka_vis_token_scale: int | str | None = None,
         dtype: str = "auto",
         attention: str = "sdpa",
         frames: str | int = FRAMES,

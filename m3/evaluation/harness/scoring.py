@@ -73,11 +73,13 @@ def run_cell(
         return _rows(model, name, loaded, harness_results, run)
     # a task is foreign code: whatever it raises fails its cell, not the sweep
     except FOREIGN as error:
-        logger.exception("%s failed on %s at %d tokens", name, loaded.name, scale)
+        logger.exception("%s failed on %s at %s tokens", name, loaded.name, scale)
         return [failed_row(name, loaded.name, scale, loaded.metric, error)]
 
 
-def failed_row(name: str, task: str, scale: int, metric: str, error: BaseException) -> CellRow:
+def failed_row(
+    name: str, task: str, scale: int | str, metric: str, error: BaseException
+) -> CellRow:
     error_text = " ".join(f"{type(error).__name__}: {_cause(error)}".split())
     return CellRow(
         name, task, scale, "failed", metric, True, None, None, 0, 0, None, None, None, error_text
@@ -176,7 +178,7 @@ def per_document(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str,
 def _row(
     name: str,
     loaded: LoadedTask,
-    scale: int,
+    scale: int | str,
     metric: str,
     value: float,
     scores: Mapping[int, Mapping[str, float]],

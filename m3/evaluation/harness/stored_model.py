@@ -36,12 +36,12 @@ RequestId = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Number of visual tokens per image (or tile), and the method (a row of
-    m3.evaluation.token_reduction.table).
+class MethodBudget:
+    """A budget (36 visual tokens per image or tile, or "36@48"), and the method that chooses them
+    (a row of m3.evaluation.token_reduction.table).
     """
 
-    scale: int
+    scale: int | str
     method: str = OWN
 
 
@@ -53,7 +53,7 @@ class StoredModel(EngineModel):
     def __init__(
         self,
         engine: Engine,
-        budgets: Sequence[Budget],
+        budgets: Sequence[MethodBudget],
         batch_size: int,
         loaded: LoadedTask,
         store: Store,
@@ -70,10 +70,10 @@ class StoredModel(EngineModel):
         self.limit = limit
         self._label = label
         self._screen = sys.stderr  # the sweep sends what the harness prints elsewhere
-        self._keys: dict[RequestId, dict[Budget, str]] = {}
-        self._failures: dict[Budget, BaseException] = {}
+        self._keys: dict[RequestId, dict[MethodBudget, str]] = {}
+        self._failures: dict[MethodBudget, BaseException] = {}
 
-    def serve(self, budget: Budget) -> None:
+    def serve(self, budget: MethodBudget) -> None:
         """The next requests of the harness are answered at this budget."""
         self.budget, self.scale = budget, budget.scale
 
@@ -157,7 +157,7 @@ class StoredModel(EngineModel):
         requests: Sequence[Instance],
         questions: Sequence[Question],
         cells: Sequence[Cell],
-        budgets: Sequence[Budget],
+        budgets: Sequence[MethodBudget],
         bar: tqdm,
     ) -> None:
         """All budgets together; where that fails, each alone, so that one of them does not take
@@ -179,7 +179,7 @@ class StoredModel(EngineModel):
         requests: Sequence[Instance],
         questions: Sequence[Question],
         cells: Sequence[Cell],
-        budgets: Sequence[Budget],
+        budgets: Sequence[MethodBudget],
         bar: tqdm,
     ) -> None:
         """The plan of the batches depends on questions and budgets alone, not on what the store
@@ -222,7 +222,7 @@ class StoredModel(EngineModel):
             self.store.add_answers(answers)
             bar.update(len(new_replies))
 
-    def _at(self, cell: Cell, budget: Budget) -> Cell:
+    def _at(self, cell: Cell, budget: MethodBudget) -> Cell:
         method = stored_name(budget.method, self.engine.model.config.nesting.kind)
         code = "" if budget.method == OWN else controls_code()
         return replace(cell, scale=budget.scale, method=method, code=code)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from m3.evaluation.results.run_folder import read_cell_name
 from m3.evaluation.suites import known_tasks
 from m3.text_table import align_columns
 
@@ -22,7 +23,7 @@ class Submission:
 
     model: str
     task: str
-    scale: int
+    scale: int | str
     file: Path
 
 
@@ -56,16 +57,16 @@ def collect(run: Path, is_all: bool = False) -> list[Submission]:
     servers = {task_name for task_name, task in known_tasks().items() if "server" in task.needs}
     submissions: list[Submission] = []
     for cell in cells:
-        task, _, scale = cell.name.rpartition("@")
+        task, scale = read_cell_name(cell.name)
         if not is_all and task not in servers:
             continue
         cell_files = sorted(cell_file for cell_file in cell.rglob("*") if cell_file.is_file())
         submissions += [
-            _copy(run, cell.parent.name, task, int(scale), cell_file, cell_files)
+            _copy(run, cell.parent.name, task, scale, cell_file, cell_files)
             for cell_file in cell_files
         ]
     if not submissions:
-        other_tasks = sorted({cell.name.rpartition("@")[0] for cell in cells})
+        other_tasks = sorted({read_cell_name(cell.name)[0] for cell in cells})
         hint = (
             f"--all takes those of {', '.join(other_tasks)}"
             if other_tasks
@@ -78,7 +79,7 @@ def collect(run: Path, is_all: bool = False) -> list[Submission]:
 
 
 def _copy(
-    run: Path, model: str, task: str, scale: int, path: Path, files: Sequence[Path]
+    run: Path, model: str, task: str, scale: int | str, path: Path, files: Sequence[Path]
 ) -> Submission:
     """The kind of a file is its ending; where a cell has two of a kind, the harness's own name
     is kept in it.

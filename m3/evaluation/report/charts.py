@@ -15,17 +15,24 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from m3.evaluation.analysis.metric_kind import ARROW, LESS
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.cost.axes import BY_TOKENS, COST_AXES
+from m3.evaluation.cost.latency import NO_DIFFERENCE
 from m3.evaluation.published import PublishedScore
-from m3.evaluation.results.run_folder import CostRow, LatencyRow
-from m3.evaluation.statistics import Mean
+from m3.evaluation.report.budget_curve import (
+    COLOURS,
+    FAINT,
+    INK,
+    LINES,
+    CurveLook,
+    CurvePoint,
+    draw_curve,
+    resolution_marks,
+)
+from m3.evaluation.results.run_folder import CostRow, LatencyRow, ModelRow
 from m3.evaluation.token_reduction.table import OWN
 from m3.files import atomic_file
+from m3.nesting import read_budget
 
-# Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-LINES = ("-", "--", "-.", ":")
 PUBLISHED_MARKS = ("s", "^", "D", "v", "P", "X")
-INK, FAINT = "#222222", "#8a8a8a"
 
 
 @dataclass(frozen=True)
@@ -147,34 +154,29 @@ def save(figure: Figure, file_stem: Path, formats: Sequence[str]) -> list[Path]:
 
 
 def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> None:
-    """A line per model with error bars; hollow marks where the scale was not trained; dotted
+    """A curve per model with error bars; hollow marks where the budget was not trained; dotted
     lines for blind guesses.
     """
-    scale_ticks: dict[float, int] = {}
+    scale_ticks: dict[float, int | str] = {}
     lowest_score = 0.0
+    kind, marks = summary.kind(panel.task), resolution_marks(summary.scales)
     for index, model in enumerate(summary.models):
-        curve_points = []
-        for scale in summary.scales:
-            score = (
-                summary.mean(model.name, scale)
-                if panel.task is None
-                else summary.score(model.name, panel.task, scale)
-            )
-            cost = summary.cost(model.name, scale, panel.task if summary.task_costs else None)
-            x = None if cost is None else panel.x(cost, summary.latency(model.name, scale))
-            # 0: no picture in a prompt, and no place on a logarithmic axis
-            if score is not None and x:
-                curve_points.append((x, score, model.is_trained(scale)))
-                scale_ticks.setdefault(x, scale)
-                lowest_score = min(lowest_score, score.value)
-        if curve_points:
-            is_hollow = model.method == OWN and not all(trained for _, _, trained in curve_points)
-            _line(
-                axes,
-                curve_points,
-                index,
+        points = model_points(panel, summary, model)
+        for point in points:
+            if isinstance(point.scale, int) or point.x not in scale_ticks:
+                scale_ticks[point.x] = point.scale
+            lowest_score = min(lowest_score, point.score.value)
+        if points:
+            is_hollow = model.method == OWN and not all(point.is_trained for point in points)
+            look = CurveLook(
                 f"{model.name} (hollow: plain pooling)" if is_hollow else model.name,
+                COLOURS[index % len(COLOURS)],
+                LINES[index % len(LINES)],
+                marks,
+                kind.higher_is_better,
+                is_labelled=not is_small,
             )
+            draw_curve(axes, points, look)
     if panel.task is not None and panel.is_by_tokens:
         _published(axes, summary, panel.task, scale_ticks)
     for baseline_name, line_style in (("chance", ":"), ("majority", (0, (1, 3)))):
@@ -185,9 +187,43 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
                 baseline_value, color=FAINT, linestyle=line_style, linewidth=1.2, label=line_label
             )
     _dress(axes, panel, sorted(scale_ticks), lowest_score, is_small)
+    if COST_AXES[panel.axis].is_measured and has_levels(summary):
+        axes.text(
+            *(0.98, 0.02, f"one above the other: {NO_DIFFERENCE}"),
+            transform=axes.transAxes,
+            ha="right",
+            fontsize=7.5,
+            color=FAINT,
+        )
 
 
-def _published(axes: Axes, summary: Summary, task: str, scale_ticks: dict[float, int]) -> None:
+def model_points(panel: Panel, summary: Summary, model: ModelRow) -> list[CurvePoint]:
+    """The budgets of a model that have a score and a place on the panel's axis."""
+    points = []
+    for scale in summary.scales:
+        score = (
+            summary.mean(model.name, scale)
+            if panel.task is None
+            else summary.score(model.name, panel.task, scale)
+        )
+        cost = summary.cost(model.name, scale, panel.task if summary.task_costs else None)
+        x = None if cost is None else panel.x(cost, summary.level_latency(model.name, scale))
+        # 0: no picture in a prompt, and no place on a logarithmic axis
+        if score is not None and x:
+            points.append(CurvePoint(x, score, scale, model.is_trained(scale)))
+    return points
+
+
+def has_levels(summary: Summary) -> bool:
+    """Tell whether some budgets of a model have no measurable difference in time."""
+    return any(
+        len(level.scales) > 1 for model in summary.models for level in summary.levels(model.name)
+    )
+
+
+def _published(
+    axes: Axes, summary: Summary, task: str, scale_ticks: dict[float, int | str]
+) -> None:
     """Thin grey curves with a mark of their own per published model, each scale where ours has
     it; the rest is in the table.
     """
@@ -223,8 +259,8 @@ def _published(axes: Axes, summary: Summary, task: str, scale_ticks: dict[float,
         }
 
 
-def place(score: PublishedScore, scale_ticks: Mapping[float, int]) -> float | None:
-    """Position of a published score among `ticks`, tokens in the prompt -> scale.
+def place(score: PublishedScore, scale_ticks: Mapping[float, int | str]) -> float | None:
+    """Position of a published score among `ticks`, tokens in the prompt -> budget.
 
     Papers count tokens per image or tile, so a score at a scale stands where ours at it does; at
     another scale only where a prompt has as many tokens as its scale says. Tokens per video are
@@ -238,50 +274,9 @@ def place(score: PublishedScore, scale_ticks: Mapping[float, int]) -> float | No
     if score.tokens_per != "video" and tick_positions:
         return tick_positions[0]
     is_one = score.tokens_per == "video" or all(
-        tick_position == scale for tick_position, scale in scale_ticks.items()
+        tick_position == read_budget(scale).tokens for tick_position, scale in scale_ticks.items()
     )
     return float(score.tokens) if is_one else None
-
-
-def _line(
-    axes: Axes, curve_points: list[tuple[float, Mean, bool]], index: int, curve_label: str
-) -> None:
-    colour, line_style = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
-    x, y = (
-        [x_position for x_position, _, _ in curve_points],
-        [score.value for _, score, _ in curve_points],
-    )
-    error_bars = [0.0 if math.isnan(score.stderr) else score.stderr for _, score, _ in curve_points]
-    marker_fills = [colour if is_trained else "white" for _, _, is_trained in curve_points]
-    axes.errorbar(
-        x,
-        y,
-        yerr=error_bars,
-        color=colour,
-        linestyle=line_style,
-        linewidth=1.8,
-        capsize=2.5,
-        zorder=3,
-    )
-    for x_position, y_value, marker_fill in zip(x, y, marker_fills, strict=True):
-        axes.plot(
-            x_position,
-            y_value,
-            "o",
-            color=colour,
-            markerfacecolor=marker_fill,
-            markersize=6,
-            zorder=4,
-        )
-    axes.plot(
-        [],
-        [],
-        color=colour,
-        linestyle=line_style,
-        marker="o",
-        markerfacecolor=marker_fills[0],
-        label=curve_label,
-    )
 
 
 def _dress(

@@ -4,11 +4,13 @@ In: a `Summary`. Out: `Table`s.
 """
 
 from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.cost.latency import NO_DIFFERENCE
 from m3.evaluation.cost.roofline import roofline
 from m3.evaluation.report.number_format import engineering, milliseconds, three_digits
 from m3.evaluation.report.table_formats import NOTHING, Table
 from m3.evaluation.results.run_folder import CostRow
-from m3.hardware import accelerator
+from m3.hardware import Accelerator, accelerator
+from m3.nesting import read_budget
 
 
 def cost_table(summary: Summary) -> Table:
@@ -80,7 +82,7 @@ def latency_table(summary: Summary, device: str) -> Table:
         key=lambda latency_row: (
             model_order.index(latency_row.model),
             latency_row.batch_size,
-            latency_row.scale,
+            read_budget(latency_row.scale),
         ),
     ):
         block_title = (
@@ -90,6 +92,7 @@ def latency_table(summary: Summary, device: str) -> Table:
         if block_title not in block_titles.values():
             block_titles[len(table_rows)] = block_title
         cost = summary.cost(latency_row.model, latency_row.scale)
+        alike = summary.alike(latency_row.model, latency_row.scale, latency_row.batch_size)
         estimate = (
             None
             if cost is None or latency_row.batch_size != 1
@@ -104,6 +107,8 @@ def latency_table(summary: Summary, device: str) -> Table:
             [
                 str(latency_row.scale),
                 f"{milliseconds(latency_row.first_token_s)}±{milliseconds(latency_row.first_token_spread_s)}",
+                milliseconds(latency_row.first_token_cpu_s),
+                ", ".join(map(str, alike)) or NOTHING,
                 f"{milliseconds(latency_row.token_s)}±{milliseconds(latency_row.token_spread_s)}",
                 three_digits(latency_row.tokens_per_s),
                 three_digits(latency_row.images_per_s),
@@ -111,19 +116,25 @@ def latency_table(summary: Summary, device: str) -> Table:
                 *estimate_cells,
             ]
         )
-    column_names = ["tokens", "first token, ms", "token, ms", "tokens/s", "images/s", "peak memory"]
+    column_names = ["tokens", "first token, ms", "CPU time, ms", f"{NO_DIFFERENCE} to"]
+    column_names += ["token, ms", "tokens/s", "images/s", "peak memory"]
     column_names += ["ESTIMATE first, ms", "ESTIMATE token, ms"]
-    note = (
-        "Measured: median ± distance between the quartiles. Peak memory: allocated on a GPU, "
-        "resident set of the process on a CPU. Estimate: roofline in 16 bit of "
-        f"{named_accelerator.name} ({named_accelerator.source}), a lower bound; nothing was run on "
-        "it."
-    )
     return Table(
         "latency",
         "Measured time and memory, and an estimate",
         column_names,
         table_rows,
         block_titles,
-        note,
+        _latency_note(named_accelerator),
+    )
+
+
+def _latency_note(named_accelerator: Accelerator) -> str:
+    return (
+        "Measured: 10 % quantile of the repetitions ± the distance between those of their four "
+        f"quarters. Budgets whose first tokens are nearer than that have {NO_DIFFERENCE}. CPU "
+        "time: of all threads of the process, to the first token. Peak memory: allocated on a GPU, "
+        "resident set of the process on a CPU. Estimate: roofline in 16 bit of "
+        f"{named_accelerator.name} ({named_accelerator.source}), a lower bound; nothing was run on "
+        "it."
     )

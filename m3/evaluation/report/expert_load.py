@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.answering.expert_routing import DOCUMENTS, TOKENS, Routing
-from m3.evaluation.report.charts import INK
+from m3.evaluation.report.budget_curve import INK
 from m3.evaluation.report.table_formats import NOTHING, Table
 from m3.evaluation.results.run_folder import ModelRow
 from m3.evaluation.token_reduction.table import FASTV
@@ -77,7 +77,7 @@ def _about(model: ModelRow, scale_routing: Routing | None) -> str:
     return f"{model.name}: not recorded{reason if model.method == FASTV else ''}"
 
 
-def _row(scale: int, scale_routing: Routing) -> list[str]:
+def _row(scale: int | str, scale_routing: Routing) -> list[str]:
     row_cells = []
     for token_kind in range(len(TOKENS)):
         measure_means = [
@@ -110,9 +110,8 @@ def routing_figure(summary: Summary) -> Figure | None:
     if model_name is None:
         return None
     scales = [scale for scale in summary.scales if (model_name, scale) in summary.routings]
-    drawn_scales = sorted(
-        {scales[round(i)] for i in np.linspace(0, len(scales) - 1, min(len(scales), MOST_PANELS))}
-    )
+    places = np.linspace(0, len(scales) - 1, min(len(scales), MOST_PANELS))
+    drawn_scales = [scales[index] for index in sorted({round(place) for place in places})]
     figure = Figure(figsize=(1.6 + 2.1 * len(drawn_scales), 4.2), layout="constrained")
     axes = figure.subplots(2, len(drawn_scales), sharex=True, sharey=True, squeeze=False)
     drawn_routings = {scale: summary.routings[model_name, scale] for scale in drawn_scales}
@@ -201,11 +200,11 @@ def write_loads(summary: Summary) -> Path | None:
     return csv_file
 
 
-def routing_data(summary: Summary) -> dict[str, dict[int, dict[str, list[list[float]]]]]:
+def routing_data(summary: Summary) -> dict[str, dict[int | str, dict[str, list[list[float]]]]]:
     """model -> scale -> kind of token -> layers x experts, in fair shares, for the page; kinds
     without a token are left out.
     """
-    page_routings: dict[str, dict[int, Any]] = {}
+    page_routings: dict[str, dict[int | str, Any]] = {}
     for (model_name, scale), scale_routing in summary.routings.items():
         of_kinds = {
             kind_label: scale_routing.experts * scale_routing.load(token_kind)

@@ -3,7 +3,7 @@ estimate.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,13 +12,17 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from m3.evaluation.analysis.oracle import Oracle
 from m3.evaluation.analysis.summary import Summary
+from m3.evaluation.cost.latency import NO_DIFFERENCE
 from m3.evaluation.cost.roofline import roofline
-from m3.evaluation.report.charts import COLOURS, INK, LINES, spaced
+from m3.evaluation.report.budget_curve import COLOURS, FAINT, INK, LINES, resolution_marks
+from m3.evaluation.report.charts import has_levels, spaced
 from m3.evaluation.report.expert_load import routing_figure
-from m3.evaluation.results.run_folder import LatencyRow
+from m3.evaluation.results.run_folder import CostRow, LatencyRow
 from m3.hardware import accelerator
+from m3.nesting import read_budget, resolutions
 
 NEVER = "#d9d9d9"
+TimedRow = TypeVar("TimedRow", CostRow, LatencyRow)
 
 
 def figures(summary: Summary, device: str) -> dict[str, Figure]:
@@ -72,7 +76,7 @@ def oracle_figure(summary: Summary) -> Figure:
 
 
 def _oracle_bar(
-    axes: Axes, bar_row: int, oracle: Oracle, scales: Sequence[int], shades: Sequence[str]
+    axes: Axes, bar_row: int, oracle: Oracle, scales: Sequence[int | str], shades: Sequence[str]
 ) -> None:
     """Shares of a task's samples side by side, the number in those that are wide enough."""
     bar_start = 0.0
@@ -121,8 +125,10 @@ def _ink(colour: str) -> str:
 
 
 def latency_figure(summary: Summary, device: str) -> Figure:
-    """Time to the first token and throughput against visual tokens: measured with lines, the
-    estimate hatched below.
+    """Time to the first token and throughput against visual tokens: measured with lines (a mark
+    per resolution), the estimate dotted.
+
+    Budgets without a measurable difference stand at one height.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     first_axes, rate_axes = figure.subplots(1, 2)
@@ -131,21 +137,28 @@ def latency_figure(summary: Summary, device: str) -> Figure:
     for index, model in enumerate(summary.models):
         colour = COLOURS[index % len(COLOURS)]
         model_rows = [row for row in summary.latencies if row.model == model.name]
-        scale_ticks = sorted({*scale_ticks, *(float(row.scale) for row in model_rows)})
+        scale_ticks = sorted({*scale_ticks, *(_tokens(row) for row in model_rows)})
         for style_index, batch in enumerate(sorted({row.batch_size for row in model_rows})):
             batch_rows = [row for row in model_rows if row.batch_size == batch]
             line_style = LINES[style_index % len(LINES)]
-            _measured_lines(first_axes, rate_axes, batch_rows, colour, line_style)
+            level_rows = [
+                row
+                for one in batch_rows
+                if (row := summary.level_latency(model.name, one.scale, batch)) is not None
+            ]
+            _measured_lines(first_axes, rate_axes, level_rows, colour, line_style)
         model_costs = [row for row in summary.costs if row.model == model.name]
-        if model_costs and model_rows:
+        estimate_label = f"ESTIMATE, not measured: {named_accelerator.name}"
+        for costs_at_side in _by_resolution(model_costs) if model_rows else ():
             first_axes.plot(
-                [row.scale for row in model_costs],
-                [roofline(row, named_accelerator).first_token_s * 1e3 for row in model_costs],
+                [_tokens(row) for row in costs_at_side],
+                [roofline(row, named_accelerator).first_token_s * 1e3 for row in costs_at_side],
                 color="#555555",
                 linestyle=":",
                 linewidth=1.6,
-                label=f"ESTIMATE, not measured: {named_accelerator.name}" if index == 0 else None,
+                label=estimate_label if index == 0 else None,
             )
+            estimate_label = None
     for axes, y_label in (
         (first_axes, "ms to the first token"),
         (rate_axes, "tokens per second after it"),
@@ -156,8 +169,26 @@ def latency_figure(summary: Summary, device: str) -> Figure:
         axes.set_title(y_label, fontsize=10, loc="left", fontweight="bold", color=INK)
         _ticks(axes, scale_ticks)
         _plain(axes)
+    if has_levels(summary):
+        first_axes.text(
+            *(0.02, 0.96, f"at one height: {NO_DIFFERENCE}"),
+            transform=first_axes.transAxes,
+            fontsize=8,
+            color=FAINT,
+        )
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def _tokens(row: LatencyRow | CostRow) -> float:
+    return float(read_budget(row.scale).tokens)
+
+
+def _by_resolution(rows: Sequence[TimedRow]) -> list[list[TimedRow]]:
+    """The rows of each resolution, ascending, in the order of their budgets."""
+    sides = resolutions(read_budget(row.scale) for row in rows)
+    in_order = sorted(rows, key=lambda row: read_budget(row.scale))
+    return [[row for row in in_order if read_budget(row.scale).resolution == s] for s in sides]
 
 
 def _measured_lines(
@@ -167,27 +198,21 @@ def _measured_lines(
     colour: str,
     line_style: Any,
 ) -> None:
-    """Both lines of a model at one batch size; error bars are the distance between quartiles."""
-    scales = [float(row.scale) for row in batch_rows]
-    first_axes.errorbar(
-        scales,
-        [row.first_token_s * 1e3 for row in batch_rows],
-        yerr=[row.first_token_spread_s * 1e3 / 2 for row in batch_rows],
-        capsize=2,
-        label=f"measured: {batch_rows[0].model}, batch {batch_rows[0].batch_size}",
-        color=colour,
-        linestyle=line_style,
-        marker="o",
-        markersize=4,
-    )
-    rate_axes.plot(
-        scales,
-        [row.tokens_per_s for row in batch_rows],
-        color=colour,
-        linestyle=line_style,
-        marker="o",
-        markersize=4,
-    )
+    """The lines of a model at one batch size; error bars are the spread."""
+    marks = resolution_marks([row.scale for row in batch_rows])
+    for rows in _by_resolution(batch_rows):
+        side = read_budget(rows[0].scale).resolution
+        where = "" if side is None else f", at {side} pixels"
+        look = {"color": colour, "linestyle": line_style, "marker": marks[side], "markersize": 4}
+        first_axes.errorbar(
+            [_tokens(row) for row in rows],
+            [row.first_token_s * 1e3 for row in rows],
+            yerr=[row.first_token_spread_s * 1e3 / 2 for row in rows],
+            capsize=2,
+            label=f"measured: {rows[0].model}, batch {rows[0].batch_size}{where}",
+            **look,
+        )
+        rate_axes.plot([_tokens(row) for row in rows], [row.tokens_per_s for row in rows], **look)
 
 
 def _ticks(axes: Axes, ticks: Sequence[float]) -> None:

@@ -17,10 +17,15 @@ from markupsafe import Markup
 from m3.evaluation.analysis.metric_kind import ACCURACY, LESS
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.cost.axes import COST_AXES
+from m3.evaluation.cost.latency import NO_DIFFERENCE
 from m3.evaluation.report.expert_load import routing_data
 from m3.evaluation.report.table_formats import Table
 from m3.evaluation.report.token_grids import drawn, grid_note, is_on_grid
 from m3.evaluation.results.run_folder import Example, ModelRow
+from m3.nesting import read_budget, resolutions
+
+SHAPES = "■▲◆▼"
+"""Marks of resolutions in report.js, in turn."""
 
 
 def page(summary: Summary, tables: Sequence[Table]) -> str:
@@ -28,8 +33,8 @@ def page(summary: Summary, tables: Sequence[Table]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    # a browser reads no NaN
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    # a browser reads no NaN; budgets are numbers and texts, which have no common order
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     templates = files("m3.evaluation").joinpath("templates")
     css_text, js_text, html_text = (
         templates.joinpath(f"report.{file_kind}").read_text("utf-8")
@@ -44,8 +49,20 @@ def page(summary: Summary, tables: Sequence[Table]) -> str:
         experts_js=Markup(templates.joinpath("experts.js").read_text("utf-8")),
         samples_js=Markup(templates.joinpath("samples.js").read_text("utf-8")),
         lead=headline(summary),
+        marks_note=marks_note(summary),
         failed=[cell for cell in summary.cells if cell.status == "failed"],
     )
+
+
+def marks_note(summary: Summary) -> str:
+    """What the shapes of the marks mean; nothing where every budget sees one resolution."""
+    sides = resolutions(map(read_budget, summary.scales))
+    if len(sides) < 2:
+        return ""
+    named = [side for side in sides if side is not None]
+    shapes = [f"{SHAPES[i % len(SHAPES)]} {side} pixels" for i, side in enumerate(named)]
+    shapes += ["● the largest"] if None in sides else []
+    return f"Marks, by resolution: {', '.join(shapes)}. Thick: the Pareto front over all of them."
 
 
 def page_data(summary: Summary) -> dict[str, Any]:
@@ -62,6 +79,7 @@ def page_data(summary: Summary) -> dict[str, Any]:
             {"key": key, "label": axis.label, "isMeasured": axis.is_measured}
             for key, axis in COST_AXES.items()
         ],
+        "noDifference": NO_DIFFERENCE,
         "averaged": str(ACCURACY),
         "tasks": [
             {"id": task, "name": summary.label(task), "kind": str(summary.kinds[task])}
@@ -99,7 +117,7 @@ def page_data(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _curve(summary: Summary, model: ModelRow, task: str) -> dict[int, list[float | None]]:
+def _curve(summary: Summary, model: ModelRow, task: str) -> dict[int | str, list[float | None]]:
     curve = summary.curve(model.name, task)
     return {
         scale: [mean.value, None if math.isnan(mean.stderr) else mean.stderr]
@@ -109,13 +127,13 @@ def _curve(summary: Summary, model: ModelRow, task: str) -> dict[int, list[float
 
 def _costs(
     summary: Summary, model: ModelRow, task: str | None = None
-) -> dict[int, dict[str, float | int | None]]:
+) -> dict[int | str, dict[str, Any]]:
     """Costs of all prompts, or of a task's; times are those of one mean prompt for every task."""
     scale_costs = {}
     for scale in summary.scales:
         cost, measured_latency = (
             summary.cost(model.name, scale, task),
-            summary.latency(model.name, scale),
+            summary.level_latency(model.name, scale),
         )
         if cost is not None:
             scale_costs[scale] = {
@@ -123,6 +141,7 @@ def _costs(
                 "spread": None
                 if measured_latency is None
                 else measured_latency.first_token_spread_s * 1e3,
+                "alike": [str(other) for other in summary.alike(model.name, scale)],
                 **{key: axis.value(cost, measured_latency) for key, axis in COST_AXES.items()},
             }
     return scale_costs
@@ -146,7 +165,7 @@ def _sample(summary: Summary, example: Example) -> dict[str, Any]:
     encoded_image = base64.b64encode(
         (summary.run / "examples" / example.image).read_bytes()
     ).decode()
-    replies: dict[str, dict[int, dict[str, Any]]] = {}
+    replies: dict[str, dict[int | str, dict[str, Any]]] = {}
     for model in summary.models:
         for scale in summary.scales:
             reply = summary.reply(example, model.name, scale)
@@ -171,7 +190,7 @@ def headline(summary: Summary) -> str:
     scores = summary.curve(model)
     if len(scores) < 2:
         return ""
-    least_tokens, most_tokens = min(scores), max(scores)
+    least_tokens, most_tokens = min(scores, key=read_budget), max(scores, key=read_budget)
     task_count, direction_note = (
         len(summary.averaged),
         "" if summary.kind(None).higher_is_better else f" ({LESS})",

@@ -9,7 +9,13 @@ from pathlib import Path
 import pandas
 
 from m3.evaluation.analysis.compare import Change, Side, comparable, difference, shown_p, tasks_text
-from m3.evaluation.analysis.frontier import knee, pareto_front, sufficient
+from m3.evaluation.analysis.frontier import (
+    front_curve,
+    has_resolutions,
+    knee,
+    pareto_front,
+    sufficient,
+)
 from m3.evaluation.analysis.metric_kind import ARROW, LESS
 from m3.evaluation.analysis.oracle import Oracle
 from m3.evaluation.analysis.run_table import cost_columns
@@ -22,6 +28,7 @@ from m3.evaluation.results.run_folder import ModelRow
 from m3.evaluation.statistics import DRAWS, Difference, Interval, Mean
 from m3.evaluation.token_reduction.table import OWN, get_method
 from m3.files import write_text
+from m3.nesting import read_budget
 
 
 def report_tables(summary: Summary, device: str, changes: Sequence[Change] = ()) -> list[Table]:
@@ -94,20 +101,9 @@ def scores_table(summary: Summary) -> Table:
 
 def kept_table(summary: Summary) -> Table:
     """Share of the largest scale's score, and what stands out on each curve."""
-    cost_points = [
-        (model.name, scale, cost.visual_tokens, mean.value)
-        for model in summary.models
-        for scale, mean in summary.curve(model.name).items()
-        if (cost := summary.cost(model.name, scale)) is not None
-    ]
     kind = summary.kind(None)
     sign = 1.0 if kind.higher_is_better else -1.0
-    front_budgets = {
-        cost_points[i][:2]
-        for i in pareto_front(
-            [(float(tokens), sign * value) for _, _, tokens, value in cost_points]
-        )
-    }
+    front_budgets = front_of_run(summary)
     table_rows: list[list[str]] = []
     block_titles: dict[int, str] = {}
     for model in summary.models:
@@ -120,13 +116,15 @@ def kept_table(summary: Summary) -> Table:
         good_scores = {
             scale: sign * value + (0.0 if sign > 0 else 100.0) for scale, value in curve.items()
         }
+        costs = plane_costs(summary, model.name, list(curve))
+        bend = knee(good_scores if costs is None else front_curve(good_scores, costs), costs)
         sufficient_scale = (
-            sufficient(good_scores) if kind.higher_is_better or kind.is_share else None
+            sufficient(good_scores, costs=costs) if kind.higher_is_better or kind.is_share else None
         )
         for scale, value in curve.items():
             kept_share = summary.retention(model.name, scale)
             row_notes = ["on the Pareto front"] if (model.name, scale) in front_budgets else []
-            row_notes += ["knee"] if scale == knee(good_scores) else []
+            row_notes += ["knee"] if scale == bend else []
             row_notes += (
                 ["smallest that keeps 95 %"]
                 if scale == sufficient_scale and summary.scales[-1] in curve
@@ -140,14 +138,41 @@ def kept_table(summary: Summary) -> Table:
     )
     note = (
         f"95 % interval by bootstrap over images, {DRAWS:,} draws. Pareto front over all rows, by "
-        "visual tokens and mean score; "
-        "knee: farthest above the line between the curve's ends, tokens on a logarithmic axis."
+        "computation to the first token and mean score; knee: farthest above the line between the "
+        "curve's ends, tokens on a logarithmic axis (of budgets at several resolutions: "
+        "computation, along their front)."
     )
     if not kind.higher_is_better:
         note += f" The score counts errors ({LESS}): front and knee are of the falling curve, kept is the share of 100 - error."
     return Table(
         "retention", caption, ["tokens", "mean score", "kept", ""], table_rows, block_titles, note
     )
+
+
+def front_of_run(summary: Summary) -> set[tuple[str, int | str]]:
+    """(model, budget) of the rows that no other beats: by all operations to the first token, so
+    over tokens and resolutions alike.
+    """
+    rows = [
+        (model.name, scale, cost.first_token_flops, mean.value)
+        for model in summary.models
+        for scale, mean in summary.curve(model.name).items()
+        if (cost := summary.cost(model.name, scale)) is not None
+    ]
+    sign = 1.0 if summary.kind(None).higher_is_better else -1.0
+    front = pareto_front([(float(flops), sign * value) for _, _, flops, value in rows])
+    return {rows[index][:2] for index in front}
+
+
+def plane_costs(
+    summary: Summary, model: str, scales: Sequence[int | str]
+) -> dict[int | str, float] | None:
+    """Operations to the first token by budget, where resolutions differ and tokens alone order
+    nothing; None where they do not, or where the run counted none.
+    """
+    costs = {scale: summary.cost(model, scale) for scale in scales}
+    known = {scale: float(c.first_token_flops) for scale, c in costs.items() if c is not None}
+    return known if has_resolutions(scales) and len(known) == len(scales) else None
 
 
 def _kept_text(kept_share: Interval | None) -> str:
@@ -277,7 +302,9 @@ def differences_table(summary: Summary) -> Table:
     )
 
 
-def _compared_pairs(summary: Summary) -> list[tuple[str, ModelRow, list[tuple[int, int]]]]:
+def _compared_pairs(
+    summary: Summary,
+) -> list[tuple[str, ModelRow, list[tuple[int | str, int | str]]]]:
     """Per block: its title, the model that is subtracted, and pairs of scales."""
     first_model, largest_scale = summary.models[0], summary.scales[-1]
     same_scales = [(scale, scale) for scale in summary.scales]
@@ -371,7 +398,8 @@ def published_table(summary: Summary) -> Table:
     for task, task_scores in published_scores.items():
         tokens = sorted(
             {score.tokens for score in task_scores if score.tokens is not None}
-            | set(summary.scales)
+            | set(summary.scales),
+            key=read_budget,
         )
         for scale in tokens:
             own_scores = [summary.score(row_label, task, scale) for row_label in own_models]
@@ -433,7 +461,7 @@ def write_csv(summary: Summary) -> Path:
     return csv_file
 
 
-def _csv_row(summary: Summary, model: ModelRow, scale: int) -> dict[str, object]:
+def _csv_row(summary: Summary, model: ModelRow, scale: int | str) -> dict[str, object]:
     csv_row: dict[str, object] = {"model": model.name, "scale": scale}
     csv_row["trained_at_scale"] = model.is_trained(scale)
     csv_row |= cost_columns(summary, model.name, scale)

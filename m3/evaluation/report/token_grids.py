@@ -22,30 +22,39 @@ def is_on_grid(model: ModelRow) -> bool:
     return model.method == POOLING or (model.method == OWN and has_cells)
 
 
-def reader_of(model: ModelRow) -> ImageReader:
-    """The arithmetic of a model on a grid."""
-    grid = (model.grid[0], model.grid[1]) if len(model.grid) == 2 else model.grid[0]
-    return ImageReader(get_nesting("grid_pool"), make_tiling(model.tiling), grid)
+def reader_of(model: ModelRow, resolution: int | None = None) -> ImageReader:
+    """The arithmetic of a model on the grid of a tile of a picture seen at a resolution."""
+    tiling, full_side = make_tiling(model.tiling), model.encoder_side
+    side = tiling.tile_side(resolution, full_side)
+    grid = [count * side // full_side for count in model.grid]
+    return ImageReader(
+        get_nesting("grid_pool"), tiling, (grid[0], grid[1]) if len(grid) == 2 else model.grid[0]
+    )
 
 
-def drawn(model: ModelRow, example: Example, scales: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Scale -> tokens of the picture and its views, for the scales that the model reaches.
+def drawn(
+    model: ModelRow, example: Example, scales: Sequence[int | str]
+) -> dict[int | str, dict[str, Any]]:
+    """Budget -> tokens of the picture and its views at its resolution, for the budgets that the
+    model reaches.
 
     None for tokens without a place.
     """
     if not is_on_grid(model):
         return {}
-    reader = reader_of(model)
     image_size = (example.size[0], example.size[1])
-    reachable_scales = set(reader.nesting.reachable(reader.grid))
-    return {
-        scale: {
-            "tokens": reader.count(scale, reader.tiling.tiles(image_size)),
-            "views": [asdict(view) for view in views(reader, image_size, scale)],
-        }
-        for scale in scales
-        if scale in reachable_scales
-    }
+    grids: dict[int | str, dict[str, Any]] = {}
+    for scale in scales:
+        budget = model.budget(scale)
+        reader = reader_of(model, budget.resolution)
+        if budget.tokens in reader.nesting.reachable(reader.grid):
+            tiles = reader.tiling.tiles(image_size, budget.resolution)
+            shown = views(reader, image_size, budget.tokens, budget.resolution)
+            grids[scale] = {
+                "tokens": reader.count(budget.tokens, tiles),
+                "views": [asdict(view) for view in shown],
+            }
+    return grids
 
 
 def grid_note(model: ModelRow) -> str:

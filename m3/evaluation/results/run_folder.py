@@ -13,7 +13,7 @@ The sweep writes it, the report reads it, nothing else passes between them.
     models.json, baselines.json, environment.json, examples/
     lmms_eval.log                 what the harness printed
 
-MODEL is a model's name, or MODEL+METHOD for a control (m3/evaluation/token_reduction/table.py): a
+SCALE is a budget: 36, or 36@48. MODEL is a model's name, or MODEL+METHOD for a control (m3/evaluation/token_reduction/table.py): a
 control has rows of its own everywhere, as if it were a model. `ModelRow.method` and `ModelRow.base`
 say which it is, and of which model. A task that a server scores has no row in cells.csv, but files.
 
@@ -23,6 +23,7 @@ Files other than the store and the log are written aside and renamed.
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
@@ -34,6 +35,7 @@ from m3.evaluation.cost.latency import Measured
 from m3.evaluation.token_reduction.table import OWN
 from m3.files import lock, write_text
 from m3.model.cost import Cost
+from m3.nesting import Budget, make_tiling, read_budget
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class CellRow:
 
     model: str
     task: str
-    scale: int
+    scale: int | str  # the budget: 36, or "36@48"
     status: str  # ok | failed
     metric: str
     is_primary: bool  # the task's first metric: the one that tables and charts show
@@ -95,7 +97,7 @@ class ModelRow:
     name: str
     path: str
     weights: str
-    trained_scales: list[int]
+    trained_scales: list[int | str]  # the ladder
     grid: list[int]  # (rows, columns), or the number of tokens alone
     nesting: str
     parameters: int
@@ -103,12 +105,24 @@ class ModelRow:
     base: str  # for a control, the name of the model it belongs to
     routers: int  # layers with experts; 0: a dense decoder
     tiling: dict[str, Any]  # Tiling.to_dict()
+    encoder_side: int  # of the largest images that the encoder sees, in pixels
 
-    def is_trained(self, scale: int) -> bool:
-        """Tell whether the weights were trained at this scale; else it is plain pooling, or a
+    def is_trained(self, scale: int | str) -> bool:
+        """Tell whether the weights were trained at this budget; else it is plain pooling, or a
         control.
         """
-        return self.method == OWN and scale in self.trained_scales
+        return self.method == OWN and self.budget(scale).setting in self.trained_scales
+
+    def budget(self, scale: int | str) -> Budget:
+        """What a budget of the sweep is to this model, which may call its resolution the largest."""
+        budget = read_budget(scale)
+        is_largest = budget.resolution == self.largest_resolution
+        return Budget(budget.tokens) if is_largest else budget
+
+    @property
+    def largest_resolution(self) -> int:
+        """The resolution in pixels of budgets that name none."""
+        return make_tiling(self.tiling).largest_resolution(self.encoder_side)
 
 
 @dataclass(frozen=True)
@@ -179,6 +193,8 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def _parse(field_text: str, field_type: Any) -> Any:
+    if field_type == int | str:
+        return read_budget(field_text).setting
     if isinstance(field_type, UnionType):
         return None if field_text == "" else _parse(field_text, get_args(field_type)[0])
     return field_text == "True" if field_type is bool else field_type(field_text)
@@ -195,15 +211,23 @@ def alone_in(run: Path) -> AbstractContextManager[None]:
     )
 
 
-def result_path(run: Path, model: str, task: str, scale: int) -> Path:
+def result_path(run: Path, model: str, task: str, scale: int | str) -> Path:
     return run / "results" / model / f"{task}@{scale}.json"
 
 
-def submission_folder(run: Path, model: str, task: str, scale: int) -> Path:
+def submission_folder(run: Path, model: str, task: str, scale: int | str) -> Path:
     return run / "submissions" / model / f"{task}@{scale}"
 
 
-def read_keys(run: Path, model: str, task: str, scale: int) -> dict[int, str]:
+def read_cell_name(name: str) -> tuple[str, int | str]:
+    """Task and budget of `TASK@SCALE`, where SCALE may be 36@48."""
+    task, *settings = re.split(r"@(?=\d+(?:@\d+)?$)", name, maxsplit=1)
+    if not settings:
+        raise ValueError(f"{name!r} names no cell of a sweep: expected TASK@36 or TASK@36@48")
+    return task, read_budget(settings[0]).setting
+
+
+def read_keys(run: Path, model: str, task: str, scale: int | str) -> dict[int, str]:
     """doc_id -> key in the store, of one cell.
 
     Raises:

@@ -17,9 +17,9 @@ from m3.evaluation.results.store import Answer, Store
 
 @dataclass(frozen=True)
 class Samples:
-    """One model on one task: a row per document, a column per scale (ascending)."""
+    """One model on one task: a row per document, a column per budget (ascending)."""
 
-    scales: tuple[int, ...]
+    scales: tuple[int | str, ...]
     doc_ids: tuple[int, ...]
     documents: tuple[str, ...]  # digests of the documents: equal in two runs where the data are
     images: tuple[int, ...]  # the clusters (`picture_clusters`)
@@ -27,7 +27,7 @@ class Samples:
     tokens: Float[np.ndarray, "n k"]  # visual tokens of the prompt, as counted
     confidences: Float[np.ndarray, "n k"]  # nan where none was recorded
 
-    def at(self, scale: int) -> Float[np.ndarray, " n"]:
+    def at(self, scale: int | str) -> Float[np.ndarray, " n"]:
         return self.scores[:, self.scales.index(scale)]
 
 
@@ -57,7 +57,7 @@ def picture_clusters(answers: Sequence[Answer]) -> list[int]:
 
 
 def read_samples(
-    run: Path, store: Store, model: str, task: str, scales: Sequence[int], metric: str
+    run: Path, store: Store, model: str, task: str, scales: Sequence[int | str], metric: str
 ) -> Samples | None:
     """The documents that every scale has; None where some document has no score of its own for
     the metric.

@@ -34,7 +34,9 @@ class Cell:
     dataset: str  # path, name, split and number of rows
     document: str  # the whole document, pixels included
     prompt: str  # the text after the chat template and the images, in order
-    scale: int  # visual tokens per image
+    scale: (
+        int | str
+    )  # the budget: visual tokens per image (36), or tokens at a resolution ("36@48")
     method: str  # how the visual tokens were made: the kind of nesting
     code: str = ""  # of a control: the files that choose its tokens
 

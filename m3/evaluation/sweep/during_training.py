@@ -19,6 +19,7 @@ from m3.evaluation.results.run_folder import CellRow
 from m3.evaluation.sweep.options import SweepOptions, task_names
 from m3.evaluation.sweep.sweep import find, prepare, sweep_engine
 from m3.model import M3Config, M3ForConditionalGeneration
+from m3.nesting import read_budget
 from m3.processing.processor import M3Processor
 
 
@@ -35,7 +36,7 @@ class LiveSweep:
     def __init__(self, options: SweepOptions, sharded: M3Config | None = None) -> None:
         assert options.scales is not None  # those trained are the caller's to know
         self._options, self._outline = options, None
-        self._scales = sorted(options.scales)
+        self._scales = sorted(options.scales, key=read_budget)
         if sharded is not None:
             with torch.device("meta"):
                 self._outline = M3ForConditionalGeneration(sharded)
@@ -92,7 +93,7 @@ def scores(cells: Sequence[CellRow]) -> dict[str, float]:
         for cell in cells
         if cell.higher_is_better is not False and cell.task not in point_tasks
     }  # an error, or points of some unit, have no place among accuracies
-    for scale in sorted({cell.scale for cell in cells}):
+    for scale in sorted({cell.scale for cell in cells}, key=read_budget):
         scored_tasks = [task for task in sorted(tasks) if (task, scale) in primary]
         share_values = [
             primary[task, scale] / (100 if task in hundreds else 1) for task in scored_tasks

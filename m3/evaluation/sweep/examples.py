@@ -27,7 +27,7 @@ def write_examples(
     run: Path,
     model: str,
     tasks: Sequence[LoadedTask],
-    scales: Sequence[int],
+    scales: Sequence[int | str],
     cells: Sequence[CellRow],
     sampling: Sampling,
 ) -> None:

@@ -15,15 +15,15 @@ from m3.evaluation.suites import get_suite, known_tasks, suites
 from m3.evaluation.token_reduction.table import METHODS, OWN, get_method
 from m3.inference.loading import DTYPES
 from m3.model import M3Config
-from m3.nesting import get_nesting
+from m3.nesting import Budget, get_nesting, read_budget, read_ladder
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """Models, tasks, scales and methods of a sweep, and how it runs.
+    """Models, tasks, budgets and methods of a sweep, and how it runs.
 
-    `models`: the first is the one compared. `scales`: None for those that the first model was
-    trained at. `data_root`: a folder with local copies of data sets. `limit`: documents of each
+    `models`: the first is the one compared. `scales`: 36, or "36@48"; None for those that the first
+    model was trained at. `data_root`: a folder with local copies of data sets. `limit`: documents of each
     task, None for all. `batch_size`: rows at the largest trained scale. `frames`: a number, or
     `collage`. `command`: what the run folder tells of how it was made.
     """
@@ -31,7 +31,7 @@ class SweepOptions:
     models: tuple[str, ...]
     suites: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    scales: tuple[int, ...] | None = None
+    scales: tuple[int | str, ...] | None = None
     methods: tuple[str, ...] = (OWN,)
     out: Path = Path("runs/sweep")
     include_path: Path = Path("lmms_eval_tasks")
@@ -114,7 +114,8 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scales",
-        help="visual tokens per image, with commas; default: the first model's trained scales",
+        help="visual tokens per image, with commas, or tokens at a resolution in pixels, such as\n"
+        "1,36,36@48; default: the first model's trained scales",
     )
     parser.add_argument(
         "--methods", default=OWN, help="how visual tokens are chosen, with commas; see below"
@@ -183,13 +184,15 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def scales_in(text: str) -> tuple[int, ...]:
-    """The numbers of `--scales`."""
-    if not all(scale_text.strip().isdigit() for scale_text in text.split(",")):
+def scales_in(text: str) -> tuple[int | str, ...]:
+    """The budgets of `--scales`."""
+    try:
+        return tuple(read_budget(scale_text).setting for scale_text in text.split(","))
+    except ValueError as error:
         raise ValueError(
-            f"--scales takes numbers of visual tokens with commas, such as 1,9,36; got {text!r}"
-        )
-    return tuple(int(scale_text) for scale_text in text.split(","))
+            "--scales takes numbers of visual tokens with commas, such as 1,9,36, or tokens at a "
+            f"resolution in pixels, such as 36@48; got {text!r}"
+        ) from error
 
 
 def methods_in(text: str) -> tuple[str, ...]:
@@ -288,21 +291,56 @@ def check_distinct(names: Sequence[str], methods: Sequence[str]) -> None:
         )
 
 
-def reachable_scales(asked_scales: Sequence[int] | None, configs: dict[str, M3Config]) -> list[int]:
-    """The scales to sweep, ascending, each reachable by every model.
+def check_methods(methods: Sequence[str], scales: Sequence[int | str]) -> None:
+    """A `ValueError` for a control at a budget with a resolution."""
+    controls = [method for method in methods if method != OWN]
+    reduced = [scale for scale in scales if read_budget(scale).resolution is not None]
+    if controls and reduced:
+        plain = [str(scale) for scale in scales if scale not in reduced]
+        raise ValueError(
+            f"the controls {', '.join(controls)} choose among the tokens of the largest "
+            f"resolution, so they have no {', '.join(map(str, reduced))}: sweep them with --scales "
+            f"{','.join(plain) or '36'}, and the budgets with a resolution without --methods"
+        )
+
+
+def reachable_scales(
+    asked_scales: Sequence[int | str] | None, configs: dict[str, M3Config]
+) -> list[int | str]:
+    """The budgets to sweep, ascending, each within the reach of every model; the first model's
+    largest resolution goes without a name.
 
     `asked_scales`: by default those that the first model was trained at.
 
     Raises:
-        ValueError: a scale out of reach of a model; its reachable scales are listed.
+        ValueError: a resolution that a model cannot see, or tokens out of its reach; those that it
+            can are listed.
     """
-    trained_scales = next(iter(configs.values())).nesting.trained_scales
-    scales = sorted(set(trained_scales if asked_scales is None else asked_scales))
+    first_config = next(iter(configs.values()))
+    settings = first_config.nesting.trained_scales if asked_scales is None else asked_scales
+    largest = largest_resolution(first_config)
+    budgets = read_ladder(
+        Budget(budget.tokens) if budget.resolution == largest else budget
+        for budget in read_ladder(settings)
+    )
     for model_name, config in configs.items():
-        nesting = get_nesting(config.nesting.kind)
-        for scale in scales:
+        for budget in budgets:
             try:
-                nesting.count(config.grid, scale)
+                check_budget(config, budget)
             except ValueError as error:
                 raise ValueError(f"model {model_name}: {error}") from error
-    return scales
+    return [budget.setting for budget in budgets]
+
+
+def check_budget(config: M3Config, budget: Budget) -> None:
+    """A `ValueError` for a resolution that a model cannot see, or tokens that it cannot reach."""
+    largest = largest_resolution(config)
+    if budget.resolution is not None and budget.resolution > largest:
+        raise ValueError(f"{budget}: the model sees images of at most {largest} pixels")
+    get_nesting(config.nesting.kind).count(config.grid_at(budget.resolution), budget.tokens)
+    config.tiles(budget.resolution)
+
+
+def largest_resolution(config: M3Config) -> int:
+    """The resolution in pixels of budgets that name none."""
+    return config.tiling.largest_resolution(config.tile_side(None))

@@ -41,7 +41,7 @@ class Progress:
         self.done = 0
         self._started = time.monotonic()
 
-    def report(self, rows: Sequence[CellRow], name: str, task: str, scale: int) -> None:
+    def report(self, rows: Sequence[CellRow], name: str, task: str, scale: int | str) -> None:
         """One line for the cell that was just scored."""
         self.done += 1
         primary = next((cell_row for cell_row in rows if cell_row.is_primary), None)
@@ -57,7 +57,7 @@ class Progress:
         seconds_left = elapsed / self.done * (self.cells - self.done)
         free = gigabytes(shutil.disk_usage(self.run).free)
         logger.info(
-            "[%d/%d] %s, %s at %d tokens: %s; %s so far, about %s left, %s free",
+            "[%d/%d] %s, %s at %s tokens: %s; %s so far, about %s left, %s free",
             *(
                 self.done,
                 self.cells,

@@ -15,7 +15,7 @@ from m3.evaluation.results.run_folder import CostRow
 from m3.evaluation.results.store import Answer
 from m3.evaluation.token_reduction.method_cost import method_cost
 from m3.model.cost import Cost
-from m3.nesting import Tiles
+from m3.nesting import Budget, Tiles
 
 NO_ANSWER_TEXT = 32
 """Text tokens of the prompt that is counted where nothing was answered."""
@@ -35,7 +35,7 @@ def prompts_of(answers: Iterable[Answer]) -> Counter[Prompt]:
 
 
 def costs_of(
-    engine: Engine, name: str, method: str, scale: int, tasks: Mapping[str, Counter[Prompt]]
+    engine: Engine, name: str, method: str, scale: int | str, tasks: Mapping[str, Counter[Prompt]]
 ) -> list[CostRow]:
     """Cost of all prompts at a scale, their tokens chosen by `method`, then of each task's; `name`:
     of the rows.
@@ -46,28 +46,35 @@ def costs_of(
     all_prompts = sum(asked_prompts.values(), Counter[Prompt]()) or Counter(
         [Prompt(None, NO_ANSWER_TEXT)]
     )
+    budget = engine.processor.budget(scale)
     costs = {
         prompt: method_cost(
-            engine.outline, method, scale, prompt.text_tokens, tiles_of(engine, prompt.sizes)
+            *(engine.outline, method, budget),
+            prompt.text_tokens,
+            tiles_of(engine, prompt.sizes, budget),
         )
         for prompt in all_prompts
     }
     return [
-        _mean(costs, name, task, prompts)
+        _mean(costs, name, scale, task, prompts)
         for task, prompts in {"": all_prompts, **asked_prompts}.items()
     ]
 
 
-def _mean(costs: Mapping[Prompt, Cost], name: str, task: str, prompts: Counter[Prompt]) -> CostRow:
+def _mean(
+    costs: Mapping[Prompt, Cost], name: str, scale: int | str, task: str, prompts: Counter[Prompt]
+) -> CostRow:
     prompt_count = prompts.total()
     sums = {
         cost_field.name: sum(
             asdict(costs[one_prompt])[cost_field.name] * n for one_prompt, n in prompts.items()
         )
         for cost_field in fields(Cost)
+        if cost_field.name != "scale"
     }
     return CostRow(
         **{name: round(cost_sum / prompt_count) for name, cost_sum in sums.items()},
+        scale=scale,
         model=name,
         prompts=prompt_count,
         most_visual_tokens=max(costs[one_prompt].visual_tokens for one_prompt in prompts),
@@ -76,7 +83,10 @@ def _mean(costs: Mapping[Prompt, Cost], name: str, task: str, prompts: Counter[P
     )
 
 
-def tiles_of(engine: Engine, sizes: Sequence[tuple[int, int]] | None) -> list[Tiles]:
+def tiles_of(
+    engine: Engine, sizes: Sequence[tuple[int, int]] | None, budget: Budget
+) -> list[Tiles]:
+    """Tiles of pictures at the budget's resolution; of one with most of them without sizes."""
     if sizes is None:
-        return [engine.model.config.tiling.largest()]
-    return engine.processor.outlines(sizes)
+        return [engine.model.config.tiles(budget.resolution)]
+    return engine.processor.outlines(sizes, [budget] * len(sizes))

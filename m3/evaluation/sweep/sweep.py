@@ -28,7 +28,7 @@ from m3.evaluation.cost.latency import measure
 from m3.evaluation.harness.judge import check_judge, price, set_judge
 from m3.evaluation.harness.lmms_model import default_device, local_device, sampling_of
 from m3.evaluation.harness.scoring import failed_row, run_cell
-from m3.evaluation.harness.stored_model import Budget, StoredModel
+from m3.evaluation.harness.stored_model import MethodBudget, StoredModel
 from m3.evaluation.harness.tasks import BrokenTask, LoadedTask, load_tasks, tasks_folder
 from m3.evaluation.results.run_folder import (
     CellRow,
@@ -47,6 +47,7 @@ from m3.evaluation.sweep.examples import write_examples
 from m3.evaluation.sweep.options import (
     SweepOptions,
     check_distinct,
+    check_methods,
     label_of,
     labels,
     parse_options,
@@ -61,7 +62,7 @@ from m3.model import M3Config
 
 logger = logging.getLogger(__name__)
 
-LATENCY_BATCHES = (1, 8)
+LATENCY_BATCHES = (1, 16)
 FoundTasks = tuple[TaskManager, list[LoadedTask], list[BrokenTask]]
 """What `load_tasks` gives."""
 PATIENCE = timedelta(days=30)
@@ -81,7 +82,7 @@ class Sweep:
     """
 
     options: SweepOptions
-    scales: list[int]
+    scales: list[int | str]  # the budgets, ascending
     manager: TaskManager
     tasks: list[LoadedTask]
     broken: list[BrokenTask]
@@ -126,6 +127,7 @@ def main(argv: list[str]) -> int:
         set_judge(options.judge, options.judge_url)
         check_judge()
     scales = reachable_scales(options.scales, configs)
+    check_methods(options.methods, scales)
     check_distinct(list(model_paths), options.methods)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -141,7 +143,7 @@ def main(argv: list[str]) -> int:
     failed = [cell for cell in sweep.cells if cell.status == "failed"]
     for cell in failed:
         logger.error(
-            "FAILED %s, %s at %d tokens: %s", cell.model, cell.task, cell.scale, cell.error
+            "FAILED %s, %s at %s tokens: %s", cell.model, cell.task, cell.scale, cell.error
         )
     logger.info(
         "%s: %d rows, %d failed. Next: m3 report %s",
@@ -165,7 +167,7 @@ def find(options: SweepOptions, wanted_names: Sequence[str]) -> FoundTasks:
         return load_tasks(wanted_names, include, run / "tasks", options.data_root)
 
 
-def prepare(options: SweepOptions, found_tasks: FoundTasks, scales: list[int]) -> Sweep:
+def prepare(options: SweepOptions, found_tasks: FoundTasks, scales: list[int | str]) -> Sweep:
     """Sets the run folder up, `options.out`."""
     run = options.out
     run.mkdir(parents=True, exist_ok=True)
@@ -233,7 +235,7 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
         sweep.models.append(describe(name, path, engine, method))
     if sweep.is_writer:
         write_json(sweep.run / "models.json", [vars(model) for model in sweep.models])
-    budgets = [Budget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
+    budgets = [MethodBudget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
     for broken in sweep.broken:
         for budget in budgets:
             row_label = label_of(name, budget.method)
@@ -276,7 +278,7 @@ def run_task(
     loaded: LoadedTask,
     engine: Engine,
     store: Store,
-    budgets: Sequence[Budget],
+    budgets: Sequence[MethodBudget],
 ) -> None:
     """One model on one task.
 
@@ -311,7 +313,7 @@ def run_task(
         add_cell(sweep, cell_rows, row_name, loaded.name, budget.scale)
 
 
-def add_cell(sweep: Sweep, rows: Sequence[CellRow], name: str, task: str, scale: int) -> None:
+def add_cell(sweep: Sweep, rows: Sequence[CellRow], name: str, task: str, scale: int | str) -> None:
     if sweep.is_writer:
         sweep.cells += rows
         write_rows(sweep.run / "cells.csv", CellRow, sweep.cells)
@@ -345,6 +347,7 @@ def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
         base,
         routers,
         tiling,
+        config.tile_side(None),
     )
 
 
@@ -370,7 +373,7 @@ def add_costs(
     write_rows(sweep.run / "latency.csv", LatencyRow, sweep.times)
 
 
-def answers_of(sweep: Sweep, label: str, scale: int, store: Store) -> dict[str, list[Answer]]:
+def answers_of(sweep: Sweep, label: str, scale: int | str, store: Store) -> dict[str, list[Answer]]:
     """Answers of every task that did not fail, a server's included."""
     failed = {
         cell.task

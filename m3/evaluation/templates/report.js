@@ -29,6 +29,10 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const digits = (number) => String(Number(number.toPrecision(3)));
+// A budget is tokens (36), or tokens at a resolution in pixels ("36@48"); plain ones see the largest.
+const tokensOf = (scale) => Number(String(scale).split("@")[0]);
+const sideOf = (scale) => String(scale).split("@")[1] || "";
+const sides = [...new Set(data.scales.map(sideOf))].sort((a, b) => (a || Infinity) - (b || Infinity));
 const plain = (number) => (number >= 1e6 ? number.toPrecision(3) : digits(number));
 
 // --- the numbers of a chart ----------------------------------------------------------------------------------------
@@ -76,14 +80,17 @@ function ourCurves(tasks) {
       const x = cost ? cost[shown.axis] : null;
       if (!found || !x) return [];  // 0: no picture in a prompt, and no place on a logarithmic axis
       const trained = model.trained.includes(scale);
-      const lines = [model.name + (trained ? "" : " (not trained at this scale)"), found.value.toFixed(1) + (found.error === null ? "" : ` ± ${found.error.toFixed(1)}`)];
+      const budget = sides.length > 1 ? `, ${scale}` : "";
+      const lines = [model.name + budget + (trained ? "" : " (not trained at this scale)"), found.value.toFixed(1) + (found.error === null ? "" : ` ± ${found.error.toFixed(1)}`)];
       if (cost) {
         for (const axis of data.axes.filter((axis) => cost[axis.key] !== null)) {
           const spread = axis.key === "first_token_ms" ? ` ± ${digits(cost.spread)}` : "";
           lines.push(`${digits(cost[axis.key])}${spread} ${axis.label}`);
         }
+        if (cost.alike.length) lines.push(`${data.noDifference} in time to ${cost.alike.join(", ")}`);
       }
-      return [{ x, y: found.value, error: found.error, trained, lines, scale }];
+      const isLess = data.tasks.find((task) => task.id === tasks[0]).kind.startsWith("less");
+      return [{ x, y: found.value, good: isLess ? -found.value : found.value, error: found.error, trained, lines, scale }];
     }),
   }));
 }
@@ -94,7 +101,7 @@ function placeOf(row, tasks) {
   const own = data.scales.map((scale) => [scale, costAt(data.models[0].name, tasks, scale)]).filter(([, cost]) => cost);
   const same = own.find(([scale]) => scale === row.tokens);
   if (row.per !== "video" && same) return same[1][TOKENS];
-  return row.per === "video" || own.every(([scale, cost]) => cost[TOKENS] === scale) ? row.tokens : null;
+  return row.per === "video" || own.every(([scale, cost]) => cost[TOKENS] === tokensOf(scale)) ? row.tokens : null;
 }
 
 function publishedCurves(tasks) {
@@ -167,8 +174,10 @@ function blindLines(tasks) {
 function drawCurve(curve, x, y) {
   const look = curve.style < 0 ? "published" : `c${curve.style % 6} d${Math.floor(curve.style / 6) % 3}`;
   const group = make("g", { class: `curve ${look}`, "data-series": curve.name });
-  const path = curve.points.map((point, i) => `${i ? "L" : "M"}${x(point.x).toFixed(1)} ${y(point.y).toFixed(1)}`).join("");
-  group.append(make("path", { d: path, class: "line" }));
+  for (const [points, look] of linesOf(curve)) {
+    const path = points.map((point, i) => `${i ? "L" : "M"}${x(point.x).toFixed(1)} ${y(point.y).toFixed(1)}`).join("");
+    group.append(make("path", { d: path, class: look }));
+  }
   for (const point of curve.points) {
     const at = { cx: x(point.x).toFixed(1), cy: y(point.y).toFixed(1) };
     if (point.error) {
@@ -176,11 +185,31 @@ function drawCurve(curve, x, y) {
       group.append(make("line", { ...ends, class: "error" }));
     }
     const show = (event) => tell(event.target, point.lines);
-    const mark = { ...at, r: curve.style < 0 ? 3.5 : 5, class: point.trained ? "mark" : "mark hollow", tabindex: 0, role: "img" };
+    const side = point.scale === undefined ? "" : sideOf(point.scale);
+    const mark = { class: point.trained ? "mark" : "mark hollow", tabindex: 0, role: "img", "data-side": side };
     const events = { onmouseenter: show, onfocus: show, onmouseleave: hush, onblur: hush };
-    group.append(make("circle", { ...mark, ...events, "aria-label": point.lines.join("; ") }));
+    const shape = side ? { d: outlineOf(side, Number(at.cx), Number(at.cy)) } : { ...at, r: curve.style < 0 ? 3.5 : 5 };
+    group.append(make(side ? "path" : "circle", { ...shape, ...mark, ...events, "aria-label": point.lines.join("; ") }));
   }
   return group;
+}
+
+// One line; where resolutions differ a thin one for each, and the Pareto front over all of them.
+function linesOf(curve) {
+  const own = curve.points.filter((point) => point.scale !== undefined);
+  const shownSides = [...new Set(own.map((point) => sideOf(point.scale)))];
+  if (shownSides.length < 2) return [[curve.points, "line"]];
+  const ascending = own.slice().sort((a, b) => a.x - b.x || b.good - a.good);
+  let best = -Infinity;
+  const front = ascending.filter((point) => { const isBest = point.good > best; best = Math.max(best, point.good); return isBest; });
+  return [...shownSides.map((side) => [ascending.filter((point) => sideOf(point.scale) === side), "line thin"]), [front, "line"]];
+}
+
+// Squares, triangles and diamonds, in turn by resolution; plain budgets have circles.
+function outlineOf(side, x, y) {
+  const corners = [[[-4.5, -4.5], [4.5, -4.5], [4.5, 4.5], [-4.5, 4.5]], [[0, -6], [5.5, 4.5], [-5.5, 4.5]], [[0, -6.5], [6, 0], [0, 6.5], [-6, 0]], [[0, 6], [5.5, -4.5], [-5.5, -4.5]]];
+  const shape = corners[sides.filter(Boolean).indexOf(side) % corners.length];
+  return `M${shape.map(([dx, dy]) => `${(x + dx).toFixed(1)} ${(y + dy).toFixed(1)}`).join("L")}Z`;
 }
 
 function tell(target, lines) {

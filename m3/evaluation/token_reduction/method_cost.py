@@ -6,13 +6,13 @@ decoder.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from m3.evaluation.token_reduction.fastv import LAYERS
 from m3.evaluation.token_reduction.table import FASTV, RESOLUTION
 from m3.model import M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
-from m3.nesting import Tiles, get_nesting
+from m3.nesting import Budget, Tiles, get_nesting
 
 
 class LowResolutionCost(CostModel):
@@ -22,35 +22,39 @@ class LowResolutionCost(CostModel):
         super().__init__(model)
         self._patches = patches
 
-    def patches(self) -> int:
+    def patches(self, resolution: int | None = None) -> int:
         return self._patches
 
 
 def method_cost(
     model: M3ForConditionalGeneration,
     method: str,
-    scale: int,
+    budget: Budget,
     text_tokens: int,
     pictures: Sequence[Tiles],
 ) -> Cost:
-    """Cost of a prompt with pictures in these tiles, their tokens chosen by `method` at `scale`."""
-    reader, tiles = model.config.reader, sum(picture.number for picture in pictures)
+    """Cost of a prompt with pictures in these tiles, made at the budget's resolution, their tokens
+    chosen by `method`.
+    """
+    reader = model.config.reader
+    seen_tiles = {budget.resolution: sum(picture.number for picture in pictures)}
 
     def tokens(scale: int) -> int:
         return sum(reader.count(scale, picture) for picture in pictures)
 
-    formulas = LowResolutionCost(model, scale) if method == RESOLUTION else CostModel(model)
-    cost = formulas.prompt_cost(scale, tokens(scale), text_tokens, tiles)
+    formulas = LowResolutionCost(model, budget.tokens) if method == RESOLUTION else CostModel(model)
+    cost = formulas.prompt_cost(budget.setting, tokens(budget.tokens), text_tokens, seen_tiles)
     if method != FASTV:
         return cost
     # Every layer counts alike, so a decoder that drops tokens behind some layers lies between the
     # two on the line.
     largest_scale = get_nesting(model.config.nesting.kind).reachable(model.config.grid)[-1]
-    full = formulas.prompt_cost(largest_scale, tokens(largest_scale), text_tokens, tiles)
+    full = formulas.prompt_cost(largest_scale, tokens(largest_scale), text_tokens, seen_tiles)
     share = LAYERS / formulas.decoder_layers
-    reduced_cost, full_cost = asdict(cost), asdict(full)
+    full_cost = asdict(full)
     mixed = {
-        cost_name: round(share * full_cost[cost_name] + (1 - share) * reduced_cost[cost_name])
-        for cost_name in reduced_cost
+        cost_name: round(share * full_cost[cost_name] + (1 - share) * reduced_number)
+        for cost_name, reduced_number in asdict(cost).items()
+        if cost_name != "scale"
     }
-    return Cost(**(mixed | {"scale": scale}))
+    return replace(cost, **mixed)

@@ -55,7 +55,10 @@ class AriaProjectorConfig(ConnectorConfig):
             )
 
     def grid(self, vision_grid: tuple[int, int]) -> int:
-        return self.num_queries
+        # a tile of another number of patches is refused by the module, when it is read
+        patches = vision_grid[0] * vision_grid[1]
+        known = {pair[0]: pair[1] for pair in self.patch_queries}
+        return known.get(patches, self.num_queries)
 
     def smallest_tile(self) -> int:
         return min(patches for patches, _ in self.patch_queries)
@@ -163,7 +166,8 @@ class AriaProjector(Connector):
         """As the resampler's, with a third of W_in for the queries and two thirds for the
         patches.
         """
-        queries, width = self.query.shape
+        width = self.query.shape[1]
+        queries = self.patch_queries.get(patches, len(self.query))
         attention = self.cross_attention
         share = attention.in_proj_weight.numel() // 3
         projections = linear_weights(attention.k_proj) + linear_weights(attention.v_proj)

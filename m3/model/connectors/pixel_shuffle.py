@@ -9,6 +9,7 @@ Source: https://arxiv.org/abs/2404.16821; `InternVLModel.pixel_shuffle` and
     `InternVLMultiModalProjector` of transformers (`downsample_ratio` 0.5 is `downsample` 2).
 """
 
+import math
 from dataclasses import dataclass
 
 from einops import rearrange
@@ -47,7 +48,7 @@ class PixelShuffle(Connector):
     def __init__(self, config: PixelShuffleConfig, sizes: ConnectorSizes) -> None:
         super().__init__()
         self.downsample = config.downsample
-        self.token_rows = config.grid(sizes.vision_grid)[0]
+        self.token_grid = config.grid(sizes.vision_grid)
         merged_width = config.downsample**2 * sizes.vision_width
         self.norm = nn.LayerNorm(merged_width)
         self.linear_in = nn.Linear(merged_width, sizes.text_width)
@@ -55,10 +56,12 @@ class PixelShuffle(Connector):
         self.linear_out = nn.Linear(sizes.text_width, sizes.text_width)
 
     def forward(self, features: Float[Tensor, "t n d_vision"]) -> Float[Tensor, "t m d_text"]:
+        rows, columns = self.token_grid
+        tokens = features.shape[1] // self.downsample**2
         merged = rearrange(
             features,
             "t (y dy x dx) d -> t (y x) (dy dx d)",
-            y=self.token_rows,
+            y=math.isqrt(tokens * rows // columns),  # tiles keep their shape at other resolutions
             dy=self.downsample,
             dx=self.downsample,
         )

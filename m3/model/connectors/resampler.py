@@ -4,13 +4,14 @@ in:  `features [t, n, d_vision]`;
 out: `tokens [t, q, d_text]`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from m3.model.connectors.base import Connector, ConnectorConfig, ConnectorSizes, linear_weights
 
@@ -58,7 +59,7 @@ class Resampler(Connector):
                 f"{d_text}"
             )
         rows, columns = sizes.vision_grid
-        self.num_heads = config.num_heads
+        self.num_heads, self.vision_grid = config.num_heads, sizes.vision_grid
         self.query = nn.Parameter(torch.empty(config.num_queries, d_text))
         self.position = nn.Parameter(torch.empty(rows * columns, d_text))
         self.norm_features = nn.LayerNorm(d_vision)
@@ -72,13 +73,24 @@ class Resampler(Connector):
     def forward(self, features: Float[Tensor, "i n d_vision"]) -> Float[Tensor, "i queries d_text"]:
         features = self.norm_features(features)
         query = self.q_proj(self.query).expand(features.shape[0], -1, -1)
-        key = self.k_proj(features) + self.position
+        key = self.k_proj(features) + self._positions(features.shape[1])
         q, k, v = (
             rearrange(x, "i n (h d) -> i h n d", h=self.num_heads)
             for x in (query, key, self.v_proj(features))
         )
         read = self.o_proj(rearrange(scaled_dot_product_attention(q, k, v), "i h n d -> i n (h d)"))
         return read + self.mlp(self.norm_out(read))
+
+    def _positions(self, patches: int) -> Float[Tensor, "n d"]:
+        """Positions of a tile of `patches`, interpolated where it has another resolution."""
+        rows, columns = self.vision_grid
+        if patches == rows * columns:
+            return self.position
+        share = math.sqrt(patches / (rows * columns))
+        table = rearrange(self.position, "(y x) d -> 1 d y x", y=rows)
+        shape = (round(rows * share), round(columns * share))
+        resized = interpolate(table.float(), shape, mode="bicubic", antialias=True)
+        return rearrange(resized, "1 d y x -> (y x) d").to(self.position.dtype)
 
     def init_weights(self, std: float) -> None:
         nn.init.normal_(self.query, std=std)

@@ -88,8 +88,8 @@ class AttentionPool(TokenReducer):
         values = rearrange(cells, "t m k (h c) -> t m k h c", h=self.options.heads)
         return rearrange(torch.einsum("tmkh,tmkhc->tmhc", weights, values), "t m h c -> t m (h c)")
 
-    def flops(self, scale: int) -> int:
-        rows, columns = as_rectangle(self.grid)
+    def flops(self, scale: int, grid: Grid) -> int:
+        rows, columns = as_rectangle(grid)
         if scale == rows * columns:
             return 0
         tokens, keys = rows * columns, self.options.heads * self.options.key_width

@@ -61,8 +61,8 @@ class TokenReducer(nn.Module, ABC):
         """Draw the parameters of a new reducer; std: the model's `initializer_range`."""
         return
 
-    def flops(self, scale: int) -> int:
-        """Operations on one tile (a multiply-add is 2); sums of tokens are left out."""
+    def flops(self, scale: int, grid: Grid) -> int:
+        """Operations on one tile of this grid (a multiply-add is 2); sums of tokens are left out."""
         return 0
 
 

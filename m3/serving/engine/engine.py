@@ -7,9 +7,9 @@ A request is accepted or refused at once (the house has a fixed number of places
 tokenised on one of a few threads (m3/serving/engine/preparation.py); then it waits for the model's
 own thread, which repeats, as long as there is work:
 
-    every answer in the batch goes on by one token who waits and fits joins the batch: unseen images
-    pass the tower, prompts are read, each at its own scale answers that ended, ran out of time or
-    whose client left leave the batch
+    every answer in the batch goes on by one token; who waits and fits joins the batch: what was not
+    seen yet at the resolution of its budget passes the tower, prompts are read, each at its own
+    scale; answers that ended, ran out of time or whose client left leave the batch
 
 transformers' own continuous batching takes token ids alone (5.23: `add_request(input_ids)`), no
 images and no embeddings, so the batch is kept here (m3/serving/engine/batch.py).
@@ -167,7 +167,7 @@ class Engine:
         try:
             prepared = self._preparation.prepare(job.request)
             job.begin(prepared, self.processor.tokenizer)
-            self.metrics.count_cache(sight.seen is not None for sight in prepared.sights)
+            self.metrics.count_cache(not sight.batches for sight in prepared.sights)
             with self._change:
                 self._waiting.append(job)
                 self._change.notify_all()
@@ -258,7 +258,8 @@ class Engine:
             )
             return
         self._leave(job, reason)
-        self.metrics.count(job.finish(reason), job.prepared.scales)
+        budgets = [budget.setting for budget in job.prepared.budgets]
+        self.metrics.count(job.finish(reason), budgets)
 
     def _count(self) -> None:
         with self._change:

@@ -76,8 +76,8 @@ class Metrics:
         for hit in hits:
             (self.cache_hits if hit else self.cache_misses).inc()
 
-    def count(self, finished: Finished, scales: Sequence[int]) -> None:
-        """An answer that was given; `scales`: of each still or frame."""
+    def count(self, finished: Finished, scales: Sequence[int | str]) -> None:
+        """An answer that was given; `scales`: budget of each still or frame, 36 or "36@48"."""
         usage = finished.usage
         self.prompt_tokens.inc(usage.prompt_tokens)
         self.new_tokens.inc(usage.new_tokens)

@@ -1,25 +1,27 @@
 """A request to what the model takes, on a thread beside the model's: all checks are done here, so
 that nothing fails later.
 
-In: `Request`. Out: `Prepared`: ids with every placeholder in place, a scale per picture, and each
-visual either as features that were kept or as pixels to be seen.
+In: `Request`. Out: `Prepared`: ids with every placeholder in place, a budget per picture, and each
+picture at the resolution of its budget: as features that were kept or as pixels to be seen.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jinja2.exceptions import TemplateError
 
 from m3.inference.generation import answer_room
-from m3.inference.image_features import VisualFeatures, tile_batches
+from m3.inference.image_features import TowerBatch, View, check_resolutions, tower_batches
 from m3.model import M3ForConditionalGeneration
-from m3.nesting import Tiles
-from m3.processing import M3Processor, TiledImages, expand_image_tokens
+from m3.nesting import Budget
+from m3.processing import ImageSource, M3Processor, expand_image_tokens
 from m3.processing.control_tokens import control_tokens, encode_fenced, fence
 from m3.processing.images import TooLargeError
+from m3.processing.scale_policy import ScaleSetting
+from m3.processing.token_counts import budget_resolutions
 from m3.processing.video import load_video
-from m3.serving.engine.feature_cache import Features
+from m3.serving.engine.feature_cache import Features, Sight
 from m3.serving.engine.requests import Refused, Request, Visual
 from m3.serving.settings import Limits
 
@@ -27,27 +29,21 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sight:
-    """A visual: `seen`, or `prepared` for the tower."""
-
-    digest: str
-    tiles: tuple[Tiles, ...]
-    seen: VisualFeatures | None
-    prepared: tuple[TiledImages, ...] = ()
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A prompt.
 
-    `scales`, `counts`: scale and visual tokens of each still or frame, in reading order.
+    `counts`: visual tokens of each still or frame, in reading order.
     """
 
     ids: list[int]
     sights: tuple[Sight, ...]
-    scales: list[int]
     counts: list[int]
     new_tokens: int
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """Budget of each still or frame, in reading order."""
+        return [budget for sight in self.sights for budget in sight.budgets]
 
 
 class Preparation:
@@ -62,8 +58,7 @@ class Preparation:
     ) -> None:
         self._processor, self._features, self._limits = processor, features, limits
         self._control_tokens = control_tokens(processor)
-        self._image_token_id = model.config.image_token_id
-        self._positions = model.config.text_config.max_position_embeddings
+        self._config = model.config
 
     def prepare(self, request: Request) -> Prepared:
         """Errors are `Refused`, or a `ValueError` of the processor's; all are the client's
@@ -76,13 +71,17 @@ class Preparation:
             for visual_part in turn.parts
             if isinstance(visual_part, Visual)
         ]
-        sights = tuple(self._sight(visual) for visual in visuals)
-        scales = self._scales(request, visuals, sights)
-        token_counts = self._processor.counts(
-            scales, [tiles for sight in sights for tiles in sight.tiles]
+        sights = tuple(
+            self._sight(visual, request.scale if visual.scale is None else visual.scale)
+            for visual in visuals
         )
+        token_counts = [
+            count
+            for sight in sights
+            for count in self._processor.counts(sight.budgets, sight.tiles)
+        ]
         ids, new_tokens = self._ids(request, sights, token_counts)
-        return Prepared(ids, sights, scales, token_counts, new_tokens)
+        return Prepared(ids, sights, token_counts, new_tokens)
 
     def _check(self, request: Request) -> None:
         limits = self._limits
@@ -114,45 +113,58 @@ class Preparation:
                     f"{limit:,}"
                 )
 
-    def _sight(self, visual: Visual) -> Sight:
-        digest = visual.digest
-        cached_features = self._features.find(digest)
-        if cached_features is not None:
-            return Sight(digest, cached_features.tiles, cached_features)
-        limits = self._limits
-        if visual.kind == "image":
-            prepared = self._still(visual.content)
-        else:
-            video = load_video(
-                visual.content,
-                visual.sampling,
-                limits.pixels,
-                limits.video_seconds,
-                limits.frames,
-                limits.video_pixels,
-                limits.decode_seconds,
-            )
-            prepared = tuple(tile_batches(self._processor, video.frames, limits.video_pixels))
-        return Sight(
-            digest, tuple(tiles for batch in prepared for tiles in batch.images), None, prepared
-        )
+    def _sight(self, visual: Visual, scale: ScaleSetting | None) -> Sight:
+        """The setting becomes budgets first: they say at which resolution pictures are made.
 
-    def _still(self, content: bytes) -> tuple[TiledImages, ...]:
-        """The sender can make the picture smaller, only the operator can raise the limit."""
+        A video that was not kept is decoded before that, as its frames must be counted.
+        """
+        digest, processor = visual.digest, self._processor
+        kept_views = self._features.find(digest)
+        pictures = self._pictures(visual) if not kept_views else ()
+        picture_count = len(pictures) or len({number for number, _ in kept_views})
+        asked_budgets = processor.policy_budgets(scale, picture_count)
+        check_resolutions(self._config, asked_budgets)
+        views = tuple(enumerate(budget_resolutions(asked_budgets)))
+        new_views = [view for view in views if view not in kept_views]
+        batches: tuple[TowerBatch, ...] = ()
+        if new_views:
+            batches = self._batches(visual, pictures or self._pictures(visual), new_views)
+        view_tiles = {view: picture.tiles for view, picture in kept_views.items()} | {
+            view: tiles
+            for batch in batches
+            for view, tiles in zip(batch.views, batch.tiled_images.images, strict=True)
+        }
+        tiles = tuple(view_tiles[view] for view in views)
+        budgets = tuple(processor.fill_budgets(asked_budgets, tiles))
+        return Sight(digest, views, budgets, tiles, kept_views, batches)
+
+    def _pictures(self, visual: Visual) -> Sequence[ImageSource]:
+        """A still, not decoded yet, or the frames of a video."""
+        if visual.kind == "image":
+            return [visual.content]
+        limits = self._limits
+        return load_video(
+            visual.content,
+            visual.sampling,
+            limits.pixels,
+            limits.video_seconds,
+            limits.frames,
+            limits.video_pixels,
+            limits.decode_seconds,
+        ).frames
+
+    def _batches(
+        self, visual: Visual, pictures: Sequence[ImageSource], views: Sequence[View]
+    ) -> tuple[TowerBatch, ...]:
+        """The sender can make a still smaller, only the operator can raise the limit."""
+        limits = self._limits
+        if visual.kind == "video":
+            return tuple(tower_batches(self._processor, pictures, views, limits.video_pixels))
         try:
-            return tuple(tile_batches(self._processor, [content], self._limits.pixels))
+            return tuple(tower_batches(self._processor, pictures, views, limits.pixels))
         except TooLargeError as error:
             logger.info("refused, for limits.pixels: %s", error.finding)
             raise Refused(f"{error.finding}: send a smaller copy of the picture") from error
-
-    def _scales(
-        self, request: Request, visuals: Iterable[Visual], sights: Iterable[Sight]
-    ) -> list[int]:
-        scales: list[int] = []
-        for visual, sight in zip(visuals, sights, strict=True):
-            wanted_scale = visual.scale if visual.scale is not None else request.scale
-            scales += self._processor.policy_scales(wanted_scale, sight.tiles)
-        return scales
 
     def _ids(
         self, request: Request, sights: Iterable[Sight], counts: list[int]
@@ -165,7 +177,7 @@ class Preparation:
         chat_messages = []
         for turn in request.turns:
             message_lines = [
-                image * len(next(queue).tiles)
+                image * len(next(queue).views)
                 if isinstance(turn_part, Visual)
                 else fence(turn_part, self._control_tokens)
                 for turn_part in turn.parts
@@ -185,7 +197,11 @@ class Preparation:
         try:
             asked_tokens = request.generation.max_new_tokens
             new_tokens = answer_room(
-                prompt_length, sum(counts), len(counts), self._positions, asked_tokens
+                prompt_length,
+                sum(counts),
+                len(counts),
+                self._config.text_config.max_position_embeddings,
+                asked_tokens,
             )
             if prompt_length > limit:
                 visual = f", {sum(counts):,} of them visual" if counts else ""
@@ -195,7 +211,7 @@ class Preparation:
                 )
         except ValueError as error:
             raise Refused(str(error), code="context_length_exceeded", param="messages") from error
-        return expand_image_tokens(ids, self._image_token_id, counts), new_tokens
+        return expand_image_tokens(ids, self._config.image_token_id, counts), new_tokens
 
 
 def _largest(visuals: Iterable[Visual], kind: str) -> int:

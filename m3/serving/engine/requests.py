@@ -54,7 +54,7 @@ class Visual:
 
     @property
     def digest(self) -> str:
-        """Digest of everything that decides the features; the scale does not."""
+        """Digest of everything that decides the pictures; budgets say how they are seen."""
         how = "" if self.kind == "image" else repr(self.sampling)
         return hashlib.sha256(f"{self.kind} {how} ".encode() + self.content).hexdigest()
 
@@ -73,7 +73,9 @@ class Request:
 
     turns: tuple[Turn, ...]
     scale: ScaleSetting | None = None
-    """Visual tokens per picture, or a schedule over frames; None: the largest trained."""
+    """Visual tokens per picture, 36 or "36@48", or a schedule over frames; None: the largest
+    trained.
+    """
     generation: Generation = field(default_factory=Generation)
     seed: int | None = None
     """Of the random numbers, where the answer is sampled."""

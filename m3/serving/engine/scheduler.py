@@ -72,13 +72,14 @@ class Scheduler:
 
     def _read(self, jobs: Sequence[Job]) -> Read:
         prompts = [job.prepared for job in jobs]
-        shown_images = [
-            sight.seen or self._features.see(sight.digest, sight.prepared)
+        pictures = [
+            picture
             for prompt in prompts
             for sight in prompt.sights
+            for picture in self._features.see(sight)
         ]
-        scales = [scale for prompt in prompts for scale in prompt.scales]
-        images = image_inputs(self._model, self._processor, shown_images, scales)
+        budgets = [budget for prompt in prompts for budget in prompt.budgets]
+        images = image_inputs(self._model, self._processor, pictures, budgets)
         return self._batch.read([prompt.ids for prompt in prompts], images)
 
     def _join(self, jobs: Sequence[Job], read_batch: Read) -> list[tuple[Job, End]]:

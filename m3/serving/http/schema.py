@@ -13,8 +13,8 @@ from pydantic_core import PydanticCustomError
 def _one_scale(given_scale: object) -> object:
     if type(given_scale) not in (int, str):
         raise PydanticCustomError(
-            "scale", "expected one whole number, or words such as 144+1; images with scales of "
-                     "their own take each its own, "
+            "scale", "expected one whole number, or words such as 36@48 or 144+1; images with "
+                     "scales of their own take each its own, "
             "beside image_url"
         )  # fmt: skip
     return given_scale
@@ -22,10 +22,12 @@ def _one_scale(given_scale: object) -> object:
 
 Scale = Annotated[
     Annotated[int, Field(ge=1, le=1_000_000)]
-    | Annotated[str, Field(max_length=200, pattern=r"^ *auto(:[0-9.]+)? *$|^[0-9x+ ]+$")],
+    | Annotated[str, Field(max_length=200, pattern=r"^ *auto(:[0-9.]+)? *$|^[0-9x+@ ]+$")],
     BeforeValidator(_one_scale),
 ]
-"""Visual tokens per picture, or a schedule over the frames of videos such as `144+1`."""
+"""Visual tokens per picture (`36`), tokens at a resolution in pixels (`36@48`), or a schedule over
+the frames of videos such as `144+1@48`.
+"""
 ZERO = Annotated[float, Field(ge=0, le=0)]
 Text = Annotated[str, Field(max_length=10_000_000)]
 
@@ -116,8 +118,8 @@ class ChatRequest(Strict):
     model: str
     matryoshka_vis_token_scale: Scale | None = Field(
         None,
-        description="visual tokens per picture, or a schedule over frames; default: the "
-        "largest trained",
+        description="visual tokens per picture, 36 or 36@48 (seen at 48 pixels), or a schedule "
+        "over frames; default: the largest trained",
     )
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="the older name")
@@ -233,14 +235,18 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """OpenAI's, and the scales that may be asked for."""
+    """OpenAI's, and the scales that may be asked for.
+
+    `matryoshka_vis_token_scales`: those that the largest resolution reaches; `trained_scales`: the
+    ladder of the weights, tokens (36) or tokens at a resolution ("36@48").
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "m3"
     matryoshka_vis_token_scales: list[int]
-    trained_scales: list[int]
+    trained_scales: list[int | str]
     max_model_len: int
 
 

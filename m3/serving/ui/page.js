@@ -21,11 +21,12 @@ function ready() {
     const card = (await response.json()).data[0];
     $("title").textContent = document.title = `M3 · ${card.id}`;
     const { matryoshka_vis_token_scales: reachable, trained_scales: trained } = card;
-    scales = reachable.length <= MOST_NOTCHES ? reachable : trained;
+    const isPlain = trained.every(Number.isInteger); // else the ladder names resolutions
+    scales = isPlain && reachable.length <= MOST_NOTCHES ? reachable : trained;
     $("marks").replaceChildren(...scales.map((scale) => make("span", trained.includes(scale) ? {}
       : { className: "untrained", title: "reachable, not trained" }, scale)));
     Object.assign($("scale"), { max: scales.length - 1, disabled: false });
-    $("scale").value = scales.indexOf(trained.at(-1));
+    $("scale").value = scales.indexOf(trained.findLast(Number.isInteger) ?? trained.at(-1));
     showScale();
     return card;
   }).catch((error) => { model = null; throw error; });
@@ -34,8 +35,12 @@ function ready() {
 
 function showScale() {
   $("scale-value").textContent = scales[$("scale").value];
-  $("scale").ariaValueText = `${scales[$("scale").value]} visual tokens`;
+  const [tokens, side] = String(scales[$("scale").value]).split("@");
+  $("scale").ariaValueText = `${tokens} visual tokens${side ? ` at ${side} pixels` : ""}`;
 }
+
+// In pixels, as a word; "" is the largest.
+const resolution = (scale) => String(scale).split("@")[1] ?? "";
 
 // ---------------------------------------------------------------------- requests
 // A request for the last of `readings`; the pictures stand in front of the first question.
@@ -151,7 +156,8 @@ async function ask(signal) {
   }
 }
 
-// One scale after the other, so that their times can be compared; the picture is seen before.
+// One scale after the other, so that their times can be compared; the picture is seen before, once
+// at each resolution.
 async function compare(signal) {
   const visuals = chosenVisuals();
   if (!visuals.length) {
@@ -159,12 +165,16 @@ async function compare(signal) {
   }
   const card = await ready(), tokens = number("tokens");
   const readings = card.trained_scales.map((scale) => newReading(card, scale));
-  const look = await chatRequest(card, visuals, [readings[0]], 1), begun = performance.now();
-  await (await call("v1/chat/completions", look, signal)).json();
+  const looks = new Map(readings.map((one) => [resolution(one.matryoshka_vis_token_scale), one]));
+  const begun = performance.now();
+  for (const reading of looks.values()) {
+    const look = await chatRequest(card, visuals, [reading], 1);
+    await (await call("v1/chat/completions", look, signal)).json();
+  }
   const look_seconds = since(begun);
-  const grids = await Promise.all(visuals.map((visual) => tokenGrid(visual, signal)));
+  const shown = await Promise.all(visuals.map((visual) => tokenGrid(visual, signal)));
   const views = readings.map(({ matryoshka_vis_token_scale: scale }) => (
-    grids.map(({ image, lines }) => gridView(image, lines[scale]))));
+    shown.map(({ images, grids }) => gridView(images[grids[scale].picture], grids[scale].lines))));
   comparison = { visuals, readings, views, look_seconds };
   const updates = showCards(comparison);
   for (const [n, reading] of readings.entries()) {
@@ -184,9 +194,12 @@ async function compare(signal) {
 
 function showCards({ readings, views, look_seconds }) {
   const answers = readings.map((one) => answerView(one, () => figures(one).join("\n")));
+  const sides = new Set(readings.map((one) => resolution(one.matryoshka_vis_token_scale)));
+  const looks = sides.size === 1 ? "Looked at once" : `Looked at once at each of ${sides.size}`
+    + " resolutions";
+  const reads = sides.size === 1 ? "every scale reads" : "the scales of a resolution read";
   $("note").replaceChildren(readings[0].question, make("span", { className: "caption" },
-    ` Looked at once (${duration(look_seconds)} with the first word); every scale reads the same`
-    + " features."));
+    ` ${looks} (${duration(look_seconds)} with the first word); ${reads} the same features.`));
   $("cards").replaceChildren(...readings.map((reading, n) => make("li", {},
     make("h3", {}, heading(reading)), ...views[n], ...answers[n].elements)));
   showTab("comparison");
@@ -212,7 +225,7 @@ async function digest(file) { // browsers have it over https and at localhost al
 
 async function talkDrawing({ visuals, readings }) { // without pictures that cannot be seen any more
   const grids = await Promise.all(visuals.map((visual) => tokenGrid(visual).catch(() => [])));
-  const views = grids.flat().map(({ image }) => gridView(image, []));
+  const views = grids.flat().map(({ images }) => gridView(images.at(-1), []));
   const items = [{ heading: "", text: "", caption: "", views }, ...readings.map((one) => (
     { heading: one.question, text: one.text, caption: caption(one), views: [] }))];
   return { title: "Conversation", items, columns: 1, width: 720 };

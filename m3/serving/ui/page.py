@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 from starlette.routing import Route
 
+from m3.nesting import resolutions
 from m3.processing import M3Processor, load_image
 from m3.processing.token_grid import Line, canvas, token_lines
 from m3.processing.video import load_video
@@ -67,13 +68,23 @@ class TokenGridRequest(Strict):
     visual: Annotated[ImagePart | VideoPart, Field(discriminator="type")]
 
 
-class TokenGrid(BaseModel):
-    """A small copy of the picture as the encoder sees it (of a video, its first frame), as a
-    `data:` address, and the lines between tokens at every trained scale, on a picture of 1 x 1.
+class Grid(BaseModel):
+    """Lines between the tokens of a budget on a picture of 1 x 1; `picture`: which of the
+    pictures they are drawn on.
     """
 
-    picture: str
-    lines: dict[int, list[Line]]
+    picture: int
+    lines: list[Line]
+
+
+class TokenGrid(BaseModel):
+    """Small copies of the picture as the encoder sees it (of a video, its first frame) at each
+    resolution of the ladder, as `data:` addresses, equal ones once; and the grid of every trained
+    budget.
+    """
+
+    pictures: list[str]
+    grids: dict[int | str, Grid]
 
 
 def page_routes(engine: Engine, settings: Settings) -> APIRouter:
@@ -112,15 +123,28 @@ def _file_response(name: str, media_type: str, limits: Limits) -> Response:
 
 
 def _token_grid(visual: Visual, processor: M3Processor, limits: Limits) -> TokenGrid:
-    seen = canvas(_first_picture(visual, limits), processor)
-    small = seen.picture.copy()
+    picture = _first_picture(visual, limits)
+    sides = resolutions(processor.ladder)
+    canvases = {side: canvas(picture, processor, side) for side in sides}
+    addresses = {side: _address(seen.picture) for side, seen in canvases.items()}
+    pictures = list(dict.fromkeys(addresses.values()))
+    grids = {
+        budget.setting: Grid(
+            picture=pictures.index(addresses[budget.resolution]),
+            lines=token_lines(canvases[budget.resolution], processor, budget),
+        )
+        for budget in processor.ladder
+    }
+    return TokenGrid(pictures=pictures, grids=grids)
+
+
+def _address(picture: Image.Image) -> str:
+    """A small copy as a `data:` address."""
+    small = picture.copy()
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=90)
-    return TokenGrid(
-        picture=f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}",
-        lines={scale: token_lines(seen, processor, scale) for scale in processor.trained_scales},
-    )
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _first_picture(visual: Visual, limits: Limits) -> Image.Image:

@@ -7,10 +7,10 @@ const VIEW_SIDE = 480; // longest side, in pixels of the canvas
 
 export async function tokenGrid(visual, signal) {
   const body = { visual: await contentPart(visual) };
-  const { picture, lines } = await (await call("ui/token_grid", body, signal)).json();
-  const image = make("img", { src: picture });
-  await image.decode();
-  return { image, lines };
+  const { pictures, grids } = await (await call("ui/token_grid", body, signal)).json();
+  const images = pictures.map((src) => make("img", { src }));
+  await Promise.all(images.map((image) => image.decode()));
+  return { images, grids };
 }
 
 // The picture under the lines between its tokens: dark under light ones, to be seen on anything.

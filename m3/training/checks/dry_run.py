@@ -16,6 +16,7 @@ from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
 from m3.hardware import peak_flops
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import CostModel
+from m3.nesting import read_budget
 from m3.processing import M3Processor
 from m3.training.loop.distributed import zero_options
 from m3.training.loop.evaluations import check_folders
@@ -165,7 +166,7 @@ def _evaluation_line(recipe: Recipe, evaluation: Evaluation, config: M3Config) -
     check_folders(evaluation)
     scales = recipe.matryoshka_vis_token_scale if evaluation.scales is None else evaluation.scales
     for scale in scales:
-        config.reader.count(scale, config.tiling.largest())
+        config.count(scale)
     documents = (
         "all documents" if evaluation.limit is None else f"{evaluation.limit} documents each"
     )
@@ -179,20 +180,19 @@ def _size_lines(resolved: ResolvedRun, parameters: dict[str, Parameters]) -> lis
     """Tokens, memory and time, all estimates for samples of one image."""
     recipe, config, samples = resolved.recipe, resolved.config, resolved.step_samples
     scales, data_section, schedule = recipe.matryoshka_vis_token_scale, recipe.data, recipe.schedule
-    with_image = [config.reader.count(scale, config.tiling.largest()) for scale in scales]
+    with_image = [config.count(scale) for scale in scales]
     drawn = {"all": len(scales), "sandwich": min(4, len(scales)), "random": 1}[recipe.scales]
     tokens = (sum(with_image) / len(scales) + TEXT_TOKENS) * drawn
     costs = CostModel.from_config(config)
-    largest_cost = costs.cost(scales[0], TEXT_TOKENS)
-    read_flops = (
-        sum(costs.cost(scale, TEXT_TOKENS).prefill_flops for scale in scales) * drawn / len(scales)
-    )
+    budget_costs = {scale: costs.cost(scale, TEXT_TOKENS) for scale in scales}
+    read_flops = sum(cost.prefill_flops for cost in budget_costs.values()) * drawn / len(scales)
+    # seen once at each resolution
+    looks = {read_budget(scale).resolution: cost for scale, cost in budget_costs.items()}
+    seen_flops = sum(cost.vision_flops + cost.connector_flops for cost in looks.values())
     passes = (
         4 if recipe.hardware.activation_checkpointing else 3
     )  # forward, backward twice that, and what is recomputed
-    flops = (
-        samples * passes * (largest_cost.vision_flops + largest_cost.connector_flops + read_flops)
-    )
+    flops = samples * passes * (seen_flops + read_flops)
     size_lines = [
         f"per sample      {drawn} sequences, about {tokens:.0f} tokens ({TEXT_TOKENS} of text "
         "assumed, one image at most tiles)",

@@ -9,6 +9,7 @@ drops the lines that lie beyond its checkpoint.
 import difflib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from m3.config import dump, load
@@ -16,7 +17,9 @@ from m3.files import write_text
 from m3.hardware import environment
 from m3.training.loop.distributed import world
 from m3.training.recipe.recipe import Recipe, TowerRecipe
+from m3.training.recipe.router_recipe import BudgetRouterRecipe
 
+AnyRecipe = Recipe | TowerRecipe | BudgetRouterRecipe
 WHOLE = "WHOLE"
 """Name of the empty file that a checkpoint gets last."""
 
@@ -32,7 +35,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
 
-    def check(self, recipe: Recipe | TowerRecipe) -> None:
+    def check(self, recipe: AnyRecipe) -> None:
         """Looks whether the folder is free for `recipe`.
 
         A key that the stored recipe lacks counts as its default.
@@ -62,7 +65,7 @@ class RunFolder:
                 "give another `run=FOLDER`, or delete that one"
             )
 
-    def start(self, recipe: Recipe | TowerRecipe) -> None:
+    def start(self, recipe: AnyRecipe) -> None:
         """Writes `recipe.yaml` and `environment.json` (versions, hardware, command line)."""
         if world().is_first:
             write_text(self.path / "recipe.yaml", dump(recipe))
@@ -93,7 +96,7 @@ class RunFolder:
         )
         return str(whole_checkpoints[-1].parent) if whole_checkpoints else None
 
-    def append_metrics(self, row: dict[str, float | int]) -> None:
+    def append_metrics(self, row: Mapping[str, float | int | str]) -> None:
         """Adds one line to `metrics.jsonl`."""
         with self.metrics.open("a") as metrics_file:
             metrics_file.write(json.dumps(row) + "\n")

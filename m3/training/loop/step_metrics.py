@@ -7,6 +7,7 @@ m3/data/multiscale.py, the weighted mean over label tokens is the average over s
 """
 
 from m3.model import M3Output
+from m3.nesting import Budget
 
 
 def measure(output: M3Output, share: float) -> dict[str, tuple[float, float]]:
@@ -20,17 +21,20 @@ def measure(output: M3Output, share: float) -> dict[str, tuple[float, float]]:
     step_metrics: dict[str, tuple[float, float]] = {}
     if (
         output.scales is not None
+        and output.resolutions is not None
         and output.scale_loss_sums is not None
         and output.scale_loss_counts is not None
     ):
         scale_rows = zip(
             output.scales.tolist(),
+            output.resolutions.tolist(),
             output.scale_loss_sums.tolist(),
             output.scale_loss_counts.tolist(),
             strict=True,
         )
-        for scale, loss, token_count in scale_rows:
-            step_metrics[f"loss_scale_{scale}" if scale else "loss_text"] = (
+        for scale, resolution, loss, token_count in scale_rows:
+            budget = Budget(scale, resolution or None)
+            step_metrics[f"loss_scale_{budget}" if scale else "loss_text"] = (
                 loss,
                 float(token_count),
             )

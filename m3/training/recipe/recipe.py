@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from m3.data.recipe import Data
+from m3.nesting import read_ladder
 from m3.training.recipe.sections import (
     Adapter,
     Context,
@@ -43,7 +44,7 @@ class Recipe:
     parts: Parts
     data: Data
     schedule: Schedule
-    matryoshka_vis_token_scale: tuple[int, ...]
+    matryoshka_vis_token_scale: tuple[int | str, ...]
     scales: Scales = "all"
     model: str | None = None
     new_model: NewModel | None = None
@@ -52,7 +53,7 @@ class Recipe:
     reducer: dict | None = None
     context: Context | None = None
     memory: Literal["packed", "low"] = "packed"
-    scale_weights: dict[int, float] | None = None
+    scale_weights: dict[int | str, float] | None = None
     distil: Distil | None = None
     held_out: HeldOut | None = None
     evaluation: Evaluation | None = None
@@ -111,12 +112,14 @@ class Recipe:
         scales, weights = self.matryoshka_vis_token_scale, self.scale_weights or {}
         if not scales:
             raise ValueError("recipe: matryoshka_vis_token_scale must list at least one scale")
-        if min(scales) < 1 or len(set(scales)) < len(scales):
+        ladder = read_ladder(scales)
+        most_tokens = max(budget.tokens for budget in ladder)
+        if min(budget.tokens for budget in ladder) < 1 or len(ladder) < len(scales):
             raise ValueError(
-                "recipe: matryoshka_vis_token_scale takes numbers of tokens from 1, each once, "
-                f"got {list(scales)}"
+                "recipe: matryoshka_vis_token_scale takes numbers of tokens from 1 (36, or 36@48 "
+                f"of an image seen at 48 pixels), each once, got {list(scales)}"
             )
-        if not set(weights) <= set(scales) or not all(
+        if not set(read_ladder(weights)) <= set(ladder) or not all(
             0 < weight < math.inf for weight in weights.values()
         ):
             raise ValueError(
@@ -131,11 +134,11 @@ class Recipe:
                 "over several, or leave distil out"
             )
         limit = self.data.longest
-        if limit is not None and limit <= max(scales) and self.data.may_show_images:
+        if limit is not None and limit <= most_tokens and self.data.may_show_images:
             raise ValueError(
                 f"recipe: no sample with an image fits {limit} tokens (data.max_length, "
                 "data.pack_length) at scale "
-                f"{max(scales)}; raise the limit, or leave that scale out"
+                f"{most_tokens}; raise the limit, or leave that scale out"
             )
 
     def _check_memory(self) -> None:

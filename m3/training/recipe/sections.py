@@ -266,7 +266,7 @@ class Evaluation:
 
     every: int
     tasks: tuple[str, ...]
-    scales: tuple[int, ...] | None = None
+    scales: tuple[int | str, ...] | None = None
     limit: int | None = 64
     batch_size: int = 16
     include_path: str = TASKS_FOLDER

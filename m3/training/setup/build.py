@@ -60,7 +60,7 @@ def build(resolved: ResolvedRun) -> tuple[M3ForConditionalGeneration, M3Processo
 
 def load_checkpoint(
     path: str,
-    scales: Sequence[int],
+    scales: Sequence[int | str],
     experts_implementation: str = "grouped_mm",
     quantise: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -88,16 +88,15 @@ def load_checkpoint(
 
 
 def train_at(
-    model: M3ForConditionalGeneration, processor: M3Processor, scales: Sequence[int]
+    model: M3ForConditionalGeneration, processor: M3Processor, scales: Sequence[int | str]
 ) -> tuple[M3ForConditionalGeneration, M3Processor]:
     """Writes `scales` into the configurations as the trained ones."""
     processor.nesting = processor.nesting | {"kind": model.config.nesting.kind}
-    processor.check_scales(scales)
-    nesting = replace(model.config.nesting, trained_scales=tuple(scales))
+    processor.train_at(scales)
+    nesting = replace(model.config.nesting, trained_scales=tuple(processor.trained_scales))
     model.config.nesting = nesting
     # what rows are filled with
     model.config.text_config.pad_token_id = processor.tokenizer.pad_token_id
-    processor.nesting = {"kind": nesting.kind, "trained_scales": sorted(scales)}
     return model, processor
 
 

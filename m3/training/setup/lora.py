@@ -148,7 +148,7 @@ def add_lora(
     return adapted, learning_rates
 
 
-def merge(base: str, scales: Sequence[int], adapter: Path, folder: Path) -> None:
+def merge(base: str, scales: Sequence[int | str], adapter: Path, folder: Path) -> None:
     """Writes the base with the adapter added into its weights, a ready checkpoint; added in
     float32, rounded once.
     """

@@ -14,6 +14,7 @@ PART_PREFIXES: dict[str, tuple[str, ...]] = {
     "vision_tower": ("model.vision_tower.",),
     "connector": ("model.connector.", "model.image_newline"),
     "reducer": ("model.reducer.",),
+    "budget_router": ("model.budget_router.",),
     "decoder": ("model.language_model.", "lm_head."),
 }
 PARTS = ("vision_tower", "connector", "reducer", "decoder", "router")
@@ -47,6 +48,8 @@ def chosen_rates(parts: Parts) -> dict[str, Rate]:
         "vision_tower": parts.vision_tower,
         "connector": parts.connector,
         "reducer": parts.connector if parts.reducer is None else parts.reducer,
+        # it is trained by a recipe of its own, from what a finished model loses at each budget
+        "budget_router": "frozen",
         "decoder": parts.decoder,
         "router": router,
     }

@@ -80,10 +80,7 @@ class ResolvedRun:
         if recipe.reducer is not None:
             kind = recipe.reducer.get("kind", "grid_pool")
             processor.nesting = processor.nesting | {"kind": kind}
-        processor.check_scales(recipe.matryoshka_vis_token_scale)
-        processor.nesting = processor.nesting | {
-            "trained_scales": sorted(recipe.matryoshka_vis_token_scale)
-        }
+        processor.train_at(recipe.matryoshka_vis_token_scale)
         return processor
 
     @cached_property

@@ -1,0 +1,1 @@
+"""Training of a budget router: what a finished model loses at each budget, learned and calibrated."""

@@ -1,0 +1,132 @@
+"""Calibration of a router on samples that it has not learned from: which regret may be tolerated to
+keep a share of the largest budget's score, and what the choices then cost.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from m3.nesting import Budget
+
+SHARES = tuple(percent / 100 for percent in range(80, 101))
+"""Shares of the largest budget's score for which a threshold is kept."""
+
+
+@dataclass(frozen=True)
+class ChoiceCost:
+    """Operations of a choice: `budgets` up to the first answer token at each, `router` and `look`
+    of the router and of seeing the cheapest view, at the resolution `view`.
+    """
+
+    budgets: Mapping[Budget, int]
+    router: int
+    look: int
+    view: int | None
+
+    def of(self, budget: Budget) -> int:
+        """Of a budget that the router chose; an image that is read as it was looked at is seen
+        once.
+        """
+        look = 0 if budget.resolution == self.view else self.look
+        return self.budgets[budget] + self.router + look
+
+
+@dataclass(frozen=True)
+class ChosenMeans:
+    """Means over the calibration's samples, of the budgets chosen at one threshold.
+
+    `share`: asked for, of the largest budget's score. `score`: answers that the model would say.
+    `random_score`: of a random mixture of fixed budgets at equal operations. `flops`: up to the first
+    answer token, the router's and every look included.
+    """
+
+    share: float
+    threshold: float
+    score: float
+    largest_score: float
+    random_score: float
+    flops: float
+    largest_flops: float
+    visual_tokens: float
+
+    def to_dict(self) -> dict[str, float]:
+        """For a line of metrics."""
+        return {name: round(value, 6) for name, value in asdict(self).items()}
+
+
+def chosen_places(values: Float[Tensor, "n k"], threshold: float) -> Int[Tensor, " n"]:
+    """The first (cheapest) budget of each sample whose regret is at most the threshold."""
+    regrets = values - values.amin(1, keepdim=True)
+    return (regrets <= threshold).int().argmax(1)
+
+
+def calibrate(
+    values: Float[Tensor, "n k"], is_right: Bool[Tensor, "n k"], largest: int
+) -> tuple[tuple[float, float], ...]:
+    """Pairs (share, threshold): the largest regret with which the choices keep that share of the
+    score of the budget at place `largest`.
+    """
+    regrets = values - values.amin(1, keepdim=True)
+    candidates = torch.cat([torch.zeros(1), regrets.flatten()]).unique()
+    # some 400 steps are finer than the noise of any calibration
+    steps = candidates[torch.linspace(0, len(candidates) - 1, 400).long()].tolist()
+    scores = [
+        float(is_right.gather(1, chosen_places(values, step)[:, None]).float().mean())
+        for step in steps
+    ]
+    asked = float(is_right[:, largest].float().mean())
+    pairs = []
+    for share in SHARES:
+        keeping = [
+            step for step, score in zip(steps, scores, strict=True) if score >= share * asked
+        ]
+        pairs.append((share, max(keeping, default=0.0)))
+    return tuple(pairs)
+
+
+def random_mixture(flops: float, points: Sequence[tuple[int, float]]) -> float:
+    """Score of a random mixture of two fixed budgets at so many operations in the mean.
+
+    `points`: (operations, score) of each fixed budget; mixtures reach their upper hull.
+    """
+    ordered = sorted(points)
+    best = max((score for cost, score in ordered if cost <= flops), default=ordered[0][1])
+    for cost, score in ordered:
+        for other_cost, other_score in ordered:
+            if cost <= flops < other_cost:
+                share = (flops - cost) / (other_cost - cost)
+                best = max(best, score + share * (other_score - score))
+    return best
+
+
+def chosen_means(
+    values: Float[Tensor, "n k"],
+    is_right: Bool[Tensor, "n k"],
+    budgets: Sequence[Budget],
+    cost: ChoiceCost,
+    share: float,
+    threshold: float,
+) -> ChosenMeans:
+    """Means of the choices that a threshold makes."""
+    places = chosen_places(values, threshold)
+    largest = budgets.index(max(budgets))
+    chosen = [budgets[place] for place in places.tolist()]
+    costs = [cost.of(budget) for budget in chosen]
+    points = [
+        (cost.budgets[budget], float(is_right[:, place].float().mean()))
+        for place, budget in enumerate(budgets)
+    ]
+    mean_flops = sum(costs) / len(costs)
+    return ChosenMeans(
+        share=share,
+        threshold=threshold,
+        score=float(is_right.gather(1, places[:, None]).float().mean()),
+        largest_score=float(is_right[:, largest].float().mean()),
+        random_score=random_mixture(mean_flops, points),
+        flops=mean_flops,
+        largest_flops=float(cost.budgets[budgets[largest]]),
+        visual_tokens=sum(budget.tokens for budget in chosen) / len(chosen),
+    )

@@ -1,0 +1,152 @@
+"""`m3 train` of a `BudgetRouterRecipe`: a finished model gets a router that chooses budgets.
+
+in:  a recipe; way: ask the questions of the data at every budget of the ladder -> fit routers to
+     what was lost -> calibrate on questions held out -> keep the cheapest;
+out: the run folder; `checkpoints/final` is the model with its router, all other weights unchanged,
+     `metrics.jsonl` has a line per target and share.
+"""
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+
+import torch
+
+from m3.data.recipe import open_source
+from m3.data.sample import AnySample
+from m3.files import atomic_folder
+from m3.model import M3ForConditionalGeneration
+from m3.model.budgets import BudgetChoice, BudgetRouter
+from m3.model.cost import CostModel
+from m3.nesting import Budget, resolutions
+from m3.processing import M3Processor
+from m3.training.budget_router.calibration import ChoiceCost
+from m3.training.budget_router.fit import FitSettings, FittedRouter, fit_routers
+from m3.training.budget_router.outcomes import Outcomes, collect_outcomes
+from m3.training.loop.distributed import world
+from m3.training.loop.run_folder import RunFolder
+from m3.training.recipe.router_recipe import BudgetRouterRecipe
+from m3.training.setup.build import load_checkpoint, read_config
+
+
+def train_budget_router(recipe: BudgetRouterRecipe) -> RunFolder:
+    """Train the router, or return at once when the run is finished; returns its run folder.
+
+    Raises:
+        ValueError: several processes, a model of one budget, too few questions in the data.
+    """
+    run = RunFolder(recipe.run)
+    run.check(recipe)
+    if run.is_finished:
+        return run
+    if world().size > 1:
+        raise ValueError(
+            "a budget router is trained by one process: it takes minutes. Start `m3 train` without "
+            "a launcher"
+        )
+    run.start(recipe)
+    if recipe.hardware.threads is not None:
+        torch.set_num_threads(recipe.hardware.threads)
+    model, processor = _finished_model(recipe)
+    cost_model, settings = CostModel(model), recipe.budget_router
+    budgets = _cheapest_first(cost_model, processor, settings.budgets)
+    outcomes = collect_outcomes(
+        model,
+        processor,
+        _samples(recipe),
+        budgets,
+        recipe.samples + recipe.held_out,
+        recipe.batch_size,
+    )
+    fitted_routers = _fit(model, outcomes, recipe, cost_model)
+    for fitted in fitted_routers:
+        for means in fitted.means:
+            run.append_metrics({"target": fitted.choice.target, **means.to_dict()})
+    _save(run, model, processor, fitted_routers[0])
+    return run
+
+
+def _fit(
+    model: M3ForConditionalGeneration,
+    outcomes: Outcomes,
+    recipe: BudgetRouterRecipe,
+    cost_model: CostModel,
+) -> list[FittedRouter]:
+    """Routers of all targets of the recipe, those with the cheapest choices first."""
+    settings, budgets = recipe.budget_router, outcomes.budgets
+    width = model.config.text_config.hidden_size
+    numbers = torch.arange(len(outcomes))
+    learned, held_out = (
+        outcomes.take(numbers[: recipe.samples]),
+        outcomes.take(numbers[recipe.samples :]),
+    )
+    view = resolutions(budgets)[0]
+    choice = BudgetChoice(
+        budgets=tuple(budget.setting for budget in budgets),
+        view=view,
+        target=settings.targets[0],
+        width=settings.width,
+        layers=settings.layers,
+        heads=settings.heads,
+    )
+    words = round(mean(len(prompt) for prompt in outcomes.prompts))
+    return fit_routers(
+        model.get_input_embeddings(),
+        width,
+        choice,
+        learned,
+        held_out,
+        settings.targets,
+        FitSettings(
+            epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            seed=recipe.seed,
+        ),
+        ChoiceCost(
+            {budget: cost_model.cost(budget, words).first_token_flops for budget in budgets},
+            BudgetRouter(choice, width).flops(outcomes.view.shape[1], words),
+            cost_model.vision_flops(view) + cost_model.connector_flops(view),
+            view,
+        ),
+    )
+
+
+def _finished_model(recipe: BudgetRouterRecipe) -> tuple[M3ForConditionalGeneration, M3Processor]:
+    """The model as it is, without a router that it may have already."""
+    model, processor = load_checkpoint(
+        recipe.model, read_config(recipe.model).nesting.trained_scales
+    )
+    model.config.budget_choice = None
+    model.model.budget_router = None
+    return model, processor
+
+
+def _cheapest_first(
+    cost_model: CostModel, processor: M3Processor, asked: Sequence[int | str] | None
+) -> list[Budget]:
+    budgets = [processor.budget(budget) for budget in asked or processor.ladder]
+    if len(budgets) < 2:
+        raise ValueError(
+            f"there is nothing to choose among: the ladder is {', '.join(map(str, budgets))}; train "
+            "the model over several budgets first"
+        )
+    return sorted(budgets, key=lambda budget: cost_model.cost(budget, 0).first_token_flops)
+
+
+def _samples(recipe: BudgetRouterRecipe) -> Iterator[AnySample]:
+    """Samples of all sources in turn, so that neither part of the data lacks one of them."""
+    sources = [open_source(source) for source in recipe.data.used_sources]
+    for index in range(max(len(source) for source in sources)):
+        for source in sources:
+            if index < len(source):
+                yield source[index]
+
+
+def _save(
+    run: RunFolder, model: M3ForConditionalGeneration, processor: M3Processor, fitted: FittedRouter
+) -> None:
+    model.config.budget_choice = fitted.choice
+    model.model.budget_router = fitted.router
+    with atomic_folder(run.final) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)

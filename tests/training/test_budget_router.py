@@ -1,0 +1,167 @@
+"""Budget routers: what a model makes of questions at each budget, targets, calibration, a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import weights
+
+from m3.data.sample import Document, Sample, Turn
+from m3.inference.conversation import Conversation, Generation
+from m3.inference.loading import load
+from m3.model.budgets import BudgetChoice, BudgetRouter, decode_choice
+from m3.nesting import Budget, read_ladder
+from m3.train import main
+from m3.training.budget_router.calibration import (
+    ChoiceCost,
+    calibrate,
+    chosen_means,
+    chosen_places,
+    random_mixture,
+)
+from m3.training.budget_router.fit import FitSettings, fit_router, predict
+from m3.training.budget_router.outcomes import Outcomes, first_question
+from m3.training.budget_router.targets import TARGETS
+from m3.training.recipe.router_recipe import TARGET_NAMES
+
+BUDGETS = read_ladder(["1@24", "9@24", 36])
+CHOICE = BudgetChoice(budgets=("1@24", "9@24", 36), view=24, target="score", width=16, heads=2)
+
+
+def easy_and_hard(count: int = 240) -> Outcomes:
+    """Questions whose word 5 needs 36 tokens, word 6 nine, and word 7 one."""
+    torch.manual_seed(0)
+    words = torch.randint(5, 8, (count,))
+    needed = (7 - words)[:, None]
+    is_right = torch.arange(3)[None] >= needed
+    losses = torch.where(is_right, 0.01, 3.0) + 0.001 * torch.rand(count, 3)
+    prompts = [[3, 4, int(word)] for word in words]
+    return Outcomes(BUDGETS, torch.randn(count, 4, 8), prompts, losses, is_right)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_learns_which_budget_a_question_needs(target: str) -> None:
+    torch.manual_seed(1)
+    embeddings, outcomes = torch.nn.Embedding(10, 8), easy_and_hard()
+    choice = decode_choice(CHOICE.to_dict() | {"target": target})
+    assert choice is not None
+    learned, held_out = outcomes.take(torch.arange(180)), outcomes.take(torch.arange(180, 240))
+    router = fit_router(embeddings, 8, choice, learned, FitSettings(epochs=30, batch_size=16))
+    values = predict(router, choice, embeddings, held_out)
+    thresholds = calibrate(values, held_out.is_right, largest=2)
+    kept = dict(thresholds)[0.99]
+    places = chosen_places(values, kept)
+    cheapest_right = held_out.is_right.int().argmax(1)
+    assert (places == cheapest_right).float().mean() > 0.95
+    cost = ChoiceCost({BUDGETS[0]: 10, BUDGETS[1]: 20, BUDGETS[2]: 100}, router=1, look=5, view=24)
+    means = chosen_means(values, held_out.is_right, BUDGETS, cost, 0.99, kept)
+    expected = [cost.of(BUDGETS[place]) for place in places.tolist()]
+    assert means.flops == pytest.approx(sum(expected) / len(expected))
+    assert means.score > means.random_score + 0.1
+
+
+def test_names_of_targets_are_those_that_recipes_may_give() -> None:
+    assert set(TARGET_NAMES) == set(TARGETS)
+
+
+def test_calibration_takes_the_largest_regret_that_keeps_a_share() -> None:
+    values = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.4, 0.0], [0.6, 0.0]])
+    is_right = torch.tensor([[True, True], [True, True], [False, True], [False, True]])
+    thresholds = dict(calibrate(values, is_right, largest=1))
+    assert thresholds[1.0] == pytest.approx(0.2)
+    assert thresholds[0.8] == pytest.approx(0.2)
+    assert chosen_places(values, thresholds[1.0]).tolist() == [0, 0, 1, 1]
+
+
+def test_a_random_mixture_reaches_the_hull() -> None:
+    points = [(10, 0.2), (20, 0.3), (30, 0.8)]
+    assert random_mixture(20.0, points) == pytest.approx(0.5)
+    assert random_mixture(10.0, points) == 0.2
+    assert random_mixture(99.0, points) == 0.8
+
+
+def test_a_look_is_paid_where_the_image_is_seen_again() -> None:
+    cost = ChoiceCost({Budget(1, 24): 10, Budget(36): 100}, router=1, look=5, view=24)
+    assert (cost.of(Budget(1, 24)), cost.of(Budget(36))) == (11, 106)
+
+
+def test_the_share_decides_the_budget() -> None:
+    choice = decode_choice(CHOICE.to_dict() | {"thresholds": [[0.9, 0.5], [0.99, 0.1]]})
+    assert choice is not None
+    regrets = [0.4, 0.05, 0.0]
+    assert choice.choose(regrets, 0.9) == BUDGETS[0]
+    assert choice.choose(regrets, None) == choice.choose(regrets, 0.95) == BUDGETS[1]
+    with pytest.raises(ValueError, match="auto:0.5 is outside .* 0.9 to 0.99"):
+        choice.choose(regrets, 0.5)
+    with pytest.raises(ValueError, match="was not calibrated"):
+        CHOICE.choose(regrets, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": []}, "budgets is empty"),
+        ({"heads": 3}, "heads 3 must divide its width 16"),
+        ({"wide": 3}, "budget_choice has no wide"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_choice(CHOICE.to_dict() | changes)
+    with pytest.raises(ValueError, match="budget_choice needs budgets, target, view"):
+        decode_choice({})
+
+
+def test_padding_before_the_words_changes_nothing() -> None:
+    router = BudgetRouter(CHOICE, 8).eval()
+    router.init_weights(0.02)
+    view, words = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
+    padded = torch.cat([torch.randn(1, 2, 8), words], dim=1)
+    is_word = torch.tensor([[False, False, True, True, True]])
+    alone = router(view, words, is_word[:, 2:])
+    torch.testing.assert_close(router(view, padded, is_word), alone)
+
+
+def test_questions_are_first_ones_about_one_image() -> None:
+    ask, answer = Turn("user", "<image>\nwhat?"), Turn("assistant", "red")
+    more = Sample("a", (b"1",), (ask, answer, Turn("user", "and?"), Turn("assistant", "blue")))
+    question = first_question(more)
+    assert question is not None
+    assert question.turns == (ask, answer)
+    assert first_question(Document("d", (b"1",), ("a", "b"))) is None
+    assert first_question(Sample("t", (), (Turn("user", "what?"), answer))) is None
+
+
+def test_a_run_leaves_the_model_with_a_router(recipe: Path) -> None:
+    ladder, recipe_folder = "matryoshka_vis_token_scale=[1@8, 4@16, 36]", recipe.parent
+    assert main([str(recipe), ladder, "schedule.steps=3"]) == 0
+    router_recipe = recipe_folder / "router.yaml"
+    router_recipe.write_text(
+        f"run: {recipe_folder}/router\nmodel: {recipe_folder}/run/checkpoints/final\n"
+        "budget_router: {width: 16, heads: 2, epochs: 2, targets: [score, loss_gap]}\n"
+        f"data: {{sources: [{{path: {recipe_folder}/data.json, image_folder: {recipe_folder}}}]}}\n"
+        "samples: 4\nheld_out: 2\nbatch_size: 3\nhardware: {threads: 1}\n"
+    )
+    assert main([str(router_recipe)]) == 0
+    before, after = weights(recipe_folder / "run"), weights(recipe_folder / "router")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert {name.split(".")[1] for name in after.keys() - before.keys()} == {"budget_router"}
+    lines = (recipe_folder / "router" / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(line)["target"] for line in lines} == {"score", "loss_gap"}
+    model, processor = load(recipe_folder / "router" / "checkpoints" / "final", device="cpu")
+    assert model.config.budget_choice.budgets == ("1@8", "4@16", 36)
+    view = model.get_image_features(torch.rand(2, 3, 8, 8)).pooler_output
+    values = model.model.predict_values(view, [[4, 5], [6]])
+    assert values.shape == (2, 3)
+    conversation = Conversation(model, processor, Generation(max_new_tokens=4))
+    conversation.show_image(recipe_folder / "0.png")
+    chosen = conversation.outline("How many?", "auto:0.9").budgets
+    by_hand = conversation.ask("How many?", chosen[0], keep=False)
+    assert conversation.ask("How many?", "auto:0.9", keep=False) == by_hand
+    with pytest.raises(ValueError, match="auto:0.1 is outside what this router was calibrated"):
+        conversation.ask("How many?", "auto:0.1")
+    with pytest.raises(ValueError, match=r"no router to choose budgets: .*docs/auto\.md"):
+        load(recipe_folder / "run" / "checkpoints" / "final", device="cpu")[0].model.predict_values(
+            view, [[4], [5]]
+        )
