@@ -142,9 +142,12 @@ class M3Model(M3PreTrainedModel):
         """
         encoder, config = vision_inputs(self.config.vision_config), self.config.vision_config
         groups = encoder.groups(config, pixel_values.to(self.dtype), pixel_mask)
-        features, tokens = zip(*(self._see(group) for group in groups), strict=True)
-        if self.training:
-            tokens = (tokens[0] + self._further_looks(len(groups)), *tokens[1:])
+        missing = self._missing_looks(groups) if self.training else []
+        looks = sorted([*groups, *missing], key=lambda look: look.pixel_values.shape[-1])
+        seen = {id(look): self._see(look) for look in looks}
+        features, tokens = zip(*(seen[id(group)] for group in groups), strict=True)
+        zeros = [0.0 * seen[id(look)][1].sum() for look in missing]
+        tokens = (sum(zeros, tokens[0]), *tokens[1:])
         numbers = torch.zeros(len(pixel_values), dtype=torch.long)
         for group, group_tokens in zip(groups, tokens, strict=True):
             numbers[group.index.cpu()] = group_tokens.shape[1]
@@ -182,22 +185,32 @@ class M3Model(M3PreTrainedModel):
         is_image = patch_mask(config.vision_config, group.pixel_mask).flatten(1)
         return features, self.connector(features, is_image)
 
-    def _further_looks(self, looks: int) -> Tensor:
-        """A zero, after as many passes of the tower as make `looks` up to the number of resolutions
-        of the ladder: all ranks run the same modules, whatever their batches show (ZeRO-3, FSDP).
+    def _missing_looks(self, groups: Sequence[TileGroup]) -> list[TileGroup]:
+        """A black tile, of no image, at each resolution of the ladder that no group has: all ranks
+        run the same modules in the same order, whatever their batches show (ZeRO-3, FSDP). The
+        sizes matter: towers interpolate their positions at low resolutions alone.
         """
         ladder = resolutions(self.config.nesting.ladder)
-        zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        for _ in range(len(ladder) - looks):
-            zero = zero + 0.0 * self._see(self._black_tile())[1].sum()
-        return zero
+        if len(ladder) == 1:
+            return []
+        sides = {self.config.tile_side(side) for side in ladder}
+        missing = sorted(sides - {group.pixel_values.shape[-1] for group in groups})
+        first_tile = torch.zeros(1, dtype=torch.long)
+        return [
+            TileGroup(
+                first_tile,
+                torch.zeros(1, 3, side, side, dtype=self.dtype, device=self.device),
+                None,
+            )
+            for side in missing
+        ]
 
     def _black_tile(self) -> TileGroup:
         """One tile of the smallest size that the model reads."""
         config = self.config
         sides = [config.tile_side(side) for side in resolutions(config.nesting.ladder)]
         smallest = config.connector.smallest_tile()
-        if smallest is not None:
+        if smallest is not None and len(sides) == 1:
             sides.append(math.isqrt(smallest) * config.vision_config.patch_size)
         encoder_size = vision_inputs(config.vision_config).image_size(config.vision_config)
         size = encoder_size if min(sides) >= max(encoder_size) else (min(sides),) * 2

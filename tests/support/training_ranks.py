@@ -23,7 +23,7 @@ from m3.training.setup.build import load_checkpoint
 from m3.training.setup.parameter_groups import apply_parts
 from m3.training.setup.resolved import exchange_reducer
 
-SCALES = (1, 4, 36)
+SCALES = ("1@8", "4@16", 36)
 STEPS = 4
 
 
