@@ -125,6 +125,8 @@ class SquareImages(VisionInputs):
         pixel_values: Float[Tensor, "t 3 h w"],
         pixel_mask: Bool[Tensor, "t h w"] | None,
     ) -> dict[str, Tensor | bool]:
+        if tuple(pixel_values.shape[2:]) != self.image_size(config):
+            self.grid_at(config, pixel_values.shape[2])  # refuses what it cannot see
         return {"pixel_values": pixel_values}
 
     def grid_at(self, config: PreTrainedConfig, side: int) -> tuple[int, int]:

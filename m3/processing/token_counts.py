@@ -89,7 +89,7 @@ class ScaleArithmetic:
 
     def train_at(self, ladder: Sequence[BudgetSetting]) -> None:
         """Take the budgets as those the weights are trained at; a `ValueError` as in `budget`."""
-        budgets = sorted(self.budget(setting) for setting in ladder)
+        budgets = sorted({self.budget(setting) for setting in ladder})
         self.nesting = self.nesting | {"trained_scales": [budget.setting for budget in budgets]}
 
     def check_budgets(self, budgets: Iterable[Budget]) -> None:

@@ -104,6 +104,18 @@ def test_what_a_tower_cannot_see_is_refused(vision: str, ladder: list, message: 
         make_config(vision=vision, nesting={"kind": "grid_pool", "trained_scales": ladder})
 
 
+@pytest.mark.parametrize(
+    ("vision", "side", "message"),
+    [
+        ("internvl_vision", 24, "internvl_vision sees images of 48 pixels alone, not of 24"),
+        ("clip_vision_model", 26, "resolution 26 is no multiple of a patch"),
+    ],
+)
+def test_pixels_that_a_tower_cannot_see_are_refused(vision: str, side: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(vision=vision).get_image_features(torch.rand(1, 3, side, side))
+
+
 def test_a_resampler_reads_every_resolution() -> None:
     nesting = {"kind": "query_prefix", "trained_scales": ["4@24", 16]}
     connector = {"kind": "resampler", "num_queries": 16, "num_heads": 4}

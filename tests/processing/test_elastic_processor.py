@@ -64,6 +64,12 @@ def test_the_largest_resolution_has_no_name(processor: M3Processor) -> None:
     assert "tile_tokens" not in plain
 
 
+def test_one_budget_by_two_names_is_trained_once(make_processor: MakeProcessor) -> None:
+    processor = make_processor(grid=(6, 6), nesting=LADDER)
+    processor.train_at(["36@24", 36, "4@16"])
+    assert processor.trained_scales == ["4@16", 36]
+
+
 def test_nothing_said_is_the_largest_trained(
     processor: M3Processor, make_processor: MakeProcessor
 ) -> None:

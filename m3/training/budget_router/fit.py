@@ -27,7 +27,9 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class FitSettings:
-    """`learning_rate`: AdamW's, decaying to 0 by a cosine. `dropout` is not used: data are cheap."""
+    """`learning_rate`: AdamW's, decaying to 0 by a cosine. `seed`: of the first weights, of the
+    validation's samples and of the batches.
+    """
 
     epochs: int = 40
     batch_size: int = 64
