@@ -10,6 +10,7 @@ from m3.config import load
 from m3.training.loop.distributed import world
 from m3.training.loop.evaluations import OpenBenchmarks
 from m3.training.recipe.recipe import Recipe, TowerRecipe
+from m3.training.recipe.resolution_recipe import ResolutionRecipe
 from m3.training.recipe.router_recipe import BudgetRouterRecipe
 from m3.training.recipe.stages import Chain, recipes
 
@@ -52,6 +53,7 @@ def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
     from m3.training.budget_router.train import train_budget_router
     from m3.training.loop.tower import train_tower
     from m3.training.loop.train import train_model
+    from m3.training.resolutions.train import train_resolutions
 
     for recipe in given_recipes:
         _check_resume(recipe.run, arguments.resume)
@@ -59,6 +61,8 @@ def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
             run = train_tower(recipe)
         elif isinstance(recipe, BudgetRouterRecipe):
             run = train_budget_router(recipe)
+        elif isinstance(recipe, ResolutionRecipe):
+            run = train_resolutions(recipe)
         else:
             run = train_model(recipe, open_benchmarks)
         if world().is_first:
@@ -66,7 +70,7 @@ def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
     return 0
 
 
-AnyRecipes = list[Recipe] | list[TowerRecipe] | list[BudgetRouterRecipe]
+AnyRecipes = list[Recipe] | list[TowerRecipe] | list[BudgetRouterRecipe] | list[ResolutionRecipe]
 
 
 def read_recipes(path: Path, overrides: list[str]) -> AnyRecipes:
@@ -74,6 +78,8 @@ def read_recipes(path: Path, overrides: list[str]) -> AnyRecipes:
     tree = load(path, dict, overrides)
     if "budget_router" in tree:
         return [load(path, BudgetRouterRecipe, overrides)]
+    if "resolution_distillation" in tree:
+        return [load(path, ResolutionRecipe, overrides)]
     if "vision_config" in tree:
         return [load(path, TowerRecipe, overrides)]
     if "stages" not in tree:

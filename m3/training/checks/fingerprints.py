@@ -19,6 +19,7 @@ from m3.hardware import installed_packages
 from m3.training.loop.distributed import say_to_everyone, world
 from m3.training.loop.run_folder import RunFolder
 from m3.training.recipe.recipe import Recipe, TowerRecipe
+from m3.training.recipe.resolution_recipe import ResolutionRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ Prints = dict[str, dict[str, str]]
 """A source, a folder -> digests by what they are of."""
 
 
-def check_fingerprints(run: RunFolder, recipe: Recipe, sources: Sequence[SampleSource]) -> None:
+def check_fingerprints(
+    run: RunFolder, recipe: Recipe | ResolutionRecipe, sources: Sequence[SampleSource]
+) -> None:
     """Check that data and base are those that the run began with; a new run writes them down.
 
     Every process comes here.
@@ -136,14 +139,14 @@ def _named(key: str, old: str | None, new: str | None) -> str:
     )
 
 
-def _data(recipe: Recipe, sources: Sequence[SampleSource]) -> Prints:
+def _data(recipe: Recipe | ResolutionRecipe, sources: Sequence[SampleSource]) -> Prints:
     used_sources = recipe.data.used_sources
     opened = list(zip(used_sources, sources, strict=True))
     source_names = [
         f"data.sources.{recipe.data.listed.index(data_source)} ({data_source.name})"
         for data_source in used_sources
     ]
-    if recipe.held_out is not None:
+    if isinstance(recipe, Recipe) and recipe.held_out is not None:
         opened.append((recipe.held_out.source, open_source(recipe.held_out.source)))
         source_names.append(f"held_out.source ({recipe.held_out.source.name})")
     data_prints = {
@@ -158,10 +161,10 @@ def _data(recipe: Recipe, sources: Sequence[SampleSource]) -> Prints:
     return data_prints
 
 
-def _models(recipe: Recipe) -> Prints:
+def _models(recipe: Recipe | ResolutionRecipe) -> Prints:
     """Digests of every folder that the model is made from."""
     folders = {"model": recipe.model}
-    if recipe.new_model is not None:
+    if isinstance(recipe, Recipe) and recipe.new_model is not None:
         folders |= {
             "new_model.tokenizer": recipe.new_model.tokenizer,
             "new_model.vision_tower": recipe.new_model.vision_tower,
@@ -189,7 +192,7 @@ def _model(folder: Path) -> dict[str, str]:
     return file_digests | ({"weights": bounded_digest(weights, folder)} if weights else {})
 
 
-def _surroundings(recipe: Recipe) -> Prints:
+def _surroundings(recipe: Recipe | ResolutionRecipe) -> Prints:
     """Things whose change changes little: versions, DeepSpeed's settings, the files of tasks."""
     surrounding_prints = {"packages": installed_packages()}
     if recipe.hardware.deepspeed is not None:
@@ -197,7 +200,11 @@ def _surroundings(recipe: Recipe) -> Prints:
         surrounding_prints["hardware.deepspeed"] = {
             str(deepspeed_file): bounded_digest([deepspeed_file], deepspeed_file.parent)
         }
-    if recipe.evaluation is not None and Path(recipe.evaluation.include_path).is_dir():
+    if (
+        isinstance(recipe, Recipe)
+        and recipe.evaluation is not None
+        and Path(recipe.evaluation.include_path).is_dir()
+    ):
         tasks_folder = Path(recipe.evaluation.include_path)
         task_files = sorted(
             deepspeed_file

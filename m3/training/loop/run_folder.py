@@ -17,9 +17,10 @@ from m3.files import write_text
 from m3.hardware import environment
 from m3.training.loop.distributed import world
 from m3.training.recipe.recipe import Recipe, TowerRecipe
+from m3.training.recipe.resolution_recipe import ResolutionRecipe
 from m3.training.recipe.router_recipe import BudgetRouterRecipe
 
-AnyRecipe = Recipe | TowerRecipe | BudgetRouterRecipe
+AnyRecipe = Recipe | TowerRecipe | BudgetRouterRecipe | ResolutionRecipe
 WHOLE = "WHOLE"
 """Name of the empty file that a checkpoint gets last."""
 

@@ -1,0 +1,1 @@
+"""Training of a tower to see at low resolutions what it sees at the largest."""
