@@ -1,6 +1,7 @@
 """Choice of a budget by the model's router: see cheaply, choose, and only then see what was chosen.
 
-in:  a model with a router, pictures, the prompt's ids with one placeholder per image, `auto`;
+in:  a model with a router, the cheapest view of each picture, the ids of the prompt that shows it, the
+     share of the score that `auto` is to keep;
 out: a budget per picture. Each picture is looked at by itself, together with the whole prompt.
 """
 
@@ -8,33 +9,46 @@ from collections.abc import Sequence
 
 import torch
 
-from m3.inference.image_features import VisualFeatures
-from m3.model import M3ForConditionalGeneration
+from m3.inference.image_features import PictureFeatures
+from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.backbone import NO_ROUTER
+from m3.model.budgets import BudgetChoice
 from m3.nesting import Budget
-from m3.processing import M3Processor
 from m3.processing.scale_policy import Auto
 
 
-def choose_budgets(
-    model: M3ForConditionalGeneration,
-    processor: M3Processor,
-    policy: Auto,
-    visual: VisualFeatures,
-    prompt_ids: Sequence[int],
-) -> list[Budget]:
-    """The budget of each picture of a still or video. Views that were seen are kept in `visual`.
+def checked_choice(config: M3Config, policy: Auto) -> BudgetChoice:
+    """The model's choice, before anything is seen.
 
     Raises:
         ValueError: a model without a router, or a share that it was not calibrated for.
     """
-    choice = model.config.budget_choice
+    choice = config.budget_choice
     if choice is None:
         raise ValueError(NO_ROUTER)
-    choice.threshold(policy.certainty)  # refused before anything is seen
-    words = [token for token in prompt_ids if token != model.config.image_token_id]
-    views = visual.see(model, processor, [choice.view] * len(visual.pictures))
-    tokens = torch.cat([view.tokens for view in views])
-    assert len(tokens) == len(views), "the cheapest view of an image is one tile"
-    values = model.model.predict_values(tokens, [words] * len(views))
-    return [choice.choose(row, policy.certainty) for row in values.tolist()]
+    choice.threshold(policy.keep)
+    return choice
+
+
+def choose_budgets(
+    model: M3ForConditionalGeneration,
+    policy: Auto,
+    views: Sequence[PictureFeatures],
+    prompts: Sequence[Sequence[int]],
+) -> list[Budget]:
+    """The budget of each picture; `views`: seen at the choice's `view`. `prompts`: the ids of the
+    prompt that shows each, with or without placeholders.
+
+    A prompt's numbers do not depend on those beside it: it is read without padding.
+    """
+    choice, image_token = checked_choice(model.config, policy), model.config.image_token_id
+    words = [[token for token in prompt if token != image_token] for prompt in prompts]
+    budgets: list[Budget | None] = [None] * len(views)
+    for length in sorted({len(prompt) for prompt in words}):
+        alike = [place for place, prompt in enumerate(words) if len(prompt) == length]
+        tokens = torch.cat([views[place].tokens for place in alike])
+        assert len(tokens) == len(alike), "the cheapest view of an image is one tile"
+        values = model.model.predict_values(tokens, [words[place] for place in alike])
+        for place, row in zip(alike, values.tolist(), strict=True):
+            budgets[place] = choice.choose(row, policy.keep)
+    return [budget for budget in budgets if budget is not None]

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from m3.data.sample import VIDEO_MARK
-from m3.inference.budget_choice import choose_budgets
+from m3.inference.budget_choice import checked_choice, choose_budgets
 from m3.inference.generation import answer_room, end_token_ids, token_ids_alone
 from m3.inference.image_features import (
     PictureFeatures,
@@ -206,7 +206,9 @@ class Conversation:
         for visual in turn_visuals:
             setting = scale
             if isinstance(policy, Auto):
-                setting = choose_budgets(self.model, processor, policy, visual, ids)
+                side, number = checked_choice(self.model.config, policy).view, len(visual.pictures)
+                views = visual.see(self.model, processor, [side] * number)
+                setting = choose_budgets(self.model, policy, views, [ids] * number)
             visual_budgets, visual_tiles = visual.outline(processor, setting)
             budgets += visual_budgets
             tiles += visual_tiles

@@ -67,8 +67,8 @@ class VisualFeatures:
         Raises:
             ValueError: a setting that cannot be read, followed or reached.
         """
-        asked_budgets = processor.policy_budgets(scale, len(self.pictures))
         sizes = [(picture.height, picture.width) for picture in self.pictures]
+        asked_budgets = processor.policy_budgets(scale, sizes)
         tiles = processor.outlines(sizes, asked_budgets)
         return processor.fill_budgets(asked_budgets, tiles), tiles
 

@@ -4,7 +4,8 @@
     36@48         the same, seen at 48 pixels (m3/nesting/budget.py)
     144+1         `PerFrame`: the first frame at 144, all others at 1
     144x4+36x8+1  four frames at 144, eight at 36, all others at 1
-    auto          `Auto`: the model's router chooses per image; `auto:0.95` asks for that certainty
+    auto          `Auto`: the model's router chooses per image; `auto:0.95` keeps that share of the score
+    auto:rule     `Rule`: by the size of each image alone, without a router
 
 A step without a count is one frame, the last one without a count all that are left. A still image
 is a video of one frame, so it is read at the first step. In Python a list with one number per frame
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsFloat
 
-from m3.nesting import Budget, read_budget
+from m3.nesting import Budget, read_budget, resolutions
 
 STEP = re.compile(r"(\d+(?:@\d+)?)(?:x(\d+))?")
 AUTO = re.compile(r"auto(?::(\d*\.?\d+))?")
@@ -93,27 +94,51 @@ class PerImage:
 
 @dataclass(frozen=True)
 class Auto:
-    """The model's own choice; `certainty`: the share of the largest budget's score that is to be
-    kept.
+    """The model's own choice; `keep`: share of the largest budget's score to keep, None for the
+    default of m3/model/budgets/choice.py.
     """
 
-    certainty: float | None = None
+    keep: float | None = None
 
     @property
     def label(self) -> str:
-        return "auto" if self.certainty is None else f"auto:{self.certainty:g}"
+        return "auto" if self.keep is None else f"auto:{self.keep:g}"
 
     def budgets(self, images: int) -> list[Budget]:
         """A `ValueError`: the router is asked where the question is known, by a conversation
         (m3/inference/budget_choice.py).
         """
         raise ValueError(
-            f"the scale {self.label!r} is chosen by a model's router for a question in `m3 chat`; "
-            "here give a number of visual tokens such as 36 (docs/auto.md)"
+            f"the scale {self.label!r} is chosen by a model's router, which needs a question; here "
+            "give a number of visual tokens such as 36 (docs/auto.md)"
         )
 
 
-ScalePolicy = Fixed | PerFrame | PerImage | Auto
+@dataclass(frozen=True)
+class Rule:
+    """A choice that needs no training: the lowest trained resolution at which an image loses no pixel,
+    and of the budgets at it the one of most tokens.
+    """
+
+    label: str = "auto:rule"
+
+    def choose(self, size: tuple[int, int], ladder: Sequence[Budget]) -> Budget:
+        """The budget of an image of (height, width) in pixels. One that is larger than every named
+        resolution is seen at the largest.
+        """
+        sides = [side for side in resolutions(ladder) if side is None or side >= max(size)]
+        side = sides[0] if sides else resolutions(ladder)[-1]
+        return max(budget for budget in ladder if budget.resolution == side)
+
+    def budgets(self, images: int) -> list[Budget]:
+        """A `ValueError`: without the sizes of the images there is nothing to choose by."""
+        raise ValueError(
+            f"the scale {self.label!r} goes by the sizes of {images} images, which are not known here: "
+            "give a number of visual tokens such as 36"
+        )
+
+
+ScalePolicy = Fixed | PerFrame | PerImage | Auto | Rule
 
 
 def read_policy(setting: ScaleSetting) -> ScalePolicy:
@@ -133,15 +158,17 @@ def read_policy(setting: ScaleSetting) -> ScalePolicy:
 
 def _read_words(words: str) -> ScalePolicy:
     compact = words.replace(" ", "")
+    if compact == Rule.label:
+        return Rule()
     automatic = AUTO.fullmatch(compact)
     if automatic is not None:
-        certainty = None if automatic[1] is None else float(automatic[1])
-        if certainty is not None and not 0 <= certainty <= 1:
+        keep = None if automatic[1] is None else float(automatic[1])
+        if keep is not None and not 0 <= keep <= 1:
             raise ValueError(
-                f"the scale {words!r} asks for a certainty of {certainty:g}: expected 0 to 1, such "
+                f"the scale {words!r} asks to keep {keep:g} of the score: expected 0 to 1, such "
                 "as auto:0.95"
             )
-        return Auto(certainty)
+        return Auto(keep)
     matches = [STEP.fullmatch(step) for step in compact.split("+")]
     steps: list[tuple[Budget, int | None]] = []
     for position, match in enumerate(matches, 1):

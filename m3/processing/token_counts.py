@@ -27,7 +27,7 @@ from m3.nesting import (
 from m3.processing.aria_tiles import AriaTileProcessor, AriaTiles
 from m3.processing.call_options import budget_settings, per_image
 from m3.processing.images import MAX_PIXELS, ImageSource, image_size
-from m3.processing.scale_policy import ScaleSetting, read_policy
+from m3.processing.scale_policy import Rule, ScaleSetting, read_policy
 from m3.processing.tiles import (
     AS_CONFIGURED,
     EncoderTiles,
@@ -206,15 +206,22 @@ class ScaleArithmetic:
             for budget, tiles in zip(budgets, images, strict=True)
         ]
 
-    def policy_budgets(self, setting: ScaleSetting | None, num_images: int) -> list[Budget | None]:
+    def policy_budgets(
+        self, setting: ScaleSetting | None, sizes: Sequence[tuple[int, int] | None]
+    ) -> list[Budget | None]:
         """One budget per image of a visual (a still, or the frames of a video) by the user's
         setting; None as in `resolve_scales`.
+
+        `sizes`: (height, width) in pixels of each image; None where it is not known.
 
         Raises:
             ValueError: a setting that cannot be read or followed (m3/processing/scale_policy.py).
         """
-        budgets = None if setting is None else read_policy(setting).budgets(num_images)
-        return self.resolve_scales(budgets, num_images)
+        policy = None if setting is None else read_policy(setting)
+        if isinstance(policy, Rule) and None not in sizes:
+            return [policy.choose(size, self.ladder) for size in sizes if size is not None]
+        budgets = None if policy is None else policy.budgets(len(sizes))
+        return self.resolve_scales(budgets, len(sizes))
 
     def largest_trained(self, tiles: Tiles = SEEN_WHOLE) -> Budget:
         """The trained budget of most tokens at the resolution of the tiles, among those that they

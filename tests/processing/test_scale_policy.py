@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from m3.nesting import Budget
-from m3.processing.scale_policy import Auto, Fixed, PerFrame, read_policy, split_alternatives
+from m3.nesting import Budget, read_budget, read_ladder
+from m3.processing.scale_policy import Auto, Fixed, PerFrame, Rule, read_policy, split_alternatives
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,35 @@ def test_a_setting_is_read_as_a_policy(
 
 
 def test_a_model_without_a_router_does_not_choose() -> None:
-    with pytest.raises(ValueError, match="'auto' is chosen by a model's router .*docs/auto.md"):
+    with pytest.raises(ValueError, match="'auto' is chosen by a model's router, .*docs/auto.md"):
         read_policy("auto").budgets(1)
 
 
 @pytest.mark.parametrize("words", ["auto:2", "auto:1.01"])
-def test_a_certainty_is_a_share(words: str) -> None:
+def test_what_auto_keeps_is_a_share(words: str) -> None:
     with pytest.raises(ValueError, match="expected 0 to 1, such as auto:0.95"):
         read_policy(words)
+
+
+@pytest.mark.parametrize(
+    ("size", "chosen"),
+    [
+        ((20, 24), "9@24"),
+        ((25, 10), "36@48"),
+        ((48, 48), "36@48"),
+        ((96, 96), 144),
+        ((4000, 10), 144),
+    ],
+)
+def test_the_rule_takes_the_lowest_resolution_that_loses_no_pixel(
+    size: tuple[int, int], chosen: int | str
+) -> None:
+    policy = read_policy("auto:rule")
+    assert isinstance(policy, Rule)
+    ladder = read_ladder(["1@24", "9@24", "9@48", "36@48", 1, 36, 144])
+    assert policy.choose(size, ladder) == read_budget(chosen)
+
+
+def test_the_rule_without_sizes_says_what_it_needs() -> None:
+    with pytest.raises(ValueError, match="goes by the sizes of 2 images"):
+        read_policy("auto:rule").budgets(2)

@@ -122,7 +122,7 @@ class Preparation:
         kept_views = self._features.find(digest)
         pictures = self._pictures(visual) if not kept_views else ()
         picture_count = len(pictures) or len({number for number, _ in kept_views})
-        asked_budgets = processor.policy_budgets(scale, picture_count)
+        asked_budgets = processor.policy_budgets(scale, [None] * picture_count)
         check_resolutions(self._config, asked_budgets)
         views = tuple(enumerate(budget_resolutions(asked_budgets)))
         new_views = [view for view in views if view not in kept_views]

@@ -78,7 +78,9 @@ class ResolutionDistiller(nn.Module):
         assert tokens is not None and full.pooler_output is not None  # always given
         errors = torch.stack(
             [
-                _relative_error(tokens[place::resolutions], full.pooler_output, grid, self.grids[-1])
+                _relative_error(
+                    tokens[place::resolutions], full.pooler_output, grid, self.grids[-1]
+                )
                 for place, grid in enumerate(self.grids)
             ]
         )

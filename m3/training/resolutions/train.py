@@ -15,11 +15,7 @@ from m3.training.loop.hf_arguments import training_arguments
 from m3.training.loop.run_folder import RunFolder
 from m3.training.loop.trainer import RunTrainer
 from m3.training.recipe.resolution_recipe import ResolutionRecipe
-from m3.training.resolutions.distiller import (
-    DistillerOutput,
-    PictureCollator,
-    ResolutionDistiller,
-)
+from m3.training.resolutions.distiller import DistillerOutput, PictureCollator, ResolutionDistiller
 from m3.training.setup.build import load_checkpoint
 
 
