@@ -4,7 +4,7 @@ Imports torch and nothing of ours; lift it into any project.
 """
 
 from m3.nesting.base import SCALE_OPTION, Grid, Nesting, UnreachableScaleError
-from m3.nesting.budget import Budget, read_budget, read_ladder, resolutions
+from m3.nesting.budget import BUDGET, Budget, read_budget, read_ladder, resolutions
 from m3.nesting.grid_pool import GridPool, as_rectangle, pool_grid
 from m3.nesting.image_reader import ImageReader
 from m3.nesting.layouts import Size, Tiles
@@ -27,6 +27,7 @@ def get_nesting(reducer_kind: str) -> Nesting:
 
 
 __all__ = [
+    "BUDGET",
     "NESTINGS",
     "SCALE_OPTION",
     "TILINGS",

@@ -109,6 +109,13 @@ class Summary(Scores):
                         all_samples[model.name, task] = task_samples
         return all_samples
 
+    def choice_samples(self, model: str, task: str, choice: int | str) -> Samples | None:
+        """Scores by document of a choice among the budgets, in a single column."""
+        if self.score(model, task, choice) is None:
+            return None
+        metric = self._primary[model, task, choice].metric
+        return read_samples(self.run, self._store, model, task, [choice], metric)
+
     @cached_property
     def units(self) -> dict[str, float]:
         """Task -> what a document's score is worth in the table: 100 for a share, 1 where both

@@ -46,6 +46,7 @@ from m3.evaluation.sweep.baseline import check_baseline, fallen
 from m3.evaluation.sweep.examples import write_examples
 from m3.evaluation.sweep.options import (
     SweepOptions,
+    asked_choices,
     check_distinct,
     check_methods,
     label_of,
@@ -83,6 +84,7 @@ class Sweep:
 
     options: SweepOptions
     scales: list[int | str]  # the budgets, ascending
+    choices: list[int | str]  # choices among budgets, of the models' own tokens
     manager: TaskManager
     tasks: list[LoadedTask]
     broken: list[BrokenTask]
@@ -127,14 +129,15 @@ def main(argv: list[str]) -> int:
         set_judge(options.judge, options.judge_url)
         check_judge()
     scales = reachable_scales(options.scales, configs)
-    check_methods(options.methods, scales)
+    choices = asked_choices(options.scales, configs)
+    check_methods(options.methods, scales, choices)
     check_distinct(list(model_paths), options.methods)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     found_tasks = find(options, wanted_tasks)
     # of the processes that torchrun starts, the first writes
     with alone_in(options.out) if os.environ.get("RANK", "0") == "0" else nullcontext():
-        sweep = prepare(options, found_tasks, scales)
+        sweep = prepare(options, found_tasks, scales, choices)
         for model_name, model_path in model_paths.items():
             sweep_model(sweep, model_name, model_path)
     if not sweep.is_writer:
@@ -167,7 +170,12 @@ def find(options: SweepOptions, wanted_names: Sequence[str]) -> FoundTasks:
         return load_tasks(wanted_names, include, run / "tasks", options.data_root)
 
 
-def prepare(options: SweepOptions, found_tasks: FoundTasks, scales: list[int | str]) -> Sweep:
+def prepare(
+    options: SweepOptions,
+    found_tasks: FoundTasks,
+    scales: list[int | str],
+    choices: Sequence[int | str] = (),
+) -> Sweep:
     """Sets the run folder up, `options.out`."""
     run = options.out
     run.mkdir(parents=True, exist_ok=True)
@@ -177,7 +185,7 @@ def prepare(options: SweepOptions, found_tasks: FoundTasks, scales: list[int | s
         cpu=is_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
     )
     documents = sum(min(len(loaded.task.eval_docs), options.limit or 10**12) for loaded in tasks)
-    budgets = len(options.models) * len(scales) * len(options.methods)
+    budgets = len(options.models) * (len(scales) * len(options.methods) + len(choices))
     for loaded in tasks:
         if loaded.name in known_tasks() and "judge" in known_tasks()[loaded.name].needs:
             document_count = min(len(loaded.task.eval_docs), options.limit or 10**12)
@@ -194,7 +202,7 @@ def prepare(options: SweepOptions, found_tasks: FoundTasks, scales: list[int | s
             {loaded.name: loaded.baselines for loaded in tasks if loaded.baselines},
         )
     progress = Progress(budgets * (len(tasks) + len(broken)), run)
-    return Sweep(options, scales, manager, tasks, broken, accelerator, progress)
+    return Sweep(options, scales, list(choices), manager, tasks, broken, accelerator, progress)
 
 
 def clear(run: Path) -> None:
@@ -236,6 +244,7 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
     if sweep.is_writer:
         write_json(sweep.run / "models.json", [vars(model) for model in sweep.models])
     budgets = [MethodBudget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
+    budgets += [MethodBudget(choice) for choice in sweep.choices]
     for broken in sweep.broken:
         for budget in budgets:
             row_label = label_of(name, budget.method)
@@ -358,7 +367,7 @@ def add_costs(
     the model's own nesting.
     """
     for method in methods:
-        for scale in sweep.scales:
+        for scale in [*sweep.scales, *(sweep.choices if method == OWN else ())]:
             model_label = label_of(name, method)
             asked_prompts = {
                 task: prompts_of(task_answers)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from m3.model.budgets.mixture import mixture_shares
 from m3.nesting import Budget
 
 SHARES = tuple(percent / 100 for percent in range(80, 101))
@@ -88,18 +89,13 @@ def calibrate(
 
 
 def random_mixture(flops: float, points: Sequence[tuple[int, float]]) -> float:
-    """Score of a random mixture of two fixed budgets at so many operations in the mean.
+    """Score of the best random mixture of fixed budgets at so many operations in the mean.
 
-    `points`: (operations, score) of each fixed budget; mixtures reach their upper hull.
+    `points`: (operations, score) of each fixed budget.
     """
-    ordered = sorted(points)
-    best = max((score for cost, score in ordered if cost <= flops), default=ordered[0][1])
-    for cost, score in ordered:
-        for other_cost, other_score in ordered:
-            if cost <= flops < other_cost:
-                share = (flops - cost) / (other_cost - cost)
-                best = max(best, score + share * (other_score - score))
-    return best
+    costs, scores = [cost for cost, _ in points], [score for _, score in points]
+    shares = mixture_shares(flops, costs, scores)
+    return sum(share * score for share, score in zip(shares, scores, strict=True))
 
 
 def chosen_means(
