@@ -123,7 +123,8 @@ def _say(given_recipes: AnyRecipes, devices: int) -> int:
     for recipe in given_recipes:
         if not isinstance(recipe, Recipe):
             raise ValueError(
-                "--dry-run is for recipes of a whole model; a tower's or a router's has no plan"
+                "--dry-run is for recipes of a whole model; those of a tower, of a budget router or "
+                "of a distillation over resolutions have no plan"
             )
         print(f"run             {recipe.run}\nmodel           {recipe.model or 'of new weights'}")
         resolved = ResolvedRun(recipe, devices, before)
