@@ -14,6 +14,8 @@ from m3.evaluation.analysis.choices import choice_rows, choices_by_task, task_ou
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.answering.decoding import Decoding
 from m3.evaluation.answering.engine import Engine, Picture, Question
+from m3.evaluation.cost.choice_latency import choice_latency, time_choosing
+from m3.evaluation.cost.latency import measure
 from m3.evaluation.harness.lmms_model import check_scale
 from m3.evaluation.report import command as report
 from m3.evaluation.results.run_folder import cell_name, read_cell_name, read_keys
@@ -142,6 +144,21 @@ def test_costs_of_auto_have_the_router_and_its_looks(run: Path, routed: Engine) 
     names = ("vision_flops", "connector_flops", "prefill_flops")
     total = sum(int(costs["auto"][name]) for name in names)
     assert total == pytest.approx(np.mean(expected), abs=2)
+
+
+def test_latency_of_a_choice_is_that_of_its_budgets_and_of_choosing(routed: Engine) -> None:
+    fixed = measure(routed.model, ["1@8", "4@16", 36], 5, (1, 2), repeats=2, warm_up=0, tokens=2)
+    shares: dict[int | str, float] = {"4@16": 0.25, 36: 0.75}
+    plain = choice_latency("auto:rule", shares, fixed, {})
+    assert [(row.scale, row.batch_size) for row in plain] == [("auto:rule", 1), ("auto:rule", 2)]
+    times = {(row.scale, row.batch_size): row.first_token_s for row in fixed}
+    expected = 0.25 * times["4@16", 2] + 0.75 * times[36, 2]
+    assert plain[1].first_token_s == pytest.approx(expected)
+    choosing = time_choosing(routed.model, shares, 5, (1, 2))
+    assert all(seconds.wall > 0 for seconds in choosing.values())
+    chosen = choice_latency("auto", shares, fixed, choosing)
+    assert chosen[1].first_token_s == pytest.approx(expected + choosing[2].wall)
+    assert choice_latency("auto", {9: 1.0}, fixed, choosing) == [], "9 was not measured"
 
 
 def test_the_report_judges_choices(run: Path) -> None:

@@ -40,6 +40,7 @@ class Scores:
     baselines: dict[str, dict[str, float]]
     examples: tuple[Example, ...]
     environment: dict[str, object]
+    choice_latencies: tuple[LatencyRow, ...] = ()  # of choices among the budgets
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -283,7 +284,7 @@ class Scores:
         return next(
             (
                 latency_row
-                for latency_row in self.latencies
+                for latency_row in [*self.latencies, *self.choice_latencies]
                 if (latency_row.model, latency_row.scale, latency_row.batch_size) == latency_key
             ),
             None,
@@ -309,8 +310,8 @@ class Scores:
         without a measurable difference.
         """
         row = self.latency(model, scale, batch_size)
-        if row is None:
-            return None
+        if row is None or not is_budget(scale):
+            return row
         cpu_levels = levels(
             (other.scale, other.first_token_cpu_s, other.first_token_cpu_spread_s)
             for other in self.latencies

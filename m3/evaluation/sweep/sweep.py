@@ -10,7 +10,8 @@ the first one scores all of them.
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,6 +25,7 @@ from loguru import logger as harness_logger
 from transformers.utils import logging as transformers_logging
 
 from m3.evaluation.answering.engine import Engine
+from m3.evaluation.cost.choice_latency import choice_latency, time_choosing
 from m3.evaluation.cost.latency import measure
 from m3.evaluation.harness.judge import check_judge, price, set_judge
 from m3.evaluation.harness.lmms_model import default_device, local_device, sampling_of
@@ -60,6 +62,8 @@ from m3.evaluation.sweep.prompt_cost import NO_ANSWER_TEXT, costs_of, prompts_of
 from m3.evaluation.token_reduction.table import OWN, is_own
 from m3.hardware import environment
 from m3.model import M3Config
+from m3.nesting import read_budget
+from m3.processing.scale_policy import Auto, read_policy
 
 logger = logging.getLogger(__name__)
 
@@ -377,6 +381,12 @@ def add_costs(
     if sweep.options.measures_latency:
         mean_text_tokens = text_tokens(name, sweep.cells)
         measured = measure(engine.model, sweep.scales, mean_text_tokens, LATENCY_BATCHES)
+        for choice in sweep.choices if OWN in methods else ():
+            shares = chosen_shares(answers_of(sweep, name, choice, store))
+            choosing = {}
+            if isinstance(read_policy(choice), Auto) and shares:
+                choosing = time_choosing(engine.model, shares, mean_text_tokens, LATENCY_BATCHES)
+            measured += choice_latency(choice, shares, measured, choosing) if shares else []
         sweep.times += [LatencyRow.of(name, latency_row) for latency_row in measured]
     write_rows(sweep.run / "cost.csv", CostRow, sweep.costs)
     write_rows(sweep.run / "latency.csv", LatencyRow, sweep.times)
@@ -397,6 +407,15 @@ def answers_of(sweep: Sweep, label: str, scale: int | str, store: Store) -> dict
         ]
         for task in tasks
     }
+
+
+def chosen_shares(answers: Mapping[str, Sequence[Answer]]) -> dict[int | str, float]:
+    """Share of each budget among the pictures of all answers."""
+    counts: Counter[int | str] = Counter()
+    for answer in (answer for task_answers in answers.values() for answer in task_answers):
+        settings = [read_budget(word).setting for word in str(answer.cell.scale).split(",")]
+        counts.update(settings * len(answer.images) if len(settings) == 1 else settings)
+    return {setting: count / counts.total() for setting, count in counts.items()}
 
 
 def text_tokens(name: str, cells: Sequence[CellRow]) -> int:
