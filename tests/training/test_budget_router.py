@@ -74,6 +74,13 @@ def test_calibration_takes_the_largest_regret_that_keeps_a_share() -> None:
     assert chosen_places(values, thresholds[1.0]).tolist() == [0, 0, 1, 1]
 
 
+def test_calibration_ends_where_the_share_is_first_lost() -> None:
+    """The third question is lost at the cheap budget and the fourth is not: luck is no reason to go on."""
+    values = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.4, 0.0], [0.6, 0.0]])
+    is_right = torch.tensor([[True, True], [True, True], [False, True], [True, False]])
+    assert dict(calibrate(values, is_right, largest=1))[1.0] == pytest.approx(0.2)
+
+
 def test_a_random_mixture_reaches_the_hull() -> None:
     points = [(10, 0.2), (20, 0.3), (30, 0.8)]
     assert random_mixture(20.0, points) == pytest.approx(0.5)

@@ -4,6 +4,7 @@ keep a share of the largest budget's score, and what the choices then cost.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,8 +68,9 @@ def chosen_places(values: Float[Tensor, "n k"], threshold: float) -> Int[Tensor,
 def calibrate(
     values: Float[Tensor, "n k"], is_right: Bool[Tensor, "n k"], largest: int
 ) -> tuple[tuple[float, float], ...]:
-    """Pairs (share, threshold): the largest regret with which the choices keep that share of the
-    score of the budget at place `largest`.
+    """Pairs (share, threshold): the largest regret up to which the choices keep that share of the
+    score of the budget at place `largest`. Beyond the first regret that does not keep it nothing is
+    taken, though by chance a later one may.
     """
     regrets = values - values.amin(1, keepdim=True)
     candidates = torch.cat([torch.zeros(1), regrets.flatten()]).unique()
@@ -81,10 +83,8 @@ def calibrate(
     asked = float(is_right[:, largest].float().mean())
     pairs = []
     for share in SHARES:
-        keeping = [
-            step for step, score in zip(steps, scores, strict=True) if score >= share * asked
-        ]
-        pairs.append((share, max(keeping, default=0.0)))
+        kept = takewhile(lambda pair: pair[1] >= share * asked, zip(steps, scores, strict=True))
+        pairs.append((share, max((step for step, _ in kept), default=0.0)))
     return tuple(pairs)
 
 
