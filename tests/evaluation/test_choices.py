@@ -42,7 +42,8 @@ def routed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         budgets=("1@8", "9@12", "4@16", 36),
         view=8,
         target="loss_gap",
-        thresholds=((0.8, 0.5), (0.99, 0.05)),
+        costs=(0.1, 0.2, 0.3, 1.0),
+        prices=((0.8, 0.5), (0.99, 0.05)),
         width=16,
         heads=2,
     )

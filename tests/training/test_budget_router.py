@@ -26,7 +26,15 @@ from m3.training.budget_router.targets import TARGETS
 from m3.training.recipe.router_recipe import TARGET_NAMES
 
 BUDGETS = read_ladder(["1@24", "9@24", 36])
-CHOICE = BudgetChoice(budgets=("1@24", "9@24", 36), view=24, target="score", width=16, heads=2)
+COST = ChoiceCost({BUDGETS[0]: 10, BUDGETS[1]: 20, BUDGETS[2]: 100}, router=1, look=5, view=24)
+CHOICE = BudgetChoice(
+    budgets=("1@24", "9@24", 36),
+    view=24,
+    target="score",
+    costs=COST.shares(BUDGETS),
+    width=16,
+    heads=2,
+)
 
 
 def easy_and_hard(count: int = 240) -> Outcomes:
@@ -49,14 +57,12 @@ def test_every_target_learns_which_budget_a_question_needs(target: str) -> None:
     learned, held_out = outcomes.take(torch.arange(180)), outcomes.take(torch.arange(180, 240))
     router = fit_router(embeddings, 8, choice, learned, FitSettings(epochs=30, batch_size=16))
     values = predict(router, choice, embeddings, held_out)
-    thresholds = calibrate(values, held_out.is_right, largest=2)
-    kept = dict(thresholds)[0.99]
-    places = chosen_places(values, kept)
+    kept = dict(calibrate(values, held_out.is_right, CHOICE.costs, largest=2))[0.99]
+    places = chosen_places(values, CHOICE.costs, kept)
     cheapest_right = held_out.is_right.int().argmax(1)
     assert (places == cheapest_right).float().mean() > 0.95
-    cost = ChoiceCost({BUDGETS[0]: 10, BUDGETS[1]: 20, BUDGETS[2]: 100}, router=1, look=5, view=24)
-    means = chosen_means(values, held_out.is_right, BUDGETS, cost, 0.99, kept)
-    expected = [cost.of(BUDGETS[place]) for place in places.tolist()]
+    means = chosen_means(values, held_out.is_right, BUDGETS, COST, 0.99, kept)
+    expected = [COST.of(BUDGETS[place]) for place in places.tolist()]
     assert means.flops == pytest.approx(sum(expected) / len(expected))
     assert means.score > means.random_score + 0.1
 
@@ -65,20 +71,22 @@ def test_names_of_targets_are_those_that_recipes_may_give() -> None:
     assert set(TARGET_NAMES) == set(TARGETS)
 
 
-def test_calibration_takes_the_largest_regret_that_keeps_a_share() -> None:
+def test_calibration_takes_the_highest_price_that_keeps_a_share() -> None:
     values = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.4, 0.0], [0.6, 0.0]])
     is_right = torch.tensor([[True, True], [True, True], [False, True], [False, True]])
-    thresholds = dict(calibrate(values, is_right, largest=1))
-    assert thresholds[1.0] == pytest.approx(0.2)
-    assert thresholds[0.8] == pytest.approx(0.2)
-    assert chosen_places(values, thresholds[1.0]).tolist() == [0, 0, 1, 1]
+    prices = dict(calibrate(values, is_right, (0.5, 1.0), largest=1))
+    assert 0.4 < prices[1.0] < 0.8, "the second question is let go at 0.4, the third at 0.8"
+    assert chosen_places(values, (0.5, 1.0), prices[1.0]).tolist() == [0, 0, 1, 1]
+    assert prices[0.8] == prices[1.0]
 
 
 def test_calibration_ends_where_the_share_is_first_lost() -> None:
-    """The third question is lost at the cheap budget and the fourth is not: luck is no reason to go on."""
+    """The third question is lost at the cheap budget and the fourth is not: luck is no reason to go
+    on.
+    """
     values = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.4, 0.0], [0.6, 0.0]])
     is_right = torch.tensor([[True, True], [True, True], [False, True], [True, False]])
-    assert dict(calibrate(values, is_right, largest=1))[1.0] == pytest.approx(0.2)
+    assert 0.4 < dict(calibrate(values, is_right, (0.5, 1.0), largest=1))[1.0] < 0.8
 
 
 def test_a_random_mixture_reaches_the_hull() -> None:

@@ -174,7 +174,7 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
                 LINES[index % len(LINES)],
                 marks,
                 kind.higher_is_better,
-                is_labelled=not is_small,
+                is_labelled=not is_small and not panel.is_by_tokens and index == 0,
             )
             draw_curve(axes, points, look)
         _draw_choices(axes, panel, summary, model, COLOURS[index % len(COLOURS)])

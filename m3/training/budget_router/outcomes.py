@@ -10,7 +10,7 @@ before it: this is when greedy decoding writes it.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,6 +51,16 @@ class Outcomes:
             [self.prompts[number] for number in questions.tolist()],
             self.losses[questions],
             self.is_right[questions],
+        )
+
+    def at(self, places: Sequence[int]) -> "Outcomes":
+        """The outcomes at some of the budgets, by place."""
+        kept = list(places)
+        return replace(
+            self,
+            budgets=tuple(self.budgets[place] for place in kept),
+            losses=self.losses[:, kept],
+            is_right=self.is_right[:, kept],
         )
 
 
