@@ -6,6 +6,7 @@ itself.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from m3.inference.loading import DTYPES
 from m3.model import M3Config
 from m3.nesting import Budget, read_budget, read_ladder
 from m3.processing.scale_policy import is_budget, read_setting
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,13 +356,25 @@ def asked_choices(
     """The choices of budgets to sweep (auto, auto:rule, 144+1), in the order of `--scales`.
 
     Raises:
-        ValueError: a model that cannot follow one, as `auto` without a router.
+        ValueError: the first model cannot follow one, as `auto` without a router.
     """
     choices = [scale for scale in asked_scales or () if not is_budget(scale)]
-    for model_name, config in configs.items():
-        for choice in choices:
-            try:
-                check_setting(config, choice)
-            except ValueError as error:
-                raise ValueError(f"model {model_name}: {error}") from error
+    first_name, first_config = next(iter(configs.items()))
+    for choice in choices:
+        try:
+            check_setting(first_config, choice)
+        except ValueError as error:
+            raise ValueError(f"model {first_name}: {error}") from error
     return list(dict.fromkeys(choices))
+
+
+def own_choices(choices: Sequence[int | str], model_name: str, config: M3Config) -> list[int | str]:
+    """Those of the choices that a model can follow; what it cannot is logged, with the reason."""
+    followed = []
+    for choice in choices:
+        try:
+            check_setting(config, choice)
+            followed.append(choice)
+        except ValueError as error:
+            logger.info("%s has no rows of %s: %s", model_name, choice, error)
+    return followed

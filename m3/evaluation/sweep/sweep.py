@@ -53,6 +53,7 @@ from m3.evaluation.sweep.options import (
     check_methods,
     label_of,
     labels,
+    own_choices,
     parse_options,
     reachable_scales,
     task_names,
@@ -248,7 +249,8 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
     if sweep.is_writer:
         write_json(sweep.run / "models.json", [vars(model) for model in sweep.models])
     budgets = [MethodBudget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
-    budgets += [MethodBudget(choice) for choice in sweep.choices]
+    choices = own_choices(sweep.choices, name, engine.model.config) if OWN in methods else []
+    budgets += [MethodBudget(choice) for choice in choices]
     for broken in sweep.broken:
         for budget in budgets:
             row_label = label_of(name, budget.method)
@@ -260,7 +262,7 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
         for loaded in sweep.tasks:
             run_task(sweep, name, loaded, engine, store, budgets)
         if sweep.is_writer:
-            add_costs(sweep, name, engine, store, methods or [OWN])
+            add_costs(sweep, name, engine, store, methods or [OWN], choices)
     if sweep.is_writer and path == options.models[0]:
         first_model = sweep.models[0].name
         write_examples(
@@ -365,13 +367,18 @@ def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
 
 
 def add_costs(
-    sweep: Sweep, name: str, engine: Engine, store: Store, methods: Sequence[str]
+    sweep: Sweep,
+    name: str,
+    engine: Engine,
+    store: Store,
+    methods: Sequence[str],
+    choices: Sequence[int | str],
 ) -> None:
     """Cost of the prompts that were asked; times of one image of most tiles and a mean text, by
     the model's own nesting.
     """
     for method in methods:
-        for scale in [*sweep.scales, *(sweep.choices if method == OWN else ())]:
+        for scale in [*sweep.scales, *(choices if method == OWN else ())]:
             model_label = label_of(name, method)
             asked_prompts = {
                 task: prompts_of(task_answers)
@@ -381,7 +388,7 @@ def add_costs(
     if sweep.options.measures_latency:
         mean_text_tokens = text_tokens(name, sweep.cells)
         measured = measure(engine.model, sweep.scales, mean_text_tokens, LATENCY_BATCHES)
-        for choice in sweep.choices if OWN in methods else ():
+        for choice in choices:
             shares = chosen_shares(answers_of(sweep, name, choice, store))
             choosing = {}
             if isinstance(read_policy(choice), Auto) and shares:

@@ -107,7 +107,7 @@ def decode_choice(value: BudgetChoice | Mapping[str, Any] | None) -> BudgetChoic
     known = [field.name for field in fields(BudgetChoice)]
     unknown, missing = (
         sorted(set(value) - set(known)),
-        {*("budgets", "view", "target", "costs")} - set(value),
+        {*("budgets", "costs", "target", "view")} - set(value),
     )
     if unknown or missing:
         fault = f"has no {', '.join(unknown)}" if unknown else f"needs {', '.join(sorted(missing))}"

@@ -4,7 +4,7 @@ choices keep a share of the largest budget's score, and what they then cost.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -88,11 +88,18 @@ def calibrate(
         for price in PRICES
     ]
     asked = float(is_right[:, largest].float().mean())
-    pairs = []
-    for share in SHARES:
-        kept = takewhile(lambda pair: pair[1] >= share * asked, zip(PRICES, scores, strict=True))
-        pairs.append((share, max((price for price, _ in kept), default=0.0)))
-    return tuple(pairs)
+    # the worst score up to each price
+    floors = list(accumulate(scores, min))
+    return tuple(
+        (
+            share,
+            max(
+                (p for p, low in zip(PRICES, floors, strict=True) if low >= share * asked),
+                default=0.0,
+            ),
+        )
+        for share in SHARES
+    )
 
 
 def random_mixture(flops: float, points: Sequence[tuple[int, float]]) -> float:
