@@ -29,12 +29,13 @@ Edits = Mapping[str, Callable[[Tensor], Tensor]]
 @dataclass(frozen=True)
 class Options:
     """Files that a checkpoint may lack and the user brings: folders of a vision tower and a
-    tokenizer, a chat template.
+    tokenizer, a chat template. `allow_pickle`: of pickled weights too.
     """
 
     vision_tower: Path | None = None
     tokenizer: Path | None = None
     chat_template: str | None = None
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)

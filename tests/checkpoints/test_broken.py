@@ -91,7 +91,7 @@ def lora_adapter(weights: str) -> Callable[[Path], object]:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled weights only": (
         only_pickled,
-        r"has pickled weights only \(pytorch_model.bin\).*torch.load\(file, weights_only=True\)",
+        r"has pickled weights only \(pytorch_model.bin\).*give --allow-pickle.*weights_only=True",
     ),
     "LoRA, safetensors": (
         lora_adapter("adapter_model.safetensors"),
