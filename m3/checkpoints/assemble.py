@@ -1,15 +1,16 @@
 """`m3 assemble`: any vision encoder and any causal decoder become one new checkpoint, to be
 trained.
 
-in: a folder (or hub id) of each, a connector and a nesting by name; way: both checkpoints are parts
-of one in our terms, the connector's weights are drawn, and so are rows for the image token and for
-what the chat format needs, like the old rows;
+in: a folder (or hub id) of each, a connector and a nesting by name; way: encoder and decoder keep
+their weights; the connector gets random ones, and so do the new rows of the embedding, for the
+image token and for what the chat format needs (drawn like the old rows);
 out: a native checkpoint, streamed like any conversion.
 """
 
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,10 @@ from m3.checkpoints.base import Native, Part, empty_model, generation_config
 from m3.checkpoints.conversion import HubLayout
 from m3.checkpoints.convert import write
 from m3.checkpoints.formats import NATIVE
+from m3.checkpoints.formats.foreign_settings import plain_refusals
 from m3.checkpoints.keymap import Dropped, Keymap, Row
 from m3.checkpoints.new_embeddings import drawn_rows
+from m3.checkpoints.pickled import as_safetensors
 from m3.checkpoints.places import find
 from m3.checkpoints.processors import (
     IMAGE_TOKEN,
@@ -50,7 +53,7 @@ from m3.model.backbone import build_connector, build_reducer
 from m3.model.connectors import CONNECTORS, required_settings
 from m3.model.packing_check import choose_packed_attention
 from m3.model.vision import vision_grid, vision_inputs
-from m3.nesting import NESTINGS
+from m3.nesting import NESTINGS, get_nesting
 from m3.processing.chat_template import CONTROL_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -96,6 +99,39 @@ class Choices:
 
 def main(argv: list[str]) -> int:
     """Parses the arguments and assembles."""
+    parsed_arguments = _parser().parse_args(argv)
+    scales = [
+        scale.strip()
+        for scale in (parsed_arguments.matryoshka_vis_token_scale or "").split(",")
+        if scale.strip()
+    ]
+    if not all(scale.isdecimal() for scale in scales):
+        raise ValueError(
+            "--matryoshka_vis_token_scale takes numbers with commas, such as 1,9,36; got "
+            f"{parsed_arguments.matryoshka_vis_token_scale!r}"
+        )
+    template = parsed_arguments.chat_template and parsed_arguments.chat_template.read_text()
+    assemble_choices = Choices(
+        parsed_arguments.connector,
+        parsed_arguments.nesting,
+        parsed_arguments.queries,
+        [int(scale) for scale in scales],
+        template,
+        parsed_arguments.seed,
+    )
+    allow_pickle, dest = parsed_arguments.allow_pickle, parsed_arguments.dest
+    vision = find(parsed_arguments.vision, allow_pickle)
+    decoder = find(parsed_arguments.decoder, allow_pickle)
+    with ExitStack() as stack:
+        if allow_pickle:
+            vision = stack.enter_context(as_safetensors(vision, dest.parent))
+            decoder = stack.enter_context(as_safetensors(decoder, dest.parent))
+        assemble(vision, decoder, dest, assemble_choices)
+    logger.info("written: %s", dest)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="m3 assemble", description=__doc__)
     parser.add_argument("dest", type=Path, help="folder to write; must not exist")
     parser.add_argument(
@@ -116,34 +152,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the connector and of the new tokens' rows"
     )
-    parsed_arguments = parser.parse_args(argv)
-    scales = [
-        scale.strip()
-        for scale in (parsed_arguments.matryoshka_vis_token_scale or "").split(",")
-        if scale.strip()
-    ]
-    if not all(scale.isdecimal() for scale in scales):
-        raise ValueError(
-            "--matryoshka_vis_token_scale takes numbers with commas, such as 1,9,36; got "
-            f"{parsed_arguments.matryoshka_vis_token_scale!r}"
-        )
-    template = parsed_arguments.chat_template and parsed_arguments.chat_template.read_text()
-    assemble_choices = Choices(
-        parsed_arguments.connector,
-        parsed_arguments.nesting,
-        parsed_arguments.queries,
-        [int(scale) for scale in scales],
-        template,
-        parsed_arguments.seed,
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pickled weights (.bin) too, by torch.load(weights_only=True) in a process of its "
+        "own: of authors you trust",
     )
-    assemble(
-        find(parsed_arguments.vision),
-        find(parsed_arguments.decoder),
-        parsed_arguments.dest,
-        assemble_choices,
-    )
-    logger.info("written: %s", parsed_arguments.dest)
-    return 0
+    return parser
 
 
 def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
@@ -154,8 +169,10 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
             an unreachable scale.
     """
     refuse_existing(dest)
-    tower_config = empty_tower(AutoConfig.from_pretrained(vision)).config
-    text_config = AutoConfig.from_pretrained(decoder)
+    with plain_refusals(vision):
+        tower_config = empty_tower(AutoConfig.from_pretrained(vision)).config
+    with plain_refusals(decoder):
+        text_config = AutoConfig.from_pretrained(decoder)
     decoder_part, tokenizer, chat, new_ids = _decoder_part(decoder, text_config, choices)
     tower_type, image_token_id = tower_config.model_type, tokenizer.get_vocab()[IMAGE_TOKEN]
     config = M3Config(
@@ -181,6 +198,12 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
         ),
         generation=_generation(text_config, decoder, tokenizer, chat),
         new=new_connector(config, choices.seed),
+    )
+    logger.info(
+        "an image gives a grid of %s tokens: scales %s can be reached; to be trained: %s",
+        config.grid if isinstance(config.grid, int) else "x".join(map(str, config.grid)),
+        ", ".join(map(str, get_nesting(choices.nesting).reachable(config.grid))),
+        ", ".join(map(str, config.nesting.trained_scales)),
     )
     logger.info("%d new rows in the embedding (ids %s), drawn like the old", len(new_ids), new_ids)
     write(native, dest, NATIVE, f"{vision} and {decoder}")
@@ -293,6 +316,11 @@ def _check_names(folder: Path, model: PreTrainedModel) -> None:
             f"{folder}: a decoder of type {kind} keeps its embedding as {embedding_name!r} and its "
             f"output as {output_name!r}; m3 assemble joins decoders that have "
             f"'{prefix}.embed_tokens' and 'lm_head', as Llama, Qwen, Mistral, Mixtral and gpt-oss"
+        )
+    if output is not None and "bias" in dict(output.named_parameters()):
+        raise ValueError(
+            f"{folder}: a decoder of type {kind} adds a bias to its logits, for which M3's lm_head "
+            "has no place. Use another decoder"
         )
 
 
