@@ -1,5 +1,4 @@
-"""`m3 assemble`: any vision encoder and any causal decoder become one new checkpoint, to be
-trained.
+"""Any vision encoder and any causal decoder become one new checkpoint, to be trained (`m3 assemble`).
 
 in: a folder (or hub id) of each, a connector and a nesting by name; way: encoder and decoder keep
 their weights; the connector gets random ones, and so do the new rows of the embedding, for the
@@ -7,10 +6,8 @@ image token and for what the chat format needs (drawn like the old rows);
 out: a native checkpoint, streamed like any conversion.
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +32,9 @@ from m3.checkpoints.conversion import HubLayout
 from m3.checkpoints.convert import write
 from m3.checkpoints.formats import NATIVE
 from m3.checkpoints.formats.foreign_settings import plain_refusals
+from m3.checkpoints.formats.vision_tower import empty_tower, tower_keymap
 from m3.checkpoints.keymap import Dropped, Keymap, Row
 from m3.checkpoints.new_embeddings import drawn_rows
-from m3.checkpoints.pickled import as_safetensors
-from m3.checkpoints.places import find
 from m3.checkpoints.processors import (
     IMAGE_TOKEN,
     add_tokens,
@@ -46,20 +42,15 @@ from m3.checkpoints.processors import (
     make_processor,
     own_template,
 )
-from m3.checkpoints.vision_tower import empty_tower, tower_keymap
 from m3.files import refuse_existing
 from m3.model import M3Config
 from m3.model.backbone import build_connector, build_reducer
-from m3.model.connectors import CONNECTORS, required_settings
 from m3.model.packing_check import choose_packed_attention
 from m3.model.vision import vision_grid, vision_inputs
-from m3.nesting import NESTINGS, get_nesting
+from m3.nesting import get_nesting
 from m3.processing.chat_template import CONTROL_TOKENS
 
 logger = logging.getLogger(__name__)
-
-GENERAL_CONNECTORS = tuple(kind for kind in CONNECTORS if not required_settings(kind))
-"""Connectors between any two models; the others need settings of one family of checkpoints."""
 
 FEATURE_LAYERS = {"clip_vision_model": -2}
 """Hidden states that LLaVA reads, by encoder; of others the last, normalised output is read."""
@@ -95,70 +86,6 @@ class Choices:
     scales: Sequence[int] = ()
     chat_template: str | None = None
     seed: int = 0
-
-
-def main(argv: list[str]) -> int:
-    """Parses the arguments and assembles."""
-    parsed_arguments = _parser().parse_args(argv)
-    scales = [
-        scale.strip()
-        for scale in (parsed_arguments.matryoshka_vis_token_scale or "").split(",")
-        if scale.strip()
-    ]
-    if not all(scale.isdecimal() for scale in scales):
-        raise ValueError(
-            "--matryoshka_vis_token_scale takes numbers with commas, such as 1,9,36; got "
-            f"{parsed_arguments.matryoshka_vis_token_scale!r}"
-        )
-    template = parsed_arguments.chat_template and parsed_arguments.chat_template.read_text()
-    assemble_choices = Choices(
-        parsed_arguments.connector,
-        parsed_arguments.nesting,
-        parsed_arguments.queries,
-        [int(scale) for scale in scales],
-        template,
-        parsed_arguments.seed,
-    )
-    allow_pickle, dest = parsed_arguments.allow_pickle, parsed_arguments.dest
-    vision = find(parsed_arguments.vision, allow_pickle)
-    decoder = find(parsed_arguments.decoder, allow_pickle)
-    with ExitStack() as stack:
-        if allow_pickle:
-            vision = stack.enter_context(as_safetensors(vision, dest.parent))
-            decoder = stack.enter_context(as_safetensors(decoder, dest.parent))
-        assemble(vision, decoder, dest, assemble_choices)
-    logger.info("written: %s", dest)
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="m3 assemble", description=__doc__)
-    parser.add_argument("dest", type=Path, help="folder to write; must not exist")
-    parser.add_argument(
-        "--vision", required=True, help="folder or id of a vision encoder, or of a CLIP-like pair"
-    )
-    parser.add_argument("--decoder", required=True, help="folder or id of a causal language model")
-    parser.add_argument("--connector", default="mlp2x_gelu", choices=GENERAL_CONNECTORS)
-    parser.add_argument("--nesting", default="grid_pool", choices=list(NESTINGS))
-    parser.add_argument("--queries", type=int, help="of the resampler")
-    parser.add_argument(
-        "--matryoshka_vis_token_scale", help="scales to be trained, such as 1,9,36,144,576"
-    )
-    parser.add_argument(
-        "--chat-template",
-        type=Path,
-        help="a Jinja file to use instead of the tokenizer's own format",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the connector and of the new tokens' rows"
-    )
-    parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read pickled weights (.bin) too, by torch.load(weights_only=True) in a process of its "
-        "own: of authors you trust",
-    )
-    return parser
 
 
 def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:

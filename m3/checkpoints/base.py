@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 
+from m3.auto import M3Config, M3ForConditionalGeneration, M3Processor
 from m3.checkpoints.conversion import Layout
 from m3.checkpoints.keymap import Keymap
-from m3.model import M3Config, M3ForConditionalGeneration
-from m3.processing import M3Processor
 
 Edits = Mapping[str, Callable[[Tensor], Tensor]]
 

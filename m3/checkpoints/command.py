@@ -7,6 +7,11 @@ import math
 import sys
 from pathlib import Path
 
+from m3.command_line import CommandLine
+
+FORMAT_NAMES = ("m3-native", "m3", "llava-hf", "llava-next-hf", "aria", "internvl")
+"""Rows of m3/checkpoints/formats/__init__.py, said here so that a help text waits for no torch."""
+
 
 def main(argv: list[str]) -> int:
     """Parses the arguments and converts; 0 done, 1 the tensors are not those of the format."""
@@ -43,15 +48,15 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from m3.checkpoints.formats import FORMATS, NATIVE
-
-    parser = argparse.ArgumentParser(prog="m3 convert", description=__doc__)
+    parser = CommandLine("m3 convert", __doc__)
     parser.add_argument("source", help="folder of the checkpoint, or its id on the hub")
     parser.add_argument("dest", type=Path, help="folder to write; must not exist")
     parser.add_argument(
-        "--format", default="auto", choices=["auto", *FORMATS], help="format of SOURCE"
+        "--format", default="auto", choices=["auto", *FORMAT_NAMES], help="format of SOURCE"
     )
-    parser.add_argument("--to", default=NATIVE, choices=list(FORMATS), help="format of DEST")
+    parser.add_argument(
+        "--to", default=FORMAT_NAMES[0], choices=FORMAT_NAMES, help="format of DEST"
+    )
     parser.add_argument(
         "--vision-tower", help="folder or id of the vision tower, where SOURCE does not contain it"
     )

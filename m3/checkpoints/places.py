@@ -5,6 +5,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from m3.files import check_model_name
+
 WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 PICKLED = ("pytorch_model*.bin",)
 
@@ -16,6 +18,7 @@ def find(name: str, allow_pickle: bool = False) -> Path:
     local_folder = Path(name)
     if local_folder.is_dir():
         return local_folder
+    check_model_name(name)
     try:
         return Path(
             snapshot_download(name, allow_patterns=[*WANTED, *(PICKLED if allow_pickle else ())])

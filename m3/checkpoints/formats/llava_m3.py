@@ -38,6 +38,7 @@ from m3.checkpoints.conversion import HubLayout, ModuleLayout
 from m3.checkpoints.formats.clip import KNOWN_TOWERS, clip_preprocessing
 from m3.checkpoints.formats.foreign_settings import plain_refusals
 from m3.checkpoints.formats.llava_tiling import ROUNDING, problems, read_tiling, write_tiling
+from m3.checkpoints.formats.vision_tower import empty_tower, tower_keymap
 from m3.checkpoints.keymap import Dropped, Keymap, Row
 from m3.checkpoints.new_embeddings import NEW_TOKENS
 from m3.checkpoints.processors import (
@@ -50,7 +51,6 @@ from m3.checkpoints.processors import (
     make_processor,
     vicuna,
 )
-from m3.checkpoints.vision_tower import empty_tower, tower_keymap
 from m3.checkpoints.weights import Weights
 from m3.model import M3Config
 from m3.nesting import SCALE_OPTION
