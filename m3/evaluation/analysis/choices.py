@@ -91,7 +91,7 @@ class TaskOutcomes:
         """The half of the pictures that a document belongs to."""
         return np.asarray(self.samples.images) % 2 == 1
 
-    def chosen(self, columns: Int[np.ndarray, " n"]) -> Chosen:
+    def outcome_of(self, columns: Int[np.ndarray, " n"]) -> Chosen:
         """Of a choice that costs nothing itself."""
         rows = np.arange(len(self.scores))
         return Chosen(
@@ -108,14 +108,17 @@ def choice_rows(summary: Summary, model: str) -> list[ChoiceRow]:
     outcomes = task_outcomes(summary, model)
     if outcomes is None:
         return []
-    measured = {
-        str(choice): chosen
+    swept_choices = {
+        str(choice): task_choices
         for choice in summary.choices
-        if (chosen := _swept_choice(summary, model, choice, outcomes)) is not None
+        if (task_choices := _swept_choice(summary, model, choice, outcomes)) is not None
     }
     front = _front(outcomes)
     oracle = [_oracle(task, front) for task in outcomes]
-    rows = [_row(name, chosen, outcomes, oracle, len(front)) for name, chosen in measured.items()]
+    rows = [
+        _row(name, task_choices, outcomes, oracle, len(front))
+        for name, task_choices in swept_choices.items()
+    ]
     by_task, cascade = choices_by_task(outcomes), cascaded_choices(outcomes)
     rows += [_row("by task", by_task, outcomes, oracle, len(front))]
     rows += [] if cascade is None else [_row("cascade", cascade, outcomes, oracle, len(front))]
@@ -153,7 +156,7 @@ def _swept_choice(
     summary: Summary, model: str, choice: int | str, outcomes: Sequence[TaskOutcomes]
 ) -> list[Chosen] | None:
     """What a choice of the sweep scored; its operations have the router's and every look in them."""
-    found = []
+    task_rows = []
     for task in outcomes:
         samples = summary.choice_samples(model, task.task, choice)
         cost = summary.cost(model, choice, task.task)
@@ -161,8 +164,8 @@ def _swept_choice(
             return None
         scores = towards_better(samples.scores, summary.kinds[task.task])
         assert scores is not None  # as of the fixed budgets
-        found.append(Chosen(scores[:, 0], samples.tokens[:, 0], float(cost.first_token_flops)))
-    return found
+        task_rows.append(Chosen(scores[:, 0], samples.tokens[:, 0], float(cost.first_token_flops)))
+    return task_rows
 
 
 def _mean_flops(outcomes: Sequence[TaskOutcomes]) -> Float[np.ndarray, " k"]:
@@ -173,9 +176,13 @@ def _mean_scores(
     outcomes: Sequence[TaskOutcomes], halves: Sequence[Bool[np.ndarray, " n"]] | None = None
 ) -> Float[np.ndarray, " k"]:
     """Mean over tasks of the score at each fixed budget, of all documents or of some."""
-    parts = [np.ones(len(t.scores), dtype=bool) for t in outcomes] if halves is None else halves
+    half_sets = [np.ones(len(t.scores), dtype=bool) for t in outcomes] if halves is None else halves
     return np.mean(
-        [task.scores[part].mean(0) for task, part in zip(outcomes, parts, strict=True)], axis=0
+        [
+            task.scores[half_rows].mean(0)
+            for task, half_rows in zip(outcomes, half_sets, strict=True)
+        ],
+        axis=0,
     )
 
 
@@ -189,7 +196,7 @@ def _front(
 
 def _row(
     name: str,
-    chosen: Sequence[Chosen],
+    task_choices: Sequence[Chosen],
     outcomes: Sequence[TaskOutcomes],
     oracle: Sequence[Chosen] | None = None,
     guesses: int = 1,
@@ -197,28 +204,28 @@ def _row(
     """A row; compared with the random mixture and, where it is given, with the oracle of the best of
     `guesses` answers.
     """
-    flops = float(np.mean([task.flops for task in chosen]))
-    tokens = np.concatenate([task.tokens for task in chosen])
+    flops = float(np.mean([task.flops for task in task_choices]))
+    tokens = np.concatenate([task.tokens for task in task_choices])
     above, gap = None, None
     if oracle is not None:
-        mixed = _random_scores(flops, outcomes)
+        mixture_scores = _random_scores(flops, outcomes)
         pairs = [
-            TaskPairs((100 * own.scores).tolist(), (100 * other).tolist(), task.samples.images)
-            for own, other, task in zip(chosen, mixed, outcomes, strict=True)
+            TaskPairs((100 * row.scores).tolist(), (100 * mixture).tolist(), task.samples.images)
+            for row, mixture, task in zip(task_choices, mixture_scores, outcomes, strict=True)
         ]
         above = mean_difference(pairs)
-        gap = _gap_closed(chosen, mixed, oracle, outcomes, guesses)
+        gap = _gap_closed(task_choices, mixture_scores, oracle, outcomes, guesses)
     return ChoiceRow(
         name,
-        100 * float(np.mean([task.scores.mean() for task in chosen])),
+        100 * float(np.mean([task.scores.mean() for task in task_choices])),
         flops,
-        float(np.mean([task.tokens.mean() for task in chosen])),
+        float(np.mean([task.tokens.mean() for task in task_choices])),
         float(tokens.std()),
         above,
         gap,
         {
-            task.task: (float(own.tokens.mean()), float(own.tokens.std()))
-            for own, task in zip(chosen, outcomes, strict=True)
+            task.task: (float(row.tokens.mean()), float(row.tokens.std()))
+            for row, task in zip(task_choices, outcomes, strict=True)
         },
     )
 
@@ -233,11 +240,11 @@ def _random_scores(flops: float, outcomes: Sequence[TaskOutcomes]) -> list[Float
 def _random_row(flops: float, outcomes: Sequence[TaskOutcomes]) -> ChoiceRow:
     costs, scores = _mean_flops(outcomes).tolist(), _mean_scores(outcomes).tolist()
     shares = np.asarray(mixture_shares(flops, costs, scores))
-    chosen = [
+    task_choices = [
         Chosen(task.scores @ shares, task.samples.tokens @ shares, float(task.flops @ shares))
         for task in outcomes
     ]
-    return _row("random", chosen, outcomes)
+    return _row("random", task_choices, outcomes)
 
 
 def _oracle(task: TaskOutcomes, front: Sequence[int]) -> Chosen:
@@ -248,12 +255,12 @@ def _oracle(task: TaskOutcomes, front: Sequence[int]) -> Chosen:
     scores = task.scores[:, columns]
     best = scores.max(1, keepdims=True)
     places = np.where(best[:, 0] > 0, (scores >= best).argmax(1), len(columns) - 1)
-    return task.chosen(columns[places])
+    return task.outcome_of(columns[places])
 
 
 def _gap_closed(
-    chosen: Sequence[Chosen],
-    mixed: Sequence[Float[np.ndarray, " n"]],
+    task_choices: Sequence[Chosen],
+    mixture_scores: Sequence[Float[np.ndarray, " n"]],
     oracle: Sequence[Chosen],
     outcomes: Sequence[TaskOutcomes],
     guesses: int,
@@ -266,7 +273,9 @@ def _gap_closed(
         return None
     rng = np.random.default_rng(0)
     ways, gains = np.zeros(1 + GAP_DRAWS), np.zeros(1 + GAP_DRAWS)
-    for own, other, best, task in zip(chosen, mixed, oracle, outcomes, strict=True):
+    for row, mixture, best, task in zip(
+        task_choices, mixture_scores, oracle, outcomes, strict=True
+    ):
         chance = task.chance or 0.0
         floor = 1 - (1 - chance) ** guesses
         clusters = np.unique(np.asarray(task.samples.images), return_inverse=True)[1]
@@ -274,8 +283,8 @@ def _gap_closed(
         draws = rng.multinomial(number, np.full(number, 1 / number), size=GAP_DRAWS)
         weights = np.vstack([np.ones(number), draws])[:, clusters].astype(np.float64)
         weights /= weights.sum(1, keepdims=True)
-        random = chance_corrected_of(weights @ other, chance)
-        gains += chance_corrected_of(weights @ own.scores, chance) - random
+        random = chance_corrected_of(weights @ mixture, chance)
+        gains += chance_corrected_of(weights @ row.scores, chance) - random
         ways += chance_corrected_of(weights @ best.scores, floor) - random
     if ways[0] <= 0:
         return None
@@ -292,17 +301,17 @@ def chance_corrected_of(scores: Float[np.ndarray, " d"], chance: float) -> Float
 
 def choices_by_task(outcomes: Sequence[TaskOutcomes]) -> list[Chosen]:
     """One budget for a task: the cheapest that keeps the share on the other half of the pictures."""
-    found = []
+    task_rows = []
     for task in outcomes:
         columns = np.zeros(len(task.scores), dtype=np.int64)
         for half in (False, True):
             is_used = task.is_second_half == half
-            known = task.scores[~is_used] if (~is_used).any() else task.scores
-            means = known.mean(0)
+            other_halves = task.scores[~is_used] if (~is_used).any() else task.scores
+            means = other_halves.mean(0)
             enough = np.where(means >= DEFAULT_KEEP * means[-1])[0]
             columns[is_used] = enough[task.flops[enough].argmin()]
-        found.append(task.chosen(columns))
-    return found
+        task_rows.append(task.outcome_of(columns))
+    return task_rows
 
 
 def cascaded_choices(outcomes: Sequence[TaskOutcomes]) -> list[Chosen] | None:
@@ -313,50 +322,55 @@ def cascaded_choices(outcomes: Sequence[TaskOutcomes]) -> list[Chosen] | None:
     tokens = [np.zeros(len(task.scores)) for task in outcomes]
     flops = [0.0 for _ in outcomes]
     for half in (False, True):
-        used = [task.is_second_half == half for task in outcomes]
-        known = [~part for part in used]
-        if not all(part.any() for part in [*used, *known]):
+        own_halves = [task.is_second_half == half for task in outcomes]
+        other_halves = [~half_rows for half_rows in own_halves]
+        if not all(half_rows.any() for half_rows in [*own_halves, *other_halves]):
             return None
-        front = _front(outcomes, known)
-        threshold = _confidence_threshold(outcomes, front, known)
-        for place, (task, part) in enumerate(zip(outcomes, used, strict=True)):
-            chosen = _escalate(task, front, threshold, part)
-            scores[place][part], tokens[place][part] = chosen.scores, chosen.tokens
-            flops[place] += chosen.flops * part.mean()
-    return [Chosen(*parts) for parts in zip(scores, tokens, flops, strict=True)]
+        front = _front(outcomes, other_halves)
+        threshold = _confidence_threshold(outcomes, front, other_halves)
+        for place, (task, half_rows) in enumerate(zip(outcomes, own_halves, strict=True)):
+            task_choices = _escalate(task, front, threshold, half_rows)
+            scores[place][half_rows], tokens[place][half_rows] = (
+                task_choices.scores,
+                task_choices.tokens,
+            )
+            flops[place] += task_choices.flops * half_rows.mean()
+    return [Chosen(*columns) for columns in zip(scores, tokens, flops, strict=True)]
 
 
 def _confidence_threshold(
-    outcomes: Sequence[TaskOutcomes], front: Sequence[int], parts: Sequence[Bool[np.ndarray, " n"]]
+    outcomes: Sequence[TaskOutcomes],
+    front: Sequence[int],
+    half_sets: Sequence[Bool[np.ndarray, " n"]],
 ) -> float:
     """The least confidence to stop at that keeps the share of the largest budget's score."""
-    asked = DEFAULT_KEEP * _mean_scores(outcomes, parts)[-1]
+    least_score = DEFAULT_KEEP * _mean_scores(outcomes, half_sets)[-1]
     confidences = np.concatenate([t.samples.confidences[:, front].ravel() for t in outcomes])
     for step in [0.0, *np.quantile(confidences, np.linspace(0, 1, 100)).tolist()]:
-        kept = [
-            _escalate(task, front, step, part).scores.mean()
-            for task, part in zip(outcomes, parts, strict=True)
+        mean_scores = [
+            _escalate(task, front, step, half_rows).scores.mean()
+            for task, half_rows in zip(outcomes, half_sets, strict=True)
         ]
-        if np.mean(kept) >= asked:
+        if np.mean(mean_scores) >= least_score:
             return step
     return float("inf")
 
 
 def _escalate(
-    task: TaskOutcomes, front: Sequence[int], threshold: float, part: Bool[np.ndarray, " n"]
+    task: TaskOutcomes, front: Sequence[int], threshold: float, half_rows: Bool[np.ndarray, " n"]
 ) -> Chosen:
     """The first budget of the front whose answer is as sure as the threshold, else the last; the
-    documents of `part`.
+    documents of `half_rows`.
     """
     columns = np.asarray(front)
-    is_sure = task.samples.confidences[part][:, columns] >= threshold
+    is_sure = task.samples.confidences[half_rows][:, columns] >= threshold
     is_sure[:, -1] = True
     places = is_sure.argmax(1)
     rows = np.arange(len(places))
     spent = np.asarray([_tried_flops(task, front[: place + 1]) for place in range(len(front))])
     return Chosen(
-        task.scores[part][rows, columns[places]],
-        task.samples.tokens[part][rows, columns[places]],
+        task.scores[half_rows][rows, columns[places]],
+        task.samples.tokens[half_rows][rows, columns[places]],
         float(spent[places].mean()),
     )
 
