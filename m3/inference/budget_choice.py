@@ -5,7 +5,7 @@ in:  a model with a router, the cheapest view of each picture, the ids of the pr
 out: a budget per picture. Each picture is looked at by itself, together with the whole prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -13,7 +13,8 @@ from m3.inference.image_features import PictureFeatures
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.backbone import NO_ROUTER
 from m3.model.budgets import BudgetChoice
-from m3.nesting import Budget
+from m3.model.budgets.router import MAX_WORDS
+from m3.nesting import Budget, Tiles
 from m3.processing.scale_policy import Auto
 
 
@@ -30,6 +31,16 @@ def checked_choice(config: M3Config, policy: Auto) -> BudgetChoice:
     return choice
 
 
+def check_views(tiles: Iterable[Tiles]) -> None:
+    """A `ValueError` where the cheapest view of an image is more than the one tile a router looks at."""
+    most_tiles = max((view_tiles.number for view_tiles in tiles), default=1)
+    if most_tiles > 1:
+        raise ValueError(
+            f"the router looks at one tile, but an image is {most_tiles} at its cheapest view: give a "
+            "number of visual tokens such as 36"
+        )
+
+
 def choose_budgets(
     model: M3ForConditionalGeneration,
     policy: Auto,
@@ -39,15 +50,19 @@ def choose_budgets(
     """The budget of each picture; `views`: seen at the choice's `view`. `prompts`: the ids of the
     prompt that shows each, with or without placeholders.
 
-    A prompt's numbers do not depend on those beside it: it is read without padding.
+    A prompt's numbers do not depend on those beside it: it is read without padding, and no further
+    back than the router reads.
+
+    Raises:
+        ValueError: as in `checked_choice` and `check_views`.
     """
     choice, image_token = checked_choice(model.config, policy), model.config.image_token_id
-    words = [[token for token in prompt if token != image_token] for prompt in prompts]
+    check_views(view.tiles for view in views)
+    words = [[token for token in prompt if token != image_token][-MAX_WORDS:] for prompt in prompts]
     budgets: list[Budget | None] = [None] * len(views)
     for length in sorted({len(prompt) for prompt in words}):
         alike = [place for place, prompt in enumerate(words) if len(prompt) == length]
         tokens = torch.cat([views[place].tokens for place in alike])
-        assert len(tokens) == len(alike), "the cheapest view of an image is one tile"
         values = model.model.predict_values(tokens, [words[place] for place in alike])
         for place, row in zip(alike, values.tolist(), strict=True):
             budgets[place] = choice.choose(row, policy.keep)

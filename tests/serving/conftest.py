@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import torch
 from serving_files import serving
+from tiny_models import make_model
 
 from m3.inference import load
 from m3.model import M3ForConditionalGeneration
@@ -32,6 +34,33 @@ def elastic(loaded: Loaded) -> Loaded:
     processor = copy.deepcopy(loaded[1])
     processor.train_at(["1@24", "9@24", "36@24", 9, 36, 144])
     return loaded[0], processor
+
+
+@pytest.fixture(scope="session")
+def routed(elastic: Loaded) -> Loaded:
+    """A model of random weights whose router chooses among five budgets: `auto:0.8` tolerates
+    everything, so it takes the cheapest, and `auto:1` nothing, so it takes the best.
+    """
+    processor = elastic[1]
+    choice = {
+        "budgets": ["1@24", "9@24", "36@24", 36, 144],
+        "view": 24,
+        "target": "loss_gap",
+        "thresholds": [[0.8, 1e9], [1.0, 0.0]],
+        "width": 16,
+        "heads": 2,
+    }
+    model = make_model(
+        seed=3,
+        vocab_size=len(processor.tokenizer),
+        image_token_id=processor.image_token_id,
+        nesting=processor.nesting,
+        budget_choice=choice,
+    )
+    with torch.no_grad():  # pictures and words decide, not what is added to both
+        for name, parameter in model.model.budget_router.named_parameters():
+            parameter.mul_(0.0 if name.endswith("bias") else 10.0)
+    return model, processor
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def test_answers_are_those_of_a_conversation(client: OpenAI, loaded, scale: int 
     assert answer.usage.model_extra == {
         "visual_tokens": tokens,
         "visual_tokens_per_image": [tokens],
+        "matryoshka_vis_token_scale_per_image": [read_budget(scale).setting],
     }
     assert answer.usage.completion_tokens <= 12
 

@@ -10,17 +10,8 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase
 
 from m3.serving.engine.detokenizer import Writing
-from m3.serving.engine.preparation import Prepared
-from m3.serving.engine.requests import (
-    Event,
-    Finished,
-    Piece,
-    Reason,
-    Refused,
-    Request,
-    Usage,
-    Visual,
-)
+from m3.serving.engine.preparation import Draft, Prepared
+from m3.serving.engine.requests import Event, Finished, Piece, Reason, Refused, Request, Usage
 from m3.serving.engine.sampling import Choice
 
 Emit = Callable[[Event | Refused], None]
@@ -35,17 +26,14 @@ class Job:
 
     def __init__(self, request: Request, emit: Emit, seconds: float) -> None:
         self.request, self._emit = request, emit
-        request_parts = [request_part for turn in request.turns for request_part in turn.parts]
-        self.bytes = sum(
-            len(request_part.content)
-            for request_part in request_parts
-            if isinstance(request_part, Visual)
-        )
+        self.bytes = sum(len(visual.content) for visual in request.visuals)
         self.accepted = time.monotonic()
         self.deadline = self.accepted + seconds
         self.cancelled = False
         self.ended = False
         self.is_ready = False
+        self.draft: Draft | None = None
+        """Of a request whose budgets the model's router chooses, as it was before the choice."""
         self._first_token = self.accepted
 
     def begin(self, prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -86,7 +74,13 @@ class Job:
         piece = self.writing.finish()
         if piece:
             self._emit(Piece(piece))
-        usage = Usage(len(self.prepared.ids), tuple(self.prepared.counts), len(self.writing.tokens))
+        prepared = self.prepared
+        usage = Usage(
+            len(prepared.ids),
+            tuple(prepared.counts),
+            tuple(budget.setting for budget in prepared.budgets),
+            len(self.writing.tokens),
+        )
         finished = Finished(
             self.writing.text,
             reason,

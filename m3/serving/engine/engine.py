@@ -9,7 +9,9 @@ own thread, which repeats, as long as there is work:
 
     every answer in the batch goes on by one token; who waits and fits joins the batch: what was not
     seen yet at the resolution of its budget passes the tower, prompts are read, each at its own
-    scale; answers that ended, ran out of time or whose client left leave the batch
+    scale; answers that ended, ran out of time or whose client left leave the batch; of requests whose
+    budgets the model's router chooses, the cheapest views pass the tower, and they go back to the
+    few threads with what it chose, to wait as all others do
 
 transformers' own continuous batching takes token ids alone (5.23: `add_request(input_ids)`), no
 images and no embeddings, so the batch is kept here (m3/serving/engine/batch.py).
@@ -24,13 +26,14 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from m3.inference.image_features import TOWER_BATCH
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.serving.engine.active_request import Emit, Job
 from m3.serving.engine.batch import merges
 from m3.serving.engine.feature_cache import Features
 from m3.serving.engine.metrics import Metrics
-from m3.serving.engine.preparation import Preparation
+from m3.serving.engine.preparation import Draft, Preparation
 from m3.serving.engine.requests import Busy, End, Event, Finished, Refused, Request
 from m3.serving.engine.scheduler import Scheduler
 from m3.serving.settings import Settings
@@ -53,8 +56,9 @@ class Engine:
         features = Features(model, settings.cache_bytes, self.metrics)
         self._preparation = Preparation(model, processor, features, settings.limits)
         self._scheduler = Scheduler(model, processor, features, self.metrics)
-        self._change = threading.Condition()  # guards the three below
+        self._change = threading.Condition()  # guards the four below
         self._accepted: set[Job] = set()
+        self._undecided: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
         self._closing = False
         self._preparers = ThreadPoolExecutor(settings.queue.preparers, "m3-prepare")
@@ -154,28 +158,42 @@ class Engine:
         with self._change:
             self._closing = True
             self._change.notify_all()
+        self._thread.join()  # before its helpers: it sends them what its router chose
         self._preparers.shutdown()
-        self._thread.join()
 
     # ------------------------------------------------------------------ beside the model
-    def _prepare(self, job: Job) -> None:
-        """On a preparing thread: every mistake of a client shows here."""
+    def _prepare(self, job: Job, closed_draft: Draft | None = None) -> None:
+        """On a preparing thread: every mistake of a client shows here.
+
+        `closed_draft`: with the router's choice, the second time that a request of open budgets
+        comes here.
+        """
         if job.cancelled:
-            self._leave(job, "cancelled")
-            job.refuse(Refused("the client left before its request was read", 499, "cancelled"))
+            self._give_up(job)
             return
+        is_queued = False
         try:
-            prepared = self._preparation.prepare(job.request)
-            job.begin(prepared, self.processor.tokenizer)
-            self.metrics.count_cache(not sight.batches for sight in prepared.sights)
+            if closed_draft is None:
+                prompt = self._preparation.prepare(job.request)
+            else:
+                prompt = self._preparation.finish(job.request, closed_draft)
+            if isinstance(prompt, Draft):
+                job.draft, waiting_jobs = prompt, self._undecided
+            else:
+                job.begin(prompt, self.processor.tokenizer)
+                first_sights = prompt.sights if job.draft is None else job.draft.sights
+                sight_pairs = zip(first_sights, prompt.sights, strict=True)
+                self.metrics.count_cache(not (a.batches or b.batches) for a, b in sight_pairs)
+                waiting_jobs = self._waiting
             with self._change:
-                self._waiting.append(job)
+                waiting_jobs.append(job)
+                is_queued = True
                 self._change.notify_all()
         except ValueError as error:
             self._refuse(job, error if isinstance(error, Refused) else Refused(str(error)))
         finally:
             # our own bug: the error goes on, the client must not wait
-            if not job.is_ready and not job.ended:
+            if not is_queued and not job.ended:
                 self._refuse(job, _failed())
 
     def _refuse(self, job: Job, refused: Refused) -> None:
@@ -191,9 +209,11 @@ class Engine:
     # ------------------------------------------------------------------ the model's thread
     def _run(self) -> None:
         try:
-            while (newcomers := self._newcomers()) is not None:
-                for job, reason in self._scheduler.turn(newcomers):
+            while self._wait_for_work():
+                for job, reason in self._scheduler.turn(self._fitting()):
                     self._finish(job, reason)
+                for job in self._next_looks():
+                    self._look(job)
                 self._count()
         finally:  # after an error nobody must wait for ever
             with self._change:
@@ -201,42 +221,70 @@ class Engine:
             for job in open_jobs:
                 self._refuse(job, _failed())
 
-    def _newcomers(self) -> list[Job] | None:
-        """Waits until there is something to do.
+    def _wait_for_work(self) -> bool:
+        """Waits until there is something to do; False once all is done and the engine is closing."""
+        with self._change:
+            while not (self._undecided or self._waiting or self._scheduler.running):
+                if self._closing and not self._accepted:
+                    return False
+                self._change.wait()
+        return True
 
-        Who joins the batch now; None once all is done and the engine is closing.
+    def _next_looks(self) -> list[Job]:
+        """From the head of those whose budgets are open: as many as one pass of the tower sees, one
+        at least; what was kept costs none.
         """
         with self._change:
-            while not self._waiting and not self._scheduler.running:
-                if self._closing and not self._accepted:
-                    return None
-                self._change.wait()
-            return self._fitting()
+            picture_count, jobs = 0, []
+            while self._undecided:
+                draft = self._undecided[0].draft
+                assert draft is not None  # `_prepare`
+                picture_count += draft.unseen
+                if jobs and picture_count > TOWER_BATCH:
+                    break
+                jobs.append(self._undecided.popleft())
+        return jobs
+
+    def _look(self, job: Job) -> None:
+        """The router chooses; the rest is prepared beside the model."""
+        assert job.draft is not None
+        if job.cancelled or job.is_late:
+            self._give_up(job)
+            return
+        closed_draft = self._scheduler.look(job.draft)
+        if closed_draft is None:
+            self._finish(job, "memory")
+            return
+        self._preparers.submit(self._prepare, job, closed_draft).add_done_callback(_tell)
 
     def _fitting(self) -> list[Job]:
         """From the head of those who wait, in order: as many as there are rows and room for."""
         limits, running, fitting_jobs = self.settings.queue, self._scheduler.running, []
         prompt, row_length = 0, max((job.length for job in running), default=0)
-        while self._waiting and len(running) + len(fitting_jobs) < self._rows:
-            job = self._waiting[0]
-            if job.cancelled or job.is_late:
-                self._waiting.popleft()
-                self._give_up(job)
-                continue
-            prompt, row_length = max(prompt, len(job.prepared.ids)), max(row_length, job.length)
-            row_count = len(running) + len(fitting_jobs) + 1
-            if (fitting_jobs and prompt * (len(fitting_jobs) + 1) > limits.prefill_tokens) or (
-                row_count > 1 and row_length * row_count > limits.batch_tokens
-            ):
-                break
-            fitting_jobs.append(self._waiting.popleft())
+        with self._change:
+            while self._waiting and len(running) + len(fitting_jobs) < self._rows:
+                job = self._waiting[0]
+                if job.cancelled or job.is_late:
+                    self._waiting.popleft()
+                    self._give_up(job)
+                    continue
+                prompt, row_length = max(prompt, len(job.prepared.ids)), max(row_length, job.length)
+                row_count = len(running) + len(fitting_jobs) + 1
+                if (fitting_jobs and prompt * (len(fitting_jobs) + 1) > limits.prefill_tokens) or (
+                    row_count > 1 and row_length * row_count > limits.batch_tokens
+                ):
+                    break
+                fitting_jobs.append(self._waiting.popleft())
         return fitting_jobs
 
     def _give_up(self, job: Job) -> None:
         """On one who waited too long, or left."""
         if job.cancelled:
             self._leave(job, "cancelled")
-            job.finish("cancelled")
+            if job.is_ready:
+                job.finish("cancelled")
+            else:
+                job.refuse(Refused("the client left before its request was read", 499, "cancelled"))
             return
         seconds = self.settings.limits.seconds
         self._refuse(
@@ -258,8 +306,7 @@ class Engine:
             )
             return
         self._leave(job, reason)
-        budgets = [budget.setting for budget in job.prepared.budgets]
-        self.metrics.count(job.finish(reason), budgets)
+        self.metrics.count(job.finish(reason))
 
     def _count(self) -> None:
         with self._change:

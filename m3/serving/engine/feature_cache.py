@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from m3.inference.feature_cache import FeatureStore
 from m3.inference.image_features import PictureFeatures, TowerBatch, View, see_batch
 from m3.model import M3ForConditionalGeneration
-from m3.nesting import Budget, Tiles
+from m3.nesting import Tiles
 from m3.serving.engine.metrics import Metrics
 
 Views = Mapping[View, PictureFeatures]
@@ -21,15 +21,14 @@ Views = Mapping[View, PictureFeatures]
 
 @dataclass(frozen=True)
 class Sight:
-    """A visual at the resolutions of its budgets: what was kept of it, and what the tower has yet
-    to see.
+    """A visual at the resolutions of its budgets, or of its cheapest view: what was kept of it, and
+    what the tower has yet to see.
 
-    `views`, `budgets`, `tiles`: of each still or frame.
+    `views`, `tiles`: of each still or frame.
     """
 
     digest: str
     views: tuple[View, ...]
-    budgets: tuple[Budget, ...]
     tiles: tuple[Tiles, ...]
     kept: Views
     batches: tuple[TowerBatch, ...]

@@ -3,7 +3,7 @@
 One registry per engine, so that several live in one process.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -76,9 +76,9 @@ class Metrics:
         for hit in hits:
             (self.cache_hits if hit else self.cache_misses).inc()
 
-    def count(self, finished: Finished, scales: Sequence[int | str]) -> None:
-        """An answer that was given; `scales`: budget of each still or frame, 36 or "36@48"."""
-        usage = finished.usage
+    def count(self, finished: Finished) -> None:
+        """An answer that was given."""
+        usage, scales = finished.usage, finished.usage.scales_of
         self.prompt_tokens.inc(usage.prompt_tokens)
         self.new_tokens.inc(usage.new_tokens)
         for scale, tokens in zip(scales, usage.visual_tokens_of, strict=True):

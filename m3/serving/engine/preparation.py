@@ -3,6 +3,11 @@ that nothing fails later.
 
 In: `Request`. Out: `Prepared`: ids with every placeholder in place, a budget per picture, and each
 picture at the resolution of its budget: as features that were kept or as pixels to be seen.
+
+Where the model's router is to choose a budget (`auto`) the first result is a `Draft`, with the
+cheapest view of each picture in place of that: the model's thread sees it and asks the router
+(m3/serving/engine/scheduler.py), and `finish` makes `Prepared` of what it chose. Limits are those of the
+budgets that were chosen.
 """
 
 import logging
@@ -11,39 +16,68 @@ from dataclasses import dataclass
 
 from jinja2.exceptions import TemplateError
 
+from m3.inference.budget_choice import check_views, checked_choice
 from m3.inference.generation import answer_room
 from m3.inference.image_features import TowerBatch, View, check_resolutions, tower_batches
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Budget
 from m3.processing import ImageSource, M3Processor, expand_image_tokens
 from m3.processing.control_tokens import control_tokens, encode_fenced, fence
-from m3.processing.images import TooLargeError
-from m3.processing.scale_policy import ScaleSetting
+from m3.processing.images import TooLargeError, image_size
+from m3.processing.scale_policy import Auto, Rule, ScaleSetting, read_policy
 from m3.processing.token_counts import budget_resolutions
 from m3.processing.video import load_video
-from m3.serving.engine.feature_cache import Features, Sight
+from m3.serving.engine.feature_cache import Features, Sight, Views
 from m3.serving.engine.requests import Refused, Request, Visual
 from m3.serving.settings import Limits
 
 logger = logging.getLogger(__name__)
+
+AskedBudgets = tuple[Budget | None, ...]
+"""Of each still or frame of a visual; None: the largest trained that its tiles reach."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A prompt before its pictures take their places.
+
+    `ids`: with one placeholder for each still or frame. `settings`: of each visual its budgets, or
+    the policy by which the model's router is to choose them; `sights`: each visual at those
+    budgets, or at the view that the router looks at.
+    """
+
+    ids: list[int]
+    settings: tuple[AskedBudgets | Auto, ...]
+    sights: tuple[Sight, ...]
+
+    @property
+    def is_open(self) -> bool:
+        """The router has yet to choose."""
+        return any(isinstance(setting, Auto) for setting in self.settings)
+
+    @property
+    def unseen(self) -> int:
+        """Stills and frames that the tower has to see before the router can choose."""
+        return sum(
+            len(batch.views)
+            for setting, sight in zip(self.settings, self.sights, strict=True)
+            if isinstance(setting, Auto)
+            for batch in sight.batches
+        )
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A prompt.
 
-    `counts`: visual tokens of each still or frame, in reading order.
+    `budgets`, `counts`: budget and visual tokens of each still or frame, in reading order.
     """
 
     ids: list[int]
     sights: tuple[Sight, ...]
+    budgets: list[Budget]
     counts: list[int]
     new_tokens: int
-
-    @property
-    def budgets(self) -> list[Budget]:
-        """Budget of each still or frame, in reading order."""
-        return [budget for sight in self.sights for budget in sight.budgets]
 
 
 class Preparation:
@@ -60,37 +94,40 @@ class Preparation:
         self._control_tokens = control_tokens(processor)
         self._config = model.config
 
-    def prepare(self, request: Request) -> Prepared:
-        """Errors are `Refused`, or a `ValueError` of the processor's; all are the client's
-        mistakes.
+    def prepare(self, request: Request) -> Prepared | Draft:
+        """A draft where the model's router is to choose.
+
+        Errors are `Refused`, or a `ValueError` of the processor's; all are the client's mistakes.
         """
         self._check(request)
-        visuals = [
-            visual_part
-            for turn in request.turns
-            for visual_part in turn.parts
-            if isinstance(visual_part, Visual)
+        outlines = [
+            self._outline(visual, request.scale if visual.scale is None else visual.scale)
+            for visual in request.visuals
         ]
-        sights = tuple(
-            self._sight(visual, request.scale if visual.scale is None else visual.scale)
-            for visual in visuals
-        )
-        token_counts = [
-            count
-            for sight in sights
-            for count in self._processor.counts(sight.budgets, sight.tiles)
-        ]
-        ids, new_tokens = self._ids(request, sights, token_counts)
-        return Prepared(ids, sights, token_counts, new_tokens)
+        settings = tuple(setting for setting, _ in outlines)
+        sights = tuple(sight for _, sight in outlines)
+        draft = Draft(self._ids(request, sights), settings, sights)
+        return draft if draft.is_open else self.finish(request, draft)
+
+    def finish(self, request: Request, draft: Draft) -> Prepared:
+        """The prompt of a draft whose budgets are all there. Errors as in `prepare`."""
+        processor, sights, budgets, counts = self._processor, [], [], []
+        for visual, setting, first_sight in zip(
+            request.visuals, draft.settings, draft.sights, strict=True
+        ):
+            assert not isinstance(setting, Auto)  # `Draft.is_open`
+            asked_budgets = [None if b is None else processor.budget(b) for b in setting]
+            sight = self._sight_at(visual, asked_budgets, first_sight)
+            sight_budgets = processor.fill_budgets(asked_budgets, sight.tiles)
+            sights.append(sight)
+            budgets += sight_budgets
+            counts += processor.counts(sight_budgets, sight.tiles)
+        new_tokens = self._answer_room(request, draft.ids, counts)
+        ids = expand_image_tokens(draft.ids, self._config.image_token_id, counts)
+        return Prepared(ids, tuple(sights), budgets, counts, new_tokens)
 
     def _check(self, request: Request) -> None:
-        limits = self._limits
-        visuals = [
-            visual_part
-            for turn in request.turns
-            for visual_part in turn.parts
-            if isinstance(visual_part, Visual)
-        ]
+        limits, visuals = self._limits, request.visuals
         text_length = sum(
             len(text_part)
             for turn in request.turns
@@ -113,18 +150,49 @@ class Preparation:
                     f"{limit:,}"
                 )
 
-    def _sight(self, visual: Visual, scale: ScaleSetting | None) -> Sight:
+    def _outline(
+        self, visual: Visual, scale: ScaleSetting | None
+    ) -> tuple[AskedBudgets | Auto, Sight]:
         """The setting becomes budgets first: they say at which resolution pictures are made.
 
-        A video that was not kept is decoded before that, as its frames must be counted.
+        A video that was not kept is decoded before that, as its frames must be counted; and where
+        a rule goes by their size.
         """
-        digest, processor = visual.digest, self._processor
+        policy = None if scale is None else read_policy(scale)
+        choice = checked_choice(self._config, policy) if isinstance(policy, Auto) else None
+        digest, is_by_size = visual.digest, isinstance(policy, Rule)
         kept_views = self._features.find(digest)
-        pictures = self._pictures(visual) if not kept_views else ()
+        pictures = self._pictures(visual) if is_by_size or not kept_views else ()
         picture_count = len(pictures) or len({number for number, _ in kept_views})
-        asked_budgets = processor.policy_budgets(scale, [None] * picture_count)
+        if choice is not None and isinstance(policy, Auto):
+            views = tuple(enumerate([choice.view] * picture_count))
+            sight = self._sight(visual, digest, views, kept_views, pictures)
+            check_views(sight.tiles)
+            return policy, sight
+        sizes = self._sizes(pictures) if is_by_size else [None] * picture_count
+        asked_budgets = tuple(self._processor.policy_budgets(scale, sizes))
         check_resolutions(self._config, asked_budgets)
         views = tuple(enumerate(budget_resolutions(asked_budgets)))
+        return asked_budgets, self._sight(visual, digest, views, kept_views, pictures)
+
+    def _sight_at(self, visual: Visual, budgets: Sequence[Budget | None], sight: Sight) -> Sight:
+        """The sight itself, unless the budgets see the visual at other resolutions."""
+        check_resolutions(self._config, budgets)
+        views = tuple(enumerate(budget_resolutions(budgets)))
+        if views == sight.views:
+            return sight
+        kept_views = {**self._features.find(sight.digest), **sight.kept}
+        return self._sight(visual, sight.digest, views, kept_views, ())
+
+    def _sight(
+        self,
+        visual: Visual,
+        digest: str,
+        views: tuple[View, ...],
+        kept_views: Views,
+        pictures: Sequence[ImageSource],
+    ) -> Sight:
+        """`pictures`: those of the visual, or none; then they are read where they are needed."""
         new_views = [view for view in views if view not in kept_views]
         batches: tuple[TowerBatch, ...] = ()
         if new_views:
@@ -134,9 +202,7 @@ class Preparation:
             for batch in batches
             for view, tiles in zip(batch.views, batch.tiled_images.images, strict=True)
         }
-        tiles = tuple(view_tiles[view] for view in views)
-        budgets = tuple(processor.fill_budgets(asked_budgets, tiles))
-        return Sight(digest, views, budgets, tiles, kept_views, batches)
+        return Sight(digest, views, tuple(view_tiles[view] for view in views), kept_views, batches)
 
     def _pictures(self, visual: Visual) -> Sequence[ImageSource]:
         """A still, not decoded yet, or the frames of a video."""
@@ -153,6 +219,13 @@ class Preparation:
             limits.decode_seconds,
         ).frames
 
+    def _sizes(self, pictures: Sequence[ImageSource]) -> list[tuple[int, int] | None]:
+        """(height, width) of each; of a still its header alone is read."""
+        try:
+            return [image_size(picture, self._limits.pixels) for picture in pictures]
+        except TooLargeError as error:
+            raise _too_large(error) from error
+
     def _batches(
         self, visual: Visual, pictures: Sequence[ImageSource], views: Sequence[View]
     ) -> tuple[TowerBatch, ...]:
@@ -163,13 +236,10 @@ class Preparation:
         try:
             return tuple(tower_batches(self._processor, pictures, views, limits.pixels))
         except TooLargeError as error:
-            logger.info("refused, for limits.pixels: %s", error.finding)
-            raise Refused(f"{error.finding}: send a smaller copy of the picture") from error
+            raise _too_large(error) from error
 
-    def _ids(
-        self, request: Request, sights: Iterable[Sight], counts: list[int]
-    ) -> tuple[list[int], int]:
-        """The prompt, and how many tokens its answer may have.
+    def _ids(self, request: Request, sights: Iterable[Sight]) -> list[int]:
+        """The prompt, with one placeholder per picture.
 
         Visuals stand on lines of their own, as in `m3 chat`; text is plain text whatever it says.
         """
@@ -191,8 +261,10 @@ class Preparation:
             raise Refused(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
-        tokenizer = self._processor.tokenizer
-        ids = encode_fenced(tokenizer, prompt_text)
+        return encode_fenced(self._processor.tokenizer, prompt_text)
+
+    def _answer_room(self, request: Request, ids: Sequence[int], counts: Sequence[int]) -> int:
+        """Tokens that the answer may have, once pictures take so many in the prompt."""
         prompt_length, limit = len(ids) + sum(counts) - len(counts), self._limits.prompt_tokens
         try:
             asked_tokens = request.generation.max_new_tokens
@@ -211,7 +283,12 @@ class Preparation:
                 )
         except ValueError as error:
             raise Refused(str(error), code="context_length_exceeded", param="messages") from error
-        return expand_image_tokens(ids, self._config.image_token_id, counts), new_tokens
+        return new_tokens
+
+
+def _too_large(error: TooLargeError) -> Refused:
+    logger.info("refused, for limits.pixels: %s", error.finding)
+    return Refused(f"{error.finding}: send a smaller copy of the picture")
 
 
 def _largest(visuals: Iterable[Visual], kind: str) -> int:

@@ -73,7 +73,7 @@ class Request:
 
     turns: tuple[Turn, ...]
     scale: ScaleSetting | None = None
-    """Visual tokens per picture, 36 or "36@48", or a schedule over frames; None: the largest
+    """Visual tokens per picture, 36 or "36@48", a schedule over frames, or "auto"; None: the largest
     trained.
     """
     generation: Generation = field(default_factory=Generation)
@@ -82,17 +82,28 @@ class Request:
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these texts."""
 
+    @property
+    def visuals(self) -> list[Visual]:
+        """Of all turns, in reading order."""
+        return [
+            visual_part
+            for turn in self.turns
+            for visual_part in turn.parts
+            if isinstance(visual_part, Visual)
+        ]
+
 
 @dataclass(frozen=True)
 class Usage:
     """Tokens.
 
     `visual_tokens_of`: of each still or frame, in reading order; their sum is part of
-    `prompt_tokens`.
+    `prompt_tokens`. `scales_of`: the budget that each was read at, 36 or "36@48".
     """
 
     prompt_tokens: int
     visual_tokens_of: tuple[int, ...]
+    scales_of: tuple[int | str, ...]
     new_tokens: int
 
     @property

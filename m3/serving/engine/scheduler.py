@@ -2,21 +2,28 @@
 of new requests.
 
 In: jobs that join. Out: jobs that ended, each with the reason. Nobody else touches the model.
+
+Before a prompt whose budgets are open can join, `look` sees the cheapest view of its pictures and asks
+the router.
 """
 
 import logging
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 
 import torch
 
+from m3.inference.budget_choice import choose_budgets
 from m3.inference.generation import end_token_ids
 from m3.inference.image_features import image_inputs
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
+from m3.processing.scale_policy import Auto
 from m3.serving.engine.active_request import Job
 from m3.serving.engine.batch import Batch, Read
 from m3.serving.engine.feature_cache import Features
 from m3.serving.engine.metrics import Metrics
+from m3.serving.engine.preparation import Draft
 from m3.serving.engine.requests import End
 from m3.serving.engine.sampling import choose
 
@@ -63,6 +70,25 @@ class Scheduler:
                 )
         self._keep({job for job, _ in ended})
         return ended
+
+    def look(self, draft: Draft) -> Draft | None:
+        """The draft with the router's budgets, and with what was seen for them; None where the device
+        has no room.
+        """
+        closed_drafts: list[Draft] = []
+        is_room = _fits(lambda: closed_drafts.append(self._choose(draft)))
+        return closed_drafts[0] if is_room else None
+
+    def _choose(self, draft: Draft) -> Draft:
+        settings, sights = list(draft.settings), list(draft.sights)
+        for index, (setting, sight) in enumerate(zip(draft.settings, draft.sights, strict=True)):
+            if isinstance(setting, Auto):
+                pictures = self._features.see(sight)
+                prompts = [draft.ids] * len(pictures)
+                settings[index] = tuple(choose_budgets(self._model, setting, pictures, prompts))
+                views = dict(zip(sight.views, pictures, strict=True))
+                sights[index] = replace(sight, kept={**sight.kept, **views}, batches=())
+        return Draft(draft.ids, tuple(settings), tuple(sights))
 
     def _step(self) -> list[tuple[Job, End]]:
         logits = self._batch.step(torch.tensor(self._tokens, device=self._model.device))

@@ -14,6 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from m3.nesting import resolutions
+from m3.processing.scale_policy import Auto, Rule
 from m3.serving.engine.engine import Engine
 from m3.serving.engine.requests import Refused, Request
 from m3.serving.http.fetch import Fetcher
@@ -122,8 +124,16 @@ def model_card(engine: Engine, settings: Settings) -> ModelCard:
         created=int(time.time()),
         matryoshka_vis_token_scales=list(engine.processor.reachable_scales),
         trained_scales=engine.processor.trained_scales,
+        automatic_scales=_automatic_scales(engine),
         max_model_len=engine.model.config.text_config.max_position_embeddings,
     )
+
+
+def _automatic_scales(engine: Engine) -> list[str]:
+    choice, ladder = engine.model.config.budget_choice, engine.processor.ladder
+    has_router = choice is not None and bool(choice.thresholds)
+    scales = {Auto().label: has_router, Rule().label: len(resolutions(ladder)) > 1}
+    return [label for label, is_offered in scales.items() if is_offered]
 
 
 def _check_model(asked_model: str, card: ModelCard) -> None:

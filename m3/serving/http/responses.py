@@ -140,6 +140,7 @@ def usage_report(usage: Usage) -> UsageReport:
         total_tokens=usage.prompt_tokens + usage.new_tokens,
         visual_tokens=usage.visual_tokens,
         visual_tokens_per_image=list(usage.visual_tokens_of),
+        matryoshka_vis_token_scale_per_image=list(usage.scales_of),
     )
 
 

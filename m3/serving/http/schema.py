@@ -13,8 +13,8 @@ from pydantic_core import PydanticCustomError
 def _one_scale(given_scale: object) -> object:
     if type(given_scale) not in (int, str):
         raise PydanticCustomError(
-            "scale", "expected one whole number, or words such as 36@48 or 144+1; images with "
-                     "scales of their own take each its own, "
+            "scale", "expected one whole number, or words such as 36@48, 144+1 or auto; images "
+                     "with scales of their own take each its own, "
             "beside image_url"
         )  # fmt: skip
     return given_scale
@@ -22,11 +22,12 @@ def _one_scale(given_scale: object) -> object:
 
 Scale = Annotated[
     Annotated[int, Field(ge=1, le=1_000_000)]
-    | Annotated[str, Field(max_length=200, pattern=r"^ *auto(:[0-9.]+)? *$|^[0-9x+@ ]+$")],
+    | Annotated[str, Field(max_length=200, pattern=r"^ *auto(:(rule|[0-9.]+))? *$|^[0-9x+@ ]+$")],
     BeforeValidator(_one_scale),
 ]
-"""Visual tokens per picture (`36`), tokens at a resolution in pixels (`36@48`), or a schedule over
-the frames of videos such as `144+1@48`.
+"""Visual tokens per picture (`36`), tokens at a resolution in pixels (`36@48`), a schedule over the
+frames of videos such as `144+1@48`, or a choice per picture: the model's (`auto`, `auto:0.95`) or by
+its size (`auto:rule`).
 """
 ZERO = Annotated[float, Field(ge=0, le=0)]
 Text = Annotated[str, Field(max_length=10_000_000)]
@@ -118,8 +119,9 @@ class ChatRequest(Strict):
     model: str
     matryoshka_vis_token_scale: Scale | None = Field(
         None,
-        description="visual tokens per picture, 36 or 36@48 (seen at 48 pixels), or a schedule "
-        "over frames; default: the largest trained",
+        description="visual tokens per picture, 36 or 36@48 (seen at 48 pixels), a schedule over "
+        "frames, or a choice per picture: auto, auto:0.95 (the model's) or auto:rule (by its size); "
+        "default: the largest trained",
     )
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="the older name")
@@ -181,7 +183,7 @@ class PromptDetails(BaseModel):
 
 class UsageReport(BaseModel):
     """OpenAI's, and how many of the prompt's tokens were visual: in all, and of each still or
-    frame.
+    frame; and the budget that each was read at, 36 or "36@48".
     """
 
     prompt_tokens: int
@@ -189,6 +191,7 @@ class UsageReport(BaseModel):
     total_tokens: int
     visual_tokens: int
     visual_tokens_per_image: list[int]
+    matryoshka_vis_token_scale_per_image: list[int | str]
 
 
 class AnswerMessage(BaseModel):
@@ -238,7 +241,9 @@ class ModelCard(BaseModel):
     """OpenAI's, and the scales that may be asked for.
 
     `matryoshka_vis_token_scales`: those that the largest resolution reaches; `trained_scales`: the
-    ladder of the weights, tokens (36) or tokens at a resolution ("36@48").
+    ladder of the weights, tokens (36) or tokens at a resolution ("36@48"); `automatic_scales`:
+    words for a choice per picture among those, by the model's router ("auto") or by the picture's
+    size ("auto:rule", where the ladder names resolutions).
     """
 
     id: str
@@ -247,6 +252,7 @@ class ModelCard(BaseModel):
     owned_by: str = "m3"
     matryoshka_vis_token_scales: list[int]
     trained_scales: list[int | str]
+    automatic_scales: list[str]
     max_model_len: int
 
 
