@@ -53,6 +53,10 @@ ANSWERS = (
     ("convert a b --to lava-hf", 2, "invalid choice: 'lava-hf'"),
     ("assemble --help", 0, "usage: m3 assemble"),
     ("assemble a --vision v --decoder d --sed 3", 2, "Did you mean '--seed'?"),
+    ("data check tiny_alscales", 2, "Did you mean 'tiny_all_scales'?"),
+    ("data check tiny_all_scales --allw x", 2, "Did you mean '--allow'?"),
+    ("data check tiny_all_scales data.pak_length=9", 2, "Did you mean 'pack_length'?"),
+    ("data show tiny_all_scales", 2, "the following arguments are required: --out"),
     ("doctor --hlep", 2, "unrecognized arguments: --hlep"),
 )
 

@@ -127,7 +127,8 @@ def find_recipe(name: str) -> Path:
         )
     near = get_close_matches(name.removesuffix(".yaml"), _shipped_names().split(", "), n=1)
     raise ValueError(
-        f"no recipe {name!r}: neither a file (looked from {Path.cwd()}) nor a shipped one."
+        f"no recipe {name!r}: neither a file (looked from {Path.cwd()}) nor one of the "
+        "shipped recipes."
         + (f" Did you mean {near[0]!r}?" if near else "")
         + f" Shipped are {_shipped_names()}"
     )

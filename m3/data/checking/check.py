@@ -17,14 +17,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from m3.data.checking.sample_check import (
-    BROKEN,
-    KINDS,
-    NOTICES,
-    SampleCheck,
-    SampleLimits,
-    check_sample,
-)
+from m3.data.checking.problem_kinds import KINDS
+from m3.data.checking.sample_check import BROKEN, NOTICES, SampleCheck, SampleLimits, check_sample
 from m3.data.mixture import pass_length
 from m3.data.recipe import Data, Source, open_source
 from m3.data.sample import SampleSource

@@ -3,7 +3,8 @@
 from collections import Counter
 
 from m3.data.checking.check import Findings
-from m3.data.checking.sample_check import KINDS, NOTICES
+from m3.data.checking.problem_kinds import KINDS
+from m3.data.checking.sample_check import NOTICES
 from m3.text_table import align_columns
 
 PERCENTILES = (50, 90, 99)

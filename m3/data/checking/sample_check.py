@@ -17,20 +17,6 @@ from m3.nesting import Budget, read_budget
 from m3.processing.images import MAX_PIXELS, load_image
 from m3.processing.processor import M3Processor
 
-KINDS: dict[str, str] = {
-    "source": "the source cannot be opened",
-    "record": "the record cannot be read",
-    "marks": "images and the places for them differ in number",
-    "missing": "an image file is missing",
-    "image": "an image cannot be decoded",
-    "too_long": "does not fit a row",
-    "unsayable": "an answer holds a token that this run cannot teach the model to say",
-    "endless": "answers are not taught to end where generation stops",
-    "duplicate_id": "an id stands twice in its source",
-    "duplicate": "the same sample stands twice",
-}
-"""Problems of data."""
-
 NOTICES = ("duplicate",)
 """Kinds that are listed, but do not make a check fail."""
 

@@ -2,23 +2,19 @@
 them, on one HTML page.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from m3.command_line import CommandLine
 from m3.config import load
-from m3.data.checking.sample_check import SampleLimits
-from m3.data.checking.sample_page import sample_page
-from m3.data.mixture import read_mixture
 from m3.files import write_text
 from m3.training.command import find_recipe
 from m3.training.recipe.recipe import Recipe
-from m3.training.setup.resolved import ResolvedRun
 
 
 def main(argv: list[str]) -> int:
     """Writes the page; broken samples are shown as what they are."""
-    parser = argparse.ArgumentParser(prog="m3 data show", description=__doc__)
+    parser = CommandLine("m3 data show", __doc__)
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for example schedule.seed=1"
@@ -38,8 +34,14 @@ def main(argv: list[str]) -> int:
         help="of the first (default: 0)",
     )
     arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
-    resolved = ResolvedRun(load(find_recipe(arguments.recipe), Recipe, arguments.overrides))
-    recipe = resolved.recipe
+    recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
+    # torch is imported once command line and recipe are known to be good
+    from m3.data.checking.sample_check import SampleLimits
+    from m3.data.checking.sample_page import sample_page
+    from m3.data.mixture import read_mixture
+    from m3.training.setup.resolved import ResolvedRun
+
+    resolved = ResolvedRun(recipe)
     shown_data, schedule = replace(recipe.data, broken="skip", lengths=None), recipe.schedule
     mixture = read_mixture(
         shown_data,
