@@ -9,7 +9,9 @@ from setuptools import find_packages, setup
 
 CORE = [
     "torch>=2.8",
-    "transformers>=5.18",
+    # 5.22 asks a processor for a table of defaults that 5.23 no longer has; 5.24 hands `forward` its
+    # cache under another name
+    "transformers>=5.23,<5.24",
     "einops>=0.8",
     "httpx2>=2.0",
     "huggingface_hub>=1.0",

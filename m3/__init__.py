@@ -1,25 +1,42 @@
-"""M3: elastic visual tokens. One set of weights serves every number of visual tokens per image."""
+"""M3: elastic visual tokens. One set of weights serves every number of visual tokens per image.
 
-import warnings
+Public names are imported when they are first asked for, so that `import m3`, and with it a help
+text or the answer to a typo, waits for neither torch nor transformers. `import m3.auto` makes M3
+known to transformers' Auto classes.
+"""
+
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas
 
-try:
     from m3.auto import M3Config, M3ForConditionalGeneration, M3Processor
     from m3.inference import ask, load
-except (ImportError, RuntimeError) as error:
-    # torch or transformers is absent or too old, or fails with a torchvision built for another
-    # torch (it then raises either of the two). `m3 doctor` lives in this package and must run all
-    # the same, to say what to do.
-    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "m3":
-        raise
-    warnings.warn(
-        f"M3's model cannot be imported: {error}\nRun `m3 doctor`: it says what to do.",
-        stacklevel=2,
-    )
+
+
+def __getattr__(name: str) -> Any:
+    """A public name; an `ImportError` says what to do where torch or transformers is absent, too
+    old, or fails with a torchvision built for another torch.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module 'm3' has no attribute {name!r}")
+    try:
+        from m3 import auto, inference
+    except (ImportError, RuntimeError) as error:
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "m3":
+            raise
+        raise ImportError(
+            f"M3's model cannot be imported: {error}\nRun `m3 doctor`: it says what to do."
+        ) from error
+    public_names = {
+        "M3Config": auto.M3Config,
+        "M3ForConditionalGeneration": auto.M3ForConditionalGeneration,
+        "M3Processor": auto.M3Processor,
+        "ask": inference.ask,
+        "load": inference.load,
+    }
+    return public_names[name]
 
 
 def load_run(run: str | Path) -> "pandas.DataFrame":

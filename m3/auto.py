@@ -1,4 +1,6 @@
-"""Makes M3 known to transformers' Auto classes; `import m3` does this."""
+"""Makes M3 known to transformers' Auto classes: `import m3.auto`, and whatever loads or writes a model
+of M3.
+"""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 

@@ -77,7 +77,7 @@ VERBS: Mapping[str, Verb] = {
         "a checkpoint of another format to ours, or ours to another: SOURCE DEST [--to FORMAT]",
     ),
     "assemble": Verb(
-        "m3.checkpoints.assemble",
+        "m3.checkpoints.assemble_command",
         "a new model of any vision encoder and any decoder: DEST --vision V --decoder D",
     ),
     "data": Verb(

@@ -25,7 +25,7 @@ State = Literal["OK", "warning", "problem"]
 
 PYTHON = (3, 11)
 TORCH = (2, 8)
-TRANSFORMERS = ((5, 18), (6, 0))
+TRANSFORMERS = ((5, 23), (5, 24))
 LMMS_EVAL = "0.7.3"
 MEMORY_GB, DISK_GB = 4.0, 3.0
 """Below these the tiny model's quickstart is not comfortable."""

@@ -4,6 +4,7 @@ Both are written beside their place and renamed into it, so that a kill leaves n
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,17 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file, in UTF-8 and with the line ends that `text` has."""
     with atomic_file(path) as temporary_file:
         temporary_file.write_text(text, encoding="utf-8", newline="")
+
+
+def check_model_name(name: str | Path) -> None:
+    """A `ValueError` for what is no file or folder here and cannot be an id of the hub either, so
+    that nobody waits for the hub to say so.
+    """
+    if not Path(name).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) is None:
+        raise ValueError(
+            f"{name}: no such folder (looked from {Path.cwd()}), and no id of the hub, which would "
+            "be owner/name"
+        )
 
 
 def refuse_existing(dest: Path) -> None:

@@ -3,6 +3,7 @@
 torch knows one kind of accelerator per process (`torch.accelerator`): CUDA or ROCm ("cuda"), Apple
 ("mps"), Ascend through torch_npu ("npu"), Intel ("xpu"); where there is none, it is the CPU.
 `m3 doctor` shows the same choice (it asks torch the same question, in an interpreter of its own).
+torch is imported by the functions that ask it: the tables alone are read by help texts too.
 """
 
 import os
@@ -12,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from m3.config import near_match
+
+if TYPE_CHECKING:
+    import torch
 
 KINDS: Mapping[str, str] = {  # torch's name -> what makes it available
     "cuda": "a torch built for CUDA or ROCm, and a driver that runs it",
@@ -96,11 +99,13 @@ def peak_flops(device_name: str | None = None) -> float | None:
     the table.
     """
     if device_name is None:
+        import torch
+
         device_name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return next((row.flops for key, row in ACCELERATORS.items() if key in device_name), None)
 
 
-def choose_device(asked: str | None = None) -> torch.device:
+def choose_device(asked: str | None = None) -> "torch.device":
     """The accelerator that torch sees, else the CPU; or what was `asked` for, such as "cpu", "cuda"
     or "cuda:1".
 
@@ -108,6 +113,8 @@ def choose_device(asked: str | None = None) -> torch.device:
         ValueError: an unknown kind of device, one that torch does not see here, or a number beyond
             those there are.
     """
+    import torch
+
     here = (
         torch.accelerator.current_accelerator()
         if torch.accelerator.is_available()
@@ -133,6 +140,8 @@ def choose_device(asked: str | None = None) -> torch.device:
 
 def environment(command: Sequence[str]) -> dict[str, object]:
     """Machine and versions, for readers who want to repeat a run of `command` elsewhere."""
+    import torch
+
     return {
         "command": list(command),
         "python": platform.python_version(),

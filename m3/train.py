@@ -6,13 +6,14 @@ Neither knows the other; here, above both, the one is given to the other.
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from m3.model import M3ForConditionalGeneration
-from m3.processing import M3Processor
 from m3.training import command
-from m3.training.checks.dry_run import zero_stage
-from m3.training.loop.evaluations import check_folders
-from m3.training.setup.resolved import ResolvedRun
+
+if TYPE_CHECKING:
+    from m3.model import M3ForConditionalGeneration
+    from m3.processing import M3Processor
+    from m3.training.setup.resolved import ResolvedRun
 
 
 def main(argv: list[str]) -> int:
@@ -21,12 +22,14 @@ def main(argv: list[str]) -> int:
 
 
 def open_benchmarks(
-    resolved: ResolvedRun, folder: Path
-) -> Callable[[M3ForConditionalGeneration, M3Processor, int], dict[str, float]]:
+    resolved: "ResolvedRun", folder: Path
+) -> Callable[["M3ForConditionalGeneration", "M3Processor", int], dict[str, float]]:
     """Build the sweep of the live model of a run into `folder`."""
     # lmms-eval is imported by the runs that evaluate, and no other
     from m3.evaluation.sweep.during_training import LiveSweep
     from m3.evaluation.sweep.options import SweepOptions
+    from m3.training.checks.dry_run import zero_stage
+    from m3.training.loop.evaluations import check_folders
 
     recipe, wanted = resolved.recipe, resolved.recipe.evaluation
     assert wanted is not None  # only then is it asked for

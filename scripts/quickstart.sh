@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a chart of accuracy against cost on two CPU cores: installs, trains the shipped tiny model over all its
-# scales for about three minutes, sweeps every scale of it and of its untrained base, writes the report.
+# From nothing to a chart of accuracy against cost on two CPU cores: installs, teaches the shipped tiny model to choose its
+# budget from the picture and the question, sweeps every budget of it and of its untrained base, writes the report.
 # Run it again and it continues: what is finished is not done twice. Delete runs/quickstart to start over.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
@@ -21,12 +21,14 @@ step() {  # step TITLE COMMAND...
 
 echo "-- environment ready ($SECONDS s)"
 if [ ! -f $RUN/data/suite.json ]; then
-    step "1/4 Drawing training pictures" m3 data tiny --out $RUN/data --train 300 --test 0
+    step "1/4 Drawing pictures that the model was not trained on" m3 data tiny --out $RUN/data --train 200 --test 0 --seed 7
 fi
-step "2/4 Training over 1, 4, 9, 36 and 144 tokens an image" \
-    m3 train m3/recipes/tiny_quickstart.yaml "run=$RUN/all-scales" "model=$BASE" "data.sources.0.path=$RUN/data/train"
-step "3/4 Sweeping the scales: the trained model, and its base with plain pooling" \
-    m3 sweep $RUN/all-scales/checkpoints/final $BASE --tasks m3_tiny --scales 1,4,9,36,144 --out $RUN/sweep
+step "2/4 Teaching the model to choose: what do 1,200 questions lose at each budget?" \
+    m3 train m3/recipes/tiny_router.yaml run=$RUN/m3-tiny model=playground/m3-tiny "data.sources.0.path=$RUN/data/train" \
+    samples=800 held_out=400 "budget_router.targets=[score]"
+step "3/4 Sweeping its budgets (tokens @ pixels) and its choices, and the base with plain pooling" \
+    m3 sweep $RUN/m3-tiny/checkpoints/final $BASE --tasks m3_tiny --out $RUN/sweep \
+    --scales 1@24,9@24,4@48,9@48,36@48,1,4,9,36,144,auto:0.9,auto
 step "4/4 Report" m3 report $RUN/sweep
 
 say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"

@@ -138,11 +138,11 @@ BRANCHES: list[tuple[Facts, str, State, str]] = [
         without(CPU, "transformers"),
         "transformers",
         "problem",
-        "pip install 'transformers>=5.18,<6.0'",
+        "pip install 'transformers>=5.23,<5.24'",
     ),
     (having(CPU, transformers="4.57.6"), "transformers", "problem", "too old"),
-    (having(CPU, transformers="5.17.9"), "transformers", "problem", "too old"),
-    (having(CPU, transformers="5.18.0.dev0"), "transformers", "OK", ""),
+    (having(CPU, transformers="5.22.2"), "transformers", "problem", "too old"),
+    (having(CPU, transformers="5.23.0.dev0"), "transformers", "OK", ""),
     (having(CPU, transformers="6.0.0"), "transformers", "warning", "newer than any tested"),
     (without(CPU, "lmms-eval"), "lmms-eval", "warning", "bash scripts/install.sh"),
     (having(CPU, lmms_eval="0.7.2"), "lmms-eval", "warning", "tested with 0.7.3"),
@@ -314,4 +314,4 @@ def test_a_torchvision_of_another_torch_is_found_by_the_command_itself(tmp_path:
 @pytest.mark.slow
 def test_a_transformers_too_old_to_import_does_not_stop_the_doctor(tmp_path: Path) -> None:
     put_package(tmp_path, "transformers", "4.0.0", "__version__ = '4.0.0'\n")
-    assert "too old: pip install 'transformers>=5.18,<6.0'" in diagnose(tmp_path)
+    assert "too old: pip install 'transformers>=5.23,<5.24'" in diagnose(tmp_path)

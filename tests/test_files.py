@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from m3.files import atomic_file, atomic_folder, lock, write_text
+from m3.files import atomic_file, atomic_folder, check_model_name, lock, write_text
 
 
 def test_an_error_leaves_the_file_that_was_there(tmp_path: Path) -> None:
@@ -36,3 +36,14 @@ def test_a_lock_is_held_once(tmp_path: Path) -> None:
         pass
     with lock(tmp_path / "new" / ".lock", "in use"):
         pass
+
+
+@pytest.mark.parametrize("name", ["nope", "./nope", "/no/such/folder", "a/b/c", "../a"])
+def test_what_is_neither_here_nor_an_id_of_the_hub_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: no such folder .looked from .*owner/name"):
+        check_model_name(name)
+
+
+def test_what_is_here_or_may_be_on_the_hub_is_let_through(tmp_path: Path) -> None:
+    for name in (tmp_path, "mucai/llava-v1.5-7b-m3", "owner/name"):
+        check_model_name(name)

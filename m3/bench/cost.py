@@ -1,7 +1,8 @@
 """`m3 bench cost MODEL`: what every scale costs, by formula, as an estimate for an accelerator, and
 measured here.
 
-MODEL is a folder, a hub id or a config.json; without weights nothing is allocated, unless
+MODEL is a folder, a hub id, a config.json, or an architecture: one of m3/recipes/architectures by
+name (llava_1_5_7b), or a YAML file like those. Without weights nothing is allocated, unless
 `--measure` asks for random ones.
 """
 
@@ -14,15 +15,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from m3.config import near_match
 from m3.evaluation.cost.latency import NO_DIFFERENCE, Measured, levels, measure
 from m3.evaluation.cost.roofline import Roofline, roofline
 from m3.evaluation.report.number_format import engineering, milliseconds
+from m3.files import check_model_name
 from m3.hardware import ACCELERATORS, accelerator, choose_device
 from m3.inference.loading import DTYPES, load, read_config
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
 from m3.nesting import read_ladder
 from m3.text_table import align_columns
+from m3.training.setup.resolved import read_architecture, shipped_architectures
 
 Estimates = dict[tuple[int, int | str], Roofline]
 """By batch size and budget."""
@@ -31,7 +35,7 @@ Estimates = dict[tuple[int, int | str], Roofline]
 def main(argv: list[str]) -> int:
     """Print a table per batch size; `--out` writes the same numbers, unrounded, as CSV."""
     parser = argparse.ArgumentParser(prog="m3 bench cost", description=__doc__)
-    parser.add_argument("model", help="folder, hub id or config.json")
+    parser.add_argument("model", help="folder, hub id, config.json, or an architecture")
     parser.add_argument(
         "--scales",
         help="visual tokens per image, with commas, or tokens at a resolution in pixels, such as "
@@ -58,7 +62,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.text_tokens < 0:
         raise ValueError(f"--text-tokens {arguments.text_tokens}: expected a number from 0")
-    config = read_config(arguments.model)
+    config = model_config(arguments.model)
     scales = (
         parse_budgets(arguments.scales) if arguments.scales else list(config.nesting.trained_scales)
     )
@@ -86,6 +90,22 @@ def main(argv: list[str]) -> int:
         write_csv(arguments.out, costs, estimates, measurements)
         print(arguments.out)
     return 0
+
+
+def model_config(model: str) -> M3Config:
+    """The configuration of a checkpoint, or of an architecture that has no weights."""
+    architectures = shipped_architectures()
+    if Path(model).suffix in (".yaml", ".yml"):
+        return read_architecture(Path(model))
+    if model in architectures and not Path(model).exists():
+        return read_architecture(architectures[model])
+    try:
+        check_model_name(model)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}, and no architecture. {near_match(model, architectures)}"
+        ) from error
+    return read_config(model)
 
 
 def parse_numbers(option: str, option_value: str) -> list[int]:
@@ -118,7 +138,9 @@ def build_model(
     path: str, config: M3Config, dtype: str, device: torch.device
 ) -> M3ForConditionalGeneration:
     """Load the model, with random weights where `path` has none (as fast in a dense model)."""
-    if Path(path).is_file() or (Path(path).is_dir() and not list(Path(path).glob("*.safetensors"))):
+    holds_weights = Path(path).is_dir() and list(Path(path).glob("*.safetensors"))
+    is_architecture = path in shipped_architectures() and not Path(path).exists()
+    if not holds_weights and (Path(path).exists() or is_architecture):
         with device:
             model = M3ForConditionalGeneration(config)
         # transformers wraps `to` without its types

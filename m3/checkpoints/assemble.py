@@ -1,13 +1,11 @@
-"""`m3 assemble`: any vision encoder and any causal decoder become one new checkpoint, to be
-trained.
+"""Any vision encoder and any causal decoder become one new checkpoint, to be trained (`m3 assemble`).
 
-in: a folder (or hub id) of each, a connector and a nesting by name; way: both checkpoints are parts
-of one in our terms, the connector's weights are drawn, and so are rows for the image token and for
-what the chat format needs, like the old rows;
+in: a folder (or hub id) of each, a connector and a nesting by name; way: encoder and decoder keep
+their weights; the connector gets random ones, and so do the new rows of the embedding, for the
+image token and for what the chat format needs (drawn like the old rows);
 out: a native checkpoint, streamed like any conversion.
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
@@ -33,9 +31,10 @@ from m3.checkpoints.base import Native, Part, empty_model, generation_config
 from m3.checkpoints.conversion import HubLayout
 from m3.checkpoints.convert import write
 from m3.checkpoints.formats import NATIVE
+from m3.checkpoints.formats.foreign_settings import plain_refusals
+from m3.checkpoints.formats.vision_tower import empty_tower, tower_keymap
 from m3.checkpoints.keymap import Dropped, Keymap, Row
 from m3.checkpoints.new_embeddings import drawn_rows
-from m3.checkpoints.places import find
 from m3.checkpoints.processors import (
     IMAGE_TOKEN,
     add_tokens,
@@ -43,20 +42,15 @@ from m3.checkpoints.processors import (
     make_processor,
     own_template,
 )
-from m3.checkpoints.vision_tower import empty_tower, tower_keymap
 from m3.files import refuse_existing
 from m3.model import M3Config
 from m3.model.backbone import build_connector, build_reducer
-from m3.model.connectors import CONNECTORS, required_settings
 from m3.model.packing_check import choose_packed_attention
 from m3.model.vision import vision_grid, vision_inputs
-from m3.nesting import NESTINGS
+from m3.nesting import get_nesting
 from m3.processing.chat_template import CONTROL_TOKENS
 
 logger = logging.getLogger(__name__)
-
-GENERAL_CONNECTORS = tuple(kind for kind in CONNECTORS if not required_settings(kind))
-"""Connectors between any two models; the others need settings of one family of checkpoints."""
 
 FEATURE_LAYERS = {"clip_vision_model": -2}
 """Hidden states that LLaVA reads, by encoder; of others the last, normalised output is read."""
@@ -94,58 +88,6 @@ class Choices:
     seed: int = 0
 
 
-def main(argv: list[str]) -> int:
-    """Parses the arguments and assembles."""
-    parser = argparse.ArgumentParser(prog="m3 assemble", description=__doc__)
-    parser.add_argument("dest", type=Path, help="folder to write; must not exist")
-    parser.add_argument(
-        "--vision", required=True, help="folder or id of a vision encoder, or of a CLIP-like pair"
-    )
-    parser.add_argument("--decoder", required=True, help="folder or id of a causal language model")
-    parser.add_argument("--connector", default="mlp2x_gelu", choices=GENERAL_CONNECTORS)
-    parser.add_argument("--nesting", default="grid_pool", choices=list(NESTINGS))
-    parser.add_argument("--queries", type=int, help="of the resampler")
-    parser.add_argument(
-        "--matryoshka_vis_token_scale", help="scales to be trained, such as 1,9,36,144,576"
-    )
-    parser.add_argument(
-        "--chat-template",
-        type=Path,
-        help="a Jinja file to use instead of the tokenizer's own format",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the connector and of the new tokens' rows"
-    )
-    parsed_arguments = parser.parse_args(argv)
-    scales = [
-        scale.strip()
-        for scale in (parsed_arguments.matryoshka_vis_token_scale or "").split(",")
-        if scale.strip()
-    ]
-    if not all(scale.isdecimal() for scale in scales):
-        raise ValueError(
-            "--matryoshka_vis_token_scale takes numbers with commas, such as 1,9,36; got "
-            f"{parsed_arguments.matryoshka_vis_token_scale!r}"
-        )
-    template = parsed_arguments.chat_template and parsed_arguments.chat_template.read_text()
-    assemble_choices = Choices(
-        parsed_arguments.connector,
-        parsed_arguments.nesting,
-        parsed_arguments.queries,
-        [int(scale) for scale in scales],
-        template,
-        parsed_arguments.seed,
-    )
-    assemble(
-        find(parsed_arguments.vision),
-        find(parsed_arguments.decoder),
-        parsed_arguments.dest,
-        assemble_choices,
-    )
-    logger.info("written: %s", parsed_arguments.dest)
-    return 0
-
-
 def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
     """Writes the native checkpoint `dest`.
 
@@ -154,8 +96,10 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
             an unreachable scale.
     """
     refuse_existing(dest)
-    tower_config = empty_tower(AutoConfig.from_pretrained(vision)).config
-    text_config = AutoConfig.from_pretrained(decoder)
+    with plain_refusals(vision):
+        tower_config = empty_tower(AutoConfig.from_pretrained(vision)).config
+    with plain_refusals(decoder):
+        text_config = AutoConfig.from_pretrained(decoder)
     decoder_part, tokenizer, chat, new_ids = _decoder_part(decoder, text_config, choices)
     tower_type, image_token_id = tower_config.model_type, tokenizer.get_vocab()[IMAGE_TOKEN]
     config = M3Config(
@@ -181,6 +125,12 @@ def assemble(vision: Path, decoder: Path, dest: Path, choices: Choices) -> None:
         ),
         generation=_generation(text_config, decoder, tokenizer, chat),
         new=new_connector(config, choices.seed),
+    )
+    logger.info(
+        "an image gives a grid of %s tokens: scales %s can be reached; to be trained: %s",
+        config.grid if isinstance(config.grid, int) else "x".join(map(str, config.grid)),
+        ", ".join(map(str, get_nesting(choices.nesting).reachable(config.grid))),
+        ", ".join(map(str, config.nesting.trained_scales)),
     )
     logger.info("%d new rows in the embedding (ids %s), drawn like the old", len(new_ids), new_ids)
     write(native, dest, NATIVE, f"{vision} and {decoder}")
@@ -293,6 +243,11 @@ def _check_names(folder: Path, model: PreTrainedModel) -> None:
             f"{folder}: a decoder of type {kind} keeps its embedding as {embedding_name!r} and its "
             f"output as {output_name!r}; m3 assemble joins decoders that have "
             f"'{prefix}.embed_tokens' and 'lm_head', as Llama, Qwen, Mistral, Mixtral and gpt-oss"
+        )
+    if output is not None and "bias" in dict(output.named_parameters()):
+        raise ValueError(
+            f"{folder}: a decoder of type {kind} adds a bias to its logits, for which M3's lm_head "
+            "has no place. Use another decoder"
         )
 
 

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 
+from m3.auto import M3Config, M3ForConditionalGeneration, M3Processor
 from m3.checkpoints.conversion import Layout
 from m3.checkpoints.keymap import Keymap
-from m3.model import M3Config, M3ForConditionalGeneration
-from m3.processing import M3Processor
 
 Edits = Mapping[str, Callable[[Tensor], Tensor]]
 
@@ -29,12 +28,13 @@ Edits = Mapping[str, Callable[[Tensor], Tensor]]
 @dataclass(frozen=True)
 class Options:
     """Files that a checkpoint may lack and the user brings: folders of a vision tower and a
-    tokenizer, a chat template.
+    tokenizer, a chat template. `allow_pickle`: of pickled weights too.
     """
 
     vision_tower: Path | None = None
     tokenizer: Path | None = None
     chat_template: str | None = None
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)

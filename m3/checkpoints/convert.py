@@ -6,10 +6,17 @@ out: a new folder, whole or not at all.
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from m3.checkpoints.base import Native, Options, expected_tensors
+from m3.checkpoints.base import Native, Options, empty_model, expected_tensors
 from m3.checkpoints.formats import NATIVE, get_format, recognise
+from m3.checkpoints.formats.foreign_settings import (
+    check_feature_layer,
+    check_settings,
+    plain_refusals,
+)
+from m3.checkpoints.pickled import as_safetensors
 from m3.checkpoints.streaming import (
     SHARD_BYTES,
     MismatchError,
@@ -42,10 +49,19 @@ def convert(
         ValueError: whatever else is wrong with the folders, or that the target cannot hold.
     """
     refuse_existing(dest)
-    native = get_format(recognise(source) if form == "auto" else form).read(
-        source, options or Options()
-    )
-    write(native, dest, to, str(source), shard_bytes)
+    options = options or Options()
+    check_settings(source)
+    format_name = recognise(source) if form == "auto" else form
+    with ExitStack() as stack:
+        if options.allow_pickle:
+            source = stack.enter_context(as_safetensors(source, dest.parent))
+            if options.vision_tower is not None:
+                tower = stack.enter_context(as_safetensors(options.vision_tower, dest.parent))
+                options = replace(options, vision_tower=tower)
+        with plain_refusals(source):
+            native = get_format(format_name).read(source, options)
+        check_feature_layer(native.config, source)
+        write(native, dest, to, str(source), shard_bytes)
 
 
 def write(native: Native, dest: Path, to: str, what: str, shard_bytes: int = SHARD_BYTES) -> None:
@@ -59,6 +75,7 @@ def write(native: Native, dest: Path, to: str, what: str, shard_bytes: int = SHA
         for native_part in native.parts:
             plan_import(export_plan, stack.enter_context(Weights(native_part.folder)), native_part)
         export_plan.add_new(native.new)
+        export_plan.join_tied(empty_model(native.config).all_tied_weights_keys, what)
         export_plan.check(expected_tensors(native.config), what)
         plan = plan_export(export_plan, foreign_model)
         if plan.unknown or plan.broken:

@@ -17,9 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from m3.auto import M3Config, M3Processor
 from m3.checkpoints.sentencepiece_tokenizer import begins_anew, is_sentencepiece, load_sentencepiece
-from m3.model import M3Config
-from m3.processing import M3Processor
 from m3.processing.chat_template import CONTROL_TOKENS, IMAGE_TOKEN, vicuna_template
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")

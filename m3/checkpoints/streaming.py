@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from tqdm import tqdm
@@ -69,6 +70,21 @@ class Plan(TensorSource):
         """Makes one of the tensors, so that another plan can go on from this one."""
         making_step, step_read = self.steps[self._maker[name]]
         return making_step.run(step_read)[name]
+
+    def join_tied(self, tied: Mapping[str, str], what: str) -> None:
+        """Leaves out tensors that the configuration ties to another and the files hold all the
+        same; a `MismatchError` where the two differ.
+        """
+        for tied_name, source_name in tied.items():
+            if not {tied_name, source_name} <= self.meta.keys():
+                continue
+            if not torch.equal(self.read(tied_name), self.read(source_name)):
+                raise MismatchError(
+                    f"{what}: config.json says tie_word_embeddings, but {tied_name} differs from "
+                    f"{source_name} in the files. Set tie_word_embeddings to false, if the model "
+                    "was trained with a head of its own. Nothing was written"
+                )
+            del self.meta[tied_name]
 
     def check(self, expected: Mapping[str, Tensor], what: str) -> None:
         """A `MismatchError` with the lists, unless exactly the tensors of `expected` come out."""

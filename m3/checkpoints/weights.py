@@ -3,7 +3,7 @@ written one at a time.
 
 in: a folder with `model.safetensors`, or `model.safetensors.index.json` and its shards; out: names
 with shapes and types (`Weights.meta`, on the meta device), and each tensor when it is asked for.
-Nothing is ever unpickled.
+Nothing is unpickled here: m3/checkpoints/pickled.py does so on request.
 """
 
 import json
@@ -21,7 +21,9 @@ from torch import Tensor
 from transformers.modeling_utils import load_state_dict
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
+PICKLED = ("pytorch_model*.bin", "*.bin", "*.pth", "*.pt", "*.ckpt")
+"""The first pattern that some file has is that of the weights; others then lie beside them."""
+CONNECTOR_ALONE = "mm_projector.bin"
 MAPPED_BYTES = 64 * 2**20
 """A shard is mapped into memory while it is read; after so many bytes it is let go and opened
 anew.
@@ -125,22 +127,25 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
         }
     if single_file.is_file():
         return [single_file], {}
-    _refuse_adapter(folder)
-    pickled = sorted(
-        pickled_path.name for pattern in PICKLED for pickled_path in folder.glob(pattern)
-    )
-    if pickled:
+    refuse_adapter(folder)
+    pickles = pickled_files(folder)
+    if pickles:
+        names = ", ".join(pickle.name for pickle in pickles[:4])
         raise ValueError(
-            f"{folder} has pickled weights only ({', '.join(pickled[:4])}). Unpickling runs "
-            "whatever the file says, so "
-            "M3 does not do it. Load each file with torch.load(file, weights_only=True), write it "
-            "with "
-            f"safetensors.torch.save_file as {SINGLE}, and convert that"
+            f"{folder} has pickled weights only ({names}), and a pickle may run whatever its author "
+            "wrote. Where you trust that author, give --allow-pickle: the files are then read by "
+            "torch.load(weights_only=True), in a process of its own"
         )
     raise ValueError(f"{folder} has no weights: expected {SINGLE}, or {INDEX} and its shards")
 
 
-def _refuse_adapter(folder: Path) -> None:
+def pickled_files(folder: Path) -> list[Path]:
+    """Pickled weights of a folder, in the order of their names."""
+    by_pattern = (sorted(folder.glob(pattern)) for pattern in PICKLED)
+    return next((paths for paths in by_pattern if paths), [])
+
+
+def refuse_adapter(folder: Path) -> None:
     """A `ValueError` for a folder of LoRA, or of a connector alone, as LLaVA's training writes
     them: half a model.
     """
@@ -152,10 +157,11 @@ def _refuse_adapter(folder: Path) -> None:
             "into that model with "
             "LLaVA's scripts/merge_lora_weights.py, save with safetensors, and convert the result"
         )
-    if (folder / "mm_projector.bin").is_file():
+    # whole models may hold it too, beside the weights that it became a part of
+    if [path.name for path in pickled_files(folder)] == [CONNECTOR_ALONE]:
         raise ValueError(
-            f"{folder} holds the connector of LLaVA's pre-training alone (mm_projector.bin), not a "
-            "whole model: fine-tune "
+            f"{folder} holds the connector of LLaVA's pre-training alone ({CONNECTOR_ALONE}), not "
+            "a whole model: fine-tune "
             "with it first, and convert the result"
         )
 

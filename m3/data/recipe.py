@@ -1,11 +1,13 @@
 """The data of a recipe: its sources, their weights, and how samples become rows. Strict YAML."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from m3.config import check_positive
-from m3.data.formats import FORMATS, FormatName, FormatSamples
-from m3.data.formats.settings import OPTIONS, SourceSettings
+from m3.data.formats.settings import OPTIONS, TEXT_FORMATS, FormatName, SourceSettings
+
+if TYPE_CHECKING:
+    import m3.data.formats.table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +32,16 @@ class Source(SourceSettings):
         return f"{self.format}:{self.path}"
 
 
-def open_source(source: Source) -> FormatSamples:
+def open_source(source: Source) -> "m3.data.formats.table.FormatSamples":
     """The samples of a source.
 
     Raises:
         ValueError: a file is missing or of another format, or the source has an option that its
             format does not read.
     """
+    # readers and parsers are imported by who opens a source; a recipe is checked without them
+    from m3.data.formats.table import FORMATS, FormatSamples
+
     for option in OPTIONS:
         if getattr(source, option) is None or option in FORMATS[source.format].options:
             continue
@@ -117,7 +122,7 @@ class Data:
     @property
     def may_show_images(self) -> bool:
         """True if any source that is read may hold images."""
-        return any(FORMATS[source.format].shows_images for source in self.used_sources)
+        return any(source.format not in TEXT_FORMATS for source in self.used_sources)
 
     @property
     def listed(self) -> tuple[Source, ...]:

@@ -27,7 +27,7 @@ def checked_choice(config: M3Config, policy: Auto) -> BudgetChoice:
     choice = config.budget_choice
     if choice is None:
         raise ValueError(NO_ROUTER)
-    choice.threshold(policy.keep)
+    choice.price(policy.keep)
     return choice
 
 

@@ -5,76 +5,39 @@ background?"
 """
 
 import argparse
-import logging
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
-from m3.inference.conversation import Conversation, Generation
-from m3.inference.cost_table import explain_costs
-from m3.inference.loading import DTYPES, load
-from m3.inference.quantisation import QUANTISATIONS
-from m3.inference.repl import Visual, run_commands, show_visual, stream_answer
-from m3.processing.scale_policy import ScaleSetting, split_alternatives
-from m3.processing.video import Sampling
+from m3.command_line import CommandLine
+
+NUMBER_FORMATS = ("float32", "bfloat16", "float16")
+"""Rows of m3/inference/loading.py:DTYPES; a help text waits for no torch."""
+QUANTISERS = {
+    "bnb-4bit": "NF4, routed experts too",
+    "bnb-8bit": "LLM.int8()",
+    "torchao-int8": "int8 weights",
+    "torchao-int4": "int4 weights",
+}
+"""Rows of m3/inference/quantisation.py:QUANTISATIONS, and what each is."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChatOptions:
-    """Command line of `m3 chat`.
+def main(argv: list[str]) -> int:
+    """Read the command line and chat."""
+    arguments = read_arguments(argv)
+    # torch is imported once the command line is known to be good
+    from m3.inference.chat import answer_queries
 
-    `scales`: to answer at, empty for the largest trained one. The last seven are those of
-    `m3.inference.load`.
-    """
-
-    model_path: str
-    visuals: tuple[Visual, ...]
-    query: str | None
-    scales: tuple[ScaleSetting, ...]
-    explain: bool
-    sampling: Sampling
-    generation: Generation
-    device: str | None
-    device_map: str | None
-    dtype: str
-    quantise: str | None
-    lora: str | None
-    merge: bool
-    attention: str | None
+    return answer_queries(arguments)
 
 
-def parse_options(argv: Sequence[str]) -> ChatOptions:
-    """Read the command line; a `ValueError` for a scale, frames or settings of generation that
-    make no sense.
-    """
-    parser = argparse.ArgumentParser(
-        prog="m3 chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The options by name; `visuals` are pairs of kind and file."""
+    parser = CommandLine("m3 chat", __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_prompt(parser)
     _add_frames(parser)
     _add_weights(parser)
     _add_answer(parser)
-    arguments = parser.parse_args(list(argv))
-    scale_text = arguments.matryoshka_vis_token_scale
-    return ChatOptions(
-        model_path=arguments.model_path,
-        visuals=tuple(arguments.visuals),
-        query=arguments.query,
-        generation=Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p),
-        sampling=Sampling(
-            num_frames=arguments.num_frames, fps=arguments.fps, collage=arguments.collage
-        ),
-        scales=() if scale_text is None else tuple(split_alternatives(scale_text)),
-        explain=arguments.explain,
-        device=arguments.device,
-        device_map=arguments.device_map,
-        dtype=arguments.dtype,
-        quantise=arguments.quantise,
-        lora=arguments.lora,
-        merge=arguments.merge,
-        attention=arguments.attention,
-    )
+    return parser.parse_args(list(argv))
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +50,7 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
             f"--{visual_kind}-file",
             action="append",
             dest="visuals",
-            type=partial(Visual, visual_kind),
+            type=partial(_named_file, visual_kind),
             default=[],
             metavar="FILE",
             help=f"{visual_kind} to show; may be repeated, in the order of the conversation",
@@ -130,12 +93,12 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     weight_options.add_argument(
         "--device-map", help="instead: `auto` spreads the layers over all devices"
     )
-    weight_options.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
+    weight_options.add_argument("--dtype", default="auto", choices=("auto", *NUMBER_FORMATS))
     exclusive_options = weight_options.add_mutually_exclusive_group()
     exclusive_options.add_argument(
         "--quantise",
-        choices=tuple(QUANTISATIONS),
-        help="; ".join(f"{n}: {q.help}" for n, q in QUANTISATIONS.items()),
+        choices=tuple(QUANTISERS),
+        help="; ".join(f"{name}: {text}" for name, text in QUANTISERS.items()),
     )
     exclusive_options.add_argument(
         "--load-4bit",
@@ -170,58 +133,5 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
     answer_options.add_argument("--max-new-tokens", type=int, default=512)
 
 
-def main(argv: list[str]) -> int:
-    """Load a model, show it the files and answer the query, or the lines of standard input."""
-    options = parse_options(argv)
-    _silence_libraries()
-    model, processor = load(
-        options.model_path,
-        device=options.device,
-        dtype=options.dtype,
-        device_map=options.device_map,
-        quantise=options.quantise,
-        lora=options.lora,
-        merge=options.merge,
-        attention=options.attention,
-    )
-    conversation = Conversation(model, processor, options.generation)
-    for visual in options.visuals:
-        show_visual(conversation, visual, options.sampling)
-    if options.explain:
-        explained_scales = options.scales or processor.trained_scales
-        _write(explain_costs(conversation, options.query or "", explained_scales) + "\n")
-    if options.query is None and options.explain:
-        return 0
-    answer_scales: Sequence[ScaleSetting | None] = options.scales or [None]
-    if options.query is not None:
-        stream_answer(conversation, options.query, answer_scales, _write)
-    else:
-        run_commands(conversation, answer_scales, options.sampling, _input_lines(), _write)
-    return 0
-
-
-def _write(text: str) -> None:
-    """Print and flush, so that an answer can be read while it is generated."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _input_lines() -> Iterator[str]:
-    """Lines of standard input; a terminal gets a prompt before each."""
-    if sys.stdin.isatty():
-        _write("Ask away; /help lists the commands.\n")
-    while True:
-        if sys.stdin.isatty():
-            _write("> ")
-        typed_line = sys.stdin.readline()
-        if not typed_line:
-            return
-        yield typed_line
-
-
-def _silence_libraries() -> None:
-    """Turn off progress bars and informative messages of libraries; warnings stay."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+def _named_file(visual_kind: str, file: str) -> tuple[str, str]:
+    return visual_kind, file

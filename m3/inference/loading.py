@@ -13,14 +13,14 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
+from m3.auto import M3Config, M3ForConditionalGeneration, M3Processor
 from m3.config import near_match
+from m3.files import check_model_name
 from m3.hardware import choose_device
 from m3.inference.adapters import ADAPTER_CONFIG, add_adapter
 from m3.inference.generation import warn_of_settings
 from m3.inference.quantisation import Quantisation, get_quantisation, unquantised_modules
-from m3.model import M3Config, M3ForConditionalGeneration
 from m3.optional import require
-from m3.processing import M3Processor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -200,6 +200,7 @@ def _number_format(config: M3Config, dtype: str, quantisation: Quantisation | No
 def read_config(path: str | Path) -> M3Config:
     """Read the configuration of a native M3 checkpoint; a `ValueError` if `path` holds none."""
     folder = Path(path)
+    check_model_name(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         is_adapter = (folder / ADAPTER_CONFIG).is_file()
         folder_contents = (

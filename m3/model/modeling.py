@@ -402,6 +402,8 @@ class M3ForConditionalGeneration(M3PreTrainedModel, GenerationMixin):
         its empty cache says so.
         """
         prepare = super().prepare_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        # `generate` hands on what stop_strings needed, and `forward` refuses what it does not know
+        kwargs.pop("tokenizer", None)
         cache: Cache | None = kwargs.get("past_key_values")
         if (
             cache is not None

@@ -1,32 +1,51 @@
 """Nested token sets: one image, any number of visual tokens.
 
-Imports torch and nothing of ours; lift it into any project.
+Imports torch and nothing of ours; lift it into any project. What computes with tensors is imported
+when it is first asked for: the settings of a recipe need arithmetic alone.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from m3.nesting.base import SCALE_OPTION, Grid, Nesting, UnreachableScaleError
-from m3.nesting.budget import Budget, read_budget, read_ladder, resolutions
-from m3.nesting.grid_pool import GridPool, as_rectangle, pool_grid
-from m3.nesting.image_reader import ImageReader
-from m3.nesting.layouts import Size, Tiles
-from m3.nesting.query_prefix import QueryPrefix, take_prefix
-from m3.nesting.tiling import TILINGS, Frame, SingleTile, Tiling, make_tiling
+from m3.nesting.budget import BUDGET, Budget, read_budget, read_ladder, resolutions
 
-NESTINGS: dict[str, Nesting] = {
-    "grid_pool": GridPool(),
-    "query_prefix": QueryPrefix(),
-    "attention_pool": GridPool(),
+if TYPE_CHECKING:
+    from m3.nesting.grid_pool import GridPool, as_rectangle, pool_grid
+    from m3.nesting.image_reader import ImageReader
+    from m3.nesting.kinds import NESTINGS, get_nesting
+    from m3.nesting.layouts import Size, Tiles
+    from m3.nesting.query_prefix import QueryPrefix, take_prefix
+    from m3.nesting.tiling import TILINGS, Frame, SingleTile, Tiling, make_tiling
+
+_HOMES = {
+    "GridPool": "grid_pool",
+    "as_rectangle": "grid_pool",
+    "pool_grid": "grid_pool",
+    "ImageReader": "image_reader",
+    "NESTINGS": "kinds",
+    "get_nesting": "kinds",
+    "Size": "layouts",
+    "Tiles": "layouts",
+    "QueryPrefix": "query_prefix",
+    "take_prefix": "query_prefix",
+    "TILINGS": "tiling",
+    "Frame": "tiling",
+    "SingleTile": "tiling",
+    "Tiling": "tiling",
+    "make_tiling": "tiling",
 }
-"""Arithmetic of the scales of each kind of token reducer."""
+"""Name -> the file that it is imported from."""
 
 
-def get_nesting(reducer_kind: str) -> Nesting:
-    """Nesting of a kind of token reducer; a `ValueError` lists the known ones."""
-    if reducer_kind not in NESTINGS:
-        raise ValueError(f"unknown nesting {reducer_kind!r}; known: {', '.join(NESTINGS)}")
-    return NESTINGS[reducer_kind]
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return vars(importlib.import_module(f"{__name__}.{_HOMES[name]}"))[name]
 
 
 __all__ = [
+    "BUDGET",
     "NESTINGS",
     "SCALE_OPTION",
     "TILINGS",

@@ -201,6 +201,20 @@ def _whole_number(scale: object) -> int:
     return int(number)
 
 
+def read_setting(words: str) -> int | str:
+    """A setting as tables write it: a budget in its own form (36, "36@48"), other words as they are.
+
+    A `ValueError` where it cannot be read.
+    """
+    policy = read_policy(words)
+    return policy.budget.setting if isinstance(policy, Fixed) else policy.label
+
+
+def is_budget(setting: int | str) -> bool:
+    """Tell whether a setting is one budget for every image, not a choice among budgets."""
+    return isinstance(read_policy(setting), Fixed)
+
+
 def split_alternatives(text: str) -> list[int | str]:
     """`1,9,144+1` -> the settings to compare, numbers as numbers.
 

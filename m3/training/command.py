@@ -4,52 +4,43 @@ resumes or does nothing.
 
 import argparse
 import logging
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
+from m3.command_line import CommandLine
 from m3.config import load
-from m3.training.loop.distributed import world
-from m3.training.loop.evaluations import OpenBenchmarks
+from m3.hardware import ACCELERATORS
 from m3.training.recipe.recipe import Recipe, TowerRecipe
 from m3.training.recipe.resolution_recipe import ResolutionRecipe
 from m3.training.recipe.router_recipe import BudgetRouterRecipe
 from m3.training.recipe.stages import Chain, recipes
 
+SHIPPED = Path(__file__).resolve().parents[1] / "recipes"
 
-def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
+
+def main(argv: list[str], open_benchmarks: Callable[..., Any] | None = None) -> int:
     """Parses the arguments and trains; returns the exit code.
 
     `open_benchmarks`: see m3/training/loop/evaluations.py.
     """
-    parser = argparse.ArgumentParser(prog="m3 train", description=__doc__)
-    parser.add_argument("recipe", help="a YAML file (see m3/recipes), or the name of a shipped one")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for example schedule.steps=100"
-    )
-    parser.add_argument(
-        "--matryoshka_vis_token_scale", help="scales to train over, for example 1,9,36,144,576"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what the run will be, and stop there"
-    )
-    parser.add_argument(
-        "--devices", type=int, default=world().size, help="of the dry run; default: as launched"
-    )
-    parser.add_argument(
-        "--resume",
-        choices=["auto", "never"],
-        default="auto",
-        help="auto: go on where it stopped; never: refuse to",
-    )
-    arguments = parser.parse_intermixed_args(argv)
+    if not argv:
+        raise ValueError(f"expected a recipe: a YAML file, or a shipped one ({_shipped_names()})")
+    arguments = _parser().parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("m3").setLevel(logging.INFO)
     overrides = list(arguments.overrides)
     if arguments.matryoshka_vis_token_scale:
         overrides.append(f"matryoshka_vis_token_scale=[{arguments.matryoshka_vis_token_scale}]")
     given_recipes = read_recipes(find_recipe(arguments.recipe), overrides)
-    if arguments.dry_run:
-        return _say(given_recipes, arguments.devices)
+    if not arguments.dry_run and (arguments.devices, arguments.accelerator) != (None, None):
+        raise ValueError("--devices and --accelerator are for --dry-run: a run takes what there is")
     # the giants are imported once the arguments are known to be good
+    from m3.training.loop.distributed import world
+
+    if arguments.dry_run:
+        return _say(given_recipes, arguments.devices or world().size, arguments.accelerator)
     from m3.training.budget_router.train import train_budget_router
     from m3.training.loop.tower import train_tower
     from m3.training.loop.train import train_model
@@ -68,6 +59,33 @@ def main(argv: list[str], open_benchmarks: OpenBenchmarks | None = None) -> int:
         if world().is_first:
             print(f"trained: {run.final}\nmetrics: {run.metrics}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandLine("m3 train", __doc__)
+    parser.add_argument("recipe", help="a YAML file (see m3/recipes), or the name of a shipped one")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example schedule.steps=100"
+    )
+    parser.add_argument(
+        "--matryoshka_vis_token_scale", help="scales to train over, for example 1,9,36,144,576"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what the run will be, and stop there"
+    )
+    parser.add_argument("--devices", type=int, help="of the dry run; default: as launched")
+    parser.add_argument(
+        "--accelerator",
+        choices=ACCELERATORS,
+        help="whose time and memory the dry run estimates; default: this machine's",
+    )
+    parser.add_argument(
+        "--resume",
+        choices=["auto", "never"],
+        default="auto",
+        help="auto: go on where it stopped; never: refuse to",
+    )
+    return parser
 
 
 AnyRecipes = list[Recipe] | list[TowerRecipe] | list[BudgetRouterRecipe] | list[ResolutionRecipe]
@@ -99,8 +117,7 @@ def read_recipes(path: Path, overrides: list[str]) -> AnyRecipes:
 
 def find_recipe(name: str) -> Path:
     """The file `name`, or the shipped recipe of that name; a `ValueError` lists those."""
-    shipped = Path(__file__).resolve().parents[1] / "recipes"
-    for recipe_path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+    for recipe_path in (Path(name), SHIPPED / name, SHIPPED / f"{name}.yaml"):
         if recipe_path.is_file():
             return recipe_path
     if "=" in name:
@@ -108,14 +125,19 @@ def find_recipe(name: str) -> Path:
             "expected a recipe first (a file, or the name of a shipped one) and then key=value, "
             f"got {name!r}"
         )
-    known_names = ", ".join(sorted(recipe_path.stem for recipe_path in shipped.glob("*.yaml")))
+    near = get_close_matches(name.removesuffix(".yaml"), _shipped_names().split(", "), n=1)
     raise ValueError(
-        f"no recipe {name!r}: neither a file (looked from {Path.cwd()}) nor one of the shipped "
-        f"recipes ({known_names})"
+        f"no recipe {name!r}: neither a file (looked from {Path.cwd()}) nor a shipped one."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+        + f" Shipped are {_shipped_names()}"
     )
 
 
-def _say(given_recipes: AnyRecipes, devices: int) -> int:
+def _shipped_names() -> str:
+    return ", ".join(sorted(recipe_path.stem for recipe_path in SHIPPED.glob("*.yaml")))
+
+
+def _say(given_recipes: AnyRecipes, devices: int, accelerator: str | None) -> int:
     from m3.training.checks.dry_run import plan
     from m3.training.setup.resolved import ResolvedRun
 
@@ -123,11 +145,12 @@ def _say(given_recipes: AnyRecipes, devices: int) -> int:
     for recipe in given_recipes:
         if not isinstance(recipe, Recipe):
             raise ValueError(
-                "--dry-run is for recipes of a whole model; a tower's or a router's has no plan"
+                "--dry-run is for recipes of a whole model; those of a tower, of a budget router or "
+                "of a distillation over resolutions have no plan"
             )
         print(f"run             {recipe.run}\nmodel           {recipe.model or 'of new weights'}")
         resolved = ResolvedRun(recipe, devices, before)
-        print(plan(resolved))
+        print(plan(resolved, accelerator))
         before = resolved.config_left
     return 0
 

@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 from m3 import cli
 from m3.bench import cost
 from m3.model.cost import CostModel
+from m3.training.setup.resolved import shipped_architectures
 
 
 def test_configuration_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -104,3 +105,24 @@ def test_what_has_no_such_cost_is_refused(
     ):
         assert cli.main(["bench", "cost", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["llava_1_5_7b", "m3/recipes/architectures/llava_1_5_7b.yaml"])
+def test_a_shipped_architecture_needs_no_checkpoint(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert cli.main(["bench", "cost", model, "--scales", "1,576"]) == 0
+    assert capsys.readouterr().out.startswith("7.06 G parameters (14.1 GB in bfloat16)")
+
+
+def test_every_shipped_architecture_has_a_cost():
+    assert len(shipped_architectures()) >= 4
+    for name in shipped_architectures():
+        config = cost.model_config(name)
+        assert CostModel.from_config(config).parameters > 5e9, name
+
+
+def test_a_mistyped_architecture_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["bench", "cost", "lava_1_5_7b"]) == 2
+    assert "and no architecture. Did you mean 'llava_1_5_7b'?" in capsys.readouterr().err

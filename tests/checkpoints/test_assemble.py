@@ -293,3 +293,30 @@ def test_decoders_whose_tables_have_other_names_are_refused_in_words(
     ):
         assemble(vision, tmp_path / "decoder", tmp_path / "model", Choices())
     assert not (tmp_path / "model").exists()
+
+
+def test_a_decoder_whose_output_has_a_bias_is_refused_in_words(
+    vision: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CONFIG_MAPPING["phi"](vocab_size=96, intermediate_size=32, **sizes)
+    config.save_pretrained(tmp_path / "decoder")
+    make_tokenizer(96).save_pretrained(tmp_path / "decoder")
+    with pytest.raises(ValueError, match="type phi adds a bias to its logits"):
+        assemble(vision, tmp_path / "decoder", tmp_path / "model", Choices())
+
+
+def test_pickled_parts_are_assembled_on_request(
+    vision: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder = make_decoder(tmp_path / "decoder", "llama")
+    assemble(vision, decoder, tmp_path / "plain", Choices())
+    weights = decoder / "model.safetensors"
+    torch.save(load_file(weights), decoder / "pytorch_model.bin")
+    weights.unlink()
+    arguments = [str(tmp_path / "model"), "--vision", str(vision), "--decoder", str(decoder)]
+    assert main(["assemble", *arguments]) == 2
+    assert main(["assemble", *arguments, "--allow-pickle"]) == 0
+    ours, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "plain"))
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+    assert "a grid of 12x12 tokens: scales 1, 4, 9, 16, 36, 144 can be reached" in caplog.text

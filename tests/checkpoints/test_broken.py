@@ -91,7 +91,7 @@ def lora_adapter(weights: str) -> Callable[[Path], object]:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled weights only": (
         only_pickled,
-        r"has pickled weights only \(pytorch_model.bin\).*torch.load\(file, weights_only=True\)",
+        r"has pickled weights only \(pytorch_model.bin\).*give --allow-pickle.*weights_only=True",
     ),
     "LoRA, safetensors": (
         lora_adapter("adapter_model.safetensors"),
@@ -311,7 +311,7 @@ def test_what_is_there_is_never_overwritten(flat: Path, tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("/no/such/folder", "no-such-owner/no-such-model"):
+    for name in ("no-such-owner/no-such-model",):
         with pytest.raises(
             ValueError, match="is neither a folder nor a repository that can be had"
         ):

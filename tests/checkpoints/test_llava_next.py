@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from m3.checkpoints.base import Options
 from m3.checkpoints.convert import convert
-from m3.checkpoints.llava_tiling import problems
+from m3.checkpoints.formats.llava_tiling import problems
 from m3.data.multiscale import expand
 from m3.data.tokenized import Tokenized
 from m3.model import ImageInputs, M3ForConditionalGeneration

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText
 
 from m3.cli import main
 from m3.inference import Conversation, Generation
-from m3.inference.command import parse_options
+from m3.inference.chat import chat_options
+from m3.inference.command import read_arguments
 from m3.inference.cost_table import explain_costs
 from m3.inference.repl import Visual
 from m3.model import M3ForConditionalGeneration
@@ -42,11 +43,15 @@ def chat(checkpoint: Path, *arguments: str | Path) -> int:
 
 def test_the_command_line_is_read_once_into_typed_options() -> None:
     shown = ["--video-file", "v.mp4", "--image-file", "i.png", "--num-frames", "3"]
-    options = parse_options(["--model-path", "m", *shown, "--load-4bit", "--temperature", "0.5"])
+    options = chat_options(
+        read_arguments(["--model-path", "m", *shown, "--load-4bit", "--temperature", "0.5"])
+    )
     assert options.visuals == (Visual("video", "v.mp4"), Visual("image", "i.png"))
     assert (options.sampling.num_frames, options.generation.temperature) == (3, 0.5)
     assert (options.quantise, options.scales, options.query) == ("bnb-4bit", (), None)
-    compared = parse_options(["--model-path", "m", "--matryoshka_vis_token_scale", "1,9"])
+    compared = chat_options(
+        read_arguments(["--model-path", "m", "--matryoshka_vis_token_scale", "1,9"])
+    )
     assert len(compared.scales) == 2
 
 

@@ -11,7 +11,7 @@ import torch
 from tiny_models import DECODERS, IMAGE, MOE, VISION, batch, make_config, make_model, prompt
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-import m3
+import m3.auto
 from m3.model import M3Config, M3ForConditionalGeneration
 
 SCALES = (1, 4, 9, 144)

@@ -19,8 +19,8 @@ from transformers.masking_utils import sliding_window_causal_mask_function
 from m3.bench import step
 from m3.bench.shapes import suite_samples
 from m3.data.synthetic.suite import generate
-from m3.inference.ask import ask
 from m3.inference.loading import load
+from m3.inference.question import ask
 from m3.model import packed_attention
 from m3.model.packed_attention import PACKED_ATTENTION
 from m3.model.packed_sequences import PackedSequences

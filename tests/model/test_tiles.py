@@ -11,13 +11,13 @@ from PIL import Image
 from tiny_models import make_model
 from transformers import AutoModelForImageTextToText, SiglipImageProcessorPil
 
+from m3.auto import M3Processor
 from m3.bench.published import published_batches, published_loss
 from m3.data.collate import Collator
 from m3.data.sample import Sample, Turn
 from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import TILINGS
-from m3.processing import M3Processor
 
 PINPOINTS = [[48, 96], [96, 48], [96, 96]]
 SETTINGS = {

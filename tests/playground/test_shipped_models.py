@@ -11,6 +11,7 @@ from datasets import load_dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import m3
+import m3.auto
 
 ROOT = Path(m3.__file__).parents[1]
 MODELS = {"m3-tiny-base": [144], "m3-tiny": [1, 4, 9, 36, 144]}

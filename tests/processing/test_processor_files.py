@@ -47,7 +47,7 @@ def test_loading_with_other_settings(processor: M3Processor, tmp_path: Path) -> 
 def test_auto_processor(processor: M3Processor, tmp_path: Path) -> None:
     from transformers import AutoProcessor
 
-    import m3  # noqa: F401 (registers)
+    import m3.auto  # noqa: F401 (registers)
 
     processor.save_pretrained(tmp_path)
     assert type(AutoProcessor.from_pretrained(tmp_path)) is M3Processor

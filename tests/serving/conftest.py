@@ -38,15 +38,16 @@ def elastic(loaded: Loaded) -> Loaded:
 
 @pytest.fixture(scope="session")
 def routed(elastic: Loaded) -> Loaded:
-    """A model of random weights whose router chooses among five budgets: `auto:0.8` tolerates
-    everything, so it takes the cheapest, and `auto:1` nothing, so it takes the best.
+    """A model of random weights whose router chooses among five budgets: at the price of `auto:0.8`
+    it takes the cheapest, and at that of `auto:1`, none, the best.
     """
     processor = elastic[1]
     choice = {
         "budgets": ["1@24", "9@24", "36@24", 36, 144],
         "view": 24,
         "target": "loss_gap",
-        "thresholds": [[0.8, 1e9], [1.0, 0.0]],
+        "costs": [0.1, 0.15, 0.3, 0.6, 1.0],
+        "prices": [[0.8, 1e9], [1.0, 0.0]],
         "width": 16,
         "heads": 2,
     }

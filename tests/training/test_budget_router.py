@@ -26,7 +26,15 @@ from m3.training.budget_router.targets import TARGETS
 from m3.training.recipe.router_recipe import TARGET_NAMES
 
 BUDGETS = read_ladder(["1@24", "9@24", 36])
-CHOICE = BudgetChoice(budgets=("1@24", "9@24", 36), view=24, target="score", width=16, heads=2)
+COST = ChoiceCost({BUDGETS[0]: 10, BUDGETS[1]: 20, BUDGETS[2]: 100}, router=1, look=5, view=24)
+CHOICE = BudgetChoice(
+    budgets=("1@24", "9@24", 36),
+    view=24,
+    target="score",
+    costs=COST.shares(BUDGETS),
+    width=16,
+    heads=2,
+)
 
 
 def easy_and_hard(count: int = 240) -> Outcomes:
@@ -49,14 +57,12 @@ def test_every_target_learns_which_budget_a_question_needs(target: str) -> None:
     learned, held_out = outcomes.take(torch.arange(180)), outcomes.take(torch.arange(180, 240))
     router = fit_router(embeddings, 8, choice, learned, FitSettings(epochs=30, batch_size=16))
     values = predict(router, choice, embeddings, held_out)
-    thresholds = calibrate(values, held_out.is_right, largest=2)
-    kept = dict(thresholds)[0.99]
-    places = chosen_places(values, kept)
+    kept = dict(calibrate(values, held_out.is_right, CHOICE.costs, largest=2))[0.99]
+    places = chosen_places(values, CHOICE.costs, kept)
     cheapest_right = held_out.is_right.int().argmax(1)
     assert (places == cheapest_right).float().mean() > 0.95
-    cost = ChoiceCost({BUDGETS[0]: 10, BUDGETS[1]: 20, BUDGETS[2]: 100}, router=1, look=5, view=24)
-    means = chosen_means(values, held_out.is_right, BUDGETS, cost, 0.99, kept)
-    expected = [cost.of(BUDGETS[place]) for place in places.tolist()]
+    means = chosen_means(values, held_out.is_right, BUDGETS, COST, 0.99, kept)
+    expected = [COST.of(BUDGETS[place]) for place in places.tolist()]
     assert means.flops == pytest.approx(sum(expected) / len(expected))
     assert means.score > means.random_score + 0.1
 
@@ -65,13 +71,22 @@ def test_names_of_targets_are_those_that_recipes_may_give() -> None:
     assert set(TARGET_NAMES) == set(TARGETS)
 
 
-def test_calibration_takes_the_largest_regret_that_keeps_a_share() -> None:
+def test_calibration_takes_the_highest_price_that_keeps_a_share() -> None:
     values = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.4, 0.0], [0.6, 0.0]])
     is_right = torch.tensor([[True, True], [True, True], [False, True], [False, True]])
-    thresholds = dict(calibrate(values, is_right, largest=1))
-    assert thresholds[1.0] == pytest.approx(0.2)
-    assert thresholds[0.8] == pytest.approx(0.2)
-    assert chosen_places(values, thresholds[1.0]).tolist() == [0, 0, 1, 1]
+    prices = dict(calibrate(values, is_right, (0.5, 1.0), largest=1))
+    assert 0.4 < prices[1.0] < 0.8, "the second question is let go at 0.4, the third at 0.8"
+    assert chosen_places(values, (0.5, 1.0), prices[1.0]).tolist() == [0, 0, 1, 1]
+    assert prices[0.8] == prices[1.0]
+
+
+def test_calibration_ends_where_the_share_is_first_lost() -> None:
+    """The third question is lost at the cheap budget and the fourth is not: luck is no reason to go
+    on.
+    """
+    values = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.4, 0.0], [0.6, 0.0]])
+    is_right = torch.tensor([[True, True], [True, True], [False, True], [True, False]])
+    assert 0.4 < dict(calibrate(values, is_right, (0.5, 1.0), largest=1))[1.0] < 0.8
 
 
 def test_a_random_mixture_reaches_the_hull() -> None:
@@ -87,15 +102,16 @@ def test_a_look_is_paid_where_the_image_is_seen_again() -> None:
 
 
 def test_the_share_decides_the_budget() -> None:
-    choice = decode_choice(CHOICE.to_dict() | {"thresholds": [[0.9, 0.5], [0.99, 0.1]]})
+    """At a price of 5 the second budget's gain of 0.35 is not worth 0.1 of the largest's operations."""
+    choice = decode_choice(CHOICE.to_dict() | {"prices": [[0.9, 5.0], [0.99, 0.1]]})
     assert choice is not None
-    regrets = [0.4, 0.05, 0.0]
-    assert choice.choose(regrets, 0.9) == BUDGETS[0]
-    assert choice.choose(regrets, None) == choice.choose(regrets, 0.95) == BUDGETS[1]
+    values = [0.4, 0.05, 0.0]
+    assert choice.choose(values, 0.9) == BUDGETS[0]
+    assert choice.choose(values, None) == choice.choose(values, 0.95) == BUDGETS[1]
     with pytest.raises(ValueError, match="auto:0.5 is outside .* 0.9 to 0.99"):
-        choice.choose(regrets, 0.5)
+        choice.choose(values, 0.5)
     with pytest.raises(ValueError, match="was not calibrated"):
-        CHOICE.choose(regrets, 0.9)
+        CHOICE.choose(values, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +120,13 @@ def test_the_share_decides_the_budget() -> None:
         ({"budgets": []}, "budgets is empty"),
         ({"heads": 3}, "heads 3 must divide its width 16"),
         ({"wide": 3}, "budget_choice has no wide"),
+        ({"costs": [1.0]}, "budget_choice.costs has 1 entries for 3 budgets"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode_choice(CHOICE.to_dict() | changes)
-    with pytest.raises(ValueError, match="budget_choice needs budgets, target, view"):
+    with pytest.raises(ValueError, match="budget_choice needs budgets, costs, target, view"):
         decode_choice({})
 
 
@@ -150,10 +167,11 @@ def test_a_run_leaves_the_model_with_a_router(recipe: Path) -> None:
     lines = (recipe_folder / "router" / "metrics.jsonl").read_text().splitlines()
     assert {json.loads(line)["target"] for line in lines} == {"score", "loss_gap"}
     model, processor = load(recipe_folder / "router" / "checkpoints" / "final", device="cpu")
-    assert model.config.budget_choice.budgets == ("1@8", "4@16", 36)
+    chosen_among = model.config.budget_choice.budgets
+    assert chosen_among[-1] == 36 and set(chosen_among) <= {"1@8", "4@16", 36}
     view = model.get_image_features(torch.rand(2, 3, 8, 8)).pooler_output
     values = model.model.predict_values(view, [[4, 5], [6]])
-    assert values.shape == (2, 3)
+    assert values.shape == (2, len(chosen_among))
     conversation = Conversation(model, processor, Generation(max_new_tokens=4))
     conversation.show_image(recipe_folder / "0.png")
     chosen = conversation.outline("How many?", "auto:0.9").budgets

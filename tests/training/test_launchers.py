@@ -86,12 +86,22 @@ def test_a_launcher_starts_a_run_that_can_be_planned(
     arguments = given[given.index("m3.cli") + 1 :]
     zero = "zero2" if script == "pretrain_align" else "zero3"
     config = (
-        [f"hardware.deepspeed=scripts/deepspeed/{zero}.json"] if launcher == "deepspeed" else []
+        [f"hardware.deepspeed={SCRIPTS}/deepspeed/{zero}.json"] if launcher == "deepspeed" else []
     )
     assert arguments == ["train", recipe, *config, *more]
     monkeypatch.chdir(ROOT)
     assert main([*arguments[1:], "--devices", "8"]) == 0
     assert "= 8 devices x" in capsys.readouterr().out
+
+
+def test_a_launcher_runs_where_one_stands_with_this_clones_code(tmp_path: Path) -> None:
+    """A recipe of one's own, and all that it names, are found from one's own folder."""
+    body = '#!/bin/sh\necho "$PWD" >"$RECORD"; echo "$PYTHONPATH" >>"$RECORD"\n'
+    environment = record(tmp_path, "torchrun", body=body) | {"LAUNCHER": "torchrun"}
+    command = ["bash", str(SCRIPTS / "finetune.sh"), "my.yaml"]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    folder, path = (tmp_path / "arguments").read_text().splitlines()
+    assert Path(folder) == tmp_path and path.split(os.pathsep)[0] == str(ROOT)
 
 
 @pytest.mark.parametrize(("script", "recipe"), DEFAULTS.items())
@@ -178,19 +188,20 @@ def test_every_shipped_recipe_can_be_planned(
         "tiny_base": [f"model={base}"],
         "tiny_corners": [f"model={base}"],
         "tiny_places": [f"model={base}"],
+        "tiny_ladder": [f"model={base}"],
     }
     planned = 0
     for path in RECIPES:
-        if path.stem in ("tiny_tower", "tiny_router"):
-            with pytest.raises(ValueError, match="a tower's or a router's has no plan"):
+        if path.stem in ("tiny_tower", "tiny_resolutions", "tiny_router"):
+            with pytest.raises(ValueError, match="those of a tower, .* have no plan"):
                 main([path.stem, "--dry-run"])
             continue
         assert main([path.stem, "--dry-run", "--devices", "8", *more.get(path.stem, [])]) == 0, path
         printed = capsys.readouterr().out
         planned += printed.count("global batch")
         assert printed.count(" 8 devices x ") == printed.count("run   ") > 0
-    assert planned == 14 + 2 * 3 + 2 + 4, (
-        "two of the eighteen have three stages, one has two, one four"
+    assert planned == 15 + 2 * 3 + 2 + 4, (
+        "two of the nineteen have three stages, one has two, one four"
     )
 
 

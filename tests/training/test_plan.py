@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from m3.config import load
-from m3.hardware import peak_flops
+from m3.hardware import ACCELERATORS, peak_flops
 from m3.training.checks.dry_run import count_parameters, plan
 from m3.training.checks.throughput import meter
 from m3.training.command import find_recipe, main, read_recipes
@@ -67,6 +67,48 @@ def test_sharding_lowers_the_estimate_of_memory() -> None:
         )
         found[stage] = float(line.split()[2])
     assert found["zero3"] < 20 < found["zero2"]
+
+
+def memory_lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
+    """Of a dry run on eight devices: what stands behind each way of sharding."""
+    assert main(["llava_1_5_7b_m3", "--dry-run", "--devices", "8", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    chosen = [line for line in lines if line.startswith(("memory", "  ZeRO", "time"))]
+    return {
+        line.strip().split(":")[0].split()[0 if line[0] == "m" else -1]: line for line in chosen
+    }
+
+
+def test_several_devices_are_told_what_each_launcher_needs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """16 bytes a parameter, 14 of them or all dealt to eight devices, or none on the device."""
+    lines = memory_lines(capsys)
+    assert "about 106.75 GiB a device, nothing sharded (estimate)" in lines["memory"]
+    assert "about 26.17 GiB a device" in lines["(ZERO=zero2)"]
+    assert "about 14.66 GiB a device" in lines["(ZERO=zero3)"]
+    offload = lines["(ZERO=zero3_offload)"]
+    assert "about 2.33 GiB a device, and 105.25 of the machine in all" in offload
+    offloaded = memory_lines(capsys, "hardware.deepspeed=scripts/deepspeed/zero3_offload.json")
+    assert "about 2.33 GiB a device, and 105.25 of the machine in all" in offloaded["memory"]
+    assert pytest.approx(105.25, abs=0.01) == 7.063e9 * 16 / 2**30
+
+
+def test_time_and_fit_are_told_for_an_accelerator_by_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["llava_1_5_7b_m3", "--dry-run", "--devices", "8"]) == 0
+    assert "--accelerator H100 estimates it for one that is" in capsys.readouterr().out
+    lines = memory_lines(capsys, "--accelerator", "H100")
+    assert "DOES NOT FIT" in lines["memory"] and "fits" in lines["(ZERO=zero3)"]
+    assert main(["llava_1_5_7b_m3", "--dry-run", "--devices", "8", "--accelerator", "H100"]) == 0
+    printed = capsys.readouterr().out
+    seconds = re.search(r"about ([\d.]+) s a step \(at 40% of the peak of H100 SXM", printed)
+    flops = re.search(r"tokens, ([\de.+]+) FLOP", printed)
+    assert seconds is not None and flops is not None
+    assert float(seconds[1]) == pytest.approx(
+        float(flops[1]) / (8 * 0.4 * ACCELERATORS["H100"].flops), rel=5e-3
+    )
 
 
 def test_a_recipe_is_resolved_once() -> None:

@@ -11,6 +11,7 @@ import m3.training
 from m3.config import dump, load
 from m3.training.command import find_recipe, main
 from m3.training.recipe.recipe import Recipe, TowerRecipe
+from m3.training.recipe.resolution_recipe import ResolutionRecipe
 from m3.training.recipe.router_recipe import BudgetRouterRecipe
 from m3.training.recipe.sections import Schedule
 
@@ -20,11 +21,16 @@ RECIPES = sorted((Path(m3.training.__file__).parents[1] / "recipes").glob("*.yam
 CHAINS = [path for path in RECIPES if "stages" in yaml.safe_load(path.read_text())]
 
 
-def kind_of(path: Path) -> type[Recipe | TowerRecipe | BudgetRouterRecipe]:
+KINDS: dict[str, type] = {
+    "budget_router": BudgetRouterRecipe,
+    "resolution_distillation": ResolutionRecipe,
+    "vision_config": TowerRecipe,
+}
+
+
+def kind_of(path: Path) -> type:
     tree = yaml.safe_load(path.read_text())
-    if "budget_router" in tree:
-        return BudgetRouterRecipe
-    return TowerRecipe if "vision_config" in tree else Recipe
+    return next((kind for key, kind in KINDS.items() if key in tree), Recipe)
 
 
 def test_every_shipped_recipe_decodes_and_round_trips(tmp_path: Path) -> None:

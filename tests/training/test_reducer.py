@@ -9,8 +9,8 @@ from training_runs import weights
 
 from m3.evaluation.sweep import sweep
 from m3.inference import Generation
-from m3.inference.ask import ask
 from m3.inference.loading import load
+from m3.inference.question import ask
 from m3.nesting import pool_grid
 from m3.serving.engine.engine import Engine
 from m3.serving.engine.requests import Request, Turn, Visual

@@ -2,6 +2,7 @@
 one tile per image.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from m3.checkpoints.processors import load_image_processor
 from m3.model import M3Config
 from m3.nesting import SingleTile, Tiling
 
+logger = logging.getLogger(__name__)
+
 
 class LlavaHf(HubLlava):
     """The row of the table."""
@@ -31,7 +34,15 @@ class LlavaHf(HubLlava):
         return SingleTile()
 
     def read_image_processor(self, folder: Path, tiling: Tiling) -> BaseImageProcessor:
-        return load_image_processor(folder)
+        image_processor = load_image_processor(folder)
+        if image_processor.to_dict().get("do_center_crop"):
+            logger.warning(
+                "%s: its image processor crops the middle of an image; here the whole image is "
+                "padded to a square, as LLaVA was trained. Images that are no squares give other "
+                "pixels, and so other answers, than in transformers",
+                folder,
+            )
+        return image_processor
 
     def unfit(self, tiling: Tiling) -> dict[str, bool]:
         return {f"the tiling {tiling.kind} (one tile per image is)": tiling.kind != "single"}

@@ -5,10 +5,11 @@ Sources: mu-cai/matryoshka-mm and haotian-liu/LLaVA (`llava/model/llava_arch.py`
 `clip_encoder.py`). `matryoshka_vis_token_scale` in the configuration is the list of scales that
 were trained; without it (plain LLaVA) one scale was, and the processor warns at the others.
 LLaVA-NeXT and M3-NeXT are the same format with `image_aspect_ratio: anyres`
-(m3/checkpoints/llava_tiling.py).
+(m3/checkpoints/formats/llava_tiling.py).
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -35,8 +36,10 @@ from m3.checkpoints.base import (
 )
 from m3.checkpoints.conversion import HubLayout, ModuleLayout
 from m3.checkpoints.formats.clip import KNOWN_TOWERS, clip_preprocessing
+from m3.checkpoints.formats.foreign_settings import plain_refusals
+from m3.checkpoints.formats.llava_tiling import ROUNDING, problems, read_tiling, write_tiling
+from m3.checkpoints.formats.vision_tower import empty_tower, tower_keymap
 from m3.checkpoints.keymap import Dropped, Keymap, Row
-from m3.checkpoints.llava_tiling import ROUNDING, problems, read_tiling, write_tiling
 from m3.checkpoints.new_embeddings import NEW_TOKENS
 from m3.checkpoints.processors import (
     IMAGE_TOKEN,
@@ -48,10 +51,11 @@ from m3.checkpoints.processors import (
     make_processor,
     vicuna,
 )
-from m3.checkpoints.vision_tower import empty_tower, tower_keymap
 from m3.checkpoints.weights import Weights
 from m3.model import M3Config
 from m3.nesting import SCALE_OPTION
+
+logger = logging.getLogger(__name__)
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 """Where the tower's tensors lie when the checkpoint has them."""
@@ -150,9 +154,10 @@ class LlavaM3(Format):
             dtype=config.get("torch_dtype"),
         )
         keymap = Keymap(ROWS + CONNECTOR_ROWS[value_type], DROPPED)
-        weights_parts = [Part(folder, ModuleLayout(), keymap)]
-        if not any(tensor_name.startswith(TOWER) for tensor_name in Weights(folder).meta):
-            weights_parts.append(_tower_part(folder, vision_config, options))
+        weights_parts = [
+            Part(folder, ModuleLayout(), keymap),
+            *_outer_tower(folder, vision_config, options),
+        ]
         template = options.chat_template or _saved_template(folder, tokenizer) or vicuna(tokenizer)
         processor = make_processor(native, image_processor, tokenizer, template, IMAGE_TOKEN)
         return Native(
@@ -204,7 +209,8 @@ def _tower(
     """
     tower_folder = options.vision_tower or folder / name
     if (tower_folder / "config.json").is_file():
-        config = AutoConfig.from_pretrained(tower_folder)
+        with plain_refusals(tower_folder):
+            config = AutoConfig.from_pretrained(tower_folder)
         return empty_tower(config).config, load_image_processor(tower_folder)
     if name not in KNOWN_TOWERS:
         raise ValueError(
@@ -215,15 +221,26 @@ def _tower(
     return config, clip_image_processor(clip_preprocessing(config.image_size))
 
 
-def _tower_part(folder: Path, config: PreTrainedConfig, options: Options) -> Part:
-    """A tower that is not inside the checkpoint."""
+def _outer_tower(folder: Path, config: PreTrainedConfig, options: Options) -> list[Part]:
+    """A tower that is not inside the checkpoint; nothing where it is, and a notice where another
+    was given all the same.
+    """
+    if any(tensor_name.startswith(TOWER) for tensor_name in Weights(folder).meta):
+        if options.vision_tower is not None:
+            logger.warning(
+                "%s contains its vision tower: its weights are kept, and of %s only the "
+                "configuration and the treatment of pixels (size, image_mean ...) are taken. Leave "
+                "--vision-tower out unless you mean that",
+                folder,
+                options.vision_tower,
+            )
+        return []
     if options.vision_tower is None:
         raise ValueError(
             f"{folder} does not contain its vision tower (no tensor {TOWER}*). Give the folder of "
-            "the CLIP model that "
-            "it was trained with: --vision-tower DIR"
+            "the CLIP model that it was trained with: --vision-tower DIR"
         )
-    return Part(options.vision_tower, HubLayout(empty_tower(config)), tower_keymap(config))
+    return [Part(options.vision_tower, HubLayout(empty_tower(config)), tower_keymap(config))]
 
 
 def _save(native: Native, folder: Path) -> None:

@@ -19,8 +19,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 from m3.checkpoints.base import refuse
 from m3.checkpoints.formats.hub_llava import IMAGE_SETTINGS, KEYMAP, HubConfig, HubLlava
+from m3.checkpoints.formats.llava_tiling import problems
 from m3.checkpoints.keymap import Keymap, Row
-from m3.checkpoints.llava_tiling import problems
 from m3.checkpoints.processors import clip_image_processor, load_image_processor
 from m3.model import M3Config
 from m3.nesting import Tiling

@@ -33,7 +33,7 @@ class M3Native(Format):
         return config.get("model_type") == M3Config.model_type
 
     def read(self, folder: Path, options: Options) -> Native:
-        if options != Options():
+        if options != Options(allow_pickle=options.allow_pickle):
             raise ValueError(
                 f"{folder} is a native checkpoint and has its vision tower, tokenizer "
                 "and chat template"

@@ -2,8 +2,26 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from m3.config import check_positive
+
+FormatName = Literal[
+    "llava_json",
+    "llava_parquet",
+    "llava_tar",
+    "aria_jsonl",
+    "caption_tar",
+    "interleaved_jsonl",
+    "interleaved_tar",
+    "ocr_jsonl",
+    "text_jsonl",
+    "text_files",
+    "hf_dataset",
+]
+"""Names of the rows of `FORMATS`."""
+TEXT_FORMATS: tuple[FormatName, ...] = ("text_jsonl", "text_files")
+"""Those whose samples hold no images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +60,7 @@ class Filters:
 class SourceSettings:
     """Path of a source, and the options that only some formats read.
 
-    The rows of m3/data/formats/__init__.py say which; giving another is refused.
+    The rows of m3/data/formats/table.py say which; giving another is refused.
     """
 
     path: str

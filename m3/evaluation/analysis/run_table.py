@@ -12,6 +12,8 @@ import pandas
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.cost.axes import COST_AXES
 from m3.evaluation.results.run_folder import CellRow, ModelRow
+from m3.evaluation.token_reduction.table import OWN
+from m3.processing.scale_policy import is_budget
 
 MEAN = "mean"
 """The task of rows that hold the mean over the tasks."""
@@ -21,7 +23,8 @@ def load_run(run: str | Path) -> pandas.DataFrame:
     """The table of a run that `m3 sweep --out` wrote, failed cells included.
 
     Columns: model, method, task ("mean": over the tasks), scale (the budget as it is written: 36,
-    or "36@48"), tokens (visual tokens per tile), resolution (in pixels), is_trained, status,
+    "36@48", or a choice such as "auto"), tokens (visual tokens per tile) and resolution (in pixels),
+    both empty of choices, is_trained, status,
     metric, score and stderr (in percent, or points where `unit` says so), unit, higher_is_better,
     samples, error, and a column for each axis of cost (m3/evaluation/cost/axes.py).
 
@@ -39,7 +42,9 @@ def run_table(summary: Summary) -> pandas.DataFrame:
     ]
     if len(summary.tasks) > 1 and summary.averaged:
         table_rows += [
-            _mean_row(summary, model, scale) for model in summary.models for scale in summary.scales
+            _mean_row(summary, model, scale)
+            for model in summary.models
+            for scale in [*summary.scales, *(summary.choices if model.method == OWN else ())]
         ]
     return pandas.DataFrame(table_rows)
 
@@ -81,6 +86,8 @@ def _mean_row(summary: Summary, model: ModelRow, scale: int | str) -> dict[str, 
 def _row_start(model: ModelRow, task: str, scale: int | str) -> dict[str, Any]:
     is_trained = model.is_trained(scale)
     start = {"model": model.name, "method": model.method, "task": task, "scale": scale}
+    if not is_budget(scale):
+        return {**start, "tokens": None, "resolution": None, "is_trained": is_trained}
     budget = model.budget(scale)
     side = model.largest_resolution if budget.resolution is None else budget.resolution
     return {**start, "tokens": budget.tokens, "resolution": side, "is_trained": is_trained}

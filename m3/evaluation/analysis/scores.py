@@ -24,6 +24,7 @@ from m3.evaluation.results.run_folder import (
 from m3.evaluation.statistics import Mean, mean_of_means
 from m3.evaluation.suites import unit_of
 from m3.nesting import read_budget
+from m3.processing.scale_policy import is_budget
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Scores:
     baselines: dict[str, dict[str, float]]
     examples: tuple[Example, ...]
     environment: dict[str, object]
+    choice_latencies: tuple[LatencyRow, ...] = ()  # of choices among the budgets
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -59,7 +61,14 @@ class Scores:
     @cached_property
     def scales(self) -> tuple[int | str, ...]:
         """The budgets, ascending: fewest tokens first, of as many the lowest resolution."""
-        return tuple(sorted({cell.scale for cell in self.cells}, key=read_budget))
+        settings = {cell.scale for cell in self.cells}
+        return tuple(sorted(filter(is_budget, settings), key=read_budget))
+
+    @cached_property
+    def choices(self) -> tuple[int | str, ...]:
+        """Choices among the budgets (auto, auto:rule, 144+1), in the order of the sweep."""
+        settings = dict.fromkeys(cell.scale for cell in self.cells)
+        return tuple(setting for setting in settings if not is_budget(setting))
 
     @cached_property
     def _primary(self) -> dict[tuple[str, str, int | str], CellRow]:
@@ -220,6 +229,11 @@ class Scores:
             primary_cell.clusters,
         )
 
+    def answer_tokens(self, model: str, task: str, scale: int | str) -> float:
+        """Mean tokens of the answers of a cell; 0 where it has none."""
+        cell = self._primary.get((model, task, scale))
+        return 0.0 if cell is None or cell.answer_tokens is None else cell.answer_tokens
+
     def mean(self, model: str, scale: int | str) -> Mean | None:
         """Unweighted mean over the tasks that can be averaged; None where one of them has no
         score, or there is none.
@@ -270,7 +284,7 @@ class Scores:
         return next(
             (
                 latency_row
-                for latency_row in self.latencies
+                for latency_row in [*self.latencies, *self.choice_latencies]
                 if (latency_row.model, latency_row.scale, latency_row.batch_size) == latency_key
             ),
             None,
@@ -296,8 +310,8 @@ class Scores:
         without a measurable difference.
         """
         row = self.latency(model, scale, batch_size)
-        if row is None:
-            return None
+        if row is None or not is_budget(scale):
+            return row
         cpu_levels = levels(
             (other.scale, other.first_token_cpu_s, other.first_token_cpu_spread_s)
             for other in self.latencies

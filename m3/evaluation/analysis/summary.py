@@ -31,6 +31,7 @@ from m3.evaluation.results.run_folder import (
 from m3.evaluation.results.samples import Samples, read_samples
 from m3.evaluation.results.store import Answer, Store
 from m3.evaluation.statistics import Interval, retention
+from m3.processing.scale_policy import is_budget
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,18 @@ class Summary(Scores):
             run / "examples" / "examples.json",
             read_rows(run / "cost.csv", CostRow),
         )
+        latency_rows = read_rows(run / "latency.csv", LatencyRow)
         return cls(
             run=run,
             models=read_list(run / "models.json", ModelRow),
             cells=cells,
             costs=tuple(cost_row for cost_row in cost_rows if not cost_row.task),
             task_costs=tuple(cost_row for cost_row in cost_rows if cost_row.task),
-            latencies=tuple(read_rows(run / "latency.csv", LatencyRow)),
+            latencies=tuple(row for row in latency_rows if is_budget(row.scale)),
             baselines=read_object(run / "baselines.json"),
             examples=read_list(examples_file, Example) if examples_file.exists() else (),
             environment=read_object(run / "environment.json"),
+            choice_latencies=tuple(row for row in latency_rows if not is_budget(row.scale)),
         )
 
     @cached_property
@@ -108,6 +111,13 @@ class Summary(Scores):
                     if task_samples is not None:
                         all_samples[model.name, task] = task_samples
         return all_samples
+
+    def choice_samples(self, model: str, task: str, choice: int | str) -> Samples | None:
+        """Scores by document of a choice among the budgets, in a single column."""
+        if self.score(model, task, choice) is None:
+            return None
+        metric = self._primary[model, task, choice].metric
+        return read_samples(self.run, self._store, model, task, [choice], metric)
 
     @cached_property
     def units(self) -> dict[str, float]:

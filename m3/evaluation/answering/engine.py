@@ -31,13 +31,14 @@ from m3.evaluation.answering.expert_routing import Recorded, recording
 from m3.evaluation.answering.feature_cache import PictureCache
 from m3.evaluation.answering.questions import Picture, Question, Reply
 from m3.evaluation.answering.seeded_sampling import SeededSampling, question_seeds
+from m3.evaluation.answering.settling import settle
 from m3.evaluation.token_reduction.fastv import Pruned, mean_visual_tokens, pruning
 from m3.evaluation.token_reduction.table import FASTV, ChosenTokenReducer
 from m3.inference.generation import answer_room, end_token_ids, token_ids_alone
 from m3.inference.loading import load
 from m3.model import M3ForConditionalGeneration
 from m3.model.reducers import NoOptions
-from m3.nesting import Budget, Tiles, read_budget
+from m3.nesting import Budget, Tiles
 from m3.processing.control_tokens import FENCED, control_tokens, encode_fenced, fence
 from m3.processing.processor import M3Processor, expand_image_tokens
 
@@ -175,7 +176,7 @@ class Engine:
         depends on `questions` alone: after a restart that wants the rest, a question runs in the
         same batch as it would have, and gets the same answer to the last bit.
         """
-        questions = self._at_known_budgets(questions)
+        questions = self.settle(questions, batch_size)
         question_rows = [self._row(question) for question in questions]
         seeds = question_seeds(questions)
         self.pictures.see(
@@ -191,20 +192,16 @@ class Engine:
             )
             yield list(zip(batch, replies, strict=True))
 
-    def _at_known_budgets(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions with budgets as the processor means them: one name for one budget."""
-        names = {
-            scale: self.processor.budget(scale).setting
-            for scale in {question.scale for question in questions}
-        }
-        return [replace(question, scale=names[question.scale]) for question in questions]
+    def settle(self, questions: Sequence[Question], batch_size: int) -> list[Question]:
+        """The questions with the budgets of their pictures; choices are made (settling.py)."""
+        return settle(questions, self.pictures, batch_size)
 
     def _row(self, question: Question) -> Row:
         tokenizer, config = self.processor.tokenizer, self.model.config
         ids = encode_fenced(tokenizer, question.text)
         tiles = [self.pictures.tiles(view) for view in question.views]
-        token_counts = self.processor.counts([self._read_budget(question)] * len(tiles), tiles)
-        kept_tokens = sum(self.processor.counts([read_budget(question.scale)] * len(tiles), tiles))
+        token_counts = self.processor.counts(self._read_budgets(question), tiles)
+        kept_tokens = sum(self.processor.counts(question.budgets, tiles))
         ids = expand_image_tokens(ids, config.image_token_id, token_counts)
         positions = config.text_config.max_position_embeddings
         if question.continuation is None:
@@ -224,13 +221,13 @@ class Engine:
         )
         return Row(ids + continuation, len(continuation), sum(token_counts), kept_tokens, 0)
 
-    def _read_budget(self, question: Question) -> Budget:
-        """The budget at which the decoder is given the pictures: all tokens where it drops some
+    def _read_budgets(self, question: Question) -> list[Budget]:
+        """The budgets at which the decoder is given the pictures: all tokens where it drops some
         itself.
         """
         if question.method == FASTV:
-            return Budget(self.processor.reachable_scales[-1])
-        return read_budget(question.scale)
+            return [Budget(self.processor.reachable_scales[-1])] * len(question.pictures)
+        return question.budgets
 
     def _plan(
         self, questions: Sequence[Question], question_rows: Sequence[Row], batch_size: int
@@ -345,9 +342,9 @@ class Engine:
             return inputs
         view_indices = {view_key: image_index for image_index, view_key in enumerate(views)}
         spans = [
-            (self._read_budget(question).tokens, view_indices[v.key])
+            (budget.tokens, view_indices[v.key])
             for question in questions
-            for v in question.views
+            for v, budget in zip(question.views, self._read_budgets(question), strict=True)
         ]
         scales, image_index = zip(*spans, strict=True)
         inputs |= self.pictures.inputs(list(views.values()))

@@ -16,7 +16,7 @@ from m3.evaluation.answering.questions import View
 from m3.evaluation.token_reduction.low_resolution import low_resolution_tokens
 from m3.evaluation.token_reduction.table import RESOLUTION, chosen_tokens
 from m3.inference.feature_cache import FeatureStore
-from m3.inference.image_features import encode_tiles, pad_features
+from m3.inference.image_features import PictureFeatures, encode_tiles, pad_features
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Tiles
 from m3.processing.processor import M3Processor
@@ -61,6 +61,15 @@ class PictureCache:
         return self.processor.outline(
             view.picture.image, options=TileOptions(resolution=view.resolution)
         )
+
+    def features(self, views: Sequence[View]) -> list[PictureFeatures]:
+        """All tokens of the views' pictures, which `see` was asked for just before."""
+        pictures = []
+        for view in views:
+            tokens = self.store.find(view.whole.key)
+            assert tokens is not None  # nothing is dropped in between
+            pictures.append(PictureFeatures(self.tiles(view), tokens))
+        return pictures
 
     def inputs(self, views: Sequence[View]) -> dict[str, Tensor]:
         """Features of distinct views and their tiles; those that the cache has dropped are made

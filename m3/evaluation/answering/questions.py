@@ -3,6 +3,7 @@
 No model here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from m3.digest import digest
 from m3.evaluation.answering.decoding import Decoding
 from m3.evaluation.token_reduction.table import OWN, RESOLUTION, get_method
-from m3.nesting import read_budget
+from m3.nesting import BUDGET, Budget, read_budget
 from m3.processing.images import load_image
 
 
@@ -32,7 +33,9 @@ class Picture:
 class Question:
     text: str  # after the chat template; one image token per picture
     pictures: tuple[Picture, ...]
-    scale: int | str  # budget of each picture: visual tokens per tile (36), or "36@48"
+    # budget of the pictures: visual tokens per tile (36), "36@48", budgets of several pictures with
+    # commas; or a choice that the engine has yet to make ("auto", "144+1")
+    scale: int | str
     decoding: Decoding
     continuation: str | None = None  # score this instead of generating
     # how the visual tokens are chosen: a row of m3.evaluation.token_reduction.table
@@ -43,6 +46,17 @@ class Question:
         return replace(self, scale=scale, method=method, is_routed=is_routed)
 
     @property
+    def is_settled(self) -> bool:
+        """Tell whether the budget of each picture is known."""
+        return all(BUDGET.fullmatch(word) for word in str(self.scale).split(","))
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """The budget of each picture of a settled question."""
+        listed = [read_budget(word) for word in str(self.scale).split(",")]
+        return listed * len(self.pictures) if len(listed) == 1 else listed
+
+    @property
     def is_chosen(self) -> bool:
         """Tell whether the method has chosen the tokens before the model's reducer sees them."""
         return get_method(self.method).choice is not None or self.method == RESOLUTION
@@ -50,10 +64,19 @@ class Question:
     @property
     def views(self) -> list["View"]:
         """The view of each picture that the decoder reads."""
-        budget = read_budget(self.scale)
         if self.is_chosen:
-            return [View(picture, self.method, budget.tokens) for picture in self.pictures]
-        return [View(picture, resolution=budget.resolution) for picture in self.pictures]
+            tokens = read_budget(self.scale).tokens
+            return [View(picture, self.method, tokens) for picture in self.pictures]
+        return [
+            View(picture, resolution=budget.resolution)
+            for picture, budget in zip(self.pictures, self.budgets, strict=True)
+        ]
+
+
+def joined_setting(budgets: Sequence[Budget]) -> int | str:
+    """The scale of a question whose pictures have these budgets, at least one."""
+    settings = list(dict.fromkeys(budget.setting for budget in budgets))
+    return settings[0] if len(settings) == 1 else ",".join(map(str, budgets))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class _Seconds:
+class Seconds:
     """Wall-clock and CPU time of one repetition."""
 
     wall: float
@@ -100,8 +100,8 @@ class _Seconds:
 class _Series:
     """The repetitions at a budget, in the order they ran."""
 
-    firsts: list[_Seconds] = field(default_factory=list)
-    steps: list[_Seconds] = field(default_factory=list)
+    firsts: list[Seconds] = field(default_factory=list)
+    steps: list[Seconds] = field(default_factory=list)
     peak: int = 0
 
 
@@ -228,7 +228,7 @@ def _once(
     text_tokens: int,
     batch_size: int,
     tokens: int,
-) -> tuple[_Seconds, _Seconds]:
+) -> tuple[Seconds, Seconds]:
     """Seconds to the first token, and of each of `tokens` further ones."""
     config, device, budget = model.config, model.device, read_budget(scale)
     image = config.tiles(budget.resolution)
@@ -246,7 +246,7 @@ def _once(
     visual = torch.full((config.count(budget),), config.image_token_id, device=device)
     ids = torch.cat([visual, text_ids]).expand(batch_size, -1)
     scales = torch.tensor([budget.tokens] * batch_size, device=device)
-    started = _now(device)
+    started = now(device)
     output = model(
         ids,
         pixel_values=pixels,
@@ -256,13 +256,13 @@ def _once(
         logits_to_keep=1,
     )
     token = _next(output.logits, config.image_token_id)
-    first = _since(started, device)
-    started = _now(device)
+    first = since(started, device)
+    started = now(device)
     for _ in range(tokens):
         output = model(token, past_key_values=output.past_key_values, use_cache=True)
         token = _next(output.logits, config.image_token_id)
-    steps = _since(started, device)
-    return first, _Seconds(steps.wall / tokens, steps.cpu / tokens)
+    steps = since(started, device)
+    return first, Seconds(steps.wall / tokens, steps.cpu / tokens)
 
 
 def _next(logits: Tensor, image_token_id: int) -> Tensor:
@@ -271,15 +271,17 @@ def _next(logits: Tensor, image_token_id: int) -> Tensor:
     return torch.where(token == image_token_id, (token + 1) % logits.shape[-1], token)
 
 
-def _now(device: torch.device) -> _Seconds:
+def now(device: torch.device) -> Seconds:
+    """The clocks, once the device has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return _Seconds(time.perf_counter(), time.process_time())
+    return Seconds(time.perf_counter(), time.process_time())
 
 
-def _since(started: _Seconds, device: torch.device) -> _Seconds:
-    now = _now(device)
-    return _Seconds(now.wall - started.wall, now.cpu - started.cpu)
+def since(started: Seconds, device: torch.device) -> Seconds:
+    """What passed since `now` was asked."""
+    ended = now(device)
+    return Seconds(ended.wall - started.wall, ended.cpu - started.cpu)
 
 
 class PeakMemory:

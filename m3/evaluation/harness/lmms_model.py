@@ -2,7 +2,8 @@
 
 In: the harness's requests, chat (`doc_to_messages`) or simple (`doc_to_text`, `doc_to_visual`).
 Out: text with token counts, or (loss, is greedy). The budget is `matryoshka_vis_token_scale` in
---model_args, or per task in --gen_kwargs: visual tokens (9), or tokens at a resolution (36@48).
+--model_args, or per task in --gen_kwargs: visual tokens (9), tokens at a resolution (36@48), or a
+choice (auto).
 
     lmms-eval --model m3 --model_args pretrained=playground/m3-tiny,matryoshka_vis_token_scale=9 \\
         --tasks m3_tiny --include_path lmms_eval_tasks
@@ -25,8 +26,10 @@ from tqdm import tqdm
 from m3.evaluation.answering.decoding import Decoding
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.questions import Picture, Question, Reply
+from m3.evaluation.answering.settling import check_setting
 from m3.hardware import choose_device
 from m3.nesting import SCALE_OPTION
+from m3.processing.scale_policy import is_budget
 from m3.processing.video import Sampling, load_video
 
 ARGUMENTS = (
@@ -257,15 +260,18 @@ def chat_messages(
 
 
 def check_scale(engine: Engine, scale: int | str) -> None:
-    """Raises ValueError where the model cannot see the budget's resolution, or where its grid
-    cannot give the tokens; those that it can are listed.
+    """Raises ValueError where the model cannot see the budget's resolution, where its grid
+    cannot give the tokens (those that it can are listed), or where it has no router for `auto`.
     """
     if not isinstance(scale, int | str) or isinstance(scale, bool):
         raise ValueError(
-            f"{SCALE_OPTION} is a number of visual tokens such as 36, or tokens at a resolution "
-            f"such as 36@48, got {scale!r}"
+            f"{SCALE_OPTION} is a number of visual tokens such as 36, tokens at a resolution such as "
+            f"36@48, or auto, got {scale!r}"
         )
-    engine.model.config.grid_at(engine.processor.budget(scale).resolution)
+    if is_budget(scale):
+        engine.model.config.grid_at(engine.processor.budget(scale).resolution)
+    else:
+        check_setting(engine.model.config, scale)
 
 
 class FromArguments(EngineModel):

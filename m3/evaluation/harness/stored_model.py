@@ -37,8 +37,8 @@ RequestId = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class MethodBudget:
-    """A budget (36 visual tokens per image or tile, or "36@48"), and the method that chooses them
-    (a row of m3.evaluation.token_reduction.table).
+    """A budget (36 visual tokens per image or tile, or "36@48") or a choice of budgets ("auto"), and
+    the method that chooses the tokens (a row of m3.evaluation.token_reduction.table).
     """
 
     scale: int | str
@@ -186,26 +186,32 @@ class StoredModel(EngineModel):
         has: resuming changes nothing.
         """
         budget_questions = [(budget, i) for budget in budgets for i in range(len(questions))]
-        wanted_cells = [self._at(cells[i], budget) for budget, i in budget_questions]
-        for (budget, i), cell in zip(budget_questions, wanted_cells, strict=True):
-            self._keys.setdefault(identity(requests[i]), {})[budget] = cell.key
-        is_missing = [cell.key not in self.store for cell in wanted_cells]
-        bar.update(is_missing.count(False))
-        if not any(is_missing):
-            return
         documents = min(len(self.loaded.task.eval_docs), self.limit or sys.maxsize)
         is_routed = [is_recorded(int(request.doc_id), documents) for request in requests]
-        at_budget = [
+        asked_questions = [
             questions[i].at(budget.scale, budget.method, is_routed[i])
             for budget, i in budget_questions
         ]
+        settled = self.engine.settle(asked_questions, self.batch_size)
+        # a choice falls on a budget that is asked by itself as well, as a rule: one answer for both
+        distinct: dict[str, tuple[Cell, int, Question]] = {}
+        for (budget, i), question in zip(budget_questions, settled, strict=True):
+            cell = self._at(cells[i], replace(budget, scale=question.scale))
+            self._keys.setdefault(identity(requests[i]), {})[budget] = cell.key
+            distinct.setdefault(cell.key, (cell, i, question))
+        is_missing = [key not in self.store for key in distinct]
+        bar.update(len(budget_questions) - sum(is_missing))
+        if not any(is_missing):
+            return
+        wanted = list(distinct.values())
+        at_budget = [question for _, _, question in wanted]
         for batch in self.engine.answer(at_budget, self.batch_size, is_missing):
             new_replies = [(position, reply) for position, reply in batch if is_missing[position]]
             answers = []
             for position, reply in new_replies:
-                request, question = requests[budget_questions[position][1]], at_budget[position]
+                cell, i, question = wanted[position]
+                request, doc_id = requests[i], int(requests[i].doc_id)
                 images = tuple(picture.digest for picture in question.pictures)
-                cell, doc_id = wanted_cells[position], int(request.doc_id)
                 picture_sizes = tuple(
                     (picture.image.height, picture.image.width) for picture in question.pictures
                 )

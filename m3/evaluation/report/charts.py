@@ -174,9 +174,10 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
                 LINES[index % len(LINES)],
                 marks,
                 kind.higher_is_better,
-                is_labelled=not is_small,
+                is_labelled=not is_small and not panel.is_by_tokens and index == 0,
             )
             draw_curve(axes, points, look)
+        _draw_choices(axes, panel, summary, model, COLOURS[index % len(COLOURS)])
     if panel.task is not None and panel.is_by_tokens:
         _published(axes, summary, panel.task, scale_ticks)
     for baseline_name, line_style in (("chance", ":"), ("majority", (0, (1, 3)))):
@@ -197,10 +198,30 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
         )
 
 
-def model_points(panel: Panel, summary: Summary, model: ModelRow) -> list[CurvePoint]:
-    """The budgets of a model that have a score and a place on the panel's axis."""
+def _draw_choices(axes: Axes, panel: Panel, summary: Summary, model: ModelRow, colour: str) -> None:
+    """Stars for choices among the budgets, which have computed costs alone."""
+    for point in model_points(panel, summary, model, summary.choices):
+        axes.plot(point.x, point.score.value, "*", color=colour, markersize=11, zorder=5)
+        if panel.task is None:
+            axes.annotate(
+                str(point.scale),
+                (point.x, point.score.value),
+                xytext=(0, -13),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7.5,
+                color=colour,
+            )
+    if summary.choices and model.method == OWN:
+        axes.plot([], [], "*", color=colour, markersize=11, label=f"{model.name}, its choices")
+
+
+def model_points(
+    panel: Panel, summary: Summary, model: ModelRow, settings: Sequence[int | str] | None = None
+) -> list[CurvePoint]:
+    """The budgets of a model (or other settings) that have a score and a place on the panel's axis."""
     points = []
-    for scale in summary.scales:
+    for scale in summary.scales if settings is None else settings:
         score = (
             summary.mean(model.name, scale)
             if panel.task is None

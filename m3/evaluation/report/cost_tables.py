@@ -77,13 +77,10 @@ def latency_table(summary: Summary, device: str) -> Table:
     block_titles: dict[int, str] = {}
     named_accelerator = accelerator(device)
     model_order = [model.name for model in summary.models]
-    for latency_row in sorted(
-        summary.latencies,
-        key=lambda latency_row: (
-            model_order.index(latency_row.model),
-            latency_row.batch_size,
-            read_budget(latency_row.scale),
-        ),
+    fixed_rows = sorted(summary.latencies, key=lambda row: read_budget(row.scale))
+    for latency_row in sorted(  # choices follow the budgets that they choose among
+        [*fixed_rows, *summary.choice_latencies],
+        key=lambda row: (model_order.index(row.model), row.batch_size),
     ):
         block_title = (
             f"{latency_row.model}, batch of {latency_row.batch_size}; measured on "

@@ -16,10 +16,12 @@ from m3.evaluation.cost.latency import NO_DIFFERENCE
 from m3.evaluation.cost.roofline import roofline
 from m3.evaluation.report.budget_curve import COLOURS, FAINT, INK, LINES, resolution_marks
 from m3.evaluation.report.charts import has_levels, spaced
+from m3.evaluation.report.choice_report import choice_figure
 from m3.evaluation.report.expert_load import routing_figure
 from m3.evaluation.results.run_folder import CostRow, LatencyRow
 from m3.hardware import accelerator
 from m3.nesting import read_budget, resolutions
+from m3.processing.scale_policy import is_budget
 
 NEVER = "#d9d9d9"
 TimedRow = TypeVar("TimedRow", CostRow, LatencyRow)
@@ -32,6 +34,9 @@ def figures(summary: Summary, device: str) -> dict[str, Figure]:
         drawn_figures["oracle"] = oracle_figure(summary)
     if summary.latencies:
         drawn_figures["latency"] = latency_figure(summary, device)
+    drawn_choices = choice_figure(summary)
+    if drawn_choices is not None:
+        drawn_figures["choices"] = drawn_choices
     expert_figure = routing_figure(summary)
     if expert_figure is not None:
         drawn_figures["experts"] = expert_figure
@@ -147,7 +152,9 @@ def latency_figure(summary: Summary, device: str) -> Figure:
                 if (row := summary.level_latency(model.name, one.scale, batch)) is not None
             ]
             _measured_lines(first_axes, rate_axes, level_rows, colour, line_style)
-        model_costs = [row for row in summary.costs if row.model == model.name]
+        model_costs = [
+            row for row in summary.costs if row.model == model.name and is_budget(row.scale)
+        ]
         estimate_label = f"ESTIMATE, not measured: {named_accelerator.name}"
         for costs_at_side in _by_resolution(model_costs) if model_rows else ():
             first_axes.plot(

@@ -75,6 +75,7 @@ def page_data(summary: Summary) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "scales": list(summary.scales),
+        "choices": list(summary.choices),
         "axes": [
             {"key": key, "label": axis.label, "isMeasured": axis.is_measured}
             for key, axis in COST_AXES.items()
@@ -118,10 +119,12 @@ def page_data(summary: Summary) -> dict[str, Any]:
 
 
 def _curve(summary: Summary, model: ModelRow, task: str) -> dict[int | str, list[float | None]]:
-    curve = summary.curve(model.name, task)
+    scores = summary.curve(model.name, task)
+    chosen = {choice: summary.score(model.name, task, choice) for choice in summary.choices}
+    scores |= {choice: score for choice, score in chosen.items() if score is not None}
     return {
         scale: [mean.value, None if math.isnan(mean.stderr) else mean.stderr]
-        for scale, mean in curve.items()
+        for scale, mean in scores.items()
     }
 
 
@@ -130,7 +133,7 @@ def _costs(
 ) -> dict[int | str, dict[str, Any]]:
     """Costs of all prompts, or of a task's; times are those of one mean prompt for every task."""
     scale_costs = {}
-    for scale in summary.scales:
+    for scale in [*summary.scales, *summary.choices]:
         cost, measured_latency = (
             summary.cost(model.name, scale, task),
             summary.level_latency(model.name, scale),

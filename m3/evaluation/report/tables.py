@@ -21,6 +21,7 @@ from m3.evaluation.analysis.oracle import Oracle
 from m3.evaluation.analysis.run_table import cost_columns
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.report.calibration_table import calibration_table
+from m3.evaluation.report.choice_report import choice_table, chosen_table
 from m3.evaluation.report.cost_tables import cost_table, latency_table
 from m3.evaluation.report.expert_load import routing_table
 from m3.evaluation.report.table_formats import NOTHING, Table
@@ -35,6 +36,8 @@ def report_tables(summary: Summary, device: str, changes: Sequence[Change] = ())
     """Every table that the run has numbers for."""
     all_tables = [
         scores_table(summary),
+        choice_table(summary),
+        chosen_table(summary),
         kept_table(summary),
         oracle_table(summary),
         calibration_table(summary),
@@ -60,7 +63,7 @@ def scores_table(summary: Summary) -> Table:
     block_titles: dict[int, str] = {}
     for model in summary.models:
         block_titles[len(table_rows)] = f"{model.name}: {model_description(model)}"
-        for scale in summary.scales:
+        for scale in [*summary.scales, *(summary.choices if model.method == OWN else ())]:
             scores = [summary.score(model.name, task, scale) for task in summary.tasks]
             scores += [summary.mean(model.name, scale)] if has_mean else []
             table_rows.append(

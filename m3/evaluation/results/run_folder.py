@@ -13,9 +13,10 @@ The sweep writes it, the report reads it, nothing else passes between them.
     models.json, baselines.json, environment.json, examples/
     lmms_eval.log                 what the harness printed
 
-SCALE is a budget: 36, or 36@48. MODEL is a model's name, or MODEL+METHOD for a control (m3/evaluation/token_reduction/table.py): a
-control has rows of its own everywhere, as if it were a model. `ModelRow.method` and `ModelRow.base`
-say which it is, and of which model. A task that a server scores has no row in cells.csv, but files.
+SCALE is a budget, 36 or 36@48, or a choice of budgets: auto:0.95 (auto=0.95 in names of files), 144+1. MODEL is a
+model's name, or MODEL+METHOD for a control (m3/evaluation/token_reduction/table.py): a control has rows of its own
+everywhere, as if it were a model. `ModelRow.method` and `ModelRow.base` say which it is, and of which model. A task
+that a server scores has no row in cells.csv, but files.
 
 Files other than the store and the log are written aside and renamed.
 """
@@ -36,6 +37,7 @@ from m3.evaluation.token_reduction.table import OWN
 from m3.files import lock, write_text
 from m3.model.cost import Cost
 from m3.nesting import Budget, make_tiling, read_budget
+from m3.processing.scale_policy import is_budget, read_setting
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class CellRow:
 
     model: str
     task: str
-    scale: int | str  # the budget: 36, or "36@48"
+    scale: int | str  # the budget: 36, or "36@48"; or a choice of budgets: "auto:0.95", "144+1"
     status: str  # ok | failed
     metric: str
     is_primary: bool  # the task's first metric: the one that tables and charts show
@@ -109,9 +111,11 @@ class ModelRow:
 
     def is_trained(self, scale: int | str) -> bool:
         """Tell whether the weights were trained at this budget; else it is plain pooling, or a
-        control.
+        control. A choice of budgets counts as trained.
         """
-        return self.method == OWN and self.budget(scale).setting in self.trained_scales
+        if self.method != OWN:
+            return False
+        return not is_budget(scale) or self.budget(scale).setting in self.trained_scales
 
     def budget(self, scale: int | str) -> Budget:
         """What a budget of the sweep is to this model, which may call its resolution the largest."""
@@ -194,7 +198,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 def _parse(field_text: str, field_type: Any) -> Any:
     if field_type == int | str:
-        return read_budget(field_text).setting
+        return read_setting(field_text)
     if isinstance(field_type, UnionType):
         return None if field_text == "" else _parse(field_text, get_args(field_type)[0])
     return field_text == "True" if field_type is bool else field_type(field_text)
@@ -212,19 +216,24 @@ def alone_in(run: Path) -> AbstractContextManager[None]:
 
 
 def result_path(run: Path, model: str, task: str, scale: int | str) -> Path:
-    return run / "results" / model / f"{task}@{scale}.json"
+    return run / "results" / model / f"{cell_name(task, scale)}.json"
 
 
 def submission_folder(run: Path, model: str, task: str, scale: int | str) -> Path:
-    return run / "submissions" / model / f"{task}@{scale}"
+    return run / "submissions" / model / cell_name(task, scale)
+
+
+def cell_name(task: str, scale: int | str) -> str:
+    """`TASK@SCALE`; the colon of `auto:0.95` may not stand in a file's name everywhere."""
+    return f"{task}@{scale}".replace(":", "=")
 
 
 def read_cell_name(name: str) -> tuple[str, int | str]:
-    """Task and budget of `TASK@SCALE`, where SCALE may be 36@48."""
-    task, *settings = re.split(r"@(?=\d+(?:@\d+)?$)", name, maxsplit=1)
+    """Task and setting of `TASK@SCALE`, where SCALE may be 36@48, 144+1 or auto=0.95."""
+    task, *settings = re.split(r"@(?=(?:\d[\d@x+]*|auto(?:=[\w.]+)?)$)", name, maxsplit=1)
     if not settings:
         raise ValueError(f"{name!r} names no cell of a sweep: expected TASK@36 or TASK@36@48")
-    return task, read_budget(settings[0]).setting
+    return task, read_setting(settings[0].replace("=", ":"))
 
 
 def read_keys(run: Path, model: str, task: str, scale: int | str) -> dict[int, str]:

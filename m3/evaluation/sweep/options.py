@@ -6,24 +6,29 @@ itself.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from m3.evaluation.answering.settling import check_budget, check_setting, largest_resolution
 from m3.evaluation.harness.lmms_model import FRAMES, sampling_of
 from m3.evaluation.suites import get_suite, known_tasks, suites
 from m3.evaluation.token_reduction.table import METHODS, OWN, get_method
 from m3.inference.loading import DTYPES
 from m3.model import M3Config
-from m3.nesting import Budget, get_nesting, read_budget, read_ladder
+from m3.nesting import Budget, read_budget, read_ladder
+from m3.processing.scale_policy import is_budget, read_setting
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
     """Models, tasks, budgets and methods of a sweep, and how it runs.
 
-    `models`: the first is the one compared. `scales`: 36, or "36@48"; None for those that the first
-    model was trained at. `data_root`: a folder with local copies of data sets. `limit`: documents of each
+    `models`: the first is the one compared. `scales`: 36, "36@48" or a choice such as "auto"; None for
+    those that the first model was trained at. `data_root`: a folder with local copies of data sets. `limit`: documents of each
     task, None for all. `batch_size`: rows at the largest trained scale. `frames`: a number, or
     `collage`. `command`: what the run folder tells of how it was made.
     """
@@ -115,7 +120,8 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scales",
         help="visual tokens per image, with commas, or tokens at a resolution in pixels, such as\n"
-        "1,36,36@48; default: the first model's trained scales",
+        "1,36,36@48; choices among them: auto, auto:0.95, auto:rule, 144+1; default: the first\n"
+        "model's trained scales",
     )
     parser.add_argument(
         "--methods", default=OWN, help="how visual tokens are chosen, with commas; see below"
@@ -187,11 +193,12 @@ def names_in(text: str) -> tuple[str, ...]:
 def scales_in(text: str) -> tuple[int | str, ...]:
     """The budgets of `--scales`."""
     try:
-        return tuple(read_budget(scale_text).setting for scale_text in text.split(","))
+        return tuple(read_setting(scale_text.strip()) for scale_text in text.split(","))
     except ValueError as error:
         raise ValueError(
-            "--scales takes numbers of visual tokens with commas, such as 1,9,36, or tokens at a "
-            f"resolution in pixels, such as 36@48; got {text!r}"
+            "--scales takes numbers of visual tokens with commas, such as 1,9,36, tokens at a "
+            "resolution in pixels, such as 36@48, or choices of them: auto, auto:0.95, auto:rule, "
+            f"144+1; got {text!r}"
         ) from error
 
 
@@ -291,8 +298,17 @@ def check_distinct(names: Sequence[str], methods: Sequence[str]) -> None:
         )
 
 
-def check_methods(methods: Sequence[str], scales: Sequence[int | str]) -> None:
-    """A `ValueError` for a control at a budget with a resolution."""
+def check_methods(
+    methods: Sequence[str], scales: Sequence[int | str], choices: Sequence[int | str] = ()
+) -> None:
+    """A `ValueError` for a control at a budget with a resolution, or a choice without the model's
+    own tokens.
+    """
+    if choices and OWN not in methods:
+        raise ValueError(
+            f"{', '.join(map(str, choices))} choose among the model's own tokens: add {OWN} to "
+            "--methods, or leave the choices out of --scales"
+        )
     controls = [method for method in methods if method != OWN]
     reduced = [scale for scale in scales if read_budget(scale).resolution is not None]
     if controls and reduced:
@@ -310,14 +326,16 @@ def reachable_scales(
     """The budgets to sweep, ascending, each within the reach of every model; the first model's
     largest resolution goes without a name.
 
-    `asked_scales`: by default those that the first model was trained at.
+    `asked_scales`: by default the budgets that the first model was trained at, also where it names
+    nothing but choices of budgets.
 
     Raises:
         ValueError: a resolution that a model cannot see, or tokens out of its reach; those that it
             can are listed.
     """
     first_config = next(iter(configs.values()))
-    settings = first_config.nesting.trained_scales if asked_scales is None else asked_scales
+    settings = [scale for scale in asked_scales or () if is_budget(scale)]
+    settings = settings or first_config.nesting.trained_scales
     largest = largest_resolution(first_config)
     budgets = read_ladder(
         Budget(budget.tokens) if budget.resolution == largest else budget
@@ -332,15 +350,31 @@ def reachable_scales(
     return [budget.setting for budget in budgets]
 
 
-def check_budget(config: M3Config, budget: Budget) -> None:
-    """A `ValueError` for a resolution that a model cannot see, or tokens that it cannot reach."""
-    largest = largest_resolution(config)
-    if budget.resolution is not None and budget.resolution > largest:
-        raise ValueError(f"{budget}: the model sees images of at most {largest} pixels")
-    get_nesting(config.nesting.kind).count(config.grid_at(budget.resolution), budget.tokens)
-    config.tiles(budget.resolution)
+def asked_choices(
+    asked_scales: Sequence[int | str] | None, configs: dict[str, M3Config]
+) -> list[int | str]:
+    """The choices of budgets to sweep (auto, auto:rule, 144+1), in the order of `--scales`.
+
+    Raises:
+        ValueError: the first model cannot follow one, as `auto` without a router.
+    """
+    choices = [scale for scale in asked_scales or () if not is_budget(scale)]
+    first_name, first_config = next(iter(configs.items()))
+    for choice in choices:
+        try:
+            check_setting(first_config, choice)
+        except ValueError as error:
+            raise ValueError(f"model {first_name}: {error}") from error
+    return list(dict.fromkeys(choices))
 
 
-def largest_resolution(config: M3Config) -> int:
-    """The resolution in pixels of budgets that name none."""
-    return config.tiling.largest_resolution(config.tile_side(None))
+def own_choices(choices: Sequence[int | str], model_name: str, config: M3Config) -> list[int | str]:
+    """Those of the choices that a model can follow; what it cannot is logged, with the reason."""
+    followed = []
+    for choice in choices:
+        try:
+            check_setting(config, choice)
+            followed.append(choice)
+        except ValueError as error:
+            logger.info("%s has no rows of %s: %s", model_name, choice, error)
+    return followed

@@ -10,7 +10,8 @@ the first one scores all of them.
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,6 +25,7 @@ from loguru import logger as harness_logger
 from transformers.utils import logging as transformers_logging
 
 from m3.evaluation.answering.engine import Engine
+from m3.evaluation.cost.choice_latency import choice_latency, time_choosing
 from m3.evaluation.cost.latency import measure
 from m3.evaluation.harness.judge import check_judge, price, set_judge
 from m3.evaluation.harness.lmms_model import default_device, local_device, sampling_of
@@ -46,10 +48,12 @@ from m3.evaluation.sweep.baseline import check_baseline, fallen
 from m3.evaluation.sweep.examples import write_examples
 from m3.evaluation.sweep.options import (
     SweepOptions,
+    asked_choices,
     check_distinct,
     check_methods,
     label_of,
     labels,
+    own_choices,
     parse_options,
     reachable_scales,
     task_names,
@@ -59,6 +63,8 @@ from m3.evaluation.sweep.prompt_cost import NO_ANSWER_TEXT, costs_of, prompts_of
 from m3.evaluation.token_reduction.table import OWN, is_own
 from m3.hardware import environment
 from m3.model import M3Config
+from m3.nesting import read_budget
+from m3.processing.scale_policy import Auto, read_policy
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +89,7 @@ class Sweep:
 
     options: SweepOptions
     scales: list[int | str]  # the budgets, ascending
+    choices: list[int | str]  # choices among budgets, of the models' own tokens
     manager: TaskManager
     tasks: list[LoadedTask]
     broken: list[BrokenTask]
@@ -127,14 +134,15 @@ def main(argv: list[str]) -> int:
         set_judge(options.judge, options.judge_url)
         check_judge()
     scales = reachable_scales(options.scales, configs)
-    check_methods(options.methods, scales)
+    choices = asked_choices(options.scales, configs)
+    check_methods(options.methods, scales, choices)
     check_distinct(list(model_paths), options.methods)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     found_tasks = find(options, wanted_tasks)
     # of the processes that torchrun starts, the first writes
     with alone_in(options.out) if os.environ.get("RANK", "0") == "0" else nullcontext():
-        sweep = prepare(options, found_tasks, scales)
+        sweep = prepare(options, found_tasks, scales, choices)
         for model_name, model_path in model_paths.items():
             sweep_model(sweep, model_name, model_path)
     if not sweep.is_writer:
@@ -167,7 +175,12 @@ def find(options: SweepOptions, wanted_names: Sequence[str]) -> FoundTasks:
         return load_tasks(wanted_names, include, run / "tasks", options.data_root)
 
 
-def prepare(options: SweepOptions, found_tasks: FoundTasks, scales: list[int | str]) -> Sweep:
+def prepare(
+    options: SweepOptions,
+    found_tasks: FoundTasks,
+    scales: list[int | str],
+    choices: Sequence[int | str] = (),
+) -> Sweep:
     """Sets the run folder up, `options.out`."""
     run = options.out
     run.mkdir(parents=True, exist_ok=True)
@@ -177,7 +190,7 @@ def prepare(options: SweepOptions, found_tasks: FoundTasks, scales: list[int | s
         cpu=is_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
     )
     documents = sum(min(len(loaded.task.eval_docs), options.limit or 10**12) for loaded in tasks)
-    budgets = len(options.models) * len(scales) * len(options.methods)
+    budgets = len(options.models) * (len(scales) * len(options.methods) + len(choices))
     for loaded in tasks:
         if loaded.name in known_tasks() and "judge" in known_tasks()[loaded.name].needs:
             document_count = min(len(loaded.task.eval_docs), options.limit or 10**12)
@@ -194,7 +207,7 @@ def prepare(options: SweepOptions, found_tasks: FoundTasks, scales: list[int | s
             {loaded.name: loaded.baselines for loaded in tasks if loaded.baselines},
         )
     progress = Progress(budgets * (len(tasks) + len(broken)), run)
-    return Sweep(options, scales, manager, tasks, broken, accelerator, progress)
+    return Sweep(options, scales, list(choices), manager, tasks, broken, accelerator, progress)
 
 
 def clear(run: Path) -> None:
@@ -236,6 +249,8 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
     if sweep.is_writer:
         write_json(sweep.run / "models.json", [vars(model) for model in sweep.models])
     budgets = [MethodBudget(scale, method) for method in methods or [OWN] for scale in sweep.scales]
+    choices = own_choices(sweep.choices, name, engine.model.config) if OWN in methods else []
+    budgets += [MethodBudget(choice) for choice in choices]
     for broken in sweep.broken:
         for budget in budgets:
             row_label = label_of(name, budget.method)
@@ -247,7 +262,7 @@ def sweep_engine(sweep: Sweep, name: str, path: str, engine: Engine) -> None:
         for loaded in sweep.tasks:
             run_task(sweep, name, loaded, engine, store, budgets)
         if sweep.is_writer:
-            add_costs(sweep, name, engine, store, methods or [OWN])
+            add_costs(sweep, name, engine, store, methods or [OWN], choices)
     if sweep.is_writer and path == options.models[0]:
         first_model = sweep.models[0].name
         write_examples(
@@ -352,13 +367,18 @@ def describe(name: str, path: str, engine: Engine, method: str) -> ModelRow:
 
 
 def add_costs(
-    sweep: Sweep, name: str, engine: Engine, store: Store, methods: Sequence[str]
+    sweep: Sweep,
+    name: str,
+    engine: Engine,
+    store: Store,
+    methods: Sequence[str],
+    choices: Sequence[int | str],
 ) -> None:
     """Cost of the prompts that were asked; times of one image of most tiles and a mean text, by
     the model's own nesting.
     """
     for method in methods:
-        for scale in sweep.scales:
+        for scale in [*sweep.scales, *(choices if method == OWN else ())]:
             model_label = label_of(name, method)
             asked_prompts = {
                 task: prompts_of(task_answers)
@@ -368,6 +388,12 @@ def add_costs(
     if sweep.options.measures_latency:
         mean_text_tokens = text_tokens(name, sweep.cells)
         measured = measure(engine.model, sweep.scales, mean_text_tokens, LATENCY_BATCHES)
+        for choice in choices:
+            shares = chosen_shares(answers_of(sweep, name, choice, store))
+            choosing = {}
+            if isinstance(read_policy(choice), Auto) and shares:
+                choosing = time_choosing(engine.model, shares, mean_text_tokens, LATENCY_BATCHES)
+            measured += choice_latency(choice, shares, measured, choosing) if shares else []
         sweep.times += [LatencyRow.of(name, latency_row) for latency_row in measured]
     write_rows(sweep.run / "cost.csv", CostRow, sweep.costs)
     write_rows(sweep.run / "latency.csv", LatencyRow, sweep.times)
@@ -388,6 +414,15 @@ def answers_of(sweep: Sweep, label: str, scale: int | str, store: Store) -> dict
         ]
         for task in tasks
     }
+
+
+def chosen_shares(answers: Mapping[str, Sequence[Answer]]) -> dict[int | str, float]:
+    """Share of each budget among the pictures of all answers."""
+    counts: Counter[int | str] = Counter()
+    for answer in (answer for task_answers in answers.values() for answer in task_answers):
+        settings = [read_budget(word).setting for word in str(answer.cell.scale).split(",")]
+        counts.update(settings * len(answer.images) if len(settings) == 1 else settings)
+    return {setting: count / counts.total() for setting, count in counts.items()}
 
 
 def text_tokens(name: str, cells: Sequence[CellRow]) -> int:

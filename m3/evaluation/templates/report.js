@@ -71,16 +71,23 @@ function costAt(model, tasks, scale) {
 }
 
 function ourCurves(tasks) {
-  return data.models.filter((model) => shown.models.has(model.name)).map((model) => ({
+  const models = data.models.filter((model) => shown.models.has(model.name));
+  return [...models.map((model) => curveOf(model, tasks, data.scales, false)), ...models.map((model) => curveOf(model, tasks, data.choices, true))];
+}
+
+// The points of a model at fixed budgets, or at its choices among them.
+function curveOf(model, tasks, scales, isChoice) {
+  return {
     name: model.name,
     style: data.models.indexOf(model),
-    points: data.scales.flatMap((scale) => {
+    isChoice,
+    points: scales.flatMap((scale) => {
       const found = mean(model.name, tasks, scale);
       const cost = costAt(model.name, tasks, scale);
       const x = cost ? cost[shown.axis] : null;
       if (!found || !x) return [];  // 0: no picture in a prompt, and no place on a logarithmic axis
-      const trained = model.trained.includes(scale);
-      const budget = sides.length > 1 ? `, ${scale}` : "";
+      const trained = isChoice || model.trained.includes(scale);
+      const budget = isChoice || sides.length > 1 ? `, ${scale}` : "";
       const lines = [model.name + budget + (trained ? "" : " (not trained at this scale)"), found.value.toFixed(1) + (found.error === null ? "" : ` ± ${found.error.toFixed(1)}`)];
       if (cost) {
         for (const axis of data.axes.filter((axis) => cost[axis.key] !== null)) {
@@ -92,7 +99,7 @@ function ourCurves(tasks) {
       const isLess = data.tasks.find((task) => task.id === tasks[0]).kind.startsWith("less");
       return [{ x, y: found.value, good: isLess ? -found.value : found.value, error: found.error, trained, lines, scale }];
     }),
-  }));
+  };
 }
 
 // Papers count tokens per image or tile: a score at a scale stands where ours does, at another one only where a prompt of ours has
@@ -185,7 +192,7 @@ function drawCurve(curve, x, y) {
       group.append(make("line", { ...ends, class: "error" }));
     }
     const show = (event) => tell(event.target, point.lines);
-    const side = point.scale === undefined ? "" : sideOf(point.scale);
+    const side = curve.isChoice ? "choice" : point.scale === undefined ? "" : sideOf(point.scale);
     const mark = { class: point.trained ? "mark" : "mark hollow", tabindex: 0, role: "img", "data-side": side };
     const events = { onmouseenter: show, onfocus: show, onmouseleave: hush, onblur: hush };
     const shape = side ? { d: outlineOf(side, Number(at.cx), Number(at.cy)) } : { ...at, r: curve.style < 0 ? 3.5 : 5 };
@@ -196,6 +203,7 @@ function drawCurve(curve, x, y) {
 
 // One line; where resolutions differ a thin one for each, and the Pareto front over all of them.
 function linesOf(curve) {
+  if (curve.isChoice) return [];
   const own = curve.points.filter((point) => point.scale !== undefined);
   const shownSides = [...new Set(own.map((point) => sideOf(point.scale)))];
   if (shownSides.length < 2) return [[curve.points, "line"]];
@@ -205,8 +213,12 @@ function linesOf(curve) {
   return [...shownSides.map((side) => [ascending.filter((point) => sideOf(point.scale) === side), "line thin"]), [front, "line"]];
 }
 
-// Squares, triangles and diamonds, in turn by resolution; plain budgets have circles.
+// Squares, triangles and diamonds, in turn by resolution; plain budgets have circles, choices among them stars.
 function outlineOf(side, x, y) {
+  if (side === "choice") {
+    const tips = [...Array(10).keys()].map((i) => [(i % 2 ? 3.2 : 8) * Math.sin(i * Math.PI / 5), (i % 2 ? -3.2 : -8) * Math.cos(i * Math.PI / 5)]);
+    return `M${tips.map(([dx, dy]) => `${(x + dx).toFixed(1)} ${(y + dy).toFixed(1)}`).join("L")}Z`;
+  }
   const corners = [[[-4.5, -4.5], [4.5, -4.5], [4.5, 4.5], [-4.5, 4.5]], [[0, -6], [5.5, 4.5], [-5.5, 4.5]], [[0, -6.5], [6, 0], [0, 6.5], [-6, 0]], [[0, 6], [5.5, -4.5], [-5.5, -4.5]]];
   const shape = corners[sides.filter(Boolean).indexOf(side) % corners.length];
   return `M${shape.map(([dx, dy]) => `${(x + dx).toFixed(1)} ${(y + dy).toFixed(1)}`).join("L")}Z`;

@@ -1,10 +1,15 @@
-"""How a budget is chosen from what the router predicts: the cheapest whose regret is tolerable.
+"""How a budget is chosen from what the router predicts: what it would lose, and what it costs.
 
-in:  the regret of each budget that the router predicts, and the share of the largest budget's score
-     that is to be kept;
-out: one budget.
+in:  a value of each budget that the router predicts (lower is better), and the share of the largest
+     budget's score that is to be kept;
+out: one budget, the one with the least sum of its value and of its price: a price per operation times
+     the operations that it takes.
 
-The threshold of a share was calibrated on held-out samples when the router was trained
+A price in place of a tolerance: the cheapest budget whose value is near enough to the best takes a
+second look for one question to save little and spares one where it would save much; at a price, a
+gain is bought where it is cheap. On m3-tiny the choices at a price cost a tenth less (docs/auto.md).
+
+The price of a share was calibrated on held-out samples when the router was trained
 (m3/training/budget_router/calibration.py): with it, the mean score of the chosen budgets was that
 share of the largest budget's. The whole is an entry of the model's configuration, `budget_choice`.
 """
@@ -24,25 +29,33 @@ class BudgetChoice:
     """The router's sizes, the budgets it chooses among, and its calibration.
 
     `budgets`: cheapest first, by the operations up to the first answer token. `view`: resolution in
-    pixels that an image is first seen at, None the largest. `target`: what the router predicts, a
-    row of `m3.model.budgets.router.VALUES`. `thresholds`: pairs (share to keep, regret), ascending
-    shares. `width`, `layers`, `heads`: of the router's transformer.
+    pixels that an image is first seen at, None the largest. `costs`: operations of each budget, the
+    router's and the look at the view included, as a share of the largest budget's. `target`: what
+    the router predicts, a row of `m3.model.budgets.router.VALUES`. `prices`: pairs (share to keep,
+    price of the largest budget's operations), ascending shares. `width`, `layers`, `heads`: of the
+    router's transformer.
     """
 
     budgets: tuple[int | str, ...]
     view: int | None
     target: str
-    thresholds: tuple[tuple[float, float], ...] = ()
+    costs: tuple[float, ...]
+    prices: tuple[tuple[float, float], ...] = ()
     width: int = 64
     layers: int = 1
     heads: int = 4
 
     def __post_init__(self) -> None:
-        pairs = tuple((float(keep), float(regret)) for keep, regret in self.thresholds)
+        pairs = tuple((float(keep), float(price)) for keep, price in self.prices)
         object.__setattr__(self, "budgets", tuple(self.budgets))
-        object.__setattr__(self, "thresholds", tuple(sorted(pairs)))
+        object.__setattr__(self, "costs", tuple(float(cost) for cost in self.costs))
+        object.__setattr__(self, "prices", tuple(sorted(pairs)))
         if not self.budgets:
             raise ValueError("budget_choice.budgets is empty: name the budgets to choose among")
+        if len(self.costs) != len(self.budgets):
+            raise ValueError(
+                f"budget_choice.costs has {len(self.costs)} entries for {len(self.budgets)} budgets"
+            )
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
             raise ValueError(f"budget_choice.heads {self.heads} must divide its width {self.width}")
 
@@ -51,37 +64,38 @@ class BudgetChoice:
         """The budgets, cheapest first."""
         return tuple(read_budget(budget) for budget in self.budgets)
 
-    def threshold(self, keep: float | None) -> float:
-        """Regret that is tolerated to keep this share of the largest budget's score.
+    def price(self, keep: float | None) -> float:
+        """Price of the largest budget's operations to keep this share of its score.
 
         Raises:
             ValueError: no calibration, or a share outside what was calibrated.
         """
-        if not self.thresholds:
+        if not self.prices:
             raise ValueError(
                 "this model's router was not calibrated: train it with `m3 train` (docs/auto.md)"
             )
         share = DEFAULT_KEEP if keep is None else keep
-        shares = [calibrated for calibrated, _ in self.thresholds]
+        shares = [calibrated for calibrated, _ in self.prices]
         if not shares[0] <= share <= shares[-1]:
             raise ValueError(
                 f"auto:{share:g} is outside what this router was calibrated for: "
                 f"{shares[0]:g} to {shares[-1]:g}"
             )
         # of the shares between two that were calibrated, the stricter one's
-        return next(regret for calibrated, regret in self.thresholds if calibrated >= share)
+        return next(price for calibrated, price in self.prices if calibrated >= share)
 
-    def choose(self, regrets: Sequence[float], keep: float | None) -> Budget:
-        """The cheapest budget whose regret is tolerated."""
-        threshold, least = self.threshold(keep), min(regrets)
-        place = next(n for n, regret in enumerate(regrets) if regret - least <= threshold)
-        return self.ladder[place]
+    def choose(self, values: Sequence[float], keep: float | None) -> Budget:
+        """The budget whose value and price together are least; of equal ones the cheapest."""
+        price = self.price(keep)
+        sums = [value + price * cost for value, cost in zip(values, self.costs, strict=True)]
+        return self.ladder[sums.index(min(sums))]
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in config.json."""
         lists = {
             "budgets": list(self.budgets),
-            "thresholds": [list(pair) for pair in self.thresholds],
+            "costs": list(self.costs),
+            "prices": [list(pair) for pair in self.prices],
         }
         return asdict(self) | lists
 
@@ -91,7 +105,10 @@ def decode_choice(value: BudgetChoice | Mapping[str, Any] | None) -> BudgetChoic
     if value is None or isinstance(value, BudgetChoice):
         return value
     known = [field.name for field in fields(BudgetChoice)]
-    unknown, missing = sorted(set(value) - set(known)), {"budgets", "view", "target"} - set(value)
+    unknown, missing = (
+        sorted(set(value) - set(known)),
+        {*("budgets", "costs", "target", "view")} - set(value),
+    )
     if unknown or missing:
         fault = f"has no {', '.join(unknown)}" if unknown else f"needs {', '.join(sorted(missing))}"
         raise ValueError(f"budget_choice {fault}; its settings are {', '.join(known)}")

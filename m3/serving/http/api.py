@@ -131,7 +131,7 @@ def model_card(engine: Engine, settings: Settings) -> ModelCard:
 
 def _automatic_scales(engine: Engine) -> list[str]:
     choice, ladder = engine.model.config.budget_choice, engine.processor.ladder
-    has_router = choice is not None and bool(choice.thresholds)
+    has_router = choice is not None and bool(choice.prices)
     scales = {Auto().label: has_router, Rule().label: len(resolutions(ladder)) > 1}
     return [label for label, is_offered in scales.items() if is_offered]
 

@@ -1,18 +1,22 @@
-"""Calibration of a router on samples that it has not learned from: which regret may be tolerated to
-keep a share of the largest budget's score, and what the choices then cost.
+"""Calibration of a router on samples that it has not learned from: at which price of operations its
+choices keep a share of the largest budget's score, and what they then cost.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from m3.model.budgets.mixture import mixture_shares
 from m3.nesting import Budget
 
 SHARES = tuple(percent / 100 for percent in range(80, 101))
-"""Shares of the largest budget's score for which a threshold is kept."""
+"""Shares of the largest budget's score for which a price is kept."""
+PRICES = (0.0, *torch.logspace(-4, 2, 400).tolist())
+"""Prices that are tried; values are shares of wrong answers, or nats."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,15 @@ class ChoiceCost:
         look = 0 if budget.resolution == self.view else self.look
         return self.budgets[budget] + self.router + look
 
+    def shares(self, budgets: Sequence[Budget]) -> tuple[float, ...]:
+        """Of each budget, as a share of what the largest takes without a choice."""
+        largest = self.budgets[max(self.budgets)]
+        return tuple(self.of(budget) / largest for budget in budgets)
+
 
 @dataclass(frozen=True)
 class ChosenMeans:
-    """Means over the calibration's samples, of the budgets chosen at one threshold.
+    """Means over the calibration's samples, of the budgets chosen at one price.
 
     `share`: asked for, of the largest budget's score. `score`: answers that the model would say.
     `random_score`: of a random mixture of fixed budgets at equal operations. `flops`: up to the first
@@ -44,7 +53,7 @@ class ChosenMeans:
     """
 
     share: float
-    threshold: float
+    price: float
     score: float
     largest_score: float
     random_score: float
@@ -57,49 +66,50 @@ class ChosenMeans:
         return {name: round(value, 6) for name, value in asdict(self).items()}
 
 
-def chosen_places(values: Float[Tensor, "n k"], threshold: float) -> Int[Tensor, " n"]:
-    """The first (cheapest) budget of each sample whose regret is at most the threshold."""
-    regrets = values - values.amin(1, keepdim=True)
-    return (regrets <= threshold).int().argmax(1)
+def chosen_places(
+    values: Float[Tensor, "n k"], costs: Sequence[float], price: float
+) -> Int[Tensor, " n"]:
+    """The budget of each sample whose value and price together are least."""
+    return (values + price * torch.tensor(costs)).argmin(1)
 
 
 def calibrate(
-    values: Float[Tensor, "n k"], is_right: Bool[Tensor, "n k"], largest: int
+    values: Float[Tensor, "n k"],
+    is_right: Bool[Tensor, "n k"],
+    costs: Sequence[float],
+    largest: int,
 ) -> tuple[tuple[float, float], ...]:
-    """Pairs (share, threshold): the largest regret with which the choices keep that share of the
-    score of the budget at place `largest`.
+    """Pairs (share, price): the highest price up to which the choices keep that share of the score
+    of the budget at place `largest`. Beyond the first price that does not keep it nothing is taken,
+    though by chance a later one may.
     """
-    regrets = values - values.amin(1, keepdim=True)
-    candidates = torch.cat([torch.zeros(1), regrets.flatten()]).unique()
-    # some 400 steps are finer than the noise of any calibration
-    steps = candidates[torch.linspace(0, len(candidates) - 1, 400).long()].tolist()
     scores = [
-        float(is_right.gather(1, chosen_places(values, step)[:, None]).float().mean())
-        for step in steps
+        float(is_right.gather(1, chosen_places(values, costs, price)[:, None]).float().mean())
+        for price in PRICES
     ]
     asked = float(is_right[:, largest].float().mean())
-    pairs = []
-    for share in SHARES:
-        keeping = [
-            step for step, score in zip(steps, scores, strict=True) if score >= share * asked
-        ]
-        pairs.append((share, max(keeping, default=0.0)))
-    return tuple(pairs)
+    # the worst score up to each price
+    floors = list(accumulate(scores, min))
+    return tuple(
+        (
+            share,
+            max(
+                (p for p, low in zip(PRICES, floors, strict=True) if low >= share * asked),
+                default=0.0,
+            ),
+        )
+        for share in SHARES
+    )
 
 
 def random_mixture(flops: float, points: Sequence[tuple[int, float]]) -> float:
-    """Score of a random mixture of two fixed budgets at so many operations in the mean.
+    """Score of the best random mixture of fixed budgets at so many operations in the mean.
 
-    `points`: (operations, score) of each fixed budget; mixtures reach their upper hull.
+    `points`: (operations, score) of each fixed budget.
     """
-    ordered = sorted(points)
-    best = max((score for cost, score in ordered if cost <= flops), default=ordered[0][1])
-    for cost, score in ordered:
-        for other_cost, other_score in ordered:
-            if cost <= flops < other_cost:
-                share = (flops - cost) / (other_cost - cost)
-                best = max(best, score + share * (other_score - score))
-    return best
+    costs, scores = [cost for cost, _ in points], [score for _, score in points]
+    shares = mixture_shares(flops, costs, scores)
+    return sum(share * score for share, score in zip(shares, scores, strict=True))
 
 
 def chosen_means(
@@ -108,10 +118,10 @@ def chosen_means(
     budgets: Sequence[Budget],
     cost: ChoiceCost,
     share: float,
-    threshold: float,
+    price: float,
 ) -> ChosenMeans:
-    """Means of the choices that a threshold makes."""
-    places = chosen_places(values, threshold)
+    """Means of the choices at a price."""
+    places = chosen_places(values, cost.shares(budgets), price)
     largest = budgets.index(max(budgets))
     chosen = [budgets[place] for place in places.tolist()]
     costs = [cost.of(budget) for budget in chosen]
@@ -122,7 +132,7 @@ def chosen_means(
     mean_flops = sum(costs) / len(costs)
     return ChosenMeans(
         share=share,
-        threshold=threshold,
+        price=price,
         score=float(is_right.gather(1, places[:, None]).float().mean()),
         largest_score=float(is_right[:, largest].float().mean()),
         random_score=random_mixture(mean_flops, points),

@@ -27,11 +27,11 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class FitSettings:
-    """`learning_rate`: AdamW's, decaying to 0 by a cosine. `seed`: of the first weights, of the
-    validation's samples and of the batches.
+    """`learning_rate`: the highest of AdamW's, which rises and falls once. `seed`: of the first
+    weights, of the validation's samples and of the batches.
     """
 
-    epochs: int = 40
+    epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -40,7 +40,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FittedRouter:
-    """A router that was fitted to one target, with its calibration (`choice.thresholds`)."""
+    """A router that was fitted to one target, with its calibration (`choice.prices`)."""
 
     router: BudgetRouter
     choice: BudgetChoice
@@ -90,12 +90,12 @@ def fit_routers(
         router = fit_router(embeddings, width, named, learned, settings)
         values = predict(router, named, embeddings, held_out)
         largest = held_out.budgets.index(max(held_out.budgets))
-        thresholds = calibrate(values, held_out.is_right, largest)
+        prices = calibrate(values, held_out.is_right, choice.costs, largest)
         means = tuple(
-            chosen_means(values, held_out.is_right, held_out.budgets, cost, share, threshold)
-            for share, threshold in thresholds
+            chosen_means(values, held_out.is_right, held_out.budgets, cost, share, price)
+            for share, price in prices
         )
-        fitted_routers.append(FittedRouter(router, replace(named, thresholds=thresholds), means))
+        fitted_routers.append(FittedRouter(router, replace(named, prices=prices), means))
     return sorted(fitted_routers, key=lambda fitted: fitted.flops)
 
 
@@ -119,7 +119,9 @@ def fit_router(
         router.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
     steps = settings.epochs * -(-len(training) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=steps
+    )
     best_loss, best_weights = float("inf"), deepcopy(router.state_dict())
     for _ in range(settings.epochs):
         router.train()

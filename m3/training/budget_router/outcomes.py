@@ -10,7 +10,7 @@ before it: this is when greedy decoding writes it.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -53,6 +53,16 @@ class Outcomes:
             self.is_right[questions],
         )
 
+    def at(self, places: Sequence[int]) -> "Outcomes":
+        """The outcomes at some of the budgets, by place."""
+        columns = list(places)
+        return replace(
+            self,
+            budgets=tuple(self.budgets[place] for place in columns),
+            losses=self.losses[:, columns],
+            is_right=self.is_right[:, columns],
+        )
+
 
 def first_question(sample: AnySample) -> Sample | None:
     """The first question and its answer; None of a document, or without exactly one image there."""
@@ -92,18 +102,18 @@ def collect_outcomes(
             f"{count} (samples and held_out): give more data, or ask for fewer"
         )
     model.eval()
-    parts = []
+    batch_outcomes = []
     for start in range(0, count, batch_size):
         batch = questions[start : start + batch_size]
-        parts.append(_ask(model, processor, batch, tuple(budgets)))
+        batch_outcomes.append(_ask(model, processor, batch, tuple(budgets)))
         if start // batch_size % 20 == 0:
             logger.info("asked %d of %d questions at every budget", start + len(batch), count)
     return Outcomes(
         tuple(budgets),
-        torch.cat([part.view for part in parts]),
-        [prompt for part in parts for prompt in part.prompts],
-        torch.cat([part.losses for part in parts]),
-        torch.cat([part.is_right for part in parts]),
+        torch.cat([batch_part.view for batch_part in batch_outcomes]),
+        [prompt for batch_part in batch_outcomes for prompt in batch_part.prompts],
+        torch.cat([batch_part.losses for batch_part in batch_outcomes]),
+        torch.cat([batch_part.is_right for batch_part in batch_outcomes]),
     )
 
 

@@ -6,7 +6,9 @@ out: the run folder; `checkpoints/final` is the model with its router, all other
      `metrics.jsonl` has a line per target and share.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import mean
 
 import torch
@@ -26,6 +28,8 @@ from m3.training.loop.distributed import world
 from m3.training.loop.run_folder import RunFolder
 from m3.training.recipe.router_recipe import BudgetRouterRecipe
 from m3.training.setup.build import load_checkpoint, read_config
+
+logger = logging.getLogger(__name__)
 
 
 def train_budget_router(recipe: BudgetRouterRecipe) -> RunFolder:
@@ -72,27 +76,38 @@ def _fit(
     cost_model: CostModel,
 ) -> list[FittedRouter]:
     """Routers of all targets of the recipe, those with the cheapest choices first."""
-    settings, budgets = recipe.budget_router, outcomes.budgets
-    width = model.config.text_config.hidden_size
+    settings, view = recipe.budget_router, resolutions(outcomes.budgets)[0]
+    words = round(mean(len(prompt) for prompt in outcomes.prompts))
+    flops = {
+        budget: cost_model.cost(budget, words).first_token_flops for budget in outcomes.budgets
+    }
     numbers = torch.arange(len(outcomes))
+    learned = outcomes.take(numbers[: recipe.samples])
+    places = _worthwhile(learned) if settings.budgets is None else range(len(outcomes.budgets))
     learned, held_out = (
-        outcomes.take(numbers[: recipe.samples]),
-        outcomes.take(numbers[recipe.samples :]),
+        part.at(places) for part in (learned, outcomes.take(numbers[recipe.samples :]))
     )
-    view = resolutions(budgets)[0]
+    budgets, width = learned.budgets, model.config.text_config.hidden_size
+    logger.info("chosen among: %s", ", ".join(map(str, budgets)))
     choice = BudgetChoice(
         budgets=tuple(budget.setting for budget in budgets),
         view=view,
         target=settings.targets[0],
+        costs=(0.0,) * len(budgets),  # the router's own are among them
         width=settings.width,
         layers=settings.layers,
         heads=settings.heads,
     )
-    words = round(mean(len(prompt) for prompt in outcomes.prompts))
+    cost = ChoiceCost(
+        {budget: flops[budget] for budget in budgets},
+        BudgetRouter(choice, width).flops(outcomes.view.shape[1], words),
+        cost_model.vision_flops(view) + cost_model.connector_flops(view),
+        view,
+    )
     return fit_routers(
         model.get_input_embeddings(),
         width,
-        choice,
+        replace(choice, costs=cost.shares(budgets)),
         learned,
         held_out,
         settings.targets,
@@ -102,13 +117,21 @@ def _fit(
             weight_decay=settings.weight_decay,
             seed=recipe.seed,
         ),
-        ChoiceCost(
-            {budget: cost_model.cost(budget, words).first_token_flops for budget in budgets},
-            BudgetRouter(choice, width).flops(outcomes.view.shape[1], words),
-            cost_model.vision_flops(view) + cost_model.connector_flops(view),
-            view,
-        ),
+        cost,
     )
+
+
+def _worthwhile(outcomes: Outcomes) -> list[int]:
+    """Places of the budgets, cheapest first, that score more than every cheaper one, and of the
+    largest: others only add to what a router may be wrong about.
+    """
+    scores = outcomes.is_right.float().mean(0).tolist()
+    largest = outcomes.budgets.index(max(outcomes.budgets))
+    return [
+        place
+        for place, score in enumerate(scores)
+        if place == largest or score > max(scores[:place], default=-1.0)
+    ]
 
 
 def _finished_model(recipe: BudgetRouterRecipe) -> tuple[M3ForConditionalGeneration, M3Processor]:

@@ -13,12 +13,12 @@ import torch
 from peft import get_peft_model
 
 from m3.checkpoints.new_embeddings import EMBEDDING, OUTPUT
-from m3.hardware import peak_flops
+from m3.hardware import Accelerator, accelerator, peak_flops
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import CostModel
 from m3.nesting import read_budget
 from m3.processing import M3Processor
-from m3.training.loop.distributed import zero_options
+from m3.training.checks.memory_estimate import activation_bytes, memory_lines, read_sharding
 from m3.training.loop.evaluations import check_folders
 from m3.training.recipe.recipe import Recipe
 from m3.training.recipe.sections import Evaluation
@@ -49,14 +49,16 @@ class Parameters:
     trained: int
 
 
-def plan(resolved: ResolvedRun) -> str:
-    """The lines that a run prints before it starts.
+def plan(resolved: ResolvedRun, accelerator_name: str | None = None) -> str:
+    """The lines that a run prints before it starts; memory and time for a row of
+    m3/hardware.py:ACCELERATORS, or for this machine.
 
     Raises:
         ValueError: the global batch cannot be made up on so many devices, or nothing says what the
             model is.
     """
     recipe, config = resolved.recipe, resolved.config
+    chip = None if accelerator_name is None else accelerator(accelerator_name)
     unsayable, processor = _unsayable(resolved)
     rows = new_rows(resolved, unsayable)
     check_sharding(recipe, rows)
@@ -67,7 +69,7 @@ def plan(resolved: ResolvedRun) -> str:
         plan_lines.append(
             f"{part_name:<14}{part_parameters.total / 1e6:>13.3f}M{part_parameters.trained / 1e6:>13.3f}M"
         )
-    plan_lines += [_batch_line(resolved), *_size_lines(resolved, parameters)]
+    plan_lines += [_batch_line(resolved), *_size_lines(resolved, parameters, chip)]
     if recipe.evaluation is not None:
         plan_lines.append(_evaluation_line(recipe, recipe.evaluation, config))
     if rows is not None:
@@ -176,7 +178,9 @@ def _evaluation_line(recipe: Recipe, evaluation: Evaluation, config: M3Config) -
     )
 
 
-def _size_lines(resolved: ResolvedRun, parameters: dict[str, Parameters]) -> list[str]:
+def _size_lines(
+    resolved: ResolvedRun, parameters: dict[str, Parameters], chip: Accelerator | None
+) -> list[str]:
     """Tokens, memory and time, all estimates for samples of one image."""
     recipe, config, samples = resolved.recipe, resolved.config, resolved.step_samples
     scales, data_section, schedule = recipe.matryoshka_vis_token_scale, recipe.data, recipe.schedule
@@ -201,15 +205,20 @@ def _size_lines(resolved: ResolvedRun, parameters: dict[str, Parameters]) -> lis
         "rows            "
         f"{'one sequence each, padded' if data_section.pack_length is None else f'packed, {data_section.pack_length} tokens'}",
         f"attention       {resolved.row_attention.reason}",
-        f"memory          about {_memory(resolved, parameters, tokens) / 2**30:.2f} "
-        "GiB a device (estimate)",
+        *memory_lines(
+            resolved,
+            sum(part_parameters.total for part_parameters in parameters.values()),
+            sum(part_parameters.trained for part_parameters in parameters.values()),
+            activation_bytes(resolved, tokens, TEXT_TOKENS),
+            None if chip is None else chip.memory_bytes,
+        ),
     ]
-    peak = peak_flops()
+    peak = peak_flops() if chip is None else chip.flops
     if peak is None:
         return [
             *size_lines,
             "time            unknown: the peak of this machine's processor is not in "
-            "m3/hardware.py",
+            "m3/hardware.py; --accelerator H100 estimates it for one that is",
         ]
     seconds = flops / (peak * UTILISATION * resolved.devices)
     total_hours = (
@@ -218,44 +227,10 @@ def _size_lines(resolved: ResolvedRun, parameters: dict[str, Parameters]) -> lis
     return [
         *size_lines,
         f"time            about {seconds:.2f} s a step{total_hours} (at {UTILISATION:.0%} of "
-        "the peak; estimate)",
+        f"the peak{'' if chip is None else f' of {chip.name}'}; estimate)",
     ]
 
 
 def zero_stage(recipe: Recipe) -> int:
     """ZeRO stage of the recipe's DeepSpeed configuration; 0 without one."""
-    if recipe.hardware.deepspeed is None:
-        return 0
-    return int(zero_options(recipe.hardware.deepspeed)["stage"])
-
-
-def _memory(resolved: ResolvedRun, parameters: dict[str, Parameters], tokens: float) -> float:
-    """Bytes of a device: weights, gradients, AdamW's state, activations.
-
-    Without what kernels and allocators add.
-
-    Plain: float32 weights and gradients 4 + 4 bytes, moments 8. DeepSpeed in bfloat16: 2 + 2,
-    float32 copy and moments 12. A checkpointed layer keeps its input; else about 34 values a token
-    and unit of width (https://arxiv.org/abs/2205.05198).
-    """
-    recipe, devices = resolved.recipe, resolved.devices
-    total_count, trained_count = (
-        sum(p.total for p in parameters.values()),
-        sum(p.trained for p in parameters.values()),
-    )
-    stage, is_half = zero_stage(recipe), recipe.hardware.precision == "bfloat16"
-    mixed = is_half and stage > 0
-    weights, gradients, optimiser_bytes = (2, 2, 12) if mixed else (4, 4, 8)
-    if recipe.adapter is not None and is_half:
-        weights = 2
-    if recipe.adapter is not None and recipe.adapter.quantise is not None:
-        weights = 0.6 if recipe.adapter.quantise == "bnb-4bit" else 1.1
-    weight_bytes = total_count * weights / (devices if stage == 3 else 1)
-    weight_bytes += trained_count * (gradients + optimiser_bytes) / (devices if stage >= 2 else 1)
-    row_tokens = recipe.schedule.batch_size * tokens
-    text = resolved.config.text_config
-    activation_factor = 2 if recipe.hardware.activation_checkpointing else 34
-    width = 2 if is_half else 4
-    layers = text.num_hidden_layers * text.hidden_size * row_tokens * activation_factor / 2 * width
-    labels = recipe.schedule.batch_size * TEXT_TOKENS * text.vocab_size * 4 * 3
-    return weight_bytes + layers + labels
+    return read_sharding(recipe).stage

@@ -29,6 +29,8 @@ class DistillationSettings:
                 raise ValueError(
                     f"resolution_distillation.{name} must be a number above 0, got {number}"
                 )
+        weights = {int(key) if str(key).isdigit() else key: w for key, w in self.weights.items()}
+        object.__setattr__(self, "weights", weights)  # frozen; an override's keys are texts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ class RouterSettings:
     """The router and its fitting.
 
     `targets`: what routers are trained to predict (m3/training/budget_router/targets.py); the one
-    with the cheapest choices is kept. `budgets`: to choose among, null for the model's ladder.
+    with the cheapest choices is kept. `budgets`: to choose among, null for those of the model's ladder
+    that score more than every cheaper one.
     `width`, `layers`, `heads`: of its transformer. `epochs`, `learning_rate`, `weight_decay`: of
     AdamW.
     """
@@ -25,7 +26,7 @@ class RouterSettings:
     width: int = 64
     layers: int = 1
     heads: int = 4
-    epochs: int = 40
+    epochs: int = 20
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
 

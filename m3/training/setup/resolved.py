@@ -14,11 +14,10 @@ from typing import Any, cast
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
+from m3.auto import M3Config, M3Processor
 from m3.checkpoints.processors import make_processor
 from m3.config import load
-from m3.model import M3Config
 from m3.model.configuration import decode_nesting
-from m3.processing import M3Processor
 from m3.processing.chat_template import IMAGE_TOKEN
 from m3.training.recipe.recipe import Recipe
 from m3.training.recipe.sections import NewModel, Rate
@@ -122,18 +121,21 @@ def _stated_config(recipe: Recipe) -> M3Config:
             f"model: {recipe.model} has no config.json, and the recipe names no "
             "architecture to plan with"
         )
-    shipped = (
-        Path(__file__).resolve().parents[2]
-        / "recipes"
-        / "architectures"
-        / f"{recipe.architecture}.yaml"
-    )
-    if not shipped.is_file():
-        known_names = ", ".join(
-            sorted(architecture_file.stem for architecture_file in shipped.parent.glob("*.yaml"))
-        )
+    if recipe.architecture not in shipped_architectures():
+        known_names = ", ".join(shipped_architectures())
         raise ValueError(f"architecture: no {recipe.architecture!r}; there are {known_names}")
-    return M3Config(**load(shipped, dict))
+    return read_architecture(shipped_architectures()[recipe.architecture])
+
+
+def shipped_architectures() -> dict[str, Path]:
+    """Files of m3/recipes/architectures by their names: sizes of models whose weights are elsewhere."""
+    folder = Path(__file__).resolve().parents[2] / "recipes" / "architectures"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def read_architecture(file: Path) -> M3Config:
+    """The configuration that such a file says."""
+    return M3Config(**load(file, dict))
 
 
 def exchange_reducer(config: M3Config, reducer: Mapping[str, Any] | None) -> M3Config:

@@ -1,0 +1,36 @@
+"""The parser of command lines that verbs use: a mistyped option is answered with the nearest one,
+and none is guessed from its first letters.
+"""
+
+import argparse
+from typing import NoReturn
+
+from m3.config import near_match
+
+UNKNOWN = "unrecognized arguments: "
+
+
+class CommandLine(argparse.ArgumentParser):
+    """argparse's, without abbreviations; the process ends with 2 where a line cannot be read."""
+
+    def __init__(
+        self,
+        prog: str,
+        description: str | None,
+        epilog: str | None = None,
+        formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter,
+    ) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=formatter_class,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse, with the nearest option behind an unknown one."""
+        name = message.removeprefix(UNKNOWN).split()[0].partition("=")[0]
+        if message.startswith(UNKNOWN) and name.startswith("-"):
+            message = f"{message}. {near_match(name, self._option_string_actions)}"
+        super().error(message)
