@@ -4,40 +4,40 @@
 2. many clients for some minutes: errors, answers that differ, seconds per scale, throughput against
    1., memory over time
 3. one image at all scales against as many images: time, and runs of the vision tower
-4. SIGTERM while all clients wait for an answer: number of accepted requests that were answered
+4. all questions at one scale (`auto`, where the model has a router) against all at the largest: ratios
+   of latency, throughput and CPU seconds
+5. SIGTERM while all clients wait for an answer: number of accepted requests that were answered
 """
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import random
-import re
 import signal
-import socket
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx2
 
-from m3.bench.serve_load import Question, RequestResult, ask_server, run_clients
+from m3.bench.serve_compare import report_comparison
+from m3.bench.serve_load import Question, RequestResult, ask_server, renew_picture, run_clients
+from m3.bench.serve_process import Server, start_server
 from m3.data.synthetic.suite import FAMILIES, test_row
 from m3.inference import Conversation, Generation
 from m3.inference import load as load_model
+from m3.model import M3ForConditionalGeneration
 from m3.nesting import read_budget, resolutions
+from m3.processing import M3Processor
+from m3.processing.scale_policy import Fixed, read_policy, split_alternatives
 
-START_SECONDS = 180.0
 SAMPLES = 20
 """Samples of the server's memory over the duration of the load."""
 
 
 def main(argv: list[str]) -> int:
-    """Print the four reports.
+    """Print the five reports.
 
     1 where a request failed or was lost, an answer differs, or the tower encoded an image twice.
     """
@@ -53,109 +53,95 @@ def main(argv: list[str]) -> int:
         "--pictures", type=int, default=8, help="of each of the embedded suite's families"
     )
     parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument(
+        "--scales",
+        type=split_alternatives,
+        help="to ask at in 2., such as 1,36,144+1,auto; default: all trained",
+    )
+    parser.add_argument(
+        "--against-largest",
+        metavar="SCALE",
+        help="the scale of 4., such as auto:0.95 or auto:rule; default: auto, where there is a router",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="of 4.; in each all questions are asked at both scales",
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="the server's settings")
     arguments = parser.parse_intermixed_args(argv)
-    questions, seconds_alone = reference_answers(
-        arguments.model, arguments.pictures, arguments.max_tokens
-    )
-    scales = sorted({question.scale for question in questions}, key=read_budget)
+    plan, seconds_alone = make_plan(arguments)
     print(
-        f"{len(questions)} questions at scales {scales}; alone, one after the other: "
+        f"{len(plan.load)} questions at scales {plan.scales}; alone, one after the other: "
         f"{1 / seconds_alone:.1f} a second"
     )
     with start_server(arguments.model, arguments.settings) as server:
         results, memory = asyncio.run(
-            run_load(server, questions, arguments.clients, arguments.minutes * 60)
+            run_load(server, plan.load, arguments.clients, arguments.minutes * 60)
         )
-        answers_equal = report_load(results, memory, arguments.minutes * 60, seconds_alone)
-        encoded_once = report_tower_runs(server, questions, scales)
-        shutdown_clean = asyncio.run(report_shutdown(server, questions, arguments.clients))
-    return 0 if answers_equal and encoded_once and shutdown_clean else 1
+        is_clean = report_load(results, memory, arguments.minutes * 60, seconds_alone)
+        is_clean &= report_tower_runs(server, plan.load, plan.scales)
+        if plan.pair is not None:
+            is_clean &= report_comparison(server, plan.pair, arguments.clients, arguments.rounds)
+        is_clean &= asyncio.run(report_shutdown(server, plan.load, arguments.clients))
+    return 0 if is_clean else 1
 
 
 # ---------------------------------------------------------------------- 1. without a server
+@dataclass(frozen=True)
+class Plan:
+    """What is asked: under load, and, where two scales are compared, at each of them."""
+
+    load: list[Question]
+    pair: tuple[list[Question], list[Question]] | None
+
+    @property
+    def scales(self) -> list[int | str]:
+        """The scales of the load, in order."""
+        return list(dict.fromkeys(question.scale for question in self.load))
+
+
+def make_plan(arguments: argparse.Namespace) -> tuple[Plan, float]:
+    """Questions with the model's answers without a server, and median seconds per answer."""
+    model, processor = load_model(arguments.model)
+    scales = arguments.scales or processor.trained_scales
+    compared_scale = arguments.against_largest
+    if compared_scale is None and model.config.budget_choice is not None:
+        compared_scale = "auto"
+    pair = [] if compared_scale is None else [compared_scale, processor.largest_trained().setting]
+    answers = {
+        scale: reference_answers(
+            (model, processor), scale, arguments.pictures, arguments.max_tokens
+        )
+        for scale in dict.fromkeys([*scales, *pair])
+    }
+    load = [answer for scale in scales for answer in answers[scale]]
+    questions = {scale: [question for question, _ in answers[scale]] for scale in answers}
+    plan = Plan(
+        [question for question, _ in load],
+        (questions[pair[0]], questions[pair[1]]) if pair else None,
+    )
+    return plan, statistics.median(seconds for _, seconds in load)
+
+
 def reference_answers(
-    model_path: str, pictures_per_family: int, max_tokens: int
-) -> tuple[list[Question], float]:
-    """Questions at every trained scale with the model's answers, and median seconds per answer."""
-    model, processor = load_model(model_path)
-    questions, question_seconds = [], []
+    loaded: tuple[M3ForConditionalGeneration, M3Processor],
+    scale: int | str,
+    pictures_per_family: int,
+    max_tokens: int,
+) -> list[tuple[Question, float]]:
+    """Every question at a scale with the model's answer, and the seconds that it took."""
+    timed_questions = []
     for family, index in itertools.product(FAMILIES, range(pictures_per_family)):
         row = test_row(family, index, seed=0)
-        for scale in processor.trained_scales:
-            start_time = time.perf_counter()
-            conversation = Conversation(model, processor, Generation(max_tokens))
-            conversation.show_image(row["image"]["bytes"])
-            answer = conversation.ask(row["question"], scale).text
-            question_seconds.append(time.perf_counter() - start_time)
-            questions.append(
-                Question(row["image"]["bytes"], row["question"], scale, max_tokens, answer)
-            )
-    return questions, statistics.median(question_seconds)
-
-
-# ---------------------------------------------------------------------- the server
-@dataclass(frozen=True)
-class Server:
-    """A server process on the loopback."""
-
-    process: subprocess.Popen[bytes]
-    address: str
-    name: str
-
-    def memory(self) -> float:
-        """Resident memory in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        match = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert match is not None  # Linux writes it
-        return int(match[1]) / 1024
-
-    def metric(self, name: str) -> float:
-        metrics_text = httpx2.get(f"{self.address}/metrics").text
-        return sum(
-            float(line.split()[-1])
-            for line in metrics_text.splitlines()
-            if line.startswith((f"{name} ", f"{name}{{"))
-        )
-
-
-@contextlib.contextmanager
-def start_server(model_path: str, settings: Sequence[str]) -> Iterator[Server]:
-    """Run `m3 serve` on a free port of the loopback, and end it after the block."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "m3.cli",
-        "serve",
-        "--model-path",
-        model_path,
-        "--port",
-        str(port),
-        *settings,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    server = Server(process, f"http://127.0.0.1:{port}", Path(model_path).resolve().name)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not _is_up(server):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the server did not start: {' '.join(command)}")
-            time.sleep(0.2)
-        yield server
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait()
-
-
-def _is_up(server: Server) -> bool:
-    try:
-        return httpx2.get(f"{server.address}/health").status_code == 200
-    except httpx2.HTTPError:
-        return False
+        start_time = time.perf_counter()
+        conversation = Conversation(*loaded, Generation(max_tokens))
+        conversation.show_image(row["image"]["bytes"])
+        answer = conversation.ask(row["question"], scale).text
+        question = Question(row["image"]["bytes"], row["question"], scale, max_tokens, answer)
+        timed_questions.append((question, time.perf_counter() - start_time))
+    return timed_questions
 
 
 # ---------------------------------------------------------------------- 2. load
@@ -191,13 +177,13 @@ def report_load(
     )
     for error_text in sorted(set(error_texts)):
         print(f"  {error_text}: {error_texts.count(error_text)}")
-    print("scale  requests  seconds p50   p90   p99   first text p50   p99")
-    for scale in sorted({result.scale for result in results}, key=read_budget):
+    print("    scale  requests  seconds p50   p90   p99   first text p50   p99")
+    for scale in dict.fromkeys(result.scale for result in results):
         scale_results = [result for result in results if result.scale == scale]
         seconds_whole = [result.seconds for result in scale_results]
         seconds_first = [r.first_seconds for r in scale_results if r.first_seconds is not None]
         print(
-            f"{scale!s:>5}  {len(scale_results):8d}  "
+            f"{scale!s:>9}  {len(scale_results):8d}  "
             f"{_percentile_cells(seconds_whole, (50, 90, 99))}  "
             f"{_percentile_cells(seconds_first, (50, 99)):>20}"
         )
@@ -226,9 +212,13 @@ def report_tower_runs(
 ) -> bool:
     """Compare one new image at all scales with as many new images, one at each scale.
 
-    The one passes the tower once at each resolution.
+    The one passes the tower once at each resolution. Scales that are chosen or scheduled are left
+    out.
     """
-    new_pictures = (_unique_png(questions[0].image, number) for number in itertools.count())
+    scales = [scale for scale in scales if isinstance(read_policy(scale), Fixed)]
+    if not scales:
+        return True
+    new_pictures = (renew_picture(questions[0].image) for _ in itertools.count())
     seconds: dict[bool, list[float]] = {True: [], False: []}
     runs: dict[bool, set[float]] = {True: set(), False: set()}
     with httpx2.Client(base_url=server.address, timeout=60) as http_client:
@@ -252,16 +242,11 @@ def report_tower_runs(
     return runs == {True: {views}, False: {float(len(scales))}}
 
 
-def _unique_png(png: bytes, number: int) -> bytes:
-    """The same picture as another file: decoders ignore bytes after the end of a PNG."""
-    return png + f"{number} {time.time_ns()}".encode()
-
-
 def _number_list(values: set[float]) -> str:
     return ", ".join(f"{number:g}" for number in sorted(values))
 
 
-# ---------------------------------------------------------------------- 4. the end
+# ---------------------------------------------------------------------- 5. the end
 async def report_shutdown(server: Server, questions: Sequence[Question], client_count: int) -> bool:
     """Send SIGTERM with a request of every client accepted; true if it answers all, then ends."""
     rng = random.Random(1)

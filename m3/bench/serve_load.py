@@ -9,6 +9,7 @@ import base64
 import json
 import random
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,13 @@ async def ask_server(
         answer_text == question.expected,
         error,
     )
+
+
+def renew_picture(png: bytes) -> bytes:
+    """The same picture as a file that nobody has seen: decoders ignore bytes after the end of a
+    PNG.
+    """
+    return png + uuid.uuid4().bytes
 
 
 def _event_text(line: str) -> str:

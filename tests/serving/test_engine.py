@@ -284,11 +284,7 @@ LIMITED = [
     (Limits(), question("?", still(), scale="144@24"), "choose one of 1, 4, 9, 36"),
     (Limits(), question("?", still(), scale="9@26"), "choose a multiple of 4 pixels"),
     (Limits(), question("?", still(), scale="9@96"), "at most 48 pixels"),
-    (
-        Limits(),
-        question("?", still(), scale="auto"),
-        "this model has no router to choose budgets: give a number",
-    ),
+    (Limits(), question("?", still(), scale="auto"), "has no router to choose budgets"),
     (Limits(), question("?", still(), scale="36+"), "the scale '36\\+' cannot be read"),
     (
         Limits(),

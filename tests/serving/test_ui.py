@@ -16,9 +16,10 @@ import pytest
 from page_visit import Visit, counted, playwright, until
 from PIL import Image
 from required_tests import BROWSER, needs_browser
-from serving_files import PATIENCE, data_address, png
+from serving_files import PATIENCE, data_address, png, serving
 from videos import write_video
 
+from m3.serving.engine.engine import Engine
 from m3.serving.engine.scheduler import Scheduler
 from m3.serving.settings import Limits, Queue, Settings
 
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.slow, needs_browser]
 TRAINED = (1, 4, 9, 36, 144)
 TOKENS = 3000
 """Of an answer that is stopped long before."""
-NAMED = """() => [...document.querySelectorAll("input, textarea, button, summary, a, canvas")]
+NAMED = """() => [...document.querySelectorAll("input, textarea, select, button, summary, a, canvas")]
   .filter((e) => e.checkVisibility() && !e.ariaLabel && !e.innerText?.trim()
     && !e.querySelector("img[alt]") && ![...e.labels ?? []].some((label) => label.innerText.trim()))
   .map((e) => e.outerHTML.slice(0, 200))"""
@@ -278,6 +279,7 @@ def test_the_slider_offers_scales_that_there_are(browser: Any, address: str):
     visit = Visit(browser, address)
     marks = visit.page.locator("#marks span")
     playwright.expect(marks).to_have_text(["1", "4", "9", "16", "36", "144"])
+    playwright.expect(visit.page.locator("#chooser")).to_be_hidden()
     assert visit.page.locator(".untrained").all_inner_texts() == ["16"]
     visit.page.locator("#scale").focus()
     for _ in range(2):
@@ -294,6 +296,39 @@ def test_the_slider_offers_scales_that_there_are(browser: Any, address: str):
     visit.page.reload()
     playwright.expect(marks).to_have_text([str(scale) for scale in TRAINED])
     visit.close()
+
+
+def test_the_page_shows_what_was_chosen(browser: Any, routed: Any, red: Path, tmp_path: Path):
+    settings = Settings(name="tiny", ui=True)
+    (tmp_path / "small.png").write_bytes(png("blue", (20, 24)))
+    with serving(Engine(*routed, settings), settings) as address:
+        visit = Visit(browser, address)
+        visit.upload(red, tmp_path / "small.png")
+        visit.options(tokens=4)
+        chooser = visit.page.get_by_label("Chosen", exact=True)
+        assert chooser.locator("option").all_inner_texts() == [
+            "by the slider",
+            "by the model",
+            "by the size of the picture",
+        ]
+        for value in ("auto:rule", "auto"):
+            chooser.select_option(value)
+            playwright.expect(visit.page.locator("#scale")).to_be_disabled()
+            visit.ask("What is it?")
+            visit.rest("#log")
+            assert visit.bodies[-1]["matryoshka_vis_token_scale"] == value
+        assert "Scale 144+36@24, chosen by the size of the picture · 180 visual" in visit.talk
+        assert ", chosen by the model · " in visit.talk
+        record = json.loads(visit.save("Save conversation as JSON", tmp_path).read_text())
+        assert record["answers"][0]["scale_per_image"] == [144, "36@24"]
+        chooser.select_option("")
+        playwright.expect(visit.page.locator("#scale")).to_be_enabled()
+        visit.ask("What is it?")
+        visit.rest("#log")
+        assert visit.bodies[-1]["matryoshka_vis_token_scale"] == 144
+        assert visit.page.evaluate(NAMED) == []
+        assert visit.said == []
+        visit.close()
 
 
 @pytest.mark.usefixtures("slow_answers")

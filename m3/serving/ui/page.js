@@ -10,6 +10,7 @@ import { gridView, tokenGrid } from "./token_grid.js";
 const MOST_NOTCHES = 16; // a model that reaches more scales offers those that it was trained at
 const CUT = { length: "cut at the limit of tokens", time: "cut at the limit of time",
   stopped: "stopped" };
+const CHOOSERS = { "auto": "by the model", "auto:rule": "by the size of the picture" };
 let model = null; // what /v1/models says of it, as a promise
 let scales = []; // notches of the slider
 let running = null; // the AbortController of what is asked now
@@ -27,6 +28,9 @@ function ready() {
       : { className: "untrained", title: "reachable, not trained" }, scale)));
     Object.assign($("scale"), { max: scales.length - 1, disabled: false });
     $("scale").value = scales.indexOf(trained.findLast(Number.isInteger) ?? trained.at(-1));
+    $("chooser").append(...card.automatic_scales.map((value) => (
+      make("option", { value }, CHOOSERS[value]))));
+    $("chooser-box").hidden = !card.automatic_scales.length;
     showScale();
     return card;
   }).catch((error) => { model = null; throw error; });
@@ -34,7 +38,9 @@ function ready() {
 }
 
 function showScale() {
-  $("scale-value").textContent = scales[$("scale").value];
+  const { value: chooser } = $("chooser");
+  $("scale").disabled = chooser !== "";
+  $("scale-value").textContent = chooser || scales[$("scale").value];
   const [tokens, side] = String(scales[$("scale").value]).split("@");
   $("scale").ariaValueText = `${tokens} visual tokens${side ? ` at ${side} pixels` : ""}`;
 }
@@ -59,7 +65,8 @@ function newReading(card, scale) { // one answer, as far as it has come
   const question = $("question").value;
   if (!question.trim()) throw new Error("Write a question first.");
   return { matryoshka_vis_token_scale: scale, question, text: "",
-    is_trained: card.trained_scales.includes(scale), visual_tokens: null,
+    is_trained: scale in CHOOSERS || card.trained_scales.includes(scale),
+    scale_per_image: null, visual_tokens: null,
     first_token_seconds: null, seconds: null, reason: null, error: null };
 }
 
@@ -81,6 +88,7 @@ async function readAnswer(reading, content, signal, update) {
     }
     if (event.usage) {
       reading.visual_tokens = event.usage.visual_tokens;
+      reading.scale_per_image = event.usage.matryoshka_vis_token_scale_per_image;
       const isFull = event.usage.completion_tokens >= content.max_completion_tokens;
       if (reading.reason === "length" && !isFull) reading.reason = "time";
     }
@@ -92,8 +100,15 @@ async function readAnswer(reading, content, signal, update) {
 // ---------------------------------------------------------------------- answers
 const duration = (s) => (s < 1 ? `${Math.round(s * 1000)} ms` : `${s.toFixed(1)} s`);
 
-function heading({ matryoshka_vis_token_scale, is_trained }) {
-  return `Scale ${matryoshka_vis_token_scale}${is_trained ? "" : " (not trained)"}`;
+function heading({ matryoshka_vis_token_scale: scale, is_trained, scale_per_image }) {
+  if (!(scale in CHOOSERS)) return `Scale ${scale}${is_trained ? "" : " (not trained)"}`;
+  const runs = []; // as schedules are written: 144x2+36
+  for (const one of scale_per_image ?? []) {
+    if (runs.at(-1)?.scale === one) runs.at(-1).count += 1;
+    else runs.push({ scale: one, count: 1 });
+  }
+  const words = runs.map(({ scale: one, count }) => (count > 1 ? `${one}x${count}` : one));
+  return `Scale ${words.join("+")}${runs.length ? ", " : ""}chosen ${CHOOSERS[scale]}`;
 }
 
 function figures({ visual_tokens, first_token_seconds, seconds, reason, error }) {
@@ -122,7 +137,8 @@ function answerView(reading, describe) {
 }
 
 async function ask(signal) {
-  const card = await ready(), reading = newReading(card, scales[$("scale").value]);
+  const card = await ready();
+  const reading = newReading(card, $("chooser").value || scales[$("scale").value]);
   const visuals = chosenVisuals(), goesOn = isSame(talk.visuals, visuals);
   const log = $("log"), before = talk, items = [...log.children];
   const now = { visuals, readings: [...(goesOn ? talk.readings : []), reading] };
@@ -301,7 +317,7 @@ const CLICKS = {
 };
 for (const [id, click] of Object.entries(CLICKS)) $(id).onclick = click;
 for (const one of $("examples").children) one.onclick = () => attempt(() => useExample(one));
-$("scale").oninput = showScale;
+$("scale").oninput = $("chooser").onchange = showScale;
 $("question").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
