@@ -21,13 +21,13 @@ step() {  # step TITLE COMMAND...
 
 echo "-- environment ready ($SECONDS s)"
 if [ ! -f $RUN/data/suite.json ]; then
-    step "1/4 Drawing pictures that the model was not trained on" m3 data tiny --out $RUN/data --train 200 --test 0 --seed 7
+    step "1/4 Drawing pictures that the model was not trained on" m3 data tiny --out $RUN/data --train 400 --test 0 --seed 7
 fi
-step "2/4 Teaching the model to choose: what do 1,200 questions lose at each budget?" \
+step "2/4 Teaching the model to choose: what do 2,400 questions lose at each budget?" \
     m3 train m3/recipes/tiny_router.yaml run=$RUN/m3-tiny model=playground/m3-tiny "data.sources.0.path=$RUN/data/train" \
-    samples=800 held_out=400 "budget_router.targets=[score]"
+    samples=1600 held_out=800 "budget_router.targets=[score]"
 step "3/4 Sweeping its budgets (tokens @ pixels) and its choices, and the base with plain pooling" \
-    m3 sweep $RUN/m3-tiny/checkpoints/final $BASE --tasks m3_tiny --out $RUN/sweep \
+    m3 sweep $RUN/m3-tiny/checkpoints/final $BASE --tasks m3_tiny --limit 100 --out $RUN/sweep \
     --scales 1@24,9@24,4@48,9@48,36@48,1,4,9,36,144,auto:0.9,auto
 step "4/4 Report" m3 report $RUN/sweep
 

@@ -70,7 +70,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, routed_folder: Path, task_fold
     folder = tmp_path_factory.mktemp("sweep") / "run"
     options = ["--tasks", "tiny_one,tiny_two", "--scales", ",".join([*CHOICES, *map(str, LADDER)])]
     options += ["--include-path", str(task_folder), "--device", "cpu", "--out", str(folder)]
-    assert sweep.main([str(routed_folder), *options, "--no-latency"]) == 0
+    models = [str(routed_folder), str(routed_folder.parent / "plain")]
+    assert sweep.main([*models, *options, "--no-latency"]) == 0
     return folder
 
 
@@ -112,7 +113,13 @@ def test_the_rule_goes_by_the_size_of_each_picture(routed: Engine) -> None:
 def test_a_sweep_has_rows_of_choices(run: Path, routed: Engine) -> None:
     with (run / "cells.csv").open() as file:
         cells = [row for row in csv.DictReader(file) if row["task"] == "tiny_one"]
-    assert [cell["scale"] for cell in cells] == ["1@8", "4@16", "9@12", "9", "36", *CHOICES]
+    fixed = ["1@8", "4@16", "9@12", "9", "36"]
+    scales = {
+        model: [cell["scale"] for cell in cells if cell["model"] == model]
+        for model in ("routed", "plain")
+    }
+    assert scales["routed"] == [*fixed, *CHOICES]
+    assert scales["plain"] == [*fixed, "auto:rule", "36+1"], "it has no router"
     with Store(run / "store") as store:
         chosen = read_keys(run, "routed", "tiny_one", "auto")
         for doc_id, key in chosen.items():
@@ -130,7 +137,8 @@ def store_keys(run: Path) -> list[str]:
 def test_costs_of_auto_have_the_router_and_its_looks(run: Path, routed: Engine) -> None:
     formulas = CostModel(routed.model)
     with (run / "cost.csv").open() as file:
-        costs = {row["scale"]: row for row in csv.DictReader(file) if row["task"] == "tiny_one"}
+        rows = [row for row in csv.DictReader(file) if row["model"] == "routed"]
+    costs = {row["scale"]: row for row in rows if row["task"] == "tiny_one"}
     expected = []
     with Store(run / "store") as store:
         for key in read_keys(run, "routed", "tiny_one", "auto").values():
@@ -165,7 +173,9 @@ def test_latency_of_a_choice_is_that_of_its_budgets_and_of_choosing(routed: Engi
 def test_the_report_judges_choices(run: Path) -> None:
     report.main([str(run), "--formats", "svg"])
     summary = Summary.read(run)
-    assert summary.choices == tuple(CHOICES)
+    assert summary.choices == summary.choices_of("routed") == tuple(CHOICES)
+    assert summary.choices_of("plain") == ("auto:rule", "36+1")
+    assert "failed" not in (run / "tables" / "scores.md").read_text()
     rows = {row.name: row for row in choice_rows(summary, "routed")}
     assert list(rows) == [*CHOICES, "by task", "cascade", "random", "oracle"]
     cost = summary.cost("routed", "auto", "tiny_one")

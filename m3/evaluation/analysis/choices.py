@@ -110,7 +110,7 @@ def choice_rows(summary: Summary, model: str) -> list[ChoiceRow]:
         return []
     swept_choices = {
         str(choice): task_choices
-        for choice in summary.choices
+        for choice in summary.choices_of(model)
         if (task_choices := _swept_choice(summary, model, choice, outcomes)) is not None
     }
     front = _front(outcomes)

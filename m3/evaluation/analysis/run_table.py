@@ -12,7 +12,6 @@ import pandas
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.cost.axes import COST_AXES
 from m3.evaluation.results.run_folder import CellRow, ModelRow
-from m3.evaluation.token_reduction.table import OWN
 from m3.processing.scale_policy import is_budget
 
 MEAN = "mean"
@@ -44,7 +43,7 @@ def run_table(summary: Summary) -> pandas.DataFrame:
         table_rows += [
             _mean_row(summary, model, scale)
             for model in summary.models
-            for scale in [*summary.scales, *(summary.choices if model.method == OWN else ())]
+            for scale in [*summary.scales, *summary.choices_of(model.name)]
         ]
     return pandas.DataFrame(table_rows)
 

@@ -70,6 +70,11 @@ class Scores:
         settings = dict.fromkeys(cell.scale for cell in self.cells)
         return tuple(setting for setting in settings if not is_budget(setting))
 
+    def choices_of(self, model: str) -> tuple[int | str, ...]:
+        """The choices that a model has rows of: `auto` of those with a router alone."""
+        own_settings = {cell.scale for cell in self.cells if cell.model == model}
+        return tuple(choice for choice in self.choices if choice in own_settings)
+
     @cached_property
     def _primary(self) -> dict[tuple[str, str, int | str], CellRow]:
         return {(cell.model, cell.task, cell.scale): cell for cell in self.cells if cell.is_primary}

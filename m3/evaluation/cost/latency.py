@@ -34,7 +34,7 @@ from m3.nesting import read_budget
 from m3.processing.tiles import tile_entries
 
 REPEATS, LEAST_REPEATS = 40, 8
-TURN_SECONDS = 60.0
+TURN_SECONDS = 30.0
 """After so long no further turn of a batch size begins, once it has `LEAST_REPEATS`."""
 LOW = 0.1
 """The quantile of the repetitions that counts as the time."""

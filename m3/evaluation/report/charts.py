@@ -200,7 +200,7 @@ def draw(axes: Axes, panel: Panel, summary: Summary, is_small: bool = False) -> 
 
 def _draw_choices(axes: Axes, panel: Panel, summary: Summary, model: ModelRow, colour: str) -> None:
     """Stars for choices among the budgets, which have computed costs alone."""
-    for point in model_points(panel, summary, model, summary.choices):
+    for point in model_points(panel, summary, model, summary.choices_of(model.name)):
         axes.plot(point.x, point.score.value, "*", color=colour, markersize=11, zorder=5)
         if panel.task is None:
             axes.annotate(
@@ -212,7 +212,7 @@ def _draw_choices(axes: Axes, panel: Panel, summary: Summary, model: ModelRow, c
                 fontsize=7.5,
                 color=colour,
             )
-    if summary.choices and model.method == OWN:
+    if summary.choices_of(model.name):
         axes.plot([], [], "*", color=colour, markersize=11, label=f"{model.name}, its choices")
 
 

@@ -14,7 +14,6 @@ from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.report.budget_curve import COLOURS, FAINT, INK
 from m3.evaluation.report.number_format import engineering
 from m3.evaluation.report.table_formats import NOTHING, Table
-from m3.evaluation.token_reduction.table import OWN
 from m3.model.budgets.choice import DEFAULT_KEEP
 from m3.model.budgets.mixture import mixture_shares
 
@@ -26,7 +25,7 @@ def rows_of_models(summary: Summary) -> dict[str, list[ChoiceRow]]:
     """Model -> rows; without models that have none."""
     if not summary.choices:
         return {}
-    names = [model.name for model in summary.models if model.method == OWN]
+    names = [model.name for model in summary.models if summary.choices_of(model.name)]
     return {name: rows for name in names if (rows := choice_rows(summary, name))}
 
 

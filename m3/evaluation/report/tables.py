@@ -63,7 +63,7 @@ def scores_table(summary: Summary) -> Table:
     block_titles: dict[int, str] = {}
     for model in summary.models:
         block_titles[len(table_rows)] = f"{model.name}: {model_description(model)}"
-        for scale in [*summary.scales, *(summary.choices if model.method == OWN else ())]:
+        for scale in [*summary.scales, *summary.choices_of(model.name)]:
             scores = [summary.score(model.name, task, scale) for task in summary.tasks]
             scores += [summary.mean(model.name, scale)] if has_mean else []
             table_rows.append(
