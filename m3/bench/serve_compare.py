@@ -39,11 +39,11 @@ class Round:
 
 
 FIGURES: dict[str, Callable[[Round], float]] = {
-    "seconds of a request, p50": lambda measured: measured.percentile(50),
-    "seconds of a request, p90": lambda measured: measured.percentile(90),
-    "requests a second": lambda measured: len(measured.results) / measured.seconds,
-    "wall seconds of a round": lambda measured: measured.seconds,
-    "server's CPU seconds of a round": lambda measured: measured.cpu_seconds,
+    "seconds of a request, p50": lambda load_round: load_round.percentile(50),
+    "seconds of a request, p90": lambda load_round: load_round.percentile(90),
+    "requests a second": lambda load_round: len(load_round.results) / load_round.seconds,
+    "wall seconds of a round": lambda load_round: load_round.seconds,
+    "server's CPU seconds of a round": lambda load_round: load_round.cpu_seconds,
 }
 
 
@@ -71,14 +71,14 @@ def report_comparison(
     for title, figure in FIGURES.items():
         print(f"{title:32}{_figure_cells(figure, rounds)}")
     for name, scale_rounds in zip(names, rounds, strict=True):
-        pictures = sum((measured.pictures for measured in scale_rounds), Counter[str]())
+        pictures = sum((load_round.pictures for load_round in scale_rounds), Counter[str]())
         cells = ", ".join(f"{count} at {scale}" for scale, count in pictures.most_common())
         print(f"pictures of all rounds, {name}: {cells}")
     results = [
         result
         for scale_rounds in rounds
-        for measured in scale_rounds
-        for result in measured.results
+        for load_round in scale_rounds
+        for result in load_round.results
     ]
     error_count = sum(bool(result.error) for result in results)
     wrong_count = sum(not result.is_right for result in results if not result.error)
@@ -110,7 +110,7 @@ async def run_round(server: Server, questions: Sequence[Question], client_count:
 def _figure_cells(
     figure: Callable[[Round], float], rounds: tuple[Sequence[Round], Sequence[Round]]
 ) -> str:
-    values = [[figure(measured) for measured in scale_rounds] for scale_rounds in rounds]
+    values = [[figure(load_round) for load_round in scale_rounds] for scale_rounds in rounds]
     medians = [statistics.median(scale_values) for scale_values in values]
     ratios = [first / second for first, second in zip(*values, strict=True)]
     cells = "".join(f"{median:10.3f}" for median in medians)

@@ -92,7 +92,7 @@ class TaskOutcomes:
         return np.asarray(self.samples.images) % 2 == 1
 
     def outcome_of(self, columns: Int[np.ndarray, " n"]) -> Chosen:
-        """Of a choice that costs nothing itself."""
+        """Outcome of a choice that costs nothing itself."""
         rows = np.arange(len(self.scores))
         return Chosen(
             self.scores[rows, columns],

@@ -84,7 +84,7 @@ class Request:
 
     @property
     def visuals(self) -> list[Visual]:
-        """Of all turns, in reading order."""
+        """Stills and videos of all turns, in reading order."""
         return [
             visual_part
             for turn in self.turns

@@ -31,14 +31,14 @@ class ChoiceCost:
     view: int | None
 
     def of(self, budget: Budget) -> int:
-        """Of a budget that the router chose; an image that is read as it was looked at is seen
+        """Operations of a budget that the router chose; an image that is read as it was looked at is seen
         once.
         """
         look = 0 if budget.resolution == self.view else self.look
         return self.budgets[budget] + self.router + look
 
     def shares(self, budgets: Sequence[Budget]) -> tuple[float, ...]:
-        """Of each budget, as a share of what the largest takes without a choice."""
+        """Operations of each budget, as a share of what the largest takes without a choice."""
         largest = self.budgets[max(self.budgets)]
         return tuple(self.of(budget) / largest for budget in budgets)
 

@@ -73,6 +73,6 @@ class ResolutionRecipe:
             )
 
     def weight(self, resolution: int | None) -> float:
-        """Of a resolution's error in the loss."""
+        """Weight of a resolution's error in the loss."""
         key = "full" if resolution is None else resolution
         return self.resolution_distillation.weights.get(key, 1.0)
