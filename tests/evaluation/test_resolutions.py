@@ -167,7 +167,7 @@ def test_budgets_out_of_reach_are_refused(
 def test_the_harness_takes_a_budget_with_a_resolution(elastic: Engine) -> None:
     check_scale(elastic, "9@12")
     assert elastic.default_scale == 36
-    with pytest.raises(ValueError, match="tokens at a resolution such as 36@48, got True"):
+    with pytest.raises(ValueError, match="tokens at a resolution such as 36@48, or auto, got True"):
         check_scale(elastic, True)
     with pytest.raises(ValueError, match="scale 4 cannot be reached"):
         check_scale(elastic, "4@12")

@@ -14,7 +14,8 @@ import m3
 import m3.auto
 
 ROOT = Path(m3.__file__).parents[1]
-MODELS = {"m3-tiny-base": [144], "m3-tiny": [1, 4, 9, 36, 144]}
+LADDER = ["1@24", 1, "4@48", 4, "9@24", "9@48", 9, "36@48", 36, 144]
+MODELS = {"m3-tiny-base": [144], "m3-tiny": LADDER}
 FINE = ("digits", "chart", "document")
 COARSE = ("scene", "position", "count")
 DOCUMENTS = 40
