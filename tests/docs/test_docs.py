@@ -14,7 +14,12 @@ from m3.data.formats.settings import SourceSettings
 from m3.data.sample import Sample, Turn
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "README.zh-CN.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 REFERENCE = re.compile(r"`((?:m3|tests|scripts)/[\w/.-]+?\.(?:py|yaml|sh))(?::([\w.]+))?`")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)\)")
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef

@@ -158,8 +158,8 @@ def test_told_to_end_it_answers_what_it_accepted(
 
 @pytest.mark.slow
 def test_the_bench_of_the_server_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """Seconds instead of minutes: no error, equal answers, one look per image, nothing lost at
-    the end.
+    """Seconds instead of minutes: no error, equal answers, one look per image and resolution, nothing
+    lost at the end.
     """
     from m3.bench.command import main
 
@@ -171,5 +171,5 @@ def test_the_bench_of_the_server_runs(capsys: pytest.CaptureFixture[str]) -> Non
     )
     said = capsys.readouterr().out
     assert "0 errors, 0 answers that differ" in said
-    assert "one image at 5 scales: tower runs 1; 5 images: 5" in said
+    assert "one image at 10 scales: tower runs 3; 10 images: 10" in said
     assert "8 of 8 answered, exit code 0" in said
