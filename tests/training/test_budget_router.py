@@ -21,7 +21,7 @@ from m3.training.budget_router.calibration import (
     random_mixture,
 )
 from m3.training.budget_router.fit import FitSettings, fit_router, predict
-from m3.training.budget_router.outcomes import Outcomes, first_question
+from m3.training.budget_router.outcomes import Outcomes, collect_outcomes, questions_of
 from m3.training.budget_router.targets import TARGETS
 from m3.training.recipe.router_recipe import TARGET_NAMES
 
@@ -140,14 +140,59 @@ def test_padding_before_the_words_changes_nothing() -> None:
     torch.testing.assert_close(router(view, padded, is_word), alone)
 
 
-def test_questions_are_first_ones_about_one_image() -> None:
+def test_questions_are_about_one_image() -> None:
     ask, answer = Turn("user", "<image>\nwhat?"), Turn("assistant", "red")
-    more = Sample("a", (b"1",), (ask, answer, Turn("user", "and?"), Turn("assistant", "blue")))
-    question = first_question(more)
-    assert question is not None
-    assert question.turns == (ask, answer)
-    assert first_question(Document("d", (b"1",), ("a", "b"))) is None
-    assert first_question(Sample("t", (), (Turn("user", "what?"), answer))) is None
+    then, blue = Turn("user", "and <image> there?"), Turn("assistant", "blue")
+    more = Sample("a", (b"1",), (ask, answer, Turn("user", "where?"), blue))
+    assert [question.turns for question in questions_of(more, each=False)] == [(ask, answer)]
+    asked_alone = Turn("user", "<image>\nwhere?")
+    assert [question.turns for question in questions_of(more, each=True)] == [
+        (ask, answer),
+        (asked_alone, blue),
+    ]
+    system = Turn("system", "be short")
+    with_system = Sample("b", (b"1",), (system, *more.turns))
+    assert [question.turns for question in questions_of(with_system, each=True)] == [
+        (system, ask, answer),
+        (system, asked_alone, blue),
+    ]
+    two = Sample("two", (b"1", b"2"), (ask, answer, then, blue))
+    assert list(questions_of(two, each=True)) == [Sample("two", (b"1",), (ask, answer))]
+    for unfit in (
+        Document("d", (b"1",), ("a", "b")),
+        Sample("t", (), (Turn("user", "what?"), answer)),
+        Sample("late", (b"1",), (Turn("user", "what?"), answer, then, blue)),
+    ):
+        assert list(questions_of(unfit, each=True)) == []
+
+
+def test_an_image_of_several_questions_passes_the_tower_once(recipe: Path) -> None:
+    """Equal to one question at a time, up to the rounding of another batch."""
+    assert (
+        main([str(recipe), "matryoshka_vis_token_scale=[1@8, 4@16, 36]", "schedule.steps=1"]) == 0
+    )
+    model, processor = load(recipe.parent / "run" / "checkpoints" / "final", device="cpu")
+    image = (recipe.parent / "0.png").read_bytes()
+    other = (recipe.parent / "1.png").read_bytes()
+    questions = [
+        Sample(f"{n}", (picture,), (Turn("user", f"<image>\n{text}?"), Turn("assistant", "red")))
+        for n, (picture, text) in enumerate(
+            [(image, "what"), (other, "what"), (image, "where now")]
+        )
+    ]
+    budgets = [processor.budget(budget) for budget in ("1@8", "4@16", 36)]
+    seen: list[int] = []
+    handle = model.model.connector.register_forward_pre_hook(
+        lambda connector, inputs: seen.append(len(inputs[0]))
+    )
+    together = collect_outcomes(model, processor, questions, budgets, 3, 3)
+    handle.remove()
+    assert seen == [2, 2, 2]
+    for number, question in enumerate(questions):
+        alone = collect_outcomes(model, processor, [question], budgets, 1, 1)
+        torch.testing.assert_close(together.losses[number], alone.losses[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(together.view[number], alone.view[0], rtol=1e-5, atol=1e-5)
+        assert together.prompts[number] == alone.prompts[0]
 
 
 def test_a_run_leaves_the_model_with_a_router(recipe: Path) -> None:

@@ -1,6 +1,6 @@
 """What a finished model makes of questions at every budget: the router's training data.
 
-in:  a model, its processor, and samples of which the first question is asked;
+in:  a model, its processor, and samples of which the first question is asked, or each;
 out: `Outcomes`: the cheapest view of each image, the words of its prompt, and at each budget the
      loss of the answer and whether the model would say it. Nothing of the model changes.
 
@@ -9,8 +9,9 @@ before it: this is when greedy decoding writes it.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from m3.data.collate import Collator
 from m3.data.multiscale import IGNORED
-from m3.data.sample import AnySample, Sample
+from m3.data.sample import AnySample, Sample, Turn
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Budget, resolutions
 from m3.processing import M3Processor
@@ -64,38 +65,42 @@ class Outcomes:
         )
 
 
-def first_question(sample: AnySample) -> Sample | None:
-    """The first question and its answer; None of a document, or without exactly one image there."""
+def questions_of(sample: AnySample, each: bool) -> Iterator[Sample]:
+    """The first question with its answer, and with `each` those after it, alone with its image, up
+    to one that shows an image of its own.
+
+    None of a document, or where the first question shows no image or several.
+    """
     if not isinstance(sample, Sample):
-        return None
-    end = next(n for n, turn in enumerate(sample.turns) if turn.role == "assistant") + 1
-    turns = sample.turns[:end]
-    images = sum(len(turn.texts) - 1 for turn in turns)
-    if images != 1 or not turns[-1].learned:
-        return None
-    return Sample(sample.id, sample.images[:1], turns)
+        return
+    system = tuple(turn for turn in sample.turns if turn.role == "system")
+    turns = sample.turns[len(system) :]
+    images = sample.images[:1]
+    if len(turns[0].texts) != 2:
+        return
+    for number, (question, answer) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
+        if number and (not each or len(question.texts) > 1):
+            return
+        if number:
+            question = Turn("user", ("", f"\n{question.text}"))
+        if answer.learned:
+            yield Sample(sample.id, images, (*system, question, answer))
 
 
 def collect_outcomes(
     model: M3ForConditionalGeneration,
     processor: M3Processor,
-    samples: Iterator[AnySample],
+    asked: Iterable[Sample],
     budgets: Sequence[Budget],
     count: int,
     batch_size: int,
 ) -> Outcomes:
-    """Outcomes of the first `count` samples with a question about one image.
+    """Outcomes of the first `count` questions, each about one image.
 
     Raises:
-        ValueError: fewer such samples, or images that are more than one tile at the cheapest view.
+        ValueError: fewer questions, or images that are more than one tile at the cheapest view.
     """
-    questions: list[Sample] = []
-    for sample in samples:
-        question = first_question(sample)
-        if question is not None:
-            questions.append(question)
-        if len(questions) == count:
-            break
+    questions = list(islice(asked, count))
     if len(questions) < count:
         raise ValueError(
             f"the data has {len(questions)} questions about one image each, but the recipe asks for "
@@ -137,7 +142,9 @@ def _ask(
         )
         assert features.pooler_output is not None  # get_image_features always gives it
         if view is None:  # resolutions ascend: the first is the cheapest look
-            view = _view_of_images(features.pooler_output, len(questions))
+            # an image of several questions is one tile; each question has a row per budget
+            images = batch["image_index"][:: len(alike)]
+            view = _view_of_images(features.pooler_output, int(images.max()) + 1)[images]
             prompts = _prompts(batch, len(alike), model.config.image_token_id)
         labels = batch.pop("labels")
         inputs = {name: batch[name] for name in batch if name not in ("loss_weights",)}

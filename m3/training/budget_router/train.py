@@ -14,7 +14,7 @@ from statistics import mean
 import torch
 
 from m3.data.recipe import open_source
-from m3.data.sample import AnySample
+from m3.data.sample import Sample
 from m3.files import atomic_folder
 from m3.model import M3ForConditionalGeneration
 from m3.model.budgets import BudgetChoice, BudgetRouter
@@ -23,7 +23,7 @@ from m3.nesting import Budget, resolutions
 from m3.processing import M3Processor
 from m3.training.budget_router.calibration import ChoiceCost
 from m3.training.budget_router.fit import FitSettings, FittedRouter, fit_routers
-from m3.training.budget_router.outcomes import Outcomes, collect_outcomes
+from m3.training.budget_router.outcomes import Outcomes, collect_outcomes, questions_of
 from m3.training.loop.distributed import world
 from m3.training.loop.run_folder import RunFolder
 from m3.training.recipe.router_recipe import BudgetRouterRecipe
@@ -56,7 +56,7 @@ def train_budget_router(recipe: BudgetRouterRecipe) -> RunFolder:
     outcomes = collect_outcomes(
         model,
         processor,
-        _samples(recipe),
+        _questions(recipe),
         budgets,
         recipe.samples + recipe.held_out,
         recipe.batch_size,
@@ -156,13 +156,13 @@ def _cheapest_first(
     return sorted(budgets, key=lambda budget: cost_model.cost(budget, 0).first_token_flops)
 
 
-def _samples(recipe: BudgetRouterRecipe) -> Iterator[AnySample]:
-    """Samples of all sources in turn, so that neither part of the data lacks one of them."""
+def _questions(recipe: BudgetRouterRecipe) -> Iterator[Sample]:
+    """Questions of all sources in turn, so that neither part of the data lacks one of them."""
     sources = [open_source(source) for source in recipe.data.used_sources]
     for index in range(max(len(source) for source in sources)):
         for source in sources:
             if index < len(source):
-                yield source[index]
+                yield from questions_of(source[index], recipe.questions == "each")
 
 
 def _save(

@@ -3,6 +3,7 @@
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from m3.data.recipe import Data
 from m3.training.recipe.sections import Hardware
@@ -43,8 +44,9 @@ class RouterSettings:
 class BudgetRouterRecipe:
     """Training of a budget router for a finished model, whose own weights stay as they are.
 
-    `samples`: questions to learn from, the first of each sample about one image; `held_out`: those
-    after them, for the calibration. The model should not have been trained on them. `batch_size`:
+    `samples`: questions about one image each to learn from; `held_out`: those after them, for the
+    calibration. The model should not have been trained on them. `questions`: the `first` of every
+    sample, or `each`, alone with the image, where none refers to those before it. `batch_size`:
     questions asked together.
     """
 
@@ -53,6 +55,7 @@ class BudgetRouterRecipe:
     data: Data
     samples: int
     held_out: int
+    questions: Literal["first", "each"] = "first"
     budget_router: RouterSettings = field(default_factory=RouterSettings)
     batch_size: int = 32
     seed: int = 0
