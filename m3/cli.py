@@ -61,7 +61,7 @@ VERBS: Mapping[str, Verb] = {
         "m3.serving.command", "a model behind OpenAI's API: --model-path MODEL --port 8000"
     ),
     "sweep": Verb(
-        "m3.evaluation.sweep.sweep",
+        "m3.evaluation.sweep.command",
         "evaluate models at every scale, each image encoded once: MODEL ... --tasks T --scales S",
     ),
     "submit": Verb(

@@ -24,6 +24,21 @@ T = TypeVar("T")
 Key = tuple[str, ...]
 Origins = dict[Key, str]
 
+WORDS: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    Path: "a path",
+    Any: "any value",
+    None: "null",
+    types.NoneType: "null",
+}
+"""Plain kinds as errors call them."""
+PLURAL = (int, float, str, Path)
+LONGEST_VALUE = 100
+"""Characters of a value in an error."""
+
 # tag, pattern, possible first characters ("" stands for an empty value)
 _SCALARS: tuple[tuple[str, str, str], ...] = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -129,6 +144,18 @@ def near_match(name: str, known_names: Iterable[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names) or 'none'}."
 
 
+def describe(value: Any) -> str:
+    """A value of YAML or JSON in an error, as it is written there; long ones are cut."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    kind = "a list: " if isinstance(value, (list, tuple)) else ""
+    kind = "a mapping: " if isinstance(value, Mapping) else kind
+    text = repr(value)
+    return kind + (text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ...")
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {
@@ -165,14 +192,14 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
     content = _parse(text, str(path))
     content = {} if content is None else _plain(content)  # a copy in which anchors share nothing
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping at the top, got {_describe(content)}")
+        raise ValueError(f"{path}: expected a mapping at the top, got {describe(content)}")
     base = content.pop("base", None)
     if base is None:
         tree, origins = {}, {}
     elif isinstance(base, str):
         tree, origins = _read(path.parent / base, (*above, path))
     else:
-        raise ValueError(f"{path}: base: expected a file name, got {_describe(base)}")
+        raise ValueError(f"{path}: base: expected a file name, got {describe(base)}")
     _merge(tree, content, (), str(path), origins)
     return tree, origins
 
@@ -210,8 +237,7 @@ def _set(tree: dict[str, Any], key: Key, value: Any, override: str, origins: Ori
                 node[name] = {}
         else:
             raise ValueError(
-                f"override {override!r}: {'.'.join(key[:depth])} is "
-                f"{_describe(node)}, not a mapping"
+                f"override {override!r}: {'.'.join(key[:depth])} is {describe(node)}, not a mapping"
             )
         if last:
             node[index] = value
@@ -281,7 +307,7 @@ class _Decoder:
             hint = ". Put it in quotes"
         elif kind in (bool, int, float) and isinstance(value, str):
             hint = ". Write true or false" if kind is bool else ". Write a number without quotes"
-        return self.error(key_path, f"expected {_name(kind)}, got {_describe(value)}{hint}")
+        return self.error(key_path, f"expected {_name(kind)}, got {describe(value)}{hint}")
 
     def scalar(self, value: Any, kind: Any, key_path: Key) -> Any:
         if kind is float and type(value) in (int, float):
@@ -303,10 +329,7 @@ class _Decoder:
         origin, kinds = get_origin(kind), get_args(kind)
         if origin is tuple and kinds[-1] is not Ellipsis:
             if len(value) != len(kinds):
-                raise self.error(
-                    key_path,
-                    f"expected {len(kinds)} items ({_name(kind)}), got {len(value)}: {value!r}",
-                )
+                raise self.error(key_path, f"expected {_name(kind)}; got {len(value)}: {value!r}")
         else:
             kinds = (kinds[0],) * len(value)
         items = [
@@ -335,9 +358,7 @@ class _Decoder:
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for name in value:
             if name not in fields:
-                message = (
-                    f"unknown key {name!r} for {cls.__name__}. {near_match(str(name), fields)}"
-                )
+                message = f"unknown key {name!r}. {near_match(str(name), fields)}"
                 raise self.error(key_path, message, written=(*key_path, str(name)))
         missing = [
             name
@@ -348,8 +369,7 @@ class _Decoder:
         ]
         if missing:
             raise self.error(
-                key_path,
-                f"missing key{'s' * (len(missing) > 1)} for {cls.__name__}: {', '.join(missing)}",
+                key_path, f"missing key{'s' * (len(missing) > 1)}: {', '.join(missing)}"
             )
         kinds = get_type_hints(cls)
         decoded = {
@@ -371,10 +391,6 @@ def _shape(kind: Any) -> str:
     return "null" if origin in (None, types.NoneType) else "scalar"
 
 
-def _describe(value: Any) -> str:
-    return "nothing (null)" if value is None else f"{type(value).__name__} {value!r}"
-
-
 def _suggest(value: Any, allowed: Sequence[Any]) -> str:
     close = difflib.get_close_matches(
         str(value), [str(allowed_value) for allowed_value in allowed], n=1
@@ -383,16 +399,24 @@ def _suggest(value: Any, allowed: Sequence[Any]) -> str:
 
 
 def _name(kind: Any) -> str:
-    origin = get_origin(kind)
+    """The kind in words."""
+    origin = get_origin(kind) or kind
+    arguments = get_args(kind)
     if origin is Literal:
-        return "one of " + ", ".join(repr(argument) for argument in get_args(kind))
+        return "one of " + ", ".join(repr(argument) for argument in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(_name(member) for member in get_args(kind))
-    if origin is not None:
-        inner = ", ".join(
-            "..." if argument is Ellipsis else _name(argument) for argument in get_args(kind)
-        )
-        return f"{origin.__name__}[{inner}]"
-    if kind in (None, types.NoneType):
-        return "null"
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+        return " or ".join(_name(member) for member in arguments)
+    if dataclasses.is_dataclass(origin):
+        return "a mapping with " + ", ".join(f.name for f in dataclasses.fields(origin) if f.init)
+    if origin in (dict, Mapping):
+        inner = f" of {_plural(arguments[0])} to {_plural(arguments[1])}" if arguments else ""
+        return f"a mapping{inner}"
+    if origin is tuple and Ellipsis not in arguments:
+        return f"a list of {len(arguments)}: {', '.join(_name(member) for member in arguments)}"
+    if origin in (list, tuple, Sequence):
+        return f"a list of {_plural(arguments[0])}" if arguments else "a list"
+    return WORDS[kind]
+
+
+def _plural(kind: Any) -> str:
+    return f"{WORDS[kind].removeprefix('a ')}s" if kind in PLURAL else f"items, each {_name(kind)}"

@@ -41,8 +41,8 @@ ANSWERS = (
     ("train tiny_all_scales --dry-rum", 2, "Did you mean '--dry-run'?"),
     ("train tiny_all_scales --matryoshka_vis_token_scal 1,9", 2, "'--matryoshka_vis_token_scale'"),
     ("train tiny_all_scales --accelerator H10", 2, "invalid choice: 'H10'"),
-    ("train tiny_all_scales schedule.stepz=1", 2, "unknown key 'stepz' for Schedule. Did you mean"),
-    ("train tiny_all_scales sheduel.steps=1", 2, "unknown key 'sheduel' for Recipe. Did you mean"),
+    ("train tiny_all_scales schedule.stepz=1", 2, "unknown key 'stepz'. Did you mean"),
+    ("train tiny_all_scales sheduel.steps=1", 2, "unknown key 'sheduel'. Did you mean"),
     ("train tiny_all_scales data.pack_length=-1", 2, "pack_length must be at least 1"),
     ("train tiny_all_scales --devices 8", 2, "are for --dry-run"),
     ("chat --help", 0, "usage: m3 chat"),
@@ -57,6 +57,19 @@ ANSWERS = (
     ("data check tiny_all_scales --allw x", 2, "Did you mean '--allow'?"),
     ("data check tiny_all_scales data.pak_length=9", 2, "Did you mean 'pack_length'?"),
     ("data show tiny_all_scales", 2, "the following arguments are required: --out"),
+    ("sweep --help", 0, "usage: m3 sweep"),
+    ("sweep m --tasks t --scalez 1", 2, "Did you mean '--scales'?"),
+    ("sweep m --tasks t --scales 1,x", 2, "such as 36@48, or choices of them"),
+    ("sweep m --suite m3_tny", 2, "Did you mean 'm3_tiny'?"),
+    ("sweep m --tasks t --methods poling", 2, "Did you mean 'pooling'?"),
+    ("sweep m --tasks t --frames many", 2, "frames of a video are a number, or collage"),
+    ("sweep m --tasks t --limit 0", 2, "--limit must be at least 1"),
+    ("submit --alll runs/sweep", 2, "Did you mean '--all'?"),
+    (
+        "data fetch-eval m3_tiny --data-rot x",
+        2,
+        "the following arguments are required: --data-root",
+    ),
     ("doctor --hlep", 2, "unrecognized arguments: --hlep"),
 )
 
@@ -72,9 +85,9 @@ def test_a_help_text_or_a_typo_waits_for_no_giant(line: str, code: int, sentence
 
 PUBLIC = """
 import sys
-import m3, m3.inference, m3.nesting, m3.data.formats
+import m3, m3.inference, m3.nesting, m3.processing, m3.data.formats
 assert "torch" not in sys.modules
-for module in (m3, m3.inference, m3.nesting, m3.data.formats):
+for module in (m3, m3.inference, m3.nesting, m3.processing, m3.data.formats):
     for name in (*module.__all__, *module.__all__):
         value = getattr(module, name)
         assert type(value).__name__ != "module", name

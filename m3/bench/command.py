@@ -3,6 +3,8 @@
 import argparse
 import importlib
 
+from m3.command_line import CommandLine
+
 BENCHES = {
     "step": ("m3.bench.step", "one all-scales training step against the published way"),
     "train": (
@@ -31,7 +33,7 @@ BENCHES = {
 def main(argv: list[str]) -> int:
     """Run the bench that the first argument names."""
     lines = "\n".join(f"  {bench_name:8}{text}" for bench_name, (_, text) in BENCHES.items())
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="m3 bench",
         description=f"{__doc__}\n\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

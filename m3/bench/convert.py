@@ -5,7 +5,6 @@ the conversion does all that it can: rename weights and stack the experts of a l
 are zeros in sparse files, which take no disk space; the converted files do.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from m3.checkpoints.convert import convert
 from m3.checkpoints.formats.llava_hf import LlavaHf
 from m3.checkpoints.streaming import SHARD_BYTES
 from m3.checkpoints.weights import INDEX, nbytes
+from m3.command_line import CommandLine
 from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.processing.chat_template import IMAGE_TOKEN
 
@@ -37,7 +37,7 @@ class DecoderSize:
 
 def main(argv: list[str]) -> int:
     """Print the size of the checkpoint, the peak of memory above the start, and their ratio."""
-    parser = argparse.ArgumentParser(prog="m3 bench convert", description=__doc__)
+    parser = CommandLine(prog="m3 bench convert", description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=8.0, help="size of the checkpoint")
     parser.add_argument(
         "--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest file of weights written"

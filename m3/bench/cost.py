@@ -6,7 +6,6 @@ name (llava_1_5_7b), or a YAML file like those. Without weights nothing is alloc
 `--measure` asks for random ones.
 """
 
-import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from m3.command_line import CommandLine
 from m3.config import near_match
 from m3.evaluation.cost.latency import NO_DIFFERENCE, Measured, levels, measure
 from m3.evaluation.cost.roofline import Roofline, roofline
@@ -34,7 +34,7 @@ Estimates = dict[tuple[int, int | str], Roofline]
 
 def main(argv: list[str]) -> int:
     """Print a table per batch size; `--out` writes the same numbers, unrounded, as CSV."""
-    parser = argparse.ArgumentParser(prog="m3 bench cost", description=__doc__)
+    parser = CommandLine(prog="m3 bench cost", description=__doc__)
     parser.add_argument("model", help="folder, hub id, config.json, or an architecture")
     parser.add_argument(
         "--scales",

@@ -24,6 +24,7 @@ import httpx2
 from m3.bench.serve_compare import report_comparison
 from m3.bench.serve_load import Question, RequestResult, ask_server, renew_picture, run_clients
 from m3.bench.serve_process import Server, start_server
+from m3.command_line import CommandLine
 from m3.data.synthetic.suite import FAMILIES, test_row
 from m3.inference import Conversation, Generation
 from m3.inference import load as load_model
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
 
     1 where a request failed or was lost, an answer differs, or the tower encoded an image twice.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="m3 bench serve",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from m3.bench.published import published_batches, published_loss
 from m3.bench.shapes import SHAPES
 from m3.bench.timing import Timing, alternate, matmul_peak, peak_device_memory, peak_memory
+from m3.command_line import CommandLine
 from m3.data.collate import Collator
 from m3.evaluation.cost.latency import device_name
 from m3.inference.loading import DTYPES
@@ -57,7 +58,7 @@ class StepSetting:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of `m3 bench step`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="m3 bench step",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,6 +1,5 @@
 """`m3 bench sweep`: all scales against the largest alone, and against lmms-eval per scale."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -11,9 +10,10 @@ from pathlib import Path
 
 from m3.bench.cost import parse_budgets
 from m3.bench.timing import alternate
+from m3.command_line import CommandLine
 from m3.evaluation.results.run_folder import read_cell_name, read_keys, result_path
 from m3.evaluation.results.store import Store
-from m3.evaluation.sweep import sweep
+from m3.evaluation.sweep.command import main as sweep
 
 Answers = dict[tuple[str, int | str, int], str]
 """Answer text per (task, budget, document)."""
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
     Every sweep starts from an empty store.
     """
-    parser = argparse.ArgumentParser(prog="m3 bench sweep", description=__doc__)
+    parser = CommandLine(prog="m3 bench sweep", description=__doc__)
     parser.add_argument("--model", default="playground/m3-tiny-base")
     parser.add_argument("--tasks", default="m3_tiny")
     parser.add_argument("--scales", default="1,4,9,36,144")
@@ -66,7 +66,7 @@ def compare_in_process(
 
     def sweep_scales(chosen_scales: Sequence[int | str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            code = sweep.main([*common, "--scales", scale_list(chosen_scales), "--out", folder])
+            code = sweep([*common, "--scales", scale_list(chosen_scales), "--out", folder])
             if code:
                 raise RuntimeError(f"the sweep failed with code {code}")
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from m3.bench.published import published_batches, published_loss
 from m3.bench.shapes import suite_samples
 from m3.bench.timing import alternate, peak_memory
+from m3.command_line import CommandLine
 from m3.data.collate import Collator
 from m3.data.sample import Sample
 from m3.model import M3ForConditionalGeneration
@@ -43,7 +44,7 @@ class TrainSetting:
 
 def main(argv: list[str]) -> int:
     """Print times, tokens per second, peak memory and ratios; 1 when the gradients differ."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="m3 bench train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", default="playground/m3-tiny-base")

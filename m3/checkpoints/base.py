@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from m3.auto import M3Config, M3ForConditionalGeneration, M3Processor
 from m3.checkpoints.conversion import Layout
 from m3.checkpoints.keymap import Keymap
+from m3.config import describe
 
 Edits = Mapping[str, Callable[[Tensor], Tensor]]
 
@@ -101,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(json_content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(json_content).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, got {describe(json_content)}")
     return json_content
 
 

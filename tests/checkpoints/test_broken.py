@@ -144,7 +144,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "config is a list": (
         lambda folder: (folder / "config.json").write_text("[1]"),
-        "config.json: expected a JSON object, got list",
+        "config.json: expected a JSON object, got a list",
     ),
     "no model type": (
         lambda folder: (folder / "config.json").write_text("{}"),
@@ -156,11 +156,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tower": (
         lambda folder: change_config(folder, mm_vision_tower=None),
-        "mm_vision_tower is None; expected str",
+        "mm_vision_tower is None; expected a text",
     ),
     "no layer": (
         lambda folder: change_config(folder, mm_vision_select_layer="last"),
-        "mm_vision_select_layer is 'last'; expected int",
+        "mm_vision_select_layer is 'last'; expected a whole number",
     ),
     "no pinpoints": (
         lambda folder: change_config(

@@ -37,9 +37,9 @@ def changed(source: Path, folder: Path, changes: dict[str, object]) -> Path:
 
 
 HUB: tuple[tuple[dict[str, object], str], ...] = (
-    ({"matryoshka_vis_token_scale": 9}, "matryoshka_vis_token_scale: expected list"),
-    ({"matryoshka_vis_token_scale": "1,9"}, "matryoshka_vis_token_scale: expected list"),
-    ({"new_token_ids": "x"}, "new_token_ids: expected list"),
+    ({"matryoshka_vis_token_scale": 9}, "matryoshka_vis_token_scale: expected a list"),
+    ({"matryoshka_vis_token_scale": "1,9"}, "matryoshka_vis_token_scale: expected a list"),
+    ({"new_token_ids": "x"}, "new_token_ids: expected a list"),
     ({"text_config": "x"}, "text_config: expected a mapping or null, got 'x'"),
     ({"vision_config": 3}, "vision_config: expected a mapping or null, got 3"),
     (
@@ -53,10 +53,10 @@ HUB: tuple[tuple[dict[str, object], str], ...] = (
     ({"vision_feature_layer": -99}, "hidden state -99, but the vision encoder has"),
 )
 ORIGINAL: tuple[tuple[dict[str, object], str], ...] = (
-    ({"matryoshka_vis_token_scale": 9}, "matryoshka_vis_token_scale: expected list"),
+    ({"matryoshka_vis_token_scale": 9}, "matryoshka_vis_token_scale: expected a list"),
     ({"hidden_size": "x"}, "hidden_size: expected a whole number, got 'x'"),
     ({"num_hidden_layers": None}, "num_hidden_layers: expected a whole number, got null"),
-    ({"rope_scaling": 3}, "rope_scaling: expected Mapping"),
+    ({"rope_scaling": 3}, "rope_scaling: expected a mapping"),
     ({"torch_dtype": "float99"}, "torch_dtype: expected one of 'float32'"),
     ({"hidden_act": "sillu"}, "hidden_act: no activation 'sillu'. Did you mean 'silu'?"),
     ({"num_attention_heads": 7}, "The hidden size (32) is not a multiple of"),

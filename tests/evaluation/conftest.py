@@ -32,7 +32,7 @@ from m3.evaluation.results.run_folder import (
 )
 from m3.evaluation.results.store import Answer, Cell, Store
 from m3.evaluation.statistics import clustered_mean
-from m3.evaluation.token_reduction.table import OWN
+from m3.evaluation.token_reduction.methods import OWN
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.nesting import SingleTile
 from m3.processing.processor import M3Processor

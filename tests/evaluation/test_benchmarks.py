@@ -15,7 +15,7 @@ import pytest
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.questions import Question
 from m3.evaluation.harness import submit
-from m3.evaluation.sweep.sweep import main
+from m3.evaluation.sweep.command import main
 from tests.evaluation.benchmark_mirrors import write_long_videos, write_mirrors, write_video_qa
 from tests.evaluation.test_sweep import rows
 

@@ -20,7 +20,7 @@ from m3.evaluation.harness.lmms_model import check_scale
 from m3.evaluation.report import command as report
 from m3.evaluation.results.run_folder import cell_name, read_cell_name, read_keys
 from m3.evaluation.results.store import Store
-from m3.evaluation.sweep import sweep
+from m3.evaluation.sweep import command as sweep
 from m3.model import M3ForConditionalGeneration
 from m3.model.budgets import BudgetChoice, BudgetRouter
 from m3.model.budgets.mixture import mixture_shares

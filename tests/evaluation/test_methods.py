@@ -10,14 +10,21 @@ from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.questions import Picture
 from m3.evaluation.token_reduction.fastv import decoder_layers, mean_visual_tokens, pruning
 from m3.evaluation.token_reduction.method_cost import method_cost
-from m3.evaluation.token_reduction.table import METHODS, OWN, ChosenTokenReducer, get_method, is_own
+from m3.evaluation.token_reduction.methods import (
+    FASTV,
+    METHODS,
+    OWN,
+    RESOLUTION,
+    get_method,
+    is_own,
+)
+from m3.evaluation.token_reduction.table import CHOICES, ChosenTokenReducer
 from m3.model.cost import CostModel
 from m3.model.reducers import NoOptions
 from m3.nesting import Budget, Tiles, get_nesting
 from tests.evaluation.conftest import make_image, save_model
 
 GRID = (6, 6)
-CHOICES = [name for name, row in METHODS.items() if row.choice is not None]
 GREEDY = Decoding(max_new_tokens=4)
 
 
@@ -28,7 +35,7 @@ def tokens(seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("scale", [1, 4, 9, 36])
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_gives_as_many_tokens_as_asked_and_always_the_same(name: str, scale: int):
-    choice = METHODS[name].choice
+    choice = CHOICES[name]
     chosen = choice.choose(tokens(), scale, GRID, "picture")
     assert chosen.shape == (scale, 8)
     torch.testing.assert_close(
@@ -52,14 +59,14 @@ def test_chosen_tokens_take_the_place_of_the_models_reducer(engine: Engine):
 
 
 def test_random_tokens_differ_between_pictures_and_seeds():
-    draw = METHODS["random"].choice.choose(tokens(), 4, GRID, "one")
-    assert not torch.equal(draw, METHODS["random"].choice.choose(tokens(), 4, GRID, "two"))
-    assert not torch.equal(draw, METHODS["random_1"].choice.choose(tokens(), 4, GRID, "one"))
+    draw = CHOICES["random"].choose(tokens(), 4, GRID, "one")
+    assert not torch.equal(draw, CHOICES["random"].choose(tokens(), 4, GRID, "two"))
+    assert not torch.equal(draw, CHOICES["random_1"].choose(tokens(), 4, GRID, "one"))
 
 
 def test_uniform_sampling_takes_the_middle_of_each_cell():
     numbered = torch.arange(36.0)[:, None]
-    picked = METHODS["uniform"].choice.choose(numbered, 4, GRID, "")
+    picked = CHOICES["uniform"].choose(numbered, 4, GRID, "")
     assert picked.flatten().tolist() == [7, 10, 25, 28]  # rows and columns 1 and 4 of six
 
 
@@ -70,12 +77,9 @@ def test_diverse_and_covering_tokens_find_the_clusters():
     directions = torch.eye(8)[:7]
     crowd = torch.cat([directions[:1].expand(30, 8), directions[1:]])
     for name in ("divprune", "coverage"):
-        chosen = METHODS[name].choice.choose(crowd, 7, GRID, "")
+        chosen = CHOICES[name].choose(crowd, 7, GRID, "")
         assert len({tuple(row.tolist()) for row in chosen}) == 7
-    assert (
-        len({tuple(row.tolist()) for row in METHODS["random"].choice.choose(crowd, 7, GRID, "")})
-        < 7
-    )
+    assert len({tuple(row.tolist()) for row in CHOICES["random"].choose(crowd, 7, GRID, "")}) < 7
 
 
 def test_names_are_strict_and_learned_queries_have_no_grid():
@@ -86,13 +90,14 @@ def test_names_are_strict_and_learned_queries_have_no_grid():
         match="uniform needs tokens that stand on a grid, but this model's are an "
         "ordered list of 36",
     ):
-        METHODS["uniform"].choice.choose(tokens(), 4, 36, "")
+        CHOICES["uniform"].choose(tokens(), 4, 36, "")
     assert (
         is_own("pooling", "grid_pool")
         and not is_own("pooling", "query_prefix")
         and is_own(OWN, "query_prefix")
     )
     assert all(row.about and "http" in row.source for row in METHODS.values())
+    assert METHODS.keys() == CHOICES.keys() | {OWN, RESOLUTION, FASTV}
 
 
 def reply(engine: Engine, method: str, scale: int, index: int = 1, continuation: str | None = None):

@@ -18,7 +18,7 @@ from m3.evaluation.harness.lmms_model import check_scale
 from m3.evaluation.report import command as report
 from m3.evaluation.results.run_folder import read_cell_name, read_keys
 from m3.evaluation.results.store import Store
-from m3.evaluation.sweep import sweep
+from m3.evaluation.sweep import command as sweep
 from m3.model.cost import CostModel
 from tests.evaluation.conftest import make_image, save_model
 

@@ -9,7 +9,7 @@ import pytest
 
 from m3.evaluation.harness import submit
 from m3.evaluation.results.store import Store
-from m3.evaluation.sweep.options import labels
+from m3.evaluation.sweep.selection import labels
 from tests.evaluation.conftest import save_model
 from tests.evaluation.test_sweep import keys_of, rows, run_sweep
 

@@ -13,7 +13,7 @@ from m3.evaluation.answering.engine import Engine, Picture, Question, Reply
 from m3.evaluation.cost.latency import measure
 from m3.evaluation.results.store import Answer, Cell
 from m3.evaluation.sweep.prompt_cost import costs_of, prompts_of
-from m3.evaluation.token_reduction.table import OWN
+from m3.evaluation.token_reduction.methods import OWN
 from m3.model.cost import CostModel
 from m3.nesting import TILINGS
 from tests.evaluation.conftest import make_image, save_model

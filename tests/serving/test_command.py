@@ -41,8 +41,8 @@ def test_settings_come_from_the_file_then_the_words_then_the_flags(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("limits.image=4", "limits: unknown key 'image' for Limits. Did you mean 'images'"),
-        ("limits.images=many", "limits.images: expected int, got str 'many'"),
+        ("limits.image=4", "limits: unknown key 'image'. Did you mean 'images'"),
+        ("limits.images=many", "limits.images: expected a whole number, got 'many'"),
         ("limits.images=0", "images is 0; expected more than 0"),
         ("queue.waiting=-1", "waiting is -1; expected 0 or more"),
         ("api_key=ä", "one line of printable ASCII"),

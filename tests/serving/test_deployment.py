@@ -28,11 +28,8 @@ WRONG_ARGUMENTS = [
         {"model_path": "m3", "fleet": "fleet.yaml"},
         "give model_path=FOLDER or fleet=FILE, and not both",
     ),
-    (
-        {"model_path": "m3", "replica": "2"},
-        "unknown key 'replica' for Arguments. Did you mean 'replicas'",
-    ),
-    ({"model_path": "m3", "replicas": "two"}, "replicas: expected int, got str 'two'"),
+    ({"model_path": "m3", "replica": "2"}, "unknown key 'replica'. Did you mean 'replicas'"),
+    ({"model_path": "m3", "replicas": "two"}, "replicas: expected a whole number, got 'two'"),
     ({"fleet": {"models": []}}, "models is empty"),
 ]
 

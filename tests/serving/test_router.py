@@ -137,7 +137,7 @@ WRONG = {
     "models: [{path: m3, replicas: 0}]": "replicas is 0; expected 1 or more",
     "models: [{path: m3, replicas: 3, max_replicas: 2}]": "max_replicas is 2, below replicas",
     "models: [{path: m3, gpus: -1}]": "gpus is -1.0; expected",
-    "models: [{path: m3, replica: 2}]": "unknown key 'replica' for Served. Did you mean 'replicas'",
+    "models: [{path: m3, replica: 2}]": "unknown key 'replica'. Did you mean 'replicas'",
     "{models: [{path: m3}], routers: 0}": "routers is 0",
 }
 

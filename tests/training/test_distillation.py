@@ -222,7 +222,7 @@ def test_runs_log_it_and_weight_zero_trains_as_without(recipe: Path) -> None:
         ),
         (["distil={weight: -1}"], "weight -1.0 must be at least 0"),
         (["distil={temperature: 0}"], "temperature 0.0 above 0"),
-        (["distil={wieght: 1}"], "unknown key 'wieght' for Distil. Did you mean 'weight'"),
+        (["distil={wieght: 1}"], "unknown key 'wieght'. Did you mean 'weight'"),
     ],
 )
 def test_what_cannot_be_is_refused(overrides: list[str], message: str) -> None:

@@ -14,7 +14,7 @@ from training_runs import weights
 
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.results.store import Store
-from m3.evaluation.sweep import sweep
+from m3.evaluation.sweep import command as sweep
 from m3.train import main
 from m3.training import command
 from m3.training.loop.evaluations import kept_random_state

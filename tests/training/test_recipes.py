@@ -76,7 +76,7 @@ def test_a_variant_is_its_base_and_the_lines_that_differ() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["schedule.stps=3"], "unknown key 'stps' for Schedule. Did you mean 'steps'"),
+        (["schedule.stps=3"], "unknown key 'stps'. Did you mean 'steps'"),
         (["parts.decoder=thawed"], "parts.decoder"),
         (["scales=al"], "scales"),
         (["schedule.epochs=1"], "give exactly one of steps and epochs"),

@@ -7,7 +7,7 @@ import torch
 from serving_files import png
 from training_runs import weights
 
-from m3.evaluation.sweep import sweep
+from m3.evaluation.sweep import command as sweep
 from m3.inference import Generation
 from m3.inference.loading import load
 from m3.inference.question import ask

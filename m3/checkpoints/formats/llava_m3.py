@@ -52,6 +52,7 @@ from m3.checkpoints.processors import (
     vicuna,
 )
 from m3.checkpoints.weights import Weights
+from m3.config import WORDS
 from m3.model import M3Config
 from m3.nesting import SCALE_OPTION
 
@@ -132,7 +133,7 @@ class LlavaM3(Format):
             if type(config.get(config_key)) is not value_type:
                 raise ValueError(
                     f"{folder}: {config_key} is {config.get(config_key)!r}; expected "
-                    f"{value_type.__name__}, as LLaVA writes it"
+                    f"{WORDS[value_type]}, as LLaVA writes it"
                 )
         text_config = LlamaConfig(
             **{config_key: config[config_key] for config_key in TEXT_KEYS if config_key in config}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from m3.config import describe
 from m3.data.formats.fields import RecordFields, UnusedKeys, shorten
 from m3.data.formats.media import ImageFile, MediaReader
 from m3.data.formats.settings import SourceSettings
@@ -86,7 +87,7 @@ class RecordParser:
         """
         if not isinstance(record.content, dict):
             raise ValueError(
-                f"{record.location}: expected {expected}, got {type(record.content).__name__}"
+                f"{record.location}: expected {expected}, got {describe(record.content)}"
             )
         self.record, self.location = record, record.location
         self.unused = UnusedKeys(frozenset(settings.ignore or ()))

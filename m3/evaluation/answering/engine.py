@@ -33,7 +33,8 @@ from m3.evaluation.answering.questions import Picture, Question, Reply
 from m3.evaluation.answering.seeded_sampling import SeededSampling, question_seeds
 from m3.evaluation.answering.settling import settle
 from m3.evaluation.token_reduction.fastv import Pruned, mean_visual_tokens, pruning
-from m3.evaluation.token_reduction.table import FASTV, ChosenTokenReducer
+from m3.evaluation.token_reduction.methods import FASTV
+from m3.evaluation.token_reduction.table import ChosenTokenReducer
 from m3.inference.generation import answer_room, end_token_ids, token_ids_alone
 from m3.inference.loading import load
 from m3.model import M3ForConditionalGeneration

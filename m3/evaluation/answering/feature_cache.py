@@ -14,7 +14,8 @@ from torch import Tensor
 
 from m3.evaluation.answering.questions import View
 from m3.evaluation.token_reduction.low_resolution import low_resolution_tokens
-from m3.evaluation.token_reduction.table import RESOLUTION, chosen_tokens
+from m3.evaluation.token_reduction.methods import RESOLUTION
+from m3.evaluation.token_reduction.table import chosen_tokens
 from m3.inference.feature_cache import FeatureStore
 from m3.inference.image_features import PictureFeatures, encode_tiles, pad_features
 from m3.model import M3ForConditionalGeneration

@@ -11,7 +11,8 @@ from PIL import Image
 
 from m3.digest import digest
 from m3.evaluation.answering.decoding import Decoding
-from m3.evaluation.token_reduction.table import OWN, RESOLUTION, get_method
+from m3.evaluation.token_reduction.methods import OWN, RESOLUTION
+from m3.evaluation.token_reduction.table import CHOICES
 from m3.nesting import BUDGET, Budget, read_budget
 from m3.processing.images import load_image
 
@@ -59,7 +60,7 @@ class Question:
     @property
     def is_chosen(self) -> bool:
         """Tell whether the method has chosen the tokens before the model's reducer sees them."""
-        return get_method(self.method).choice is not None or self.method == RESOLUTION
+        return self.method in CHOICES or self.method == RESOLUTION
 
     @property
     def views(self) -> list["View"]:

@@ -17,8 +17,8 @@ from httpx2 import TransportError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from m3.command_line import CommandLine
 from m3.evaluation.harness.local_data import Data, read_task
-from m3.evaluation.harness.tasks import find_tasks, tasks_folder
 from m3.evaluation.suites import suites
 from m3.files import atomic_folder
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 
     0: all is there; ValueError: the hub cannot be reached, and what to do then.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="m3 data fetch-eval",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
@@ -54,6 +54,9 @@ def main(argv: list[str]) -> int:
         "--include-path", type=Path, default=Path("lmms_eval_tasks"), help="folder with own tasks"
     )
     arguments = parser.parse_args(argv)
+    # the harness is imported once the command line is known to be good
+    from m3.evaluation.harness.tasks import tasks_folder
+
     include = tasks_folder(arguments.include_path)
     fetch(arguments.names, arguments.data_root, include, from_hub)
     return 0
@@ -63,6 +66,8 @@ def fetch(
     suite_names: list[str], root: Path, include: Path | None, download: Download
 ) -> list[Path]:
     """The folders of all data sets, those that were there included."""
+    from m3.evaluation.harness.tasks import find_tasks
+
     tasks = [
         task
         for suite_name in suite_names

@@ -27,6 +27,7 @@ from m3.evaluation.answering.decoding import Decoding
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.questions import Picture, Question, Reply
 from m3.evaluation.answering.settling import check_setting
+from m3.evaluation.harness.frames import FRAMES, sampling_of
 from m3.hardware import choose_device
 from m3.nesting import SCALE_OPTION
 from m3.processing.scale_policy import is_budget
@@ -42,8 +43,6 @@ ARGUMENTS = (
     "max_batch_size",
     "device",
 )
-FRAMES = "8"
-"""Frames of a video, each an image at the scale, unless the user says otherwise."""
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".m4v")
 CHUNK = 8
 """Requests held in memory at a time (with their images), in multiples of the batch size."""
@@ -167,19 +166,6 @@ class EngineModel(lmms):
         scale = settings.get(SCALE_OPTION, self.scale)
         check_scale(self.engine, scale)
         return self.engine.question(chat_turns, pictures, scale, Decoding.from_task(settings))
-
-
-def sampling_of(frames: str | int) -> Sampling:
-    """Frame sampling that `frames` asks for: a number, or `collage`: six of them as one image, as
-    M3 evaluates videos (IG-VLM).
-    """
-    if str(frames) == "collage":
-        return Sampling(collage=True)
-    if not str(frames).isdigit():
-        raise ValueError(
-            f"frames of a video are a number, or collage (six of them as one image), got {frames!r}"
-        )
-    return Sampling(num_frames=int(frames))
 
 
 def pictures_of(visual: Any, sampling: Sampling) -> list[Picture]:

@@ -23,11 +23,12 @@ from m3.digest import Json, digest, digest_files
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.answering.expert_routing import is_recorded
 from m3.evaluation.answering.questions import Picture, Question, Reply
-from m3.evaluation.harness.lmms_model import CHUNK, FRAMES, EngineModel
+from m3.evaluation.harness.frames import FRAMES
+from m3.evaluation.harness.lmms_model import CHUNK, EngineModel
 from m3.evaluation.harness.tasks import FOREIGN, LoadedTask
 from m3.evaluation.results.store import Answer, Cell, Store
 from m3.evaluation.token_reduction import table
-from m3.evaluation.token_reduction.table import OWN, stored_name
+from m3.evaluation.token_reduction.methods import OWN, stored_name
 from m3.nesting import SCALE_OPTION
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3.evaluation.results.run_folder import read_cell_name
+from m3.command_line import CommandLine
 from m3.evaluation.suites import known_tasks
 from m3.text_table import align_columns
 
@@ -29,7 +29,7 @@ class Submission:
 
 def main(argv: list[str]) -> int:
     """Collects and lists the files. ValueError: the run has none."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="m3 submit", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder given to m3 sweep --out")
@@ -52,6 +52,9 @@ def collect(run: Path, is_all: bool = False) -> list[Submission]:
     Raises:
         ValueError: no run folder, no file in it, or a cell with more than one file of a kind.
     """
+    # its folder imports torch, for which no help text waits
+    from m3.evaluation.results.run_folder import read_cell_name
+
     shutil.rmtree(run / "submit", ignore_errors=True)
     cells = sorted(run.glob("submissions/*/*@*"))
     servers = {task_name for task_name, task in known_tasks().items() if "server" in task.needs}

@@ -28,7 +28,7 @@ from m3.evaluation.report.budget_curve import (
     resolution_marks,
 )
 from m3.evaluation.results.run_folder import CostRow, LatencyRow, ModelRow
-from m3.evaluation.token_reduction.table import OWN
+from m3.evaluation.token_reduction.methods import OWN
 from m3.files import atomic_file
 from m3.nesting import read_budget
 

@@ -20,7 +20,7 @@ from m3.evaluation.answering.expert_routing import DOCUMENTS, TOKENS, Routing
 from m3.evaluation.report.budget_curve import INK
 from m3.evaluation.report.table_formats import NOTHING, Table
 from m3.evaluation.results.run_folder import ModelRow
-from m3.evaluation.token_reduction.table import FASTV
+from m3.evaluation.token_reduction.methods import FASTV
 from m3.files import write_text
 
 MEASURES = ("entropy", "spread", "busiest")

@@ -27,7 +27,7 @@ from m3.evaluation.report.expert_load import routing_table
 from m3.evaluation.report.table_formats import NOTHING, Table
 from m3.evaluation.results.run_folder import ModelRow
 from m3.evaluation.statistics import DRAWS, Difference, Interval, Mean
-from m3.evaluation.token_reduction.table import OWN, get_method
+from m3.evaluation.token_reduction.methods import OWN, get_method
 from m3.files import write_text
 from m3.nesting import read_budget
 

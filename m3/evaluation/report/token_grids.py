@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from m3.evaluation.results.run_folder import Example, ModelRow
-from m3.evaluation.token_reduction.table import OWN
+from m3.evaluation.token_reduction.methods import OWN
 from m3.nesting import GridPool, ImageReader, get_nesting, make_tiling
 from m3.processing.token_grid import views
 

@@ -33,7 +33,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args
 
 from m3.evaluation.cost.latency import Measured
-from m3.evaluation.token_reduction.table import OWN
+from m3.evaluation.token_reduction.methods import OWN
 from m3.files import lock, write_text
 from m3.model.cost import Cost
 from m3.nesting import Budget, make_tiling, read_budget

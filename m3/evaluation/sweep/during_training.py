@@ -16,7 +16,8 @@ import torch
 from m3.digest import digest
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.results.run_folder import CellRow
-from m3.evaluation.sweep.options import SweepOptions, task_names
+from m3.evaluation.sweep.options import SweepOptions
+from m3.evaluation.sweep.selection import task_names
 from m3.evaluation.sweep.sweep import find, prepare, sweep_engine
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.nesting import read_budget

@@ -27,8 +27,9 @@ from transformers.utils import logging as transformers_logging
 from m3.evaluation.answering.engine import Engine
 from m3.evaluation.cost.choice_latency import choice_latency, time_choosing
 from m3.evaluation.cost.latency import measure
+from m3.evaluation.harness.frames import sampling_of
 from m3.evaluation.harness.judge import check_judge, price, set_judge
-from m3.evaluation.harness.lmms_model import default_device, local_device, sampling_of
+from m3.evaluation.harness.lmms_model import default_device, local_device
 from m3.evaluation.harness.scoring import failed_row, run_cell
 from m3.evaluation.harness.stored_model import MethodBudget, StoredModel
 from m3.evaluation.harness.tasks import BrokenTask, LoadedTask, load_tasks, tasks_folder
@@ -46,21 +47,20 @@ from m3.evaluation.results.store import Answer, Store
 from m3.evaluation.suites import known_tasks
 from m3.evaluation.sweep.baseline import check_baseline, fallen
 from m3.evaluation.sweep.examples import write_examples
-from m3.evaluation.sweep.options import (
-    SweepOptions,
+from m3.evaluation.sweep.options import SweepOptions
+from m3.evaluation.sweep.progress import Progress, check_disk
+from m3.evaluation.sweep.prompt_cost import NO_ANSWER_TEXT, costs_of, prompts_of
+from m3.evaluation.sweep.selection import (
     asked_choices,
     check_distinct,
     check_methods,
     label_of,
     labels,
     own_choices,
-    parse_options,
     reachable_scales,
     task_names,
 )
-from m3.evaluation.sweep.progress import Progress, check_disk
-from m3.evaluation.sweep.prompt_cost import NO_ANSWER_TEXT, costs_of, prompts_of
-from m3.evaluation.token_reduction.table import OWN, is_own
+from m3.evaluation.token_reduction.methods import OWN, is_own
 from m3.hardware import environment
 from m3.model import M3Config
 from m3.nesting import read_budget
@@ -110,7 +110,7 @@ class Sweep:
         return self.accelerator.is_main_process
 
 
-def main(argv: list[str]) -> int:
+def run_sweep(options: SweepOptions) -> int:
     """Runs the sweep.
 
     0: every cell was scored; 1: some failed, or accuracy fell against the baseline, and which is
@@ -119,7 +119,6 @@ def main(argv: list[str]) -> int:
     Raises:
         ValueError: a user's mistake.
     """
-    options = parse_options(argv)
     if options.baseline is not None:
         check_baseline(options.out, options.baseline)
     model_paths = labels(options.models)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from m3.evaluation.token_reduction.fastv import LAYERS
-from m3.evaluation.token_reduction.table import FASTV, RESOLUTION
+from m3.evaluation.token_reduction.methods import FASTV, RESOLUTION
 from m3.model import M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
 from m3.nesting import Budget, Tiles, get_nesting

@@ -4,8 +4,8 @@ ladder has to beat.
 In:  the tokens that the connector gave for a tile `[n, d]`, their grid, and the scale m.
 Out: the m tokens that the decoder reads `[m, d]`.
 
-A row of `METHODS` is a choice of `m3 sweep --methods`; answers are stored under its name. Three
-kinds:
+A row of `METHODS` (methods.py) is what `m3 sweep --methods` takes; answers are stored under its
+name. Three kinds:
 
     Choice      picks or averages tokens that the tower has made              (most rows)
     pixels      the tower sees fewer pixels                                   (low_resolution.py)
@@ -25,14 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from m3.config import near_match
 from m3.digest import digest
 from m3.model.reducers import TokenReducer
 from m3.nesting import Grid, GridPool, pool_grid
-
-OWN = "nesting"
-"""The model's own nesting, whatever its weights were trained for."""
-RESOLUTION, FASTV = "resolution", "fastv"
 
 
 class Choice(ABC):
@@ -133,75 +128,15 @@ class Coverage(Choice):
         return tokens[in_order(chosen_indices, tokens)]
 
 
-@dataclass(frozen=True)
-class Method:
-    """A row of the table.
-
-    `choice` is None where the model's own nesting, the tower or the decoder does it.
-    """
-
-    about: str
-    source: str
-    choice: Choice | None = None
-
-
-M3_PAPER = "Matryoshka Multimodal Models, https://arxiv.org/abs/2405.17430"
-METHODS: Mapping[str, Method] = {
-    OWN: Method("the model's own nesting", M3_PAPER),
-    "pooling": Method(
-        "plain average pooling on the grid", f"{M3_PAPER}, table 4, average pooling", Pooling()
-    ),
-    "uniform": Method(
-        "the middle token of each cell", f"{M3_PAPER}, table 4, spatial sampling", UniformSampling()
-    ),
-    "random": Method(
-        "random tokens, seed 0",
-        "a control; https://arxiv.org/abs/2502.11501 shows how strong",
-        RandomTokens(0),
-    ),
-    "random_1": Method(
-        "random tokens, seed 1",
-        "as random (https://arxiv.org/abs/2502.11501); another draw, to see the spread",
-        RandomTokens(1),
-    ),
-    RESOLUTION: Method(
-        "the tower sees an image of so few pixels that it has m patches",
-        "a control; its position embeddings are interpolated as in "
-        "https://arxiv.org/abs/2010.11929, section 3.2",
-    ),
-    "divprune": Method(
-        "the most diverse tokens", "DivPrune, https://arxiv.org/abs/2503.02175", DivPrune()
-    ),
-    "coverage": Method(
-        "the tokens that cover all others best",
-        "MMTok, https://arxiv.org/abs/2508.18264; its vision term alone, without the coverage of "
-        "the question's words",
-        Coverage(),
-    ),
-    FASTV: Method(
-        "all tokens in the decoder's first 2 layers, then those that the last word looks at most",
-        "FastV, https://arxiv.org/abs/2403.06764",
-    ),
+CHOICES: Mapping[str, Choice] = {
+    "pooling": Pooling(),
+    "uniform": UniformSampling(),
+    "random": RandomTokens(0),
+    "random_1": RandomTokens(1),
+    "divprune": DivPrune(),
+    "coverage": Coverage(),
 }
-
-
-def get_method(method_name: str) -> Method:
-    """The row called `name`; a `ValueError` gives the near match."""
-    if method_name not in METHODS:
-        raise ValueError(f"no method {method_name!r}. {near_match(method_name, METHODS)}")
-    return METHODS[method_name]
-
-
-def stored_name(method: str, nesting: str) -> str:
-    """Name that answers are stored under: the kind of nesting for the model's own."""
-    return nesting if method == OWN else method
-
-
-def is_own(method: str, nesting: str) -> bool:
-    """Tell whether a method is what the model does anyway: plain pooling of a model that nests by
-    pooling.
-    """
-    return method == OWN or (method == "pooling" and nesting == "grid_pool")
+"""By method; the model's own nesting, the tower or the decoder does the others."""
 
 
 class ChosenTokenReducer(TokenReducer):
@@ -217,9 +152,7 @@ def chosen_tokens(
     tiles: Float[Tensor, "t n d"], method: str, scale: int, grid: Grid, image: str
 ) -> Float[Tensor, "t {scale} d"]:
     """Each tile's tokens after the method's choice; for the rows that have a choice."""
-    token_choice = METHODS[method].choice
-    assert token_choice is not None
-    return torch.stack([token_choice.choose(tile, scale, grid, image) for tile in tiles])
+    return torch.stack([CHOICES[method].choose(tile, scale, grid, image) for tile in tiles])
 
 
 def rectangle(grid: Grid, method: str) -> tuple[int, int]:

@@ -78,7 +78,7 @@ BROKEN_RECORDS: list[tuple[FormatName, Make, str]] = [
         "llava_json",
         line([]),
         r"d\.jsonl, line 2: expected an object with id, image and "
-        r"conversations, got list",
+        r"conversations, got a list",
     ),
     (
         "aria_jsonl",

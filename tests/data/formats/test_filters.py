@@ -111,10 +111,7 @@ def test_filters_that_leave_nothing_are_refused(tar: str) -> None:
             {"max_aspect_ratio": 0.5},
             "filters.max_aspect_ratio must be at least 1 .a square. and finite, got 0.5",
         ),
-        (
-            {"min_similarty": 0.1},
-            "unknown key 'min_similarty' for Filters. Did you mean 'min_similarity'",
-        ),
+        ({"min_similarty": 0.1}, "unknown key 'min_similarty'. Did you mean 'min_similarity'"),
     ],
 )
 def test_filters_are_strict(filters: dict, message: str) -> None:

@@ -97,7 +97,7 @@ def test_files_that_are_no_json(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"id": 1}')
     with pytest.raises(
         ValueError,
-        match=r"c\.json: expected a JSON list of records, got dict\. "
+        match=r"c\.json: expected a JSON list of records, got a mapping: .*\. "
         r"One object per line\?",
     ):
         llava_json(tmp_path / "c.json")
@@ -107,7 +107,7 @@ def test_files_that_are_no_json(tmp_path: Path) -> None:
 
 
 BAD_RECORDS = [
-    ("just text", "expected an object with id, image and conversations, got str"),
+    ("just text", "expected an object with id, image and conversations, got 'just"),
     ({"id": 1}, "'conversations' must be a list of turns, got None"),
     ({"conversations": []}, "sample '1': turns must go user, assistant, .* got no turns"),
     (

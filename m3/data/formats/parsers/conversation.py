@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from m3.config import describe
 from m3.data.formats.content_keys import is_present
 from m3.data.formats.fields import RecordFields, shorten
 from m3.data.formats.media import ImageFile, MediaReader
@@ -85,7 +86,7 @@ def check_key(record: Record, key: str, expected: str) -> None:
     """Refuse a record without `key`; the message names the keys that it has."""
     content = record.content
     if not isinstance(content, dict) or key not in content:
-        keys = ", ".join(content) if isinstance(content, dict) else type(content).__name__
+        keys = ", ".join(content) if isinstance(content, dict) else describe(content)
         raise ValueError(
             f"{record.location}: expected an object with {expected} got {keys or 'an empty object'}"
         )

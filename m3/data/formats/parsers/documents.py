@@ -1,5 +1,6 @@
 """Texts and captioned images become a `Document`, all of whose text is learned."""
 
+from m3.config import describe
 from m3.data.formats.fields import RecordFields, UnusedKeys, shorten
 from m3.data.formats.readers.files import parse_json
 from m3.data.formats.readers.tar_index import Member
@@ -81,7 +82,7 @@ def _read_json_caption(
     content = parse_json(record.read_member(member), record.location)
     if not isinstance(content, dict):
         raise ValueError(
-            f"{record.location}: expected an object with 'caption', got {type(content).__name__}"
+            f"{record.location}: expected an object with 'caption', got {describe(content)}"
         )
     fields = RecordFields(content, record.location, unused)
     caption = fields.read_one("caption")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from m3.config import describe
 from m3.data.formats.readers.files import (
     PICKLE_SUFFIXES,
     check_uncompressed,
@@ -125,7 +126,7 @@ def _read_list(path: Path) -> list[Any]:
     records = parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
     if not isinstance(records, list):
         raise ValueError(
-            f"{path}: expected a JSON list of records, got {type(records).__name__}. One object "
+            f"{path}: expected a JSON list of records, got {describe(records)}. One object "
             "per line? Name it .jsonl"
         )
     return records
