@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from m3.auto import M3Config, M3ForConditionalGeneration, M3Processor
+from m3.checkpoints.formats.foreign_settings import check_settings, refusal_in_words
 from m3.config import near_match
 from m3.files import check_model_name
 from m3.hardware import choose_device
@@ -209,6 +210,8 @@ def read_config(path: str | Path) -> M3Config:
             else "no config.json"
         )
         raise ValueError(f"{path}: not an M3 checkpoint, it holds {folder_contents}")
+    if folder.is_dir():
+        check_settings(folder)
     try:
         config_dict, _ = PreTrainedConfig.get_config_dict(path)
     except OSError as error:
@@ -226,4 +229,7 @@ def read_config(path: str | Path) -> M3Config:
     try:
         return M3Config.from_pretrained(path)
     except StrictDataclassError as error:
-        raise ValueError(f"{path}: config.json is not a configuration of M3: {error}") from error
+        reason = refusal_in_words(str(error))
+        raise ValueError(f"{path}: config.json is not a configuration of M3: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error

@@ -378,7 +378,7 @@ def make_tiling(settings: Mapping[str, Any]) -> Tiling:
         ValueError: an unknown tiling, settings that it does not have, lacks or cannot take.
     """
     kind = settings.get("kind", "single")
-    if kind not in TILINGS:
+    if kind not in list(TILINGS):  # a list in a file is no key
         raise ValueError(f"unknown tiling kind {kind!r}; known: {', '.join(TILINGS)}")
     own_fields = fields(TILINGS[kind])
     known = [field.name for field in own_fields]

@@ -11,6 +11,8 @@ from m3.data.sample import Document, Sample, Turn
 from m3.inference.conversation import Conversation, Generation
 from m3.inference.loading import load
 from m3.model.budgets import BudgetChoice, BudgetRouter, decode_choice
+from m3.model.budgets.choice import TARGETS as CHOICE_TARGETS
+from m3.model.budgets.router import VALUES
 from m3.nesting import Budget, read_ladder
 from m3.train import main
 from m3.training.budget_router.calibration import (
@@ -67,10 +69,6 @@ def test_every_target_learns_which_budget_a_question_needs(target: str) -> None:
     assert means.score > means.random_score + 0.1
 
 
-def test_names_of_targets_are_those_that_recipes_may_give() -> None:
-    assert set(TARGET_NAMES) == set(TARGETS)
-
-
 def test_calibration_takes_the_highest_price_that_keeps_a_share() -> None:
     values = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.4, 0.0], [0.6, 0.0]])
     is_right = torch.tensor([[True, True], [True, True], [False, True], [False, True]])
@@ -118,16 +116,31 @@ def test_the_share_decides_the_budget() -> None:
     ("changes", "message"),
     [
         ({"budgets": []}, "budgets is empty"),
-        ({"heads": 3}, "heads 3 must divide its width 16"),
-        ({"wide": 3}, "budget_choice has no wide"),
-        ({"costs": [1.0]}, "budget_choice.costs has 1 entries for 3 budgets"),
+        ({"heads": 3}, "budget_choice: heads 3 must divide its width 16"),
+        ({"wide": 3}, "budget_choice: unknown key 'wide'. Did you mean 'width'"),
+        ({"costs": [1.0]}, "budget_choice: costs has 1 entries for 3 budgets"),
+        ({"layers": 0}, "budget_choice: layers must be at least 1, got 0"),
+        ({"view": -3}, "budget_choice: view is a resolution in pixels"),
+        ({"width": "x"}, "budget_choice: width: expected a whole number, got 'x'"),
+        (
+            {"prices": [1]},
+            r"budget_choice: prices\.0: expected a list of 2: a number, a number, got 1",
+        ),
+        ({"target": "scores"}, "budget_choice: target 'scores'"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode_choice(CHOICE.to_dict() | changes)
-    with pytest.raises(ValueError, match="budget_choice needs budgets, costs, target, view"):
+    with pytest.raises(
+        ValueError, match="budget_choice: missing keys: budgets, view, target, costs"
+    ):
         decode_choice({})
+
+
+def test_targets_are_named_alike_everywhere() -> None:
+    assert tuple(TARGETS) == CHOICE_TARGETS == TARGET_NAMES
+    assert set(VALUES) == set(TARGETS)
 
 
 def test_padding_before_the_words_changes_nothing() -> None:

@@ -27,6 +27,8 @@ KINDS: Mapping[str, Any] = {
     NEW_TOKENS: list[int] | None,
     "torch_dtype": NumberFormat | None,
     "dtype": NumberFormat | None,
+    "image_size": int | tuple[int, int] | None,
+    "patch_size": int | tuple[int, int] | None,
     "rope_scaling": Mapping[str, Any] | None,
     "rope_parameters": Mapping[str, Any] | None,
 }
@@ -87,13 +89,13 @@ def plain_refusals(folder: Path) -> Iterator[None]:
     try:
         yield
     except StrictDataclassError as error:
-        raise ValueError(f"{folder / 'config.json'}: {_sentence(str(error))}") from error
+        raise ValueError(f"{folder / 'config.json'}: {refusal_in_words(str(error))}") from error
 
 
-def _sentence(text: str) -> str:
+def refusal_in_words(text: str) -> str:
     """`key: expected this, got that` of transformers' several lines.
 
-    >>> _sentence("...for field 'a':\\n    TypeError: Field 'a' expected int, got str (value: 'x')")
+    >>> refusal_in_words("...for field 'a':\\n    TypeError: Field 'a' expected int, got str (value: 'x')")
     "a: expected a whole number, got 'x'"
     """
     field_name = re.search(r"for field '([^']+)'", text)

@@ -15,11 +15,14 @@ share of the largest budget's. The whole is an entry of the model's configuratio
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from m3.config import decode
 from m3.nesting import Budget, read_budget
 
+TARGETS = ("score", "loss_gap", "ratio", "ranking")
+"""What a router may have been trained to predict: rows of `m3.model.budgets.router.VALUES`."""
 DEFAULT_KEEP = 0.99
 """Share of the largest budget's score that `auto` keeps where nothing is said."""
 
@@ -51,13 +54,19 @@ class BudgetChoice:
         object.__setattr__(self, "costs", tuple(float(cost) for cost in self.costs))
         object.__setattr__(self, "prices", tuple(sorted(pairs)))
         if not self.budgets:
-            raise ValueError("budget_choice.budgets is empty: name the budgets to choose among")
+            raise ValueError("budgets is empty: name the budgets to choose among")
         if len(self.costs) != len(self.budgets):
+            raise ValueError(f"costs has {len(self.costs)} entries for {len(self.budgets)} budgets")
+        if self.target not in TARGETS:
+            raise ValueError(f"target {self.target!r} is none of {', '.join(TARGETS)}")
+        if self.layers < 1:
+            raise ValueError(f"layers must be at least 1, got {self.layers}")
+        if self.view is not None and self.view < 1:
             raise ValueError(
-                f"budget_choice.costs has {len(self.costs)} entries for {len(self.budgets)} budgets"
+                f"view is a resolution in pixels, at least 1, or null, got {self.view}"
             )
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"budget_choice.heads {self.heads} must divide its width {self.width}")
+            raise ValueError(f"heads {self.heads} must divide its width {self.width}")
 
     @property
     def ladder(self) -> tuple[Budget, ...]:
@@ -101,15 +110,7 @@ class BudgetChoice:
 
 
 def decode_choice(value: BudgetChoice | Mapping[str, Any] | None) -> BudgetChoice | None:
-    """The choice from its entry in config.json; a `ValueError` names a setting that it has not."""
+    """The choice from its entry in config.json; a `ValueError` names the setting that is wrong."""
     if value is None or isinstance(value, BudgetChoice):
         return value
-    known = [field.name for field in fields(BudgetChoice)]
-    unknown, missing = (
-        sorted(set(value) - set(known)),
-        {*("budgets", "costs", "target", "view")} - set(value),
-    )
-    if unknown or missing:
-        fault = f"has no {', '.join(unknown)}" if unknown else f"needs {', '.join(sorted(missing))}"
-        raise ValueError(f"budget_choice {fault}; its settings are {', '.join(known)}")
-    return BudgetChoice(**value)
+    return decode(dict(value), BudgetChoice, "budget_choice")

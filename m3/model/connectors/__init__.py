@@ -35,7 +35,7 @@ def connector_config(settings: Mapping[str, Any]) -> ConnectorConfig:
         ValueError: an unknown connector, settings that it does not have, lacks or cannot take.
     """
     kind = settings.get("kind", "mlp2x_gelu")
-    if kind not in CONNECTORS:
+    if kind not in list(CONNECTORS):  # a list in a file is no key
         raise ValueError(f"unknown connector kind {kind!r}; known: {', '.join(CONNECTORS)}")
     config_class = CONNECTORS[kind].config_class
     known = [field.name for field in fields(config_class)]
