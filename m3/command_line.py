@@ -3,11 +3,15 @@ and none is guessed from its first letters.
 """
 
 import argparse
+import re
 from typing import NoReturn
 
-from m3.config import near_match
+from m3.config import WORDS, near_match
 
 UNKNOWN = "unrecognized arguments: "
+KINDS = {"int": int, "float": float}
+INVALID = re.compile(r"invalid (int|float) value: (.*)", re.DOTALL)
+"""As argparse refuses what is no number."""
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -29,7 +33,10 @@ class CommandLine(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """As argparse, with the nearest option behind an unknown one."""
+        """As argparse, with the nearest option behind an unknown one, and kinds of values in words."""
+        message = INVALID.sub(
+            lambda found: f"expected {WORDS[KINDS[found[1]]]}, got {found[2]}", message
+        )
         name = message.removeprefix(UNKNOWN).split()[0].partition("=")[0]
         if message.startswith(UNKNOWN) and name.startswith("-"):
             message = f"{message}. {near_match(name, self._option_string_actions)}"

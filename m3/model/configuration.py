@@ -38,7 +38,7 @@ class NestingConfig:
     options: Any = None
 
     def __post_init__(self) -> None:
-        get_nesting(self.kind)
+        get_nesting(str(self.kind))
         options = decode_options(self.kind, REDUCERS[self.kind], self.options)
         object.__setattr__(self, "options", options)
         try:

@@ -214,10 +214,7 @@ DAMAGED = {
         r"2 weights are of another shape than config.json asks for, such as "
         r"lm_head.weight: \[",
     ),
-    "no JSON": (
-        lambda f: (f / "config.json").write_text("{"),
-        "config.json: not valid JSON",
-    ),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not valid JSON"),
     "no number": (
         lambda f: change_json(f, image_token_id="x"),
         "config.json is not a configuration of M3: image_token_id: expected a whole number, got .x.",
