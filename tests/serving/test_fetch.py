@@ -10,10 +10,13 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from serving_files import png
+from serving_files import data_address, png
 
 from m3.serving.engine.requests import Refused
+from m3.serving.http.api import read_chat
 from m3.serving.http.fetch import Fetcher, is_public
+from m3.serving.http.schema import ChatRequest
+from m3.serving.settings import Settings
 
 FORBIDDEN = [
     "127.0.0.1",
@@ -213,3 +216,19 @@ def test_the_connection_goes_to_the_address_that_was_checked(
 def test_waiting_ends(port: int, asked: list[str]) -> None:
     with pytest.raises(TimeoutError):
         get(f"http://good.example:{port}/slow", [f"good.example:{port}"], seconds=0.2)
+
+
+def test_who_asks_is_told_which_address_did_not_come(port: int, asked: list[str]) -> None:
+    """The third of three files, of which the first one stands in the request."""
+    host = f"good.example:{port}"
+    urls = [data_address(png()), f"http://{host}/image", f"http://{host}/slow"]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    body = ChatRequest.model_validate(
+        {"model": "tiny", "messages": [{"role": "user", "content": parts}]}
+    )
+    fetch = Fetcher([host], permits=lambda _: True)
+    with pytest.raises(
+        Refused, match=r"messages\.0\.content\.2: this could not be fetched"
+    ) as refused:
+        asyncio.run(read_chat(body, Settings(fetch_seconds=0.5), fetch))
+    assert (refused.value.param, refused.value.code) == ("messages.0.content.2", "fetch_timeout")
