@@ -140,6 +140,13 @@ def test_an_allowed_host_is_fetched_from(port: int, asked: list[str]) -> None:
     assert asked == ["good.example", "good.example"]
 
 
+@pytest.mark.parametrize("query", ["a b", "größe", "%20", "a=b&c[]=d+e"])
+def test_spaces_and_letters_in_an_address_are_escaped(
+    port: int, asked: list[str], query: str
+) -> None:
+    assert get(f"http://good.example:{port}/image?{query}", [f"good.example:{port}"]) == png()
+
+
 def test_a_redirect_is_followed_where_it_may_lead(port: int, asked: list[str]) -> None:
     assert get(f"http://good.example:{port}/to?/image", [f"good.example:{port}"]) == png()
     assert asked == ["good.example"] * 2  # checked again
@@ -174,8 +181,8 @@ REFUSED = [
     ("http://good.example:99999/a.png", "is no address"),
     ("http://[::1/a.png", "is no address"),
     ("http:///a.png", "expected http:// or https://, a host"),
-    ("http://gööd.example/a.png", "ASCII alone"),
-    ("http://good.example:PORT/\r\nX: y", "ASCII alone"),
+    ("http://gööd.example/a.png", "a host in ASCII alone"),
+    ("http://good.example:PORT/\r\nX: y", "no control characters"),
     ("ftp://good.example/a.png", "expected http:// or https://"),
 ]
 
