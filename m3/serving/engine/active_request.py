@@ -40,7 +40,8 @@ class Job:
         """Before it waits for its place in the batch."""
         self.prepared, self.is_ready = prepared, True
         self.choice = Choice.make(self.request.generation, self.request.seed)
-        self.writing = Writing(tokenizer, self.request.stop)
+        goes_on = self.request.ending == "continued"
+        self.writing = Writing(tokenizer, self.request.stop, goes_on)
 
     @property
     def length(self) -> int:

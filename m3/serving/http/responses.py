@@ -36,6 +36,8 @@ REASONS: dict[Reason, Literal["stop", "length"]] = {
     "cancelled": "stop",
 }
 """The engine's word for the end of an answer -> OpenAI's."""
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Proxies pass each event on as it comes; the second is nginx's."""
 CLIENT_LEFT = 499
 """nginx's status for it; nobody reads it but the log."""
 
@@ -67,7 +69,9 @@ async def chat_stream(
     events = engine.stream(request)
     first_event = await _unless_left(http, anext(events))
     return StreamingResponse(
-        _chunks(events, first_event, model, with_usage), media_type="text/event-stream"
+        _chunks(events, first_event, model, with_usage),
+        media_type="text/event-stream",
+        headers=STREAM_HEADERS,
     )
 
 
@@ -101,7 +105,7 @@ async def _chunks(
         chunk_content = ChatChunk(
             id=chat_id, created=created, model=model, choices=choices, usage=usage
         )
-        return f"data: {chunk_content.model_dump_json()}\n\n"
+        return f"data: {_without_nulls(chunk_content)}\n\n"
 
     async with aclosing(events):
         yield chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
@@ -117,6 +121,14 @@ async def _chunks(
         if with_usage:
             yield chunk([], usage_report(event.usage))
         yield "data: [DONE]\n\n"
+
+
+def _without_nulls(chunk: ChatChunk) -> str:
+    """Keys without a value are left out, but for `finish_reason`: OpenAI's schema requires it."""
+    content = chunk.model_dump(exclude_none=True)
+    for choice in content["choices"]:
+        choice.setdefault("finish_reason", None)
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def completion(finished: Finished, model: str) -> ChatCompletion:
