@@ -63,6 +63,10 @@ _DECODE_ERRORS = (
 )
 
 
+class NotAnImageError(ValueError):
+    """A file that is no image, or one of a format that is not read."""
+
+
 class TooLargeError(ValueError):
     """A picture of too many pixels.
 
@@ -242,9 +246,9 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=_formats())
     except UnidentifiedImageError:
-        raise ValueError(
+        raise NotAnImageError(
             f"{name}: not an image in a known format (it begins with {content[:8]!r}); "
-            f"expected one of {', '.join(_formats())}. Convert it, or remove it from the data"
+            f"expected one of {', '.join(_formats())}. Convert it, or leave it out"
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Shrink the image first") from None
