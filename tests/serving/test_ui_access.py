@@ -12,7 +12,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from page_visit import Visit, open_browser, playwright, violations
+from axe_check import violations
+from page_visit import Visit, open_browser, playwright
 from PIL import Image
 from required_tests import needs_browser
 from serving_files import PATIENCE, png, wait_until

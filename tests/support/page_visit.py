@@ -119,21 +119,6 @@ def open_browser() -> Iterator[Any]:
         )
 
 
-def violations(page: Any) -> list[str]:
-    """What axe-core finds wrong with a page as it is now: rule, element and advice."""
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe is not installed (extra: dev)"
-    )
-    rules = {"target-size": {"enabled": True}}
-    found = axe.Axe().run(page, options={"rules": rules}).response
-    assert len(found["passes"]) > 10, "it looked at the page"
-    return [
-        f"{violation['id']}: {node['html'][:200]} {node['failureSummary']}"
-        for violation in found["violations"]
-        for node in violation["nodes"]
-    ]
-
-
 def counted(address: str, name: str) -> float:
     lines = (
         urllib.request.urlopen(f"{address}/metrics", timeout=PATIENCE).read().decode().splitlines()
