@@ -106,9 +106,8 @@ def _operations_text(summary: Summary, budget: int | str, largest: int | str) ->
 
 def _tasks_text(summary: Summary) -> str:
     count = len(summary.averaged)
-    words = [f"mean of {count} tasks"] if count > 1 else []
-    words += [] if summary.kind(None).higher_is_better else [LESS]
-    return f" ({', '.join(words)})" if words else ""
+    mean_text = f", as the mean of {count} tasks" if count > 1 else ""
+    return mean_text + ("" if summary.kind(None).higher_is_better else f" ({LESS})")
 
 
 def _ends(summary: Summary) -> str:
