@@ -144,7 +144,7 @@ def test_answers_lead_their_cards_and_equal_ones_say_so(phone: Visit):
     page.get_by_label("Remove chart.png").wait_for()
     phone.compare("Which bar is the tallest?")
     marks = page.locator("#cards .likeness")
-    differs, same = "≠ not as at 144", "= same as at 144"
+    differs, same = "≠ differs from 144", "= same as at 144"
     playwright.expect(marks).to_have_text([differs, differs, "", same, "the largest"])
     verdict = page.locator("#verdict")
     playwright.expect(verdict).to_contain_text("1 of 3 other answers are the same as at 144.")

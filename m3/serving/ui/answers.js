@@ -64,7 +64,7 @@ export function likenesses(readings) {
   const marks = readings.map((one) => {
     if (one === largest) return "the largest";
     if (!whole.includes(one)) return "";
-    return isSame(one) ? `= same as ${name}` : `≠ not as ${name}`;
+    return isSame(one) ? `= same as ${name}` : `≠ differs from ${name.replace(/^at /, "")}`;
   });
   const alike = whole.filter(isSame).length;
   const verdict = alike === whole.length ? `All ${whole.length} answers are the same.`

@@ -186,12 +186,7 @@ async function compare(signal) {
   const cardOf = ({ model }) => listed.cards.find(({ id }) => id === model);
   const looks = new Map(readings.map((one) => (
     [`${resolution(one.matryoshka_vis_token_scale)} ${one.model}`, one])));
-  const begun = performance.now();
-  for (const reading of looks.values()) {
-    const look = await chatRequest(cardOf(reading), visuals, [reading], 1);
-    await (await call("v1/chat/completions", look, signal)).json();
-  }
-  const look_seconds = since(begun);
+  const look_seconds = await lookAt(visuals, [...looks.values()], cardOf, signal);
   const grids = new Map();
   for (const { model } of looks.values()) {
     if (!grids.has(model)) grids.set(model, await Promise.all(
@@ -215,6 +210,24 @@ async function compare(signal) {
       if (signal.aborted || n === readings.length - 1) finish();
     }
   }
+}
+
+// Has the encoder see the pictures for each of `readings`; the seconds that it took.
+async function lookAt(visuals, readings, cardOf, signal) {
+  const begun = performance.now(), before = $("verdict").textContent;
+  showTab("comparison");
+  $("verdict").textContent = "The encoder looks first; the scales are asked then.";
+  reveal($("verdict"), $("answers"));
+  try {
+    for (const reading of readings) {
+      const content = await chatRequest(cardOf(reading), visuals, [reading], 1);
+      await (await call("v1/chat/completions", content, signal)).json();
+    }
+  } catch (error) {
+    $("verdict").textContent = before;
+    throw error;
+  }
+  return since(begun);
 }
 
 function showCards({ readings, views, look_seconds, visuals }, looks) {
