@@ -82,6 +82,7 @@ EXTRAS = {
         "beartype>=0.21",
         "import-linter>=2.3",
         "playwright>=1.50",
+        "axe-playwright-python>=0.1.4",
         "ipykernel>=6.29",
         "nbclient>=0.10",
         "openai>=2.0",

@@ -63,6 +63,10 @@ _DECODE_ERRORS = (
 )
 
 
+class NotAnImageError(ValueError):
+    """A file that is no image, or one of a format that is not read."""
+
+
 class TooLargeError(ValueError):
     """A picture of too many pixels.
 
@@ -239,7 +243,7 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=_formats())
     except UnidentifiedImageError:
-        raise ValueError(
+        raise NotAnImageError(
             f"{name}: not an image in a known format (it begins with {str(content[:8])[1:]}); "
             f"expected one of {', '.join(_formats())}. Save it as one of these"
         ) from None

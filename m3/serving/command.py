@@ -132,11 +132,10 @@ def main(argv: list[str]) -> int:
     require("fastapi")
     warn(settings)
     on_ray = options.ray is not None or options.replicas is not None or fleet.needs_ray
-    if settings.ui and (on_ray or options.fleet is not None):
+    if settings.ui and on_ray:
         raise ValueError(
-            "--ui: the page belongs to one model in one process; leave out --fleet, --replicas and "
-            "--ray, or start a second "
-            "`m3 serve --ui` for it"
+            "--ui: the page belongs to one process; leave out --replicas and --ray (in the fleet's "
+            "file too), or start a second `m3 serve --ui` for it"
         )
     if on_ray:
         require("ray")

@@ -230,7 +230,8 @@ def test_the_report_opens_and_nothing_of_the_data_is_markup(run: Path):
     assert not any(isinstance(x, float) and not math.isfinite(x) for x in _numbers(data))
     parser = Links()
     parser.feed(html)
-    assert parser.links == [] and "img" not in parser.open and "b" not in parser.open
+    assert [link for link in parser.links if not link.startswith("#")] == []  # its own places
+    assert "img" not in parser.open and "b" not in parser.open
     talk = [sample for sample in data["samples"] if sample["task"] == TALK]
     assert len(talk) == DOCUMENTS
     assert talk[0]["question"].startswith(

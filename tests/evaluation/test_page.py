@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from axe_check import violations
 from required_tests import BROWSER, needs_browser
 
 from m3.evaluation.report import command as report
@@ -170,6 +171,50 @@ def test_maps_of_experts_follow_the_scale_and_the_model(opened: tuple):
     page.locator('#models input[value="m3-tiny"]').uncheck()
     assert page.locator("#experts-model").text_content() == "No model with experts is chosen"
     page.locator('#models input[value="m3-tiny"]').check()
+    assert said == []
+
+
+def test_contents_lead_to_tables_and_unfold_them(opened: tuple):
+    page, said, _, _ = opened
+    folded = page.locator("details")
+    assert folded.count() >= 3
+    assert page.locator("details[open]").count() == 0
+    unfolded = [table.get_attribute("id") for table in page.locator(".scroll > table[id]").all()]
+    assert unfolded[:3] == ["table-scores", "table-retention", "table-differences"]
+    page.locator("#contents").get_by_role("link", name="The oracle").focus()
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("#section-oracle")).to_have_attribute("open", "")
+    playwright.expect(page.locator("#table-oracle")).to_be_in_viewport()
+    for place in page.locator("#contents a").all():
+        assert page.locator(place.get_attribute("href")).count() == 1
+    page.evaluate("location.hash = ''")
+    assert said == []
+
+
+def test_a_table_wider_than_the_page_says_so(opened: tuple):
+    page, said, _, _ = opened
+    place = page.locator(".scroll:has(> #table-scores)")
+    hint = page.locator(".sideways:has(+ .scroll > #table-scores)")
+    page.set_viewport_size({"width": 400, "height": 900})
+    playwright.expect(hint).to_be_visible()
+    playwright.expect(place).to_have_attribute("tabindex", "0")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    playwright.expect(hint).to_be_hidden()
+    assert place.get_attribute("tabindex") is None
+    assert said == []
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_report(opened: tuple, width: int, theme: str):
+    page, said, _, _ = opened
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=theme)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    playwright.expect(page.locator("#table-cost")).to_be_visible()
+    assert violations(page) == []
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = false; })")
+    assert violations(page) == []
     assert said == []
 
 

@@ -45,14 +45,18 @@ def again(run: Path) -> tuple[dict[str, bytes], str]:
 
 
 class Links(HTMLParser):
-    """Every address that a page would fetch or go to, and how often each tag opens and closes."""
+    """Every address that a page would fetch or go to, every id, and how often each tag opens and
+    closes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.links: list[str] = []
         self.open: dict[str, int] = {}
+        self.ids: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
         self.open[tag] = self.open.get(tag, 0) + 1
         self.links += [
             value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")
@@ -72,7 +76,10 @@ def test_page_is_self_contained(run: Path):
     html = (run / "report.html").read_text()
     parser = Links()
     parser.feed(html)
-    assert parser.links == []  # images are in the JSON
+    places = [link for link in parser.links if link.startswith("#")]
+    assert len(places) > 5 and len(parser.ids) == len(set(parser.ids))
+    assert [place for place in places if place[1:] not in parser.ids] == []
+    assert sorted(parser.links) == sorted(places)  # images are in the JSON
     assert (
         re.findall(
             r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)[^\s\"<)]*\.(?:js|css|png)", html

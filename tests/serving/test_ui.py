@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_visit import Visit, counted, playwright, until
+from page_visit import Visit, counted, open_browser, playwright, until
 from PIL import Image
-from required_tests import BROWSER, needs_browser
-from serving_files import PATIENCE, data_address, png, serving
+from required_tests import needs_browser
+from serving_files import data_address, png, serving
 from videos import write_video
 
 from m3.serving.engine.engine import Engine
@@ -55,12 +55,8 @@ EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>\n&amp;"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as browsers:
-        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        arguments = ["--no-sandbox", *camera]
-        yield browsers.chromium.launch(
-            executable_path=BROWSER, args=arguments, timeout=PATIENCE * 1000
-        )
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -446,7 +442,7 @@ def test_every_control_has_a_name_and_keys_reach_it(
         reached[name] = is_seen
     buttons = ("choose", "open-camera", "ask", "compare", "stop", "new-talk")
     tabs = ("talk-tab", "comparison-tab", "log", "talk-png", "talk-json")
-    options = ("question", "scale", "frames", "tokens", "temperature", "More", "×")
+    options = ("question", "scale", "frames", "tokens", "temperature", "More settings", "×")
     examples = ("Which bar is the tallest?", "Which word is on the fourth line?")
     expected = {*buttons, *tabs, *options, *examples}
     assert expected <= set(reached)

@@ -15,6 +15,8 @@ from videos import write_video
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.serving.app import create_app
+from m3.serving.cluster.config import Fleet, Served
+from m3.serving.cluster.local import create_local
 from m3.serving.command import main
 from m3.serving.engine.engine import Engine
 from m3.serving.settings import Limits, Settings
@@ -48,7 +50,7 @@ def test_the_page_is_served_with_headers_that_close_it(client: Client):
         assert answer.status_code == 200, path
         assert answer.headers["content-type"].startswith(media_type), path
         assert {name: answer.headers[name] for name in HEADERS} == HEADERS, path
-    assert len(FILES) == 13
+    assert len(FILES) == 14
     assert served.get("/ui/").url.path == "/ui"
     assert served.post("/ui").status_code == 405
     for path in ("/ui/page.py", "/ui/examples", "/ui/../page.py", "/ui/x"):
@@ -58,7 +60,7 @@ def test_the_page_is_served_with_headers_that_close_it(client: Client):
 def test_the_page_loads_its_own_files_alone(client: Client):
     served = client(ui=True)
     names = [path for path, (_, media_type) in FILES.items() if media_type.startswith("text/")]
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         text = served.get(name).text
         assert len(text) > 500
@@ -73,7 +75,7 @@ def test_there_is_no_page_where_none_is_asked_for(client: Client):
 
 def test_the_files_need_no_key_and_all_else_does(client: Client):
     served = client(ui=True, api_key="secret")
-    assert [served.get(path).status_code for path in (*FILES, "/ui/")] == [200] * 14
+    assert [served.get(path).status_code for path in (*FILES, "/ui/")] == [200] * 15
     assert served.post(GRID, json=still(png())).status_code == 401
     for path in ("/v1/models", "/metrics", "/ui/x", "/ui/page.css/"):
         assert served.get(path).status_code == 401, path
@@ -142,5 +144,32 @@ def test_pictures_of_grids_are_within_the_limits_too(client: Client):
 
 
 def test_the_page_belongs_to_one_process():
-    with pytest.raises(ValueError, match="--ui: the page belongs to one model in one process"):
+    with pytest.raises(ValueError, match="--ui: the page belongs to one process; leave out"):
         main(["--model-path", "nowhere", "--ui", "--replicas", "2"])
+
+
+def test_a_file_that_is_no_picture_has_a_code_of_its_own(client: Client):
+    answer = client(ui=True).post(GRID, json=still(b"hello"))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "no_picture"
+    damaged = client(ui=True).post(GRID, json=still(png("red", (60, 60))[:80]))
+    assert damaged.json()["error"]["code"] != "no_picture"
+
+
+def test_a_fleet_has_one_page_and_the_token_grids_of_each_model(
+    tiny_checkpoint: Callable[[Path], Path], tmp_path: Path
+):
+    path = str(tiny_checkpoint(tmp_path / "tiny"))
+    fleet = Fleet(models=tuple(Served(path=path, name=name, device="cpu") for name in "ab"))
+    with TestClient(create_local(fleet, Settings(ui=True, api_key="secret"))) as served:
+        assert [served.get(page).status_code for page in (*FILES, "/ui/")] == [200] * 15
+        assert served.post(GRID, json=still(png())).status_code == 401
+        key = {"Authorization": "Bearer secret"}
+        for name in "ab":
+            body = still(png()) | {"model": name}
+            assert served.post(GRID, json=body, headers=key).status_code == 200
+        answer = served.post(GRID, json=still(png()) | {"model": "c"}, headers=key)
+        assert answer.status_code == 404
+        assert "this server has 'a', 'b'" in answer.json()["error"]["message"]
+    with TestClient(create_local(fleet, Settings())) as served:
+        assert [served.get(page).status_code for page in (*FILES, GRID)] == [404] * 15

@@ -2,10 +2,13 @@
 
 import json
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from required_tests import BROWSER
 from serving_files import PATIENCE, wait_until
 
 playwright = pytest.importorskip(
@@ -17,9 +20,15 @@ class Visit:
     """An open page, what it complained about and what it asked the network for."""
 
     def __init__(
-        self, browser: Any, address: str, width: int = 1280, scheme: str = "light"
+        self,
+        browser: Any,
+        address: str,
+        width: int = 1280,
+        scheme: str = "light",
+        height: int = 900,
     ) -> None:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        viewport = {"width": width, "height": height}
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
         self.page, self.address, self.said, self.asked = context.new_page(), address, [], []
         self.bodies: list[dict[str, Any]] = []
         self.page.set_default_timeout(PATIENCE * 1000)
@@ -91,13 +100,23 @@ class Visit:
 
     def options(self, **values: int) -> None:
         if not self.page.locator("details[open]").count():
-            self.page.get_by_text("More", exact=True).click()
+            self.page.get_by_text("More settings", exact=True).click()
         for name, value in values.items():
             self.page.locator(f"#{name}").fill(str(value))
 
     @property
     def talk(self) -> str:
         return self.page.locator("#log").inner_text()
+
+
+@contextmanager
+def open_browser() -> Iterator[Any]:
+    """Chromium with a camera that is none."""
+    with playwright.sync_playwright() as browsers:
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        yield browsers.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", *camera], timeout=PATIENCE * 1000
+        )
 
 
 def counted(address: str, name: str) -> float:

@@ -14,16 +14,19 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from m3.evaluation.analysis.metric_kind import ACCURACY, LESS
+from m3.evaluation.analysis.metric_kind import ACCURACY
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.cost.axes import COST_AXES
 from m3.evaluation.cost.latency import NO_DIFFERENCE
 from m3.evaluation.report.expert_load import routing_data
+from m3.evaluation.report.finding import finding
 from m3.evaluation.report.table_formats import Table
 from m3.evaluation.report.token_grids import drawn, grid_note, is_on_grid
 from m3.evaluation.results.run_folder import Example, ModelRow
 from m3.nesting import read_budget, resolutions
 
+OPENED = ("scores", "retention", "differences")
+"""Tables that come first and unfolded."""
 SHAPES = "■▲◆▼"
 """Marks of resolutions in report.js, in turn."""
 
@@ -42,13 +45,14 @@ def page(summary: Summary, tables: Sequence[Table]) -> str:
     )
     return environment.from_string(html_text).render(
         summary=summary,
-        tables=tables,
+        tables=sorted(tables, key=lambda table: table.name not in OPENED),
         data=page_data(summary),
         css=Markup(css_text),
         js=Markup(js_text),
         experts_js=Markup(templates.joinpath("experts.js").read_text("utf-8")),
         samples_js=Markup(templates.joinpath("samples.js").read_text("utf-8")),
-        lead=headline(summary),
+        lead=finding(summary),
+        opened=OPENED,
         marks_note=marks_note(summary),
         failed=[cell for cell in summary.cells if cell.status == "failed"],
     )
@@ -114,7 +118,7 @@ def page_data(summary: Summary) -> dict[str, Any]:
         "publishedModels": list(dict.fromkeys(row["model"] for row in published)),
         "needs": _needs(summary),
         "experts": routing_data(summary),
-        "samples": [_sample(summary, example) for example in summary.examples],
+        "samples": _samples(summary),
     }
 
 
@@ -164,6 +168,27 @@ def _needs(summary: Summary) -> dict[str, dict[str, list[tuple[int | str, int]]]
     return needed_scales
 
 
+def _samples(summary: Summary) -> list[dict[str, Any]]:
+    """Samples whose score depends on the budget before the others, the tasks in turn."""
+    samples = [_sample(summary, example) for example in summary.examples]
+    turns: dict[tuple[str, bool], int] = {}
+    order: list[tuple[bool, int, int]] = []
+    for index, sample in enumerate(samples):
+        is_alike = not _depends_on_budget(sample)
+        turn = turns.get((sample["task"], is_alike), 0)
+        turns[sample["task"], is_alike] = turn + 1
+        order.append((is_alike, turn, index))
+    return [samples[index] for _, _, index in sorted(order)]
+
+
+def _depends_on_budget(sample: dict[str, Any]) -> bool:
+    """Tell whether a model is right at a budget and wrong at another."""
+    return any(
+        {True, False} <= {reply["right"] for reply in replies.values()}
+        for replies in sample["replies"].values()
+    )
+
+
 def _sample(summary: Summary, example: Example) -> dict[str, Any]:
     encoded_image = base64.b64encode(
         (summary.run / "examples" / example.image).read_bytes()
@@ -185,21 +210,3 @@ def _sample(summary: Summary, example: Example) -> dict[str, Any]:
         "replies": replies,
         "grids": {model.name: drawn(model, example, summary.scales) for model in summary.models},
     }
-
-
-def headline(summary: Summary) -> str:
-    """The first model's best and cheapest scales in one sentence."""
-    model = summary.models[0].name
-    scores = summary.curve(model)
-    if len(scores) < 2:
-        return ""
-    least_tokens, most_tokens = min(scores, key=read_budget), max(scores, key=read_budget)
-    task_count, direction_note = (
-        len(summary.averaged),
-        "" if summary.kind(None).higher_is_better else f" ({LESS})",
-    )
-    return (
-        f"{model} scores {scores[most_tokens].value:.1f} at {most_tokens} visual tokens per image "
-        f"and {scores[least_tokens].value:.1f} at {least_tokens}, as the mean of {task_count} "
-        f"task{'s' * (task_count > 1)}{direction_note}."
-    )

@@ -9,13 +9,7 @@ from pathlib import Path
 import pandas
 
 from m3.evaluation.analysis.compare import Change, Side, comparable, difference, shown_p, tasks_text
-from m3.evaluation.analysis.frontier import (
-    front_curve,
-    has_resolutions,
-    knee,
-    pareto_front,
-    sufficient,
-)
+from m3.evaluation.analysis.frontier import front_curve, knee, pareto_front
 from m3.evaluation.analysis.metric_kind import ARROW, LESS
 from m3.evaluation.analysis.oracle import Oracle
 from m3.evaluation.analysis.run_table import cost_columns
@@ -24,6 +18,7 @@ from m3.evaluation.report.calibration_table import calibration_table
 from m3.evaluation.report.choice_report import choice_table, chosen_table
 from m3.evaluation.report.cost_tables import cost_table, latency_table
 from m3.evaluation.report.expert_load import routing_table
+from m3.evaluation.report.finding import good_scores, plane_costs, sufficient_budget
 from m3.evaluation.report.table_formats import NOTHING, Table
 from m3.evaluation.results.run_folder import ModelRow
 from m3.evaluation.statistics import DRAWS, Difference, Interval, Mean
@@ -105,7 +100,6 @@ def scores_table(summary: Summary) -> Table:
 def kept_table(summary: Summary) -> Table:
     """Share of the largest scale's score, and what stands out on each curve."""
     kind = summary.kind(None)
-    sign = 1.0 if kind.higher_is_better else -1.0
     front_budgets = front_of_run(summary)
     table_rows: list[list[str]] = []
     block_titles: dict[int, str] = {}
@@ -114,16 +108,10 @@ def kept_table(summary: Summary) -> Table:
         if len(curve) < 2:
             continue
         block_titles[len(table_rows)] = model.name
-        # a share of errors e keeps what 100 - e keeps; of an error in points there is no share to
-        # keep
-        good_scores = {
-            scale: sign * value + (0.0 if sign > 0 else 100.0) for scale, value in curve.items()
-        }
-        costs = plane_costs(summary, model.name, list(curve))
-        bend = knee(good_scores if costs is None else front_curve(good_scores, costs), costs)
-        sufficient_scale = (
-            sufficient(good_scores, costs=costs) if kind.higher_is_better or kind.is_share else None
-        )
+        model_scores = good_scores(summary, model.name)
+        costs = plane_costs(summary, model.name)
+        bend = knee(model_scores if costs is None else front_curve(model_scores, costs), costs)
+        sufficient_scale = sufficient_budget(summary, model.name)
         for scale, value in curve.items():
             kept_share = summary.retention(model.name, scale)
             row_notes = ["on the Pareto front"] if (model.name, scale) in front_budgets else []
@@ -165,17 +153,6 @@ def front_of_run(summary: Summary) -> set[tuple[str, int | str]]:
     sign = 1.0 if summary.kind(None).higher_is_better else -1.0
     front = pareto_front([(float(flops), sign * value) for _, _, flops, value in rows])
     return {rows[index][:2] for index in front}
-
-
-def plane_costs(
-    summary: Summary, model: str, scales: Sequence[int | str]
-) -> dict[int | str, float] | None:
-    """Operations to the first token by budget, where resolutions differ and tokens alone order
-    nothing; None where they do not, or where the run counted none.
-    """
-    costs = {scale: summary.cost(model, scale) for scale in scales}
-    known = {scale: float(c.first_token_flops) for scale, c in costs.items() if c is not None}
-    return known if has_resolutions(scales) and len(known) == len(scales) else None
 
 
 def _kept_text(kept_share: Interval | None) -> str:

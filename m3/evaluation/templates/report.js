@@ -236,6 +236,28 @@ function tell(target, lines) {
 
 const hush = () => { byId("tip").hidden = true; };
 
+// --- tables --------------------------------------------------------------------------------------------------------
+// A table that is wider than its place says so, and keys reach it to scroll it.
+const widths = new ResizeObserver((entries) => entries.forEach(({ target }) => {
+  const place = target.classList.contains("scroll") ? target : target.parentElement;
+  const isWide = place.scrollWidth > place.clientWidth;
+  place.classList.toggle("wide", isWide);
+  if (isWide) place.tabIndex = 0;
+  else place.removeAttribute("tabindex");
+}));
+
+function hintAtWidth(place) {
+  place.before(make("p", { class: "soft sideways" }, "Scroll sideways for more columns →"));
+  widths.observe(place);
+  widths.observe(place.firstElementChild);
+}
+
+// A link of the contents unfolds what it leads to; paper has everything.
+function unfold() {
+  const target = location.hash.length > 1 && byId(decodeURIComponent(location.hash.slice(1)));
+  if (target && target.matches("details")) target.open = true;
+}
+
 // --- filters -------------------------------------------------------------------------------------------------------
 function choices(id, names, chosen, labels) {
   const place = byId(id);
@@ -273,7 +295,7 @@ function drawNeeds(tasks) {
     const bars = parts.map(([scale, count], i) => {
       const share = (100 * count) / total;
       const says = scale === "never" ? `${count} of ${total} never right` : `${count} of ${total} first right at ${scale} tokens`;
-      const look = scale === "never" ? "bar never" : i / Math.max(parts.length - 2, 1) < 0.45 ? "bar light" : "bar";
+      const look = scale === "never" ? "bar never" : i / Math.max(parts.length - 2, 1) < 0.59 ? "bar light" : "bar";
       const shade = scale === "never" ? "" : `--i:${i / Math.max(parts.length - 2, 1)}`;
       return make("span", { class: look, style: `flex-basis:${share}%;${shade}`, title: says }, share >= 7 ? `${share.toFixed(0)}` : "");
     });
@@ -305,4 +327,9 @@ if (byId("sample")) {
   });
 }
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hush(); });
+document.querySelectorAll(".scroll").forEach(hintAtWidth);
+addEventListener("hashchange", unfold);
+document.querySelectorAll("#contents a").forEach((link) => link.addEventListener("click", () => setTimeout(unfold)));
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+unfold();
 draw();

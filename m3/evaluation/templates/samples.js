@@ -24,7 +24,8 @@ function drawSample() {
     make("div", { class: "picture" }, ...(seen ? pictures(sample, seen) : []), scales),
     make("div", { class: "answers" }, make("p", { class: "question" }, sample.question),
       make("p", { class: "soft" }, `${task.name}; expected: ${sample.target}`),
-      make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)))));
+      make("div", { class: "scroll", role: "group", "aria-label": "answers" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)))));
+  hintAtWidth(place.querySelector(".scroll"));
 }
 
 function answer(reply) {

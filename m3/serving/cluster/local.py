@@ -1,6 +1,7 @@
 """Several models in one process, behind one address. In: `Fleet`. Out: an app."""
 
 import asyncio
+from dataclasses import replace
 
 from fastapi import FastAPI
 from prometheus_client import generate_latest
@@ -47,4 +48,5 @@ def _model(name: str, engine: Engine, settings: Settings) -> Model:
     async def is_well() -> bool:
         return engine.is_alive
 
-    return Model(create_app(engine, behind(settings, name)), pages, is_well)
+    own_settings = replace(behind(settings, name), ui=settings.ui)  # the page's token grids
+    return Model(create_app(engine, own_settings), pages, is_well)

@@ -28,6 +28,7 @@ from m3.serving.http.middleware import Guard
 from m3.serving.http.relay import Asked, messages, read_body, replay
 from m3.serving.http.schema import ModelCard, ModelList
 from m3.serving.settings import Settings
+from m3.serving.ui.page import GRID_PATH, OPEN_PATHS, file_routes
 
 OBJECT = TypeAdapter(dict[str, object])
 Pages = Sequence[tuple[str, str]]
@@ -110,7 +111,10 @@ def create_router(
     metrics: RouterMetrics,
     close: Callable[[], Awaitable[None]],
 ) -> FastAPI:
-    """`close` is awaited when the app's life ends."""
+    """`close` is awaited when the app's life ends.
+
+    With `settings.ui` the page is here, once for all models, whose apps have its token grids.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -119,16 +123,16 @@ def create_router(
 
     app = FastAPI(title="M3", lifespan=lifespan, openapi_url=None)
     add_error_handlers(app)
+    chosen_paths = ("/v1/chat/completions", "/generate", *((GRID_PATH,) if settings.ui else ()))
     choose, first_app = Choose(models), next(iter(models.values())).app
     app.router.routes.extend(
         [
-            *(
-                Route(route_path, choose, methods=["POST"])
-                for route_path in ("/v1/chat/completions", "/generate")
-            ),
+            *(Route(route_path, choose, methods=["POST"]) for route_path in chosen_paths),
             Route("/openapi.json", first_app, methods=["GET"]),  # alike for all
         ]
     )
+    if settings.ui:
+        app.router.routes += file_routes(settings.limits)
     cards = Cards(models)
 
     @app.get("/v1/models")
@@ -150,17 +154,26 @@ def create_router(
 
     @app.get("/metrics", response_class=Response)
     async def page() -> Response:
-        pages = [
-            ({"model": name, "replica": replica}, text)
-            for name, model in models.items()
-            for replica, text in await model.pages()
-        ]
-        text = generate_latest(metrics.registry) + generate_latest(_Labelled(pages))
+        text = generate_latest(metrics.registry) + await _model_metrics(models)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    app.add_middleware(Guard, settings=settings, responses=metrics.responses)
+    app.add_middleware(
+        Guard,
+        settings=settings,
+        responses=metrics.responses,
+        open_paths=OPEN_PATHS if settings.ui else (),
+    )
     app.add_middleware(Envelope)
     return app
+
+
+async def _model_metrics(models: Mapping[str, Model]) -> bytes:
+    pages = [
+        ({"model": name, "replica": replica}, text)
+        for name, model in models.items()
+        for replica, text in await model.pages()
+    ]
+    return generate_latest(_Labelled(pages))
 
 
 class Cards:

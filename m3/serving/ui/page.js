@@ -1,40 +1,62 @@
 // The page of `m3 serve --ui`: a client of the server's own OpenAI API, and of /ui/token_grid.
 // What people or the model wrote is only ever set as text, never as HTML.
-import { $, make, number, say } from "./dom.js";
-import { addFiles, chosenVisuals, clearPictures, contentPart, isSame, openCamera, recordVideo,
-  takePhoto } from "./pictures.js";
+import { about, answerView, caption, CHOOSERS, cost, heading, likenesses, timesNote }
+  from "./answers.js";
+import { $, make, number, reveal, say } from "./dom.js";
+import { addFiles, chosenVisuals, clearPictures, contentPart, isSame, openCamera, readableVisuals,
+  recordVideo, takePhoto } from "./pictures.js";
 import { saveJson, savePng } from "./save.js";
 import { call, events } from "./server.js";
-import { gridView, tokenGrid } from "./token_grid.js";
+import { gridView, scaleView, tokenGrid } from "./token_grid.js";
 
+const BLIND = "No picture was sent with this question, so the answer rests on its words alone. "
+  + "Choose a picture above, or try an example.";
+const MOST_ABREAST = 6; // cards of a comparison
 const MOST_NOTCHES = 16; // a model that reaches more scales offers those that it was trained at
-const CUT = { length: "cut at the limit of tokens", time: "cut at the limit of time",
-  stopped: "stopped" };
-const CHOOSERS = { "auto": "by the model", "auto:rule": "by the size of the picture" };
-let model = null; // what /v1/models says of it, as a promise
+let models = null; // what /v1/models says of them, as a promise
 let scales = []; // notches of the slider
 let running = null; // the AbortController of what is asked now
 let talk = { visuals: [], readings: [] };
 let comparison = { visuals: [], readings: [], views: [] };
 
-function ready() {
-  model ??= call("v1/models").then(async (response) => {
-    const card = (await response.json()).data[0];
-    $("title").textContent = document.title = `M3 · ${card.id}`;
-    const { matryoshka_vis_token_scales: reachable, trained_scales: trained } = card;
-    const isPlain = trained.every(Number.isInteger); // else the ladder names resolutions
-    scales = isPlain && reachable.length <= MOST_NOTCHES ? reachable : trained;
-    $("marks").replaceChildren(...scales.map((scale) => make("span", trained.includes(scale) ? {}
-      : { className: "untrained", title: "reachable, not trained" }, scale)));
-    Object.assign($("scale"), { max: scales.length - 1, disabled: false });
-    $("scale").value = scales.indexOf(trained.findLast(Number.isInteger) ?? trained.at(-1));
-    $("chooser").append(...card.automatic_scales.map((value) => (
-      make("option", { value }, CHOOSERS[value]))));
-    $("chooser-box").hidden = !card.automatic_scales.length;
-    showScale();
-    return card;
-  }).catch((error) => { model = null; throw error; });
-  return model;
+async function ready() { // the entry of the model that is chosen, the list of all
+  models ??= call("v1/models").then(async (response) => {
+    const cards = (await response.json()).data;
+    $("model").replaceChildren(...cards.map(({ id }) => make("option", { value: id }, id)));
+    $("model-box").hidden = cards.length < 2;
+    showModel(cards[0]);
+    return cards;
+  }).catch((error) => { models = null; throw error; });
+  const cards = await models;
+  return { cards, card: cards.find(({ id }) => id === $("model").value) };
+}
+
+function showModel(card) {
+  $("title").textContent = document.title = `M3 · ${card.id}`;
+  const { matryoshka_vis_token_scales: reachable, trained_scales: trained } = card;
+  const isPlain = trained.every(Number.isInteger); // else the ladder names resolutions
+  scales = isPlain && reachable.length <= MOST_NOTCHES ? reachable : trained;
+  $("marks").replaceChildren(...scales.map((scale, n) => mark(scale, n, trained)));
+  const lacks = scales.some((scale) => !trained.includes(scale));
+  $("marks-note").textContent = !isPlain
+    ? "36@48: 36 tokens of the picture seen at 48 pixels. A number alone: seen at full size."
+    : lacks ? "Underlined with dots: the model can read it, but was not trained at it." : "";
+  Object.assign($("scale"), { max: scales.length - 1, disabled: false });
+  $("scale").value = scales.indexOf(trained.findLast(Number.isInteger) ?? trained.at(-1));
+  $("chooser").replaceChildren($("chooser").options[0], ...card.automatic_scales.map((value) => (
+    make("option", { value }, CHOOSERS[value]))));
+  $("chooser").value = "";
+  $("chooser-box").hidden = !card.automatic_scales.length;
+  showScale();
+}
+
+function mark(scale, n, trained) { // under its notch
+  const [tokens, side] = String(scale).split("@");
+  const label = make("span", trained.includes(scale) ? {}
+    : { className: "untrained", title: "can be read, not trained" }, tokens);
+  if (side) label.append(make("small", {}, `@${side}`));
+  label.style.left = `${100 * n / Math.max(scales.length - 1, 1)}%`;
+  return label;
 }
 
 function showScale() {
@@ -42,7 +64,9 @@ function showScale() {
   $("scale").disabled = chooser !== "";
   $("scale-value").textContent = chooser || scales[$("scale").value];
   const [tokens, side] = String(scales[$("scale").value]).split("@");
-  $("scale").ariaValueText = `${tokens} visual tokens${side ? ` at ${side} pixels` : ""}`;
+  const isUntrained = $("marks").children[$("scale").value].className === "untrained";
+  $("scale").ariaValueText = `${tokens} visual token${tokens === "1" ? "" : "s"}`
+    + (side ? ` at ${side} pixels` : "") + (isUntrained ? ", not trained" : "");
 }
 
 // In pixels, as a word; "" is the largest.
@@ -64,7 +88,7 @@ async function chatRequest(card, visuals, readings, tokens) {
 function newReading(card, scale) { // one answer, as far as it has come
   const question = $("question").value;
   if (!question.trim()) throw new Error("Write a question first.");
-  return { matryoshka_vis_token_scale: scale, question, text: "",
+  return { model: card.id, matryoshka_vis_token_scale: scale, question, text: "",
     is_trained: scale in CHOOSERS || card.trained_scales.includes(scale),
     scale_per_image: null, visual_tokens: null,
     first_token_seconds: null, seconds: null, reason: null, error: null };
@@ -98,60 +122,26 @@ async function readAnswer(reading, content, signal, update) {
 }
 
 // ---------------------------------------------------------------------- answers
-const duration = (s) => (s < 1 ? `${Math.round(s * 1000)} ms` : `${s.toFixed(1)} s`);
-
-function heading({ matryoshka_vis_token_scale: scale, is_trained, scale_per_image }) {
-  if (!(scale in CHOOSERS)) return `Scale ${scale}${is_trained ? "" : " (not trained)"}`;
-  const runs = []; // as schedules are written: 144x2+36
-  for (const one of scale_per_image ?? []) {
-    if (runs.at(-1)?.scale === one) runs.at(-1).count += 1;
-    else runs.push({ scale: one, count: 1 });
-  }
-  const words = runs.map(({ scale: one, count }) => (count > 1 ? `${one}x${count}` : one));
-  return `Scale ${words.join("+")}${runs.length ? ", " : ""}chosen ${CHOOSERS[scale]}`;
-}
-
-function figures({ visual_tokens, first_token_seconds, seconds, reason, error }) {
-  if (error) return [`refused: ${error}`];
-  const plural = visual_tokens === 1 ? "" : "s";
-  return [visual_tokens !== null && `${visual_tokens} visual token${plural}`,
-    first_token_seconds !== null && `first token ${duration(first_token_seconds)}`,
-    seconds !== null && `total ${duration(seconds)}`, CUT[reason]].filter(Boolean);
-}
-
-function caption(reading) { // without a picture there is no scale
-  const scale = reading.visual_tokens === 0 ? [] : [heading(reading)];
-  return [...scale, ...figures(reading)].join(" · ");
-}
-
-// Elements of an answer, and what brings them up to date.
-function answerView(reading, describe) {
-  const answer = make("p", { className: "answer" }), facts = make("p", { className: "caption" });
-  const update = (isWriting) => {
-    answer.textContent = reading.text;
-    answer.classList.toggle("writing", isWriting);
-    facts.textContent = describe(reading);
-  };
-  update(false);
-  return { elements: [answer, facts], update };
-}
-
 async function ask(signal) {
-  const card = await ready();
+  const { card } = await ready();
   const reading = newReading(card, $("chooser").value || scales[$("scale").value]);
-  const visuals = chosenVisuals(), goesOn = isSame(talk.visuals, visuals);
+  const visuals = await readableVisuals(), goesOn = isSame(talk.visuals, visuals)
+    && talk.readings.at(-1)?.model === card.id;
   const log = $("log"), before = talk, items = [...log.children];
   const now = { visuals, readings: [...(goesOn ? talk.readings : []), reading] };
   const content = await chatRequest(card, visuals, now.readings, number("tokens"));
   const { elements, update } = answerView(reading, caption);
   talk = now;
   showTab("talk");
+  const said = make("div", { className: "said" }, make("span", {}, "Answer: "), ...elements,
+    ...(visuals.length ? [] : [make("p", { className: "hint" }, BLIND)]));
   log.replaceChildren(...(goesOn ? items : []),
-    make("li", { className: "asked" }, make("span", {}, "You: "), reading.question),
-    make("li", { className: "said" }, make("span", {}, "Answer: "), ...elements));
+    make("div", { className: "asked" }, make("span", {}, "You: "), reading.question), said);
+  reveal(said);
   const follow = (isWriting) => {
     update(isWriting);
     log.scrollTop = log.scrollHeight;
+    if (!isWriting) reveal(said);
     if (reading.text && $("question").value === reading.question) $("question").value = "";
   };
   follow(true);
@@ -172,31 +162,44 @@ async function ask(signal) {
   }
 }
 
-// One scale after the other, so that their times can be compared; the picture is seen before, once
-// at each resolution.
+// What a comparison asks: the scales that the chosen model was trained at, of it and, where all
+// models are compared, of the others as far as they reach them.
+function comparedReadings({ card, cards }) {
+  const others = cards.length > 1 && $("compared").value === "all"
+    ? cards.filter((one) => one !== card) : [];
+  const reaches = (one, scale) => one.matryoshka_vis_token_scales.includes(scale)
+    || one.trained_scales.includes(scale);
+  return [card, ...others].flatMap((one) => (
+    card.trained_scales.filter((scale) => reaches(one, scale)).map((scale) => (
+      { ...newReading(one, scale), is_named: others.length > 0 }))));
+}
+
+// One scale after the other, so that none waits for another; the picture is seen before, once at
+// each resolution of each model.
 async function compare(signal) {
-  const visuals = chosenVisuals();
+  const visuals = await readableVisuals();
   if (!visuals.length) {
     throw new Error("Choose a picture or a video first: there is nothing to compare scales on.");
   }
-  const card = await ready(), tokens = number("tokens");
-  const readings = card.trained_scales.map((scale) => newReading(card, scale));
-  const looks = new Map(readings.map((one) => [resolution(one.matryoshka_vis_token_scale), one]));
-  const begun = performance.now();
-  for (const reading of looks.values()) {
-    const look = await chatRequest(card, visuals, [reading], 1);
-    await (await call("v1/chat/completions", look, signal)).json();
+  const listed = await ready(), tokens = number("tokens");
+  const readings = comparedReadings(listed);
+  const cardOf = ({ model }) => listed.cards.find(({ id }) => id === model);
+  const looks = new Map(readings.map((one) => (
+    [`${resolution(one.matryoshka_vis_token_scale)} ${one.model}`, one])));
+  const look_seconds = await lookAt(visuals, [...looks.values()], cardOf, signal);
+  const grids = new Map();
+  for (const { model } of looks.values()) {
+    if (!grids.has(model)) grids.set(model, await Promise.all(
+      visuals.map((visual) => tokenGrid(visual, model, signal))));
   }
-  const look_seconds = since(begun);
-  const shown = await Promise.all(visuals.map((visual) => tokenGrid(visual, signal)));
-  const views = readings.map(({ matryoshka_vis_token_scale: scale }) => (
-    shown.map(({ images, grids }) => gridView(images[grids[scale].picture], grids[scale].lines))));
+  const views = readings.map(({ model, matryoshka_vis_token_scale: scale }) => (
+    grids.get(model).map((grid) => scaleView(grid, scale))));
   comparison = { visuals, readings, views, look_seconds };
-  const updates = showCards(comparison);
+  const { updates, finish } = showCards(comparison, looks.size);
   for (const [n, reading] of readings.entries()) {
     updates[n](true);
     try {
-      const content = await chatRequest(card, visuals, [reading], tokens);
+      const content = await chatRequest(cardOf(reading), visuals, [reading], tokens);
       await readAnswer(reading, content, signal, updates[n]);
     } catch (error) {
       reading.reason = signal.aborted ? "stopped" : "refused";
@@ -204,28 +207,67 @@ async function compare(signal) {
       reading.error = error.message;
     } finally {
       updates[n](false);
+      if (signal.aborted || n === readings.length - 1) finish();
     }
   }
 }
 
-function showCards({ readings, views, look_seconds }) {
-  const answers = readings.map((one) => answerView(one, () => figures(one).join("\n")));
-  const sides = new Set(readings.map((one) => resolution(one.matryoshka_vis_token_scale)));
-  const looks = sides.size === 1 ? "Looked at once" : `Looked at once at each of ${sides.size}`
-    + " resolutions";
-  const reads = sides.size === 1 ? "every scale reads" : "the scales of a resolution read";
-  $("note").replaceChildren(readings[0].question, make("span", { className: "caption" },
-    ` ${looks} (${duration(look_seconds)} with the first word); ${reads} the same features.`));
-  $("cards").replaceChildren(...readings.map((reading, n) => make("li", {},
-    make("h3", {}, heading(reading)), ...views[n], ...answers[n].elements)));
+// Has the encoder see the pictures for each of `readings`; the seconds that it took.
+async function lookAt(visuals, readings, cardOf, signal) {
+  const begun = performance.now(), before = $("verdict").textContent;
   showTab("comparison");
-  return answers.map(({ update }) => update);
+  $("verdict").textContent = "The encoder looks first; the scales are asked then.";
+  reveal($("verdict"), $("answers"));
+  try {
+    for (const reading of readings) {
+      const content = await chatRequest(cardOf(reading), visuals, [reading], 1);
+      await (await call("v1/chat/completions", content, signal)).json();
+    }
+  } catch (error) {
+    $("verdict").textContent = before;
+    throw error;
+  }
+  return since(begun);
+}
+
+function showCards({ readings, views, look_seconds, visuals }, looks) {
+  const answers = readings.map((one) => answerView(one, () => cost(one).join("\n")));
+  const marks = readings.map(() => make("p", { className: "likeness" }));
+  const them = visuals.length === 1 ? "the picture" : "the pictures";
+  const note = make("span", { className: "caption" }, looks === 1
+    ? `The encoder saw ${them} once (${about(look_seconds)}); every scale reads what it saw then.`
+    : `The encoder saw ${them} ${looks} times (${about(look_seconds)} in all), once for each`
+      + ` resolution${readings[0].is_named ? " of each model" : ""}; all scales of a resolution`
+      + " read what it saw then.");
+  $("note").replaceChildren(make("strong", {}, readings[0].question), note);
+  $("verdict").textContent = "";
+  $("cards").style.setProperty("--columns", columnsOf(readings));
+  $("cards").replaceChildren(...readings.map((reading, n) => make("li", {
+    className: n && reading.model !== readings[n - 1].model ? "first" : "" },
+    make("h3", {}, heading(reading)), make("div", { className: "views" }, ...views[n]),
+    make("div", { className: "reply" }, answers[n].elements[0], marks[n],
+      answers[n].elements[1]))));
+  showTab("comparison");
+  reveal($("cards"), $("answers"));
+  const finish = () => {
+    const likeness = likenesses(readings);
+    likeness.marks.forEach((words, n) => { marks[n].textContent = words; });
+    $("verdict").textContent = likeness.verdict + timesNote(readings);
+  };
+  return { updates: answers.map(({ update }) => update), finish };
+}
+
+// Cards side by side: rows as even as they come, no card alone in the last one.
+function columnsOf(readings) {
+  const most = Math.max(...Object.values(Object.groupBy(readings, ({ model }) => model))
+    .map((group) => group.length));
+  return Math.ceil(most / Math.ceil(most / MOST_ABREAST));
 }
 
 // ---------------------------------------------------------------------- downloads
 async function save(name, record, drawing) {
   if (!record.readings.length) throw new Error("There is nothing to save yet.");
-  const { id } = await ready(), created = new Date().toISOString();
+  const { card: { id } } = await ready(), created = new Date().toISOString();
   if (drawing) return savePng(`${id}-${name}`, `${id} · ${created}`, await drawing(record));
   const files = await Promise.all(record.visuals.map(async ({ file, kind, num_frames }) => (
     { kind, file: file.name, sha256: await digest(file), num_frames })));
@@ -240,7 +282,8 @@ async function digest(file) { // browsers have it over https and at localhost al
 }
 
 async function talkDrawing({ visuals, readings }) { // without pictures that cannot be seen any more
-  const grids = await Promise.all(visuals.map((visual) => tokenGrid(visual).catch(() => [])));
+  const grids = await Promise.all(visuals.map((visual) => (
+    tokenGrid(visual, readings[0]?.model).catch(() => []))));
   const views = grids.flat().map(({ images }) => gridView(images.at(-1), []));
   const items = [{ heading: "", text: "", caption: "", views }, ...readings.map((one) => (
     { heading: one.question, text: one.text, caption: caption(one), views: [] }))];
@@ -248,14 +291,14 @@ async function talkDrawing({ visuals, readings }) { // without pictures that can
 }
 
 function comparisonDrawing({ readings, views }) {
+  const { marks: likeness } = likenesses(readings);
   const items = readings.map((one, n) => ({ heading: heading(one), text: one.text,
-    caption: figures(one).join("\n"), views: views[n] }));
-  return { title: readings[0].question, items, columns: Math.min(items.length, 5), width: 1200 };
+    caption: [likeness[n], ...cost(one)].filter(Boolean).join("\n"), views: views[n] }));
+  return { title: readings[0].question, items, columns: columnsOf(readings), width: 1200 };
 }
 
 // ---------------------------------------------------------------------- controls
 function showTab(name) {
-  $("answers").scrollIntoView({ block: "nearest" });
   for (const one of ["talk", "comparison"]) {
     $(one).hidden = one !== name;
     $(`${one}-tab`).ariaSelected = one === name;
@@ -291,11 +334,11 @@ function beginTalk() {
   say("");
 }
 
-async function useExample({ dataset, textContent }) {
+async function useExample({ dataset, innerText }) {
   const file = await (await call(`ui/${dataset.picture}`)).blob();
   clearPictures();
   addFiles([new File([file], dataset.picture, { type: file.type })]);
-  $("question").value = textContent;
+  $("question").value = innerText.trim();
 }
 
 const CLICKS = {
@@ -318,6 +361,7 @@ const CLICKS = {
 for (const [id, click] of Object.entries(CLICKS)) $(id).onclick = click;
 for (const one of $("examples").children) one.onclick = () => attempt(() => useExample(one));
 $("scale").oninput = $("chooser").onchange = showScale;
+$("model").onchange = () => attempt(async () => showModel((await ready()).card));
 $("question").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();

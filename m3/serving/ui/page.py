@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from m3.nesting import resolutions
 from m3.processing import M3Processor, load_image
+from m3.processing.images import NotAnImageError
 from m3.processing.token_grid import Line, canvas, token_lines
 from m3.processing.video import load_video
 from m3.serving.engine.engine import Engine
@@ -32,6 +33,7 @@ from m3.serving.settings import Limits, Settings
 FILES = {
     "/ui": ("page.html", "text/html"),
     "/ui/page.css": ("page.css", "text/css"),
+    "/ui/answers.js": ("answers.js", "text/javascript"),
     "/ui/dom.js": ("dom.js", "text/javascript"),
     "/ui/page.js": ("page.js", "text/javascript"),
     "/ui/pictures.js": ("pictures.js", "text/javascript"),
@@ -45,6 +47,7 @@ FILES = {
     "/ui/scene.png": ("examples/scene.png", "image/png"),
 }
 """Path -> file, media type."""
+GRID_PATH = "/ui/token_grid"
 OPEN_PATHS = (*FILES, "/ui/")
 """Need no API key, as they hold nothing of the model or its users; the last is sent to `/ui`."""
 HEADERS = {
@@ -63,8 +66,11 @@ SIDE = 480
 
 
 class TokenGridRequest(Strict):
-    """`POST /ui/token_grid`: a picture or video as it stands in a message."""
+    """`POST /ui/token_grid`: a picture or video as it stands in a message; `model` chooses among
+    those of a fleet.
+    """
 
+    model: str | None = None
     visual: Annotated[ImagePart | VideoPart, Field(discriminator="type")]
 
 
@@ -87,15 +93,23 @@ class TokenGrid(BaseModel):
     grids: dict[int | str, Grid]
 
 
+def file_routes(limits: Limits) -> list[Route]:
+    """`FILES`."""
+    return [
+        Route(
+            path, _file_response(name, media_type, limits), methods=["GET"], include_in_schema=False
+        )
+        for path, (name, media_type) in FILES.items()
+    ]
+
+
 def page_routes(engine: Engine, settings: Settings) -> APIRouter:
     """`FILES` and `/ui/token_grid`."""
     router = APIRouter(route_class=JsonRoute)
     fetch, places = Fetcher(()), asyncio.Semaphore(settings.queue.preparers)
-    for path, (name, media_type) in FILES.items():
-        response = _file_response(name, media_type, settings.limits)
-        router.routes.append(Route(path, response, methods=["GET"], include_in_schema=False))
+    router.routes.extend(file_routes(settings.limits))
 
-    @router.post("/ui/token_grid", include_in_schema=False)
+    @router.post(GRID_PATH, include_in_schema=False)
     async def token_grid(body: TokenGridRequest) -> TokenGrid:
         visual = await read_visual(body.visual, settings.limits, fetch, "visual")
         async with places:
@@ -103,6 +117,8 @@ def page_routes(engine: Engine, settings: Settings) -> APIRouter:
                 return await asyncio.to_thread(
                     _token_grid, visual, engine.processor, settings.limits
                 )
+            except NotAnImageError as error:
+                raise Refused(str(error), code="no_picture", param="visual") from error
             except ValueError as error:
                 raise Refused(str(error), param="visual") from error
 

@@ -1,5 +1,6 @@
 // Pictures and videos that the next question is about: files, and what the camera gives.
 import { $, make, number, say } from "./dom.js";
+import { call } from "./server.js";
 
 let pictures = []; // { file, kind, src, address, item }
 
@@ -12,14 +13,44 @@ export function addFiles(files) {
     const view = make(kind === "video" ? "video" : "img", { src, alt: name, ariaLabel: name,
       controls: true, title: name });
     const frame = kind === "video" ? view : make("a", { href: src, target: "_blank" }, view);
-    view.onerror = () => frame.replaceWith(make("p", { className: "soft" },
-      `${name}: the browser cannot show it; it can be asked about all the same.`));
-    const picture = { file, kind, src, address: read(file), item: make("li", {}, frame, remove) };
+    const picture = { file, kind, src, address: read(file), item: make("li", {}, frame, remove),
+      refusal: null };
+    view.onerror = () => {
+      const note = make("p", { className: "soft", role: "status" }, `${name}: is it readable?`);
+      frame.replaceWith(note);
+      picture.refusal = checkByServer(picture, note);
+    };
     remove.append("×");
     remove.onclick = () => { removePicture(picture); $("choose").focus(); };
     $("pictures").append(picture.item);
     pictures.push(picture);
   }
+}
+
+// What the browser cannot show the server may be able to read; says at once whether it can.
+// Returns a sentence where it is no picture at all, so that nobody need ask about it, else "".
+async function checkByServer(picture, note) {
+  const { name } = picture.file;
+  try {
+    const visual = await contentPart({ ...picture, num_frames: undefined });
+    await call("ui/token_grid", { model: $("model").value || undefined, visual });
+    note.textContent = `${name}: the browser cannot show it; it can be asked about all the same.`;
+    return "";
+  } catch (error) {
+    note.className = "refusal";
+    const isNone = error.code === "no_picture";
+    note.textContent = isNone ? `${name} is no picture or video that can be read. Remove it and `
+      + "choose another file, such as a PNG, JPEG, WebP or MP4." : `${name}: ${error.message}`;
+    return isNone ? note.textContent : "";
+  }
+}
+
+// As `chosenVisuals`; refuses a file that is none.
+export async function readableVisuals() {
+  const refusals = await Promise.all(pictures.map(({ refusal }) => refusal));
+  const sentence = refusals.find(Boolean);
+  if (sentence) throw new Error(sentence);
+  return chosenVisuals();
 }
 
 function read(file) { // as a data: address

@@ -12,7 +12,8 @@ export async function call(path, content, signal) {
     if (response.ok) return response;
     if (response.status !== 401) {
       const report = await response.json().catch(() => null);
-      throw new Error(report?.error.message ?? `The server answered with ${response.status}.`);
+      const words = report?.error.message ?? `The server answered with ${response.status}.`;
+      throw Object.assign(new Error(words), { code: report?.error.code });
     }
     await askForKey();
   }

@@ -3,17 +3,24 @@ import { make } from "./dom.js";
 import { contentPart } from "./pictures.js";
 import { call } from "./server.js";
 
-const VIEW_SIDE = 480; // longest side, in pixels of the canvas
+const VIEW_SIDE = 320; // longest side, in pixels of the canvas
 
-export async function tokenGrid(visual, signal) {
-  const body = { visual: await contentPart(visual) };
+export async function tokenGrid(visual, model, signal) {
+  const body = { model, visual: await contentPart(visual) };
   const { pictures, grids } = await (await call("ui/token_grid", body, signal)).json();
   const images = pictures.map((src) => make("img", { src }));
   await Promise.all(images.map((image) => image.decode()));
   return { images, grids };
 }
 
-// The picture under the lines between its tokens: dark under light ones, to be seen on anything.
+// A scale that has no lines, as none that was not trained has, is the picture by itself.
+export function scaleView({ images, grids }, scale) {
+  return grids[scale] ? gridView(images[grids[scale].picture], grids[scale].lines)
+    : gridView(images.at(-1), []);
+}
+
+// The picture under the lines between its tokens: dark in a light edge, to be seen on anything,
+// and the thinner the more there are, not to hide it.
 export function gridView(image, lines) {
   const scale = VIEW_SIDE / Math.max(image.width, image.height);
   const [width, height] = [image.width * scale, image.height * scale];
@@ -21,9 +28,11 @@ export function gridView(image, lines) {
   const canvas = make("canvas", { width, height, role: "img", ariaLabel });
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0, width, height);
-  for (const [colour, thickness] of [["#000a", 5], ["#fff", 2.4]]) {
+  const isDense = lines.length > 16;
+  for (const [colour, thickness] of isDense ? [["#fff8", 2.4], ["#0009", 1.2]]
+    : [["#fff9", 6], ["#000d", 3]]) {
     context.strokeStyle = colour;
-    context.lineWidth = lines.length > 16 ? thickness / 2 : thickness;
+    context.lineWidth = thickness;
     context.beginPath();
     for (const [x1, y1, x2, y2] of lines) {
       context.moveTo(x1 * width, y1 * height);
