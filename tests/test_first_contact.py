@@ -64,6 +64,12 @@ ANSWERS = (
     ("sweep m --tasks t --methods poling", 2, "Did you mean 'pooling'?"),
     ("sweep m --tasks t --frames many", 2, "frames of a video are a number, or collage"),
     ("sweep m --tasks t --limit 0", 2, "--limit must be at least 1"),
+    ("serve --help", 0, "usage: m3 serve"),
+    ("serve --model-path m --prot 1", 2, "Did you mean '--port'?"),
+    ("serve --model-path m --port many", 2, "--port: expected a whole number, got 'many'"),
+    ("serve --model-path m limits.image=4", 2, "Did you mean 'images'?"),
+    ("report --help", 0, "usage: m3 report"),
+    ("report runs/sweep --format svg", 2, "Did you mean '--formats'?"),
     ("submit --alll runs/sweep", 2, "Did you mean '--all'?"),
     (
         "data fetch-eval m3_tiny --data-rot x",

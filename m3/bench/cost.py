@@ -18,7 +18,7 @@ from m3.command_line import CommandLine
 from m3.config import near_match
 from m3.evaluation.cost.latency import NO_DIFFERENCE, Measured, levels, measure
 from m3.evaluation.cost.roofline import Roofline, roofline
-from m3.evaluation.report.number_format import engineering, milliseconds
+from m3.evaluation.report.table_formats import engineering, milliseconds
 from m3.files import check_model_name
 from m3.hardware import ACCELERATORS, accelerator, choose_device
 from m3.inference.loading import DTYPES, load, read_config

@@ -21,13 +21,16 @@ import logging
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m3 import config
-from m3.inference.loading import DTYPES
-from m3.inference.quantisation import QUANTISATIONS
+from m3.command_line import CommandLine
+from m3.inference.command import NUMBER_FORMATS, QUANTISERS
 from m3.optional import require
-from m3.serving.cluster.config import Fleet, Served, load_served
 from m3.serving.settings import KEY_VARIABLE, Settings, read_key
+
+if TYPE_CHECKING:
+    from m3.serving.cluster.config import Fleet
 
 logger = logging.getLogger(__name__)
 WEIGHTS = ("device", "device_map", "dtype", "quantise", "lora", "merge", "attention")
@@ -64,7 +67,7 @@ class ServeOptions:
 
 def parse_options(argv: Sequence[str]) -> ServeOptions:
     """Read the command line; no file that it names is opened yet."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="m3 serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     model_options = parser.add_mutually_exclusive_group(required=True)
@@ -114,8 +117,8 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
         "--device", help="cpu, cuda, cuda:1, mps, npu, xpu; default: the accelerator there is"
     )
     weights.add_argument("--device-map", help="instead: `auto` spreads the layers over all devices")
-    weights.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
-    weights.add_argument("--quantise", choices=tuple(QUANTISATIONS))
+    weights.add_argument("--dtype", default="auto", choices=("auto", *NUMBER_FORMATS))
+    weights.add_argument("--quantise", choices=tuple(QUANTISERS))
     weights.add_argument("--lora", metavar="DIR", help="a LoRA adapter")
     weights.add_argument("--merge", action="store_true", help="add the adapter into the weights")
     weights.add_argument("--attention", help="as transformers names it, such as flash_attention_2")
@@ -143,6 +146,7 @@ def main(argv: list[str]) -> int:
 
         return run(fleet, settings, options.ray)
     from m3.serving.app import create_app
+    from m3.serving.cluster.config import load_served
     from m3.serving.cluster.local import create_local
     from m3.serving.engine.engine import Engine
     from m3.serving.http.server import make_server
@@ -158,10 +162,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read_fleet(options: ServeOptions, name: str | None) -> Fleet:
+def read_fleet(options: ServeOptions, name: str | None) -> "Fleet":
     """The file's, or the one model that the flags tell of, called `name`; `--replicas` and its like
     are for all models.
     """
+    # torch is imported once the command line is known to be good
+    from m3.serving.cluster.config import Fleet, Served
+
     given_flags = {
         "replicas": options.replicas,
         "cpus": options.replica_cpus,

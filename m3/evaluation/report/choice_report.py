@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from m3.evaluation.analysis.choices import ChoiceRow, choice_rows
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.report.budget_curve import COLOURS, FAINT, INK
-from m3.evaluation.report.number_format import engineering
-from m3.evaluation.report.table_formats import NOTHING, Table
+from m3.evaluation.report.table_formats import NOTHING, Table, engineering
 from m3.model.budgets.choice import DEFAULT_KEEP
 from m3.model.budgets.mixture import mixture_shares
 

@@ -6,8 +6,13 @@ In: a `Summary`. Out: `Table`s.
 from m3.evaluation.analysis.summary import Summary
 from m3.evaluation.cost.latency import NO_DIFFERENCE
 from m3.evaluation.cost.roofline import roofline
-from m3.evaluation.report.number_format import engineering, milliseconds, three_digits
-from m3.evaluation.report.table_formats import NOTHING, Table
+from m3.evaluation.report.table_formats import (
+    NOTHING,
+    Table,
+    engineering,
+    milliseconds,
+    three_digits,
+)
 from m3.evaluation.results.run_folder import CostRow
 from m3.hardware import Accelerator, accelerator
 from m3.nesting import read_budget
