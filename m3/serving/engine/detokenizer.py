@@ -26,9 +26,13 @@ class Writing:
     """One answer.
 
     `tokens`: those written so far; `text`: what was given out; `stopped`: a stop text came.
+    `strips`: white space around it is left out.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], strips: bool = True
+    ) -> None:
+        self._strips = strips
         self._tokenizer, self._stop = tokenizer, [stop_text for stop_text in stop if stop_text]
         self._stop_sequences = stop_sequences(tokenizer, self._stop)
         # decoded anew with each token; what stands before `_end` was already taken
@@ -115,9 +119,10 @@ class Writing:
         kept_length = (
             0 if is_last else max((_overlap(held_text, stop) for stop in self._stop), default=0)
         )
-        sure = held_text[: len(held_text) - kept_length].rstrip()
+        sure = held_text[: len(held_text) - kept_length]
+        sure = sure.rstrip() if self._strips else sure
         self._held = held_text[len(sure) :]
-        piece = sure if self.text else sure.lstrip()
+        piece = sure.lstrip() if self._strips and not self.text else sure
         self.text += piece
         return piece
 

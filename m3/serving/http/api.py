@@ -63,7 +63,7 @@ def answers(engine: Engine, settings: Settings) -> APIRouter:
                 body.stream_options is not None and body.stream_options.include_usage is True
             )
             return await chat_stream(http, engine, request, card.id, with_usage)
-        return completion(await whole(http, engine, request), card.id)
+        return completion(await whole(http, engine, request), request, card.id)
 
     @router.post("/generate", response_class=Response)
     async def generate(body: GenerateRequest, http: HttpRequest) -> Response:
@@ -71,7 +71,8 @@ def answers(engine: Engine, settings: Settings) -> APIRouter:
         if body.model is not None:
             _check_model(body.model, card)
         request = await asyncio.to_thread(generate_request, body, settings.limits)
-        return npu_answer((await whole(http, engine, request)).text)
+        (finished,) = await whole(http, engine, request)
+        return npu_answer(finished.text)
 
     return router
 

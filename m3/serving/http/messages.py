@@ -21,6 +21,7 @@ from m3.serving.http.schema import (
     TextPart,
     VideoPart,
 )
+from m3.serving.http.structured import answer_format
 from m3.serving.settings import Limits
 
 Fetch = Callable[[str, int], Awaitable[bytes]]
@@ -60,7 +61,21 @@ async def chat_request(body: ChatRequest, limits: Limits, fetch: Fetch) -> Reque
         1.0 if body.top_p is None else body.top_p,
     )
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    return Request(tuple(turns), body.matryoshka_vis_token_scale, generation, body.seed, stop)
+    if body.top_logprobs and not body.logprobs:
+        raise Refused(
+            "top_logprobs is for answers with log-probabilities: set logprobs, or leave it out",
+            param="top_logprobs",
+        )
+    return Request(
+        tuple(turns),
+        body.matryoshka_vis_token_scale,
+        generation,
+        body.seed,
+        stop,
+        answer_format=answer_format(body),
+        choice_count=body.n or 1,
+        top_count=(body.top_logprobs or 0) if body.logprobs else None,
+    )
 
 
 def generate_request(body: GenerateRequest, limits: Limits) -> Request:

@@ -6,35 +6,11 @@ are listed as ignored; those that ask for what this server cannot do take their 
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field
 
-
-def _one_scale(given_scale: object) -> object:
-    if type(given_scale) not in (int, str):
-        raise PydanticCustomError(
-            "scale", "expected one whole number, or words such as 36@48, 144+1 or auto; images "
-                     "with scales of their own take each its own, "
-            "beside image_url"
-        )  # fmt: skip
-    return given_scale
-
-
-Scale = Annotated[
-    Annotated[int, Field(ge=1, le=1_000_000)]
-    | Annotated[str, Field(max_length=200, pattern=r"^ *auto(:(rule|[0-9.]+))? *$|^[0-9x+@ ]+$")],
-    BeforeValidator(_one_scale),
-]
-"""Visual tokens per picture (`36`), tokens at a resolution in pixels (`36@48`), a schedule over the
-frames of videos such as `144+1@48`, or a choice per picture: the model's (`auto`, `auto:0.95`) or by
-its size (`auto:rule`).
-"""
-ZERO = Annotated[float, Field(ge=0, le=0)]
-Text = Annotated[str, Field(max_length=10_000_000)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+from m3.serving.http.fields import ZERO, Scale, Strict, Text
+from m3.serving.http.log_probabilities import ChoiceLogProbabilities
+from m3.serving.http.structured import FormFields
 
 
 class TextPart(Strict):
@@ -103,11 +79,7 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = Field(None, description="ignored")
 
 
-class TextFormat(Strict):
-    type: Literal["text"]
-
-
-class ChatRequest(Strict):
+class ChatRequest(FormFields):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[
@@ -137,12 +109,12 @@ class ChatRequest(Strict):
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1)] | None = Field(None, description="answers to the prompt")
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     # what asks for more than this server does: the neutral value alone
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
-    logprobs: Literal[False] | None = None
     frequency_penalty: ZERO | None = None
     presence_penalty: ZERO | None = None
-    response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     tools: None = None
     tool_choice: None = None
@@ -150,7 +122,6 @@ class ChatRequest(Strict):
     functions: None = None
     function_call: None = None
     logit_bias: None = None
-    top_logprobs: None = None
     audio: None = None
     prediction: None = None
     reasoning_effort: None = None
@@ -204,7 +175,7 @@ class Choice(BaseModel):
     index: int = 0
     message: AnswerMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChoiceLogProbabilities | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -225,7 +196,7 @@ class ChunkChoice(BaseModel):
     index: int = 0
     delta: Delta
     finish_reason: Literal["stop", "length"] | None = None
-    logprobs: None = None
+    logprobs: ChoiceLogProbabilities | None = None
 
 
 class ChatChunk(BaseModel):
