@@ -49,7 +49,10 @@ def fence(text: str, tokens: re.Pattern[str]) -> str:
 def encode_fenced(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a rendered text, with what is fenced spelled out; no special tokens are added."""
     marked = text.replace(_OPEN, _START_MARK).replace(_CLOSE, _END_MARK).replace(_WITHIN, "")
-    return tokenizer(marked, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
+    # who reads the ids tells of too many; the tokenizer would warn of those too
+    return tokenizer(marked, add_special_tokens=False, sanitize_control_tokens=True, verbose=False)[
+        "input_ids"
+    ]
 
 
 def encode_with_spans(

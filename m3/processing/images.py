@@ -169,10 +169,7 @@ def _read(source: str | Path | bytes, fetch_urls: bool) -> tuple[str, bytes]:
             f"{type(source).__name__}"
         )
     if not content:
-        raise ValueError(
-            f"{name}: the image file is empty (0 bytes). Copy or download it again, or remove it "
-            "from the data"
-        )
+        raise ValueError(f"{name}: the image file is empty (0 bytes). Copy or download it again")
     return name, content
 
 
@@ -243,8 +240,8 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
             image = Image.open(io.BytesIO(content), formats=_formats())
     except UnidentifiedImageError:
         raise ValueError(
-            f"{name}: not an image in a known format (it begins with {content[:8]!r}); "
-            f"expected one of {', '.join(_formats())}. Convert it, or remove it from the data"
+            f"{name}: not an image in a known format (it begins with {str(content[:8])[1:]}); "
+            f"expected one of {', '.join(_formats())}. Save it as one of these"
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Shrink the image first") from None
@@ -296,8 +293,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(
             f"{name}: the image data is damaged or cut short ({error or type(error).__name__}); "
             "header says "
-            f"{image.format}, {image.width} x {image.height}. Copy or download it again, or remove "
-            "it from the data"
+            f"{image.format}, {image.width} x {image.height}. Copy or download it again"
         ) from error
     return _to_rgb(_upright(image), image.format, name)
 

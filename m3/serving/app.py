@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from m3.serving.engine.engine import Engine
 from m3.serving.http.api import answers, facts, on_left
+from m3.serving.http.envelope import Envelope
 from m3.serving.http.errors import add_error_handlers
 from m3.serving.http.middleware import Guard
 from m3.serving.http.responses import ClientLeft
@@ -48,6 +49,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         responses=engine.metrics.responses,
         open_paths=OPEN_PATHS if settings.ui else (),
     )
+    app.add_middleware(Envelope, redirected=OPEN_PATHS if settings.ui else ())
     # FastAPI's own word for an invalid body; ours is 400
     for operations in app.openapi()["paths"].values():
         for operation in operations.values():

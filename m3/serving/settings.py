@@ -70,7 +70,7 @@ class Queue:
     waiting: int = 96
     """Accepted beyond those. The next one is refused with 429."""
     retry_after_seconds: int = 2
-    """What a refused client is told to wait."""
+    """What a refused client is told to wait at least; more where the queue takes longer."""
     prefill_tokens: int = 8192
     """Prompts that join the batch in one go have at most so many tokens (padding included); one
     prompt may have more.

@@ -43,7 +43,7 @@ def test_not_an_image(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"page\.jpg: not an image in a known format \(it begins with "
-        r"b'<html>40'\); expected",
+        r"'<html>40'\); expected",
     ):
         load_image(path)
 

@@ -261,3 +261,14 @@ def test_a_stop_text_of_a_special_token_stops_where_it_is_spelled(
 def test_an_empty_stop_text_stops_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = tokenizer("hello world", add_special_tokens=False)["input_ids"]
     assert written(tokenizer, ids, ("",))[0] == "hello world"
+
+
+def test_an_answer_that_goes_on_keeps_the_space_in_front(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    ids = tokenizer("  in words. ", add_special_tokens=False)["input_ids"]
+    writing = Writing(tokenizer, (), goes_on=True)
+    pieces = [writing.add(token) for token in ids]
+    pieces.append(writing.finish())
+    assert "".join(pieces) == writing.text == tokenizer.decode(ids).rstrip()
+    assert writing.text.startswith(" ")

@@ -21,6 +21,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from m3.serving.engine.requests import Refused
+from m3.serving.http.body.model_names import read_model
+from m3.serving.http.envelope import Envelope
 from m3.serving.http.errors import add_error_handlers
 from m3.serving.http.middleware import Guard
 from m3.serving.http.relay import Asked, messages, read_body, replay
@@ -98,14 +100,8 @@ def named(body: bytes) -> str | None:
 
 
 def find(models: Mapping[str, Model], name: str) -> Model:
-    if name not in models:
-        raise Refused(
-            f"there is no model {name[:100]!r} here; this server has {', '.join(map(repr, models))}",
-            status=404,
-            code="model_not_found",
-            param="model",
-        )
-    return models[name]
+    """The model of a name, behind which a budget may stand."""
+    return models[read_model(name, models).name]
 
 
 def create_router(
@@ -141,8 +137,7 @@ def create_router(
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> ModelCard:
-        find(models, name)
-        return await cards.of(name)
+        return await cards.of(read_model(name, models).name)
 
     @app.get("/health")
     async def health() -> dict[str, object]:
@@ -164,6 +159,7 @@ def create_router(
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     app.add_middleware(Guard, settings=settings, responses=metrics.responses)
+    app.add_middleware(Envelope)
     return app
 
 

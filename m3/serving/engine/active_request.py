@@ -70,9 +70,8 @@ class Job:
         self.prepared, self._vocabulary, self.is_ready = prepared, vocabulary, True
         guide = prepared.guides[self.index] if prepared.guides else None
         self.choice = Choice.make(self.request, self.index, guide)
-        # a text that is continued keeps the space before its next word
-        strips = self.request.prompt is None
-        self.writing = Writing(vocabulary.tokenizer, self.request.stop, strips)
+        goes_on = self.request.ending == "continued" or self.request.prompt is not None
+        self.writing = Writing(vocabulary.tokenizer, self.request.stop, goes_on)
 
     @property
     def length(self) -> int:

@@ -2,8 +2,9 @@
 begins.
 
 In: a token at a time. Out: pieces; put together they are the answer as one decoding of all tokens
-would give it, without white space around it, up to the first stop text. One that holds a token
-which decoding leaves out stops by its ids too. The work of a token does not grow with the answer.
+would give it, without white space around it (one that goes on with a text keeps what stands in
+front), up to the first stop text. One that holds a token which decoding leaves out stops by its ids
+too. The work of a token does not grow with the answer.
 """
 
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ MOST_UNSURE = 32
 class Writing:
     """One answer.
 
+    `goes_on`: with a text that was there before, so that white space in front belongs to it.
     `tokens`: those written so far; `text`: what was given out; `stopped`: a stop text came.
-    `strips`: white space around it is left out.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], strips: bool = True
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], goes_on: bool = False
     ) -> None:
-        self._strips = strips
+        self._goes_on = goes_on
         self._tokenizer, self._stop = tokenizer, [stop_text for stop_text in stop if stop_text]
         self._stop_sequences = stop_sequences(tokenizer, self._stop)
         # decoded anew with each token; what stands before `_end` was already taken
@@ -119,10 +120,9 @@ class Writing:
         kept_length = (
             0 if is_last else max((_overlap(held_text, stop) for stop in self._stop), default=0)
         )
-        sure = held_text[: len(held_text) - kept_length]
-        sure = sure.rstrip() if self._strips else sure
+        sure = held_text[: len(held_text) - kept_length].rstrip()
         self._held = held_text[len(sure) :]
-        piece = sure.lstrip() if self._strips and not self.text else sure
+        piece = sure if self.text or self._goes_on else sure.lstrip()
         self.text += piece
         return piece
 

@@ -19,6 +19,7 @@ images and no embeddings, so the batch is kept here (m3/serving/engine/batch.py)
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -32,7 +33,7 @@ from m3.processing import M3Processor
 from m3.serving.engine.active_request import Emit, Job
 from m3.serving.engine.batch import merges
 from m3.serving.engine.feature_cache import Features
-from m3.serving.engine.metrics import Metrics
+from m3.serving.engine.metrics import Metrics, Pace
 from m3.serving.engine.preparation import Draft, Preparation
 from m3.serving.engine.requests import Busy, End, Event, Finished, Refused, Request
 from m3.serving.engine.scheduler import Scheduler
@@ -56,11 +57,12 @@ class Engine:
         features = Features(model, settings.cache_bytes, self.metrics)
         self._preparation = Preparation(model, processor, features, settings.limits)
         self._scheduler = Scheduler(model, processor, features, self.metrics)
-        self._change = threading.Condition()  # guards the four below
+        self._change = threading.Condition()  # guards the five below
         self._accepted: set[Job] = set()
         self._undecided: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
         self._closing = False
+        self._pace = Pace()
         self._preparers = ThreadPoolExecutor(settings.queue.preparers, "m3-prepare")
         self._thread = threading.Thread(target=self._run, name="m3-engine", daemon=True)
         self._thread.start()
@@ -98,14 +100,14 @@ class Engine:
                 raise Busy(
                     f"the server has {self.places} requests under way and takes no more; try again "
                     "later",
-                    self.settings.queue.retry_after_seconds,
+                    self._wait_seconds(),
                 )
             if job.bytes + sum(accepted_job.bytes for accepted_job in self._accepted) > limit:
                 self.metrics.requests.labels("overloaded").inc()
                 raise Busy(
                     f"the server holds as many images and videos as it can ({limit:,} bytes); try "
                     "again later",
-                    self.settings.queue.retry_after_seconds,
+                    self._wait_seconds(),
                 )
             self._accepted.update(job.group)
         self.metrics.accepted.inc(len(job.group))
@@ -116,10 +118,18 @@ class Engine:
         limit = min(self.settings.limits.choices, self.places)
         if not 1 <= choice_count <= limit:
             raise Refused(
-                f"the request asks for {choice_count:,} answers, more than this server's limit of "
+                f"n: the request asks for {choice_count:,} answers, more than this server's limit of "
                 f"{limit:,}",
                 param="n",
             )
+
+    def _wait_seconds(self) -> int:
+        """Until half of those who are here will have ended: then there is room for those who come
+        back.
+        """
+        limits, waiting = self.settings, len(self._accepted) / 2
+        seconds = math.ceil(self._pace.seconds(math.ceil(waiting), time.monotonic()))
+        return min(max(seconds, limits.queue.retry_after_seconds), math.ceil(limits.limits.seconds))
 
     async def stream(self, request: Request) -> AsyncGenerator[Event]:
         """Pieces, then `Finished`; of all its answers, as they come.
@@ -243,6 +253,7 @@ class Engine:
     def _leave(self, job: Job, outcome: str) -> None:
         with self._change:
             self._accepted.discard(job)
+            self._pace.count(time.monotonic())
             self._change.notify_all()
         self.metrics.requests.labels(outcome).inc()
 

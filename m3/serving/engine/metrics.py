@@ -3,13 +3,38 @@
 One registry per engine, so that several live in one process.
 """
 
+from collections import deque
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from m3.serving.engine.requests import Finished
 
+MOST_ENDS = 64
+LATE_SECONDS = 60.0
+"""What ended before that tells nothing of the pace now."""
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Pace:
+    """Seconds between the ends of requests, of late.
+
+    Belongs to one lock or thread of its owner.
+    """
+
+    def __init__(self) -> None:
+        self._ends: deque[float] = deque(maxlen=MOST_ENDS)
+
+    def count(self, moment: float) -> None:
+        """A request ended, at `moment` seconds of a clock."""
+        self._ends.append(moment)
+
+    def seconds(self, requests: int, moment: float) -> float:
+        """Until so many requests will have ended; 0 where nobody can tell."""
+        recent_ends = [end for end in self._ends if moment - end < LATE_SECONDS]
+        if len(recent_ends) < 2:
+            return 0.0
+        return requests * (moment - recent_ends[0]) / len(recent_ends)
 
 
 class Metrics:

@@ -11,7 +11,8 @@ budgets that were chosen.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jinja2.exceptions import TemplateError
@@ -35,6 +36,9 @@ from m3.serving.settings import Limits
 
 logger = logging.getLogger(__name__)
 
+NO_CHOICE = "this model has no router to choose budgets: give a number of visual tokens such as 36"
+LOW_SHARE = 16
+"""Detail `low` reads at least one of so many tokens of the largest budget, as OpenAI's does."""
 AskedBudgets = tuple[Budget | None, ...]
 """Of each still or frame of a visual; None: the largest trained that its tiles reach."""
 
@@ -102,6 +106,7 @@ class Preparation:
             tokenizer, model.config.text_config.vocab_size, end_token_ids(model, tokenizer)
         )
         self._grammars = Grammars(self.vocabulary)
+        self._low_budget = _low_budget(processor.ladder)
 
     def prepare(self, request: Request) -> Prepared | Draft:
         """A draft where the model's router is to choose.
@@ -111,8 +116,7 @@ class Preparation:
         self._check(request)
         self._guides(request)  # a form that cannot be followed is refused before anything is seen
         outlines = [
-            self._outline(visual, request.scale if visual.scale is None else visual.scale)
-            for visual in request.visuals
+            self._outline(visual, *self._scale(request, visual)) for visual in request.visuals
         ]
         settings = tuple(setting for setting, _ in outlines)
         sights = tuple(sight for _, sight in outlines)
@@ -126,12 +130,13 @@ class Preparation:
             request.visuals, draft.settings, draft.sights, strict=True
         ):
             assert not isinstance(setting, Auto)  # `Draft.is_open`
-            asked_budgets = [None if b is None else processor.budget(b) for b in setting]
-            sight = self._sight_at(visual, asked_budgets, first_sight)
-            sight_budgets = processor.fill_budgets(asked_budgets, sight.tiles)
+            with _at(self._scale(request, visual)[1]):
+                asked_budgets = [None if b is None else processor.budget(b) for b in setting]
+                sight = self._sight_at(visual, asked_budgets, first_sight)
+                sight_budgets = processor.fill_budgets(asked_budgets, sight.tiles)
+                counts += processor.counts(sight_budgets, sight.tiles)
             sights.append(sight)
             budgets += sight_budgets
-            counts += processor.counts(sight_budgets, sight.tiles)
         new_tokens = self._answer_room(request, draft.ids, counts)
         ids = expand_image_tokens(draft.ids, self._config.image_token_id, counts)
         guides = self._guides(request)
@@ -163,19 +168,31 @@ class Preparation:
             if count > limit:
                 raise Refused(
                     f"the request has {count:,} {limit_name}, more than this server's limit of "
-                    f"{limit:,}"
+                    f"{limit:,}",
+                    param="messages",
                 )
 
+    def _scale(self, request: Request, visual: Visual) -> tuple[ScaleSetting | None, str]:
+        """The setting of a visual, and its place in the client's request."""
+        if visual.scale is not None:
+            return visual.scale, f"{visual.field_path}.matryoshka_vis_token_scale"
+        if request.scale is None and visual.detail == "low":
+            return self._low_budget, visual.field_path
+        return request.scale, request.scale_place
+
     def _outline(
-        self, visual: Visual, scale: ScaleSetting | None
+        self, visual: Visual, scale: ScaleSetting | None, scale_place: str
     ) -> tuple[AskedBudgets | Auto, Sight]:
         """The setting becomes budgets first: they say at which resolution pictures are made.
 
         A video that was not kept is decoded before that, as its frames must be counted; and where
         a rule goes by their size.
         """
-        policy = None if scale is None else read_policy(scale)
-        choice = checked_choice(self._config, policy) if isinstance(policy, Auto) else None
+        with _at(scale_place):
+            policy = None if scale is None else read_policy(scale)
+            if isinstance(policy, Auto) and self._config.budget_choice is None:
+                raise ValueError(NO_CHOICE)
+            choice = checked_choice(self._config, policy) if isinstance(policy, Auto) else None
         digest, is_by_size = visual.digest, isinstance(policy, Rule)
         kept_views = self._features.find(digest)
         pictures = self._pictures(visual) if is_by_size or not kept_views else ()
@@ -183,11 +200,13 @@ class Preparation:
         if choice is not None and isinstance(policy, Auto):
             views = tuple(enumerate([choice.view] * picture_count))
             sight = self._sight(visual, digest, views, kept_views, pictures)
-            check_views(sight.tiles)
+            with _at(scale_place):
+                check_views(sight.tiles)
             return policy, sight
-        sizes = self._sizes(pictures) if is_by_size else [None] * picture_count
-        asked_budgets = tuple(self._processor.policy_budgets(scale, sizes))
-        check_resolutions(self._config, asked_budgets)
+        sizes = self._sizes(visual, pictures) if is_by_size else [None] * picture_count
+        with _at(scale_place):
+            asked_budgets = tuple(self._processor.policy_budgets(scale, sizes))
+            check_resolutions(self._config, asked_budgets)
         views = tuple(enumerate(budget_resolutions(asked_budgets)))
         return asked_budgets, self._sight(visual, digest, views, kept_views, pictures)
 
@@ -225,34 +244,31 @@ class Preparation:
         if visual.kind == "image":
             return [visual.content]
         limits = self._limits
-        return load_video(
-            visual.content,
-            visual.sampling,
-            limits.pixels,
-            limits.video_seconds,
-            limits.frames,
-            limits.video_pixels,
-            limits.decode_seconds,
-        ).frames
+        with _at(visual.field_path):
+            return load_video(
+                visual.content,
+                visual.sampling,
+                limits.pixels,
+                limits.video_seconds,
+                limits.frames,
+                limits.video_pixels,
+                limits.decode_seconds,
+            ).frames
 
-    def _sizes(self, pictures: Sequence[ImageSource]) -> list[tuple[int, int] | None]:
+    def _sizes(
+        self, visual: Visual, pictures: Sequence[ImageSource]
+    ) -> list[tuple[int, int] | None]:
         """(height, width) of each; of a still its header alone is read."""
-        try:
+        with _at(visual.field_path):
             return [image_size(picture, self._limits.pixels) for picture in pictures]
-        except TooLargeError as error:
-            raise _too_large(error) from error
 
     def _batches(
         self, visual: Visual, pictures: Sequence[ImageSource], views: Sequence[View]
     ) -> tuple[TowerBatch, ...]:
-        """The sender can make a still smaller, only the operator can raise the limit."""
         limits = self._limits
-        if visual.kind == "video":
-            return tuple(tower_batches(self._processor, pictures, views, limits.video_pixels))
-        try:
-            return tuple(tower_batches(self._processor, pictures, views, limits.pixels))
-        except TooLargeError as error:
-            raise _too_large(error) from error
+        most_pixels = limits.video_pixels if visual.kind == "video" else limits.pixels
+        with _at(visual.field_path):
+            return tuple(tower_batches(self._processor, pictures, views, most_pixels))
 
     def _ids(self, request: Request, sights: Iterable[Sight]) -> list[int]:
         """The prompt, with one placeholder per picture.
@@ -273,7 +289,10 @@ class Preparation:
             chat_messages.append({"role": turn.role, "content": "\n".join(message_lines)})
         try:
             prompt_text = self._processor.apply_chat_template(
-                chat_messages, tokenize=False, add_generation_prompt=True
+                chat_messages,
+                tokenize=False,
+                add_generation_prompt=request.ending == "answer",
+                continue_final_message=request.ending == "continued",
             )
         except TemplateError as error:
             raise Refused(
@@ -316,9 +335,33 @@ class Preparation:
         return new_tokens
 
 
-def _too_large(error: TooLargeError) -> Refused:
-    logger.info("refused, for limits.pixels: %s", error.finding)
-    return Refused(f"{error.finding}: send a smaller copy of the picture")
+@contextmanager
+def _at(field_path: str) -> Iterator[None]:
+    """Mistakes that are found within are told with their place in the client's request.
+
+    The sender can make a still smaller, only the operator can raise the limit.
+    """
+    try:
+        yield
+    except Refused:
+        raise
+    except TooLargeError as error:
+        logger.info("refused, for limits.pixels: %s", error.finding)
+        raise _placed(field_path, f"{error.finding}: send a smaller copy of the picture") from error
+    except ValueError as error:
+        raise _placed(field_path, str(error)) from error
+
+
+def _placed(field_path: str, reason: str) -> Refused:
+    return Refused(f"{field_path}: {reason}" if field_path else reason, param=field_path or None)
+
+
+def _low_budget(ladder: Sequence[Budget]) -> Budget:
+    """The cheapest budget of the ladder with a share of the largest's tokens that still shows
+    something.
+    """
+    most_tokens = max(budget.tokens for budget in ladder)
+    return min(budget for budget in ladder if budget.tokens * LOW_SHARE >= most_tokens)
 
 
 def _largest(visuals: Iterable[Visual], kind: str) -> int:

@@ -14,6 +14,12 @@ from m3.processing.video import Sampling
 
 Role = Literal["system", "user", "assistant"]
 Reason = Literal["stop", "length", "time", "cancelled"]
+Detail = Literal["low", "high"]
+"""A budget without a number: the cheapest that shows something, or the largest trained."""
+Ending = Literal["answer", "continued", "as_it_is"]
+"""The prompt's: at the beginning of an answer; in the last message, which the answer goes on with;
+or behind the last message.
+"""
 End = Reason | Literal["memory", "grammar"]
 """`memory`: there is no answer, as the device had no room for it; `grammar`: none either, as its
 form became too much to follow.
@@ -55,6 +61,10 @@ class Visual:
     scale: ScaleSetting | None = None
     """None: the request's."""
     sampling: Sampling = field(default_factory=Sampling)
+    field_path: str = ""
+    """In the client's request, for errors."""
+    detail: Detail | None = None
+    """Where neither this nor the request has a scale."""
 
     @property
     def digest(self) -> str:
@@ -98,6 +108,9 @@ class Request:
     """Of the random numbers, where the answer is sampled."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these texts."""
+    scale_place: str = "matryoshka_vis_token_scale"
+    """Where the client's request has its scale, for errors."""
+    ending: Ending = "answer"
     prompt: str | None = None
     """A text to be continued as it stands, in place of turns."""
     answer_format: AnswerFormat | None = None

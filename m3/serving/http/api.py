@@ -18,6 +18,7 @@ from m3.nesting import resolutions
 from m3.processing.scale_policy import Auto, Rule
 from m3.serving.engine.engine import Engine
 from m3.serving.engine.requests import Refused, Request
+from m3.serving.http.body.model_names import read_model
 from m3.serving.http.fetch import Fetcher
 from m3.serving.http.json_route import JsonRoute
 from m3.serving.http.messages import Fetch, chat_request, generate_request
@@ -56,8 +57,8 @@ def answers(engine: Engine, settings: Settings) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(body: ChatRequest, http: HttpRequest) -> ChatCompletion | Response:
-        _check_model(body.model, card)
-        request = await read_chat(body, settings, fetch)
+        model_scale = read_model(body.model, [card.id]).scale
+        request = await read_chat(body, settings, fetch, model_scale)
         if body.stream:
             with_usage = (
                 body.stream_options is not None and body.stream_options.include_usage is True
@@ -68,27 +69,35 @@ def answers(engine: Engine, settings: Settings) -> APIRouter:
     @router.post("/generate", response_class=Response)
     async def generate(body: GenerateRequest, http: HttpRequest) -> Response:
         """mllm-npu's payload; the answer is `{"text", "error_code"}`, ended by a NUL."""
-        if body.model is not None:
-            _check_model(body.model, card)
-        request = await asyncio.to_thread(generate_request, body, settings.limits)
+        asked_model = read_model(body.model or card.id, [card.id])
+        request = await asyncio.to_thread(
+            generate_request, body, settings.limits, asked_model.scale
+        )
         (finished,) = await whole(http, engine, request)
         return npu_answer(finished.text)
 
     return router
 
 
-async def read_chat(body: ChatRequest, settings: Settings, fetch: Fetch) -> Request:
+async def read_chat(
+    body: ChatRequest, settings: Settings, fetch: Fetch, model_scale: str | None = None
+) -> Request:
     """Read a chat request; fetch the files that its messages name, within the time limit."""
-    try:
-        async with asyncio.timeout(settings.fetch_seconds):
-            return await chat_request(body, settings.limits, fetch)
-    except TimeoutError:
-        raise Refused(
-            f"what the messages name could not be fetched within {settings.fetch_seconds:g} s: "
-            "send it as data: addresses",
-            code="fetch_timeout",
-            param="messages",
-        ) from None
+    seconds = settings.fetch_seconds
+    deadline = asyncio.get_running_loop().time() + seconds
+
+    async def fetch_in_time(address: str, max_bytes: int) -> bytes:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await fetch(address, max_bytes)
+        except TimeoutError:
+            raise Refused(
+                f"this could not be fetched within the {seconds:g} s that a request has for it: "
+                "send it as a data: address",
+                code="fetch_timeout",
+            ) from None
+
+    return await chat_request(body, settings.limits, fetch_in_time, model_scale)
 
 
 def facts(engine: Engine, settings: Settings) -> APIRouter:
@@ -102,7 +111,7 @@ def facts(engine: Engine, settings: Settings) -> APIRouter:
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str) -> ModelCard:
-        _check_model(model, card)
+        read_model(model, [card.id])
         return card
 
     @router.get("/health", responses={503: ERRORS[503]})
@@ -135,16 +144,6 @@ def _automatic_scales(engine: Engine) -> list[str]:
     has_router = choice is not None and bool(choice.prices)
     scales = {Auto().label: has_router, Rule().label: len(resolutions(ladder)) > 1}
     return [label for label, is_offered in scales.items() if is_offered]
-
-
-def _check_model(asked_model: str, card: ModelCard) -> None:
-    if asked_model != card.id:
-        raise Refused(
-            f"there is no model {asked_model[:100]!r} here; this server has {card.id!r}",
-            status=404,
-            code="model_not_found",
-            param="model",
-        )
 
 
 async def on_left(_: HttpRequest, __: Exception) -> Response:

@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from m3.serving.engine.requests import Busy, Refused
+from m3.serving.http.body.findings import LONGEST_PLACE, clean, cut, find_mistakes
+from m3.serving.http.envelope import ID_HEADER, request_id
 
 TYPES = {
     401: "authentication_error",
@@ -24,10 +26,6 @@ HTTP_MESSAGES = {
     405: "this path takes another method; /openapi.json says which",
 }
 """In place of HTTP's own words."""
-SHOWN = 5
-"""Mistakes of one body that are told."""
-LONGEST = 300
-"""Characters of one of them: a client's own words may be part of it."""
 
 
 def error_response(
@@ -44,8 +42,8 @@ def error_body(
     status: int, message: str, code: str | None = None, param: str | None = None
 ) -> dict[str, dict[str, str | None]]:
     error_type = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    param = None if param is None else _cut(param)
-    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
+    param = None if param is None else clean(cut(param, LONGEST_PLACE))
+    return {"error": {"message": clean(message), "type": error_type, "param": param, "code": code}}
 
 
 def refused_response(refused: Refused) -> JSONResponse:
@@ -68,38 +66,11 @@ async def _on_refused(_: Request, error: Exception) -> Response:
     return refused_response(error)
 
 
-async def _on_invalid(_: Request, error: Exception) -> Response:
-    """Pydantic's findings: the place and the reason, never the value, which may be an image."""
+async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    invalid_fields = error.errors()
-    field_paths = [
-        ".".join(str(path_step) for path_step in invalid_field["loc"] if path_step != "body")
-        for invalid_field in invalid_fields
-    ]
-    field_messages = [
-        f"{_cut(field_path)}: {_reason(invalid_field['type'], invalid_field['msg'])}"
-        if field_path
-        else _reason(invalid_field["type"], invalid_field["msg"])
-        for field_path, invalid_field in zip(field_paths[:SHOWN], invalid_fields, strict=False)
-    ]
-    more_note = f" (and {len(invalid_fields) - SHOWN} more)" if len(invalid_fields) > SHOWN else ""
-    return error_response(
-        400, "; ".join(field_messages) + more_note, "invalid_request", field_paths[0] or None
-    )
-
-
-def _reason(kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return "this server does not know this field"
-    if kind == "none_required":
-        return "this server cannot do what this field asks for: leave it out"
-    if kind == "literal_error":
-        return f"{_cut(message)}: this server can do nothing else"
-    return _cut(message)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    findings = find_mistakes(error.errors(), error.body, request.url.path)
+    first_finding = findings.first_findings[0]
+    return error_response(400, str(findings), first_finding.code, first_finding.field_path or None)
 
 
 async def _on_http(_: Request, error: Exception) -> Response:
@@ -108,8 +79,11 @@ async def _on_http(_: Request, error: Exception) -> Response:
     return error_response(error.status_code, error_text, headers=dict(error.headers or {}))
 
 
-async def _on_bug(_: Request, error: Exception) -> Response:
-    """Starlette logs the trace; the client is told nothing of it."""
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """Starlette logs the trace; the client is told nothing of it. No middleware sees this answer."""
     return error_response(
-        500, "the server failed on its own account; its log says why", "internal_error"
+        500,
+        "the server failed on its own account; its log says why",
+        "internal_error",
+        headers={ID_HEADER: request_id(request.scope)},
     )

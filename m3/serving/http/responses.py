@@ -17,8 +17,8 @@ from starlette.responses import Response, StreamingResponse
 
 from m3.serving.engine.engine import Engine
 from m3.serving.engine.requests import Event, Finished, Piece, Reason, Refused, Request, Usage
+from m3.serving.http.body.log_probabilities import ChoiceLogProbabilities, choice_log_probabilities
 from m3.serving.http.errors import error_body
-from m3.serving.http.log_probabilities import ChoiceLogProbabilities, choice_log_probabilities
 from m3.serving.http.schema import (
     AnswerMessage,
     ChatChunk,
@@ -37,6 +37,8 @@ REASONS: dict[Reason, Literal["stop", "length"]] = {
     "cancelled": "stop",
 }
 """The engine's word for the end of an answer -> OpenAI's."""
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Proxies pass each event on as it comes; the second is nginx's."""
 CLIENT_LEFT = 499
 """nginx's status for it; nobody reads it but the log."""
 
@@ -65,7 +67,9 @@ async def chat_stream(
     """
     events = await begun_events(http, engine.stream(request))
     return StreamingResponse(
-        _chunks(events, request, model, with_usage), media_type="text/event-stream"
+        _chunks(events, request, model, with_usage),
+        media_type="text/event-stream",
+        headers=STREAM_HEADERS,
     )
 
 
@@ -117,7 +121,7 @@ async def _chunks(
         chunk_content = ChatChunk(
             id=chat_id, created=created, model=model, choices=choices, usage=usage
         )
-        return f"data: {chunk_content.model_dump_json()}\n\n"
+        return f"data: {_without_nulls(chunk_content)}\n\n"
 
     async with aclosing(events):
         for index in range(request.choice_count):
@@ -139,6 +143,14 @@ async def _chunks(
         if with_usage:
             yield chunk([], usage_report(usages))
         yield "data: [DONE]\n\n"
+
+
+def _without_nulls(chunk: ChatChunk) -> str:
+    """Keys without a value are left out, but for `finish_reason`: OpenAI's schema requires it."""
+    content = chunk.model_dump(exclude_none=True)
+    for choice in content["choices"]:
+        choice.setdefault("finish_reason", None)
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def completion(answers: Sequence[Finished], request: Request, model: str) -> ChatCompletion:

@@ -1,21 +1,50 @@
 """OpenAI's chat API as typed models: what a client may send, and what it gets.
 
-Unknown fields are refused. Fields that the official client may send and that change nothing here
-are listed as ignored; those that ask for what this server cannot do take their neutral value alone.
+Unknown fields are refused; null is "not said" everywhere. Fields without effect are those of
+m3/serving/http/body/unused_fields.py.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
-from m3.serving.http.fields import ZERO, Scale, Strict, Text
-from m3.serving.http.log_probabilities import ChoiceLogProbabilities
-from m3.serving.http.structured import FormFields
+from m3.serving.http.body.fields import (
+    LIST,
+    TEXT,
+    Ignored,
+    Neutral,
+    Scale,
+    Strict,
+    Text,
+    by_field,
+    tag,
+    text_or_list,
+)
+from m3.serving.http.body.log_probabilities import ChoiceLogProbabilities
+from m3.serving.http.body.structured import FormFields
+from m3.serving.http.body.unused_fields import TOOLS, UnusedFields
 
 
 class TextPart(Strict):
     type: Literal["text"]
     text: Text
+    cache_control: Ignored = None
+    annotations: Ignored = None
+
+
+class PlainPart(TextPart):
+    """Part of a message that holds no pictures."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_pictures(cls, content: Any) -> Any:
+        """Images and videos are told where they belong."""
+        if isinstance(content, dict) and content.get("type") in VISUAL_TYPES:
+            raise PydanticCustomError(
+                "unable", "images and videos belong in a message whose role is user"
+            )
+        return content
 
 
 class Address(Strict):
@@ -23,25 +52,39 @@ class Address(Strict):
         description="`data:<type>;base64,<content>`, or an address whose host this "
         "server may fetch from"
     )
-    detail: Literal["auto", "low", "high"] | None = Field(
-        None, description="ignored; use matryoshka_vis_token_scale"
+    detail: Literal["auto", "low", "high", "original"] | None = Field(
+        None,
+        description="a budget for clients that cannot say matryoshka_vis_token_scale, which has "
+        "precedence: low, the cheapest trained of a sixteenth of the largest's tokens at least; "
+        "high and original, the largest trained; auto, not said",
     )
+    format: Ignored = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_bare(cls, content: Any) -> Any:
+        """An address alone is as good as an object that holds it."""
+        return {"url": content} if isinstance(content, str) else content
 
 
-class ImagePart(Strict):
+class VisualPart(Strict):
+    """Fields of images and videos alike."""
+
+    matryoshka_vis_token_scale: Scale | None = Field(
+        None, description="of this image or video; default: the request's"
+    )
+    cache_control: Ignored = None
+    uuid: Ignored = None
+
+
+class ImagePart(VisualPart):
     type: Literal["image_url"]
     image_url: Address
-    matryoshka_vis_token_scale: Scale | None = Field(
-        None, description="of this image; default: the request's"
-    )
 
 
-class VideoPart(Strict):
+class VideoPart(VisualPart):
     type: Literal["video_url"]
     video_url: Address
-    matryoshka_vis_token_scale: Scale | None = Field(
-        None, description="of its frames; default: the request's"
-    )
     num_frames: Annotated[int, Field(ge=1)] | None = Field(
         None, description="so many frames, spread evenly; default: 8"
     )
@@ -49,29 +92,64 @@ class VideoPart(Strict):
     collage: bool = Field(False, description="six frames, as one picture of 3 x 2")
 
 
-class SystemMessage(Strict):
+VISUAL_TYPES = ("image_url", "video_url", "image", "video", "input_image", "input_video")
+"""Names of pictures among parts; the first two are this server's."""
+UserPart = Annotated[
+    Annotated[TextPart, Tag(tag("text"))]
+    | Annotated[ImagePart, Tag(tag("image_url"))]
+    | Annotated[VideoPart, Tag(tag("video_url"))],
+    by_field("type", "text", "image_url", "video_url"),
+]
+PlainContent = Annotated[
+    Annotated[Text, Tag(TEXT)] | Annotated[list[PlainPart], Field(min_length=1), Tag(LIST)],
+    text_or_list(),
+]
+UserContent = Annotated[
+    Annotated[Text, Tag(TEXT)] | Annotated[list[UserPart], Field(min_length=1), Tag(LIST)],
+    text_or_list(),
+]
+
+
+class Message(Strict):
+    """Fields of every message."""
+
+    name: Ignored = None
+    id: Ignored = None
+    cache_control: Ignored = None
+    tool_calls: Annotated[object, Neutral(TOOLS, ([],))] = None
+    tool_call_id: Annotated[object, Neutral(TOOLS)] = None
+    function_call: Annotated[object, Neutral(TOOLS)] = None
+
+
+class SystemMessage(Message):
     role: Literal["system", "developer"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = Field(None, description="ignored")
+    content: PlainContent
 
 
-class UserMessage(Strict):
+class UserMessage(Message):
     role: Literal["user"]
-    content: (
-        Text
-        | Annotated[
-            list[Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]],
-            Field(min_length=1),
-        ]
-    )
-    name: str | None = Field(None, description="ignored")
+    content: UserContent
 
 
-class AssistantMessage(Strict):
+class AssistantMessage(Message):
+    """An earlier answer, as clients send it back: with all fields that it came with."""
+
     role: Literal["assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = Field(None, description="ignored")
-    refusal: None = None
+    content: Annotated[
+        Annotated[Text, Tag(TEXT)] | Annotated[list[PlainPart], Tag(LIST)], text_or_list()
+    ] = ""
+    refusal: Ignored = None
+    annotations: Ignored = None
+    reasoning: Ignored = None
+    reasoning_content: Ignored = None
+    reasoning_details: Ignored = None
+    thinking_blocks: Ignored = None
+    provider_specific_fields: Ignored = None
+    parsed: Ignored = None
+    audio: Annotated[object, Neutral("this server cannot hear or speak")] = None
+    prefix: Annotated[
+        object, Neutral("this server continues an answer by continue_final_message", (False,))
+    ] = None
 
 
 class StreamOptions(Strict):
@@ -79,23 +157,41 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = Field(None, description="ignored")
 
 
-class ChatRequest(FormFields):
+class ProcessorArguments(Strict):
+    """vLLM's `mm_processor_kwargs`."""
+
+    matryoshka_vis_token_scale: Scale | None = Field(
+        None, description="of the request, where that says none itself"
+    )
+
+
+ChatMessage = Annotated[
+    Annotated[SystemMessage, Tag(tag("system"))]
+    | Annotated[UserMessage, Tag(tag("user"))]
+    | Annotated[AssistantMessage, Tag(tag("assistant"))],
+    by_field("role", "user", "system", "assistant", developer="system"),
+]
+StopText = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class ChatRequest(UnusedFields, FormFields):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[
-        list[
-            Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
-        ],
-        Field(min_length=1),
-    ]
-    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    model: str = Field(
+        description="the model's name, or with a budget for requests that say none: NAME@36, "
+        "NAME@36@48, NAME@auto"
+    )
     matryoshka_vis_token_scale: Scale | None = Field(
         None,
         description="visual tokens per picture, 36 or 36@48 (seen at 48 pixels), a schedule over "
         "frames, or a choice per picture: auto, auto:0.95 (the model's) or auto:rule (by its size); "
         "default: the largest trained",
     )
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    mm_processor_kwargs: ProcessorArguments | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="more than the server's limit is read as that"
+    )
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="the older name")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         None, description="default 0: greedy"
@@ -103,37 +199,24 @@ class ChatRequest(FormFields):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
-        Annotated[str, Field(min_length=1, max_length=200)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
+        Annotated[
+            Annotated[StopText, Tag(TEXT)]
+            | Annotated[list[StopText], Field(max_length=4), Tag(LIST)],
+            text_or_list(),
+        ]
         | None
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    continue_final_message: bool = Field(
+        False, description="the answer goes on with the last message, an assistant's"
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="false: the prompt ends with the last message; default: true"
+    )
     n: Annotated[int, Field(ge=1)] | None = Field(None, description="answers to the prompt")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    # what asks for more than this server does: the neutral value alone
-    frequency_penalty: ZERO | None = None
-    presence_penalty: ZERO | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    tools: None = None
-    tool_choice: None = None
-    parallel_tool_calls: None = None
-    functions: None = None
-    function_call: None = None
-    logit_bias: None = None
-    audio: None = None
-    prediction: None = None
-    reasoning_effort: None = None
-    verbosity: None = None
-    web_search_options: None = None
-    # what changes nothing here
-    user: str | None = Field(None, description="ignored")
-    metadata: dict[str, str] | None = Field(None, description="ignored")
-    store: bool | None = Field(None, description="ignored")
-    service_tier: str | None = Field(None, description="ignored")
-    safety_identifier: str | None = Field(None, description="ignored")
-    prompt_cache_key: str | None = Field(None, description="ignored")
 
 
 class GenerateRequest(Strict):
@@ -141,7 +224,9 @@ class GenerateRequest(Strict):
 
     input_text: Text
     image: str | None = Field(None, description="base64 of an image file")
-    image_gen: Literal[False] = Field(False, description="this server writes text alone")
+    image_gen: Annotated[
+        object, Neutral("this server cannot draw: it writes text alone", (False,))
+    ] = None
     matryoshka_vis_token_scale: Scale | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     model: str | None = None

@@ -7,10 +7,10 @@ In: these fields of a body. Out: an `AnswerFormat` of the engine (m3/serving/eng
 import json
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
 from m3.serving.engine.requests import AnswerFormat, Refused
-from m3.serving.http.fields import Strict, Text
+from m3.serving.http.body.fields import Strict, Text, by_field, tag
 
 JsonObject = dict[str, object]
 SchemaField = JsonObject | Text
@@ -53,7 +53,13 @@ class FormFields(Strict):
     """Fields of a request that say what form its answer must have; one of them at most."""
 
     response_format: (
-        Annotated[TextFormat | JsonFormat | JsonSchemaFormat, Field(discriminator="type")] | None
+        Annotated[
+            Annotated[TextFormat, Tag(tag("text"))]
+            | Annotated[JsonFormat, Tag(tag("json_object"))]
+            | Annotated[JsonSchemaFormat, Tag(tag("json_schema"))],
+            by_field("type", "text", "json_object", "json_schema"),
+        ]
+        | None
     ) = None
     guided_choice: Choices | None = Field(None, description="vLLM's: the answer is one of these")
     guided_json: SchemaField | None = Field(None, description="vLLM's: a JSON schema")
