@@ -49,9 +49,14 @@ class ClientLeft(Exception):
 
 async def whole(http: HttpRequest, engine: Engine, request: Request) -> list[Finished]:
     """All answers, each in one piece, in their order. Raises `Refused`, or `ClientLeft`."""
+    return await gathered(http, engine.stream(request))
+
+
+async def gathered(http: HttpRequest, events: AsyncGenerator[Event]) -> list[Finished]:
+    """The answers that events end with. Errors as in `whole`."""
 
     async def run() -> list[Finished]:
-        async with aclosing(engine.stream(request)) as events:
+        async with aclosing(events):
             answers = [event async for event in events if isinstance(event, Finished)]
         return sorted(answers, key=lambda finished: finished.index)
 

@@ -172,6 +172,13 @@ ChatMessage = Annotated[
     by_field("role", "user", "system", "assistant", developer="system"),
 ]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
+StopField = (
+    Annotated[
+        Annotated[StopText, Tag(TEXT)] | Annotated[list[StopText], Field(max_length=4), Tag(LIST)],
+        text_or_list(),
+    ]
+    | None
+)
 
 
 class ChatRequest(UnusedFields, FormFields):
@@ -198,14 +205,7 @@ class ChatRequest(UnusedFields, FormFields):
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        Annotated[
-            Annotated[StopText, Tag(TEXT)]
-            | Annotated[list[StopText], Field(max_length=4), Tag(LIST)],
-            text_or_list(),
-        ]
-        | None
-    ) = None
+    stop: StopField = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     continue_final_message: bool = Field(
