@@ -49,7 +49,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         responses=engine.metrics.responses,
         open_paths=OPEN_PATHS if settings.ui else (),
     )
-    app.add_middleware(Envelope, redirected=OPEN_PATHS if settings.ui else ())
+    app.add_middleware(Envelope, folder="/ui/" if settings.ui else None)
     # FastAPI's own word for an invalid body; ours is 400
     for operations in app.openapi()["paths"].values():
         for operation in operations.values():

@@ -143,6 +143,9 @@ def mistakes() -> Iterator[Mistake]:
     # unknown, or in the wrong place
     yield Mistake(("max_token",), 5, "does not know this field; did you mean max_tokens?")
     yield Mistake((*text, "txt"), 5, "does not know this field")
+    yield Mistake((*text, "temperature"), 5, "does not know this field here")
+    yield Mistake(("extra_body",), {}, "stands beside messages")
+    yield Mistake(message, PICTURE, "role is missing", parent=-1)
     yield Mistake((*IMAGE_2, "image_url", "uri"), "x", "does not know this field")
     for place in (("messages", 0, "content"), ("messages", 2, "content")):
         yield Mistake((*place,), [PICTURE], "images and videos belong in a message", parent=-1)

@@ -10,10 +10,13 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from serving_files import png
+from serving_files import data_address, png
 
 from m3.serving.engine.requests import Refused
+from m3.serving.http.api import read_chat
 from m3.serving.http.fetch import Fetcher, is_public
+from m3.serving.http.schema import ChatRequest
+from m3.serving.settings import Settings
 
 FORBIDDEN = [
     "127.0.0.1",
@@ -137,6 +140,13 @@ def test_an_allowed_host_is_fetched_from(port: int, asked: list[str]) -> None:
     assert asked == ["good.example", "good.example"]
 
 
+@pytest.mark.parametrize("query", ["a b", "größe", "%20", "a=b&c[]=d+e"])
+def test_spaces_and_letters_in_an_address_are_escaped(
+    port: int, asked: list[str], query: str
+) -> None:
+    assert get(f"http://good.example:{port}/image?{query}", [f"good.example:{port}"]) == png()
+
+
 def test_a_redirect_is_followed_where_it_may_lead(port: int, asked: list[str]) -> None:
     assert get(f"http://good.example:{port}/to?/image", [f"good.example:{port}"]) == png()
     assert asked == ["good.example"] * 2  # checked again
@@ -171,8 +181,8 @@ REFUSED = [
     ("http://good.example:99999/a.png", "is no address"),
     ("http://[::1/a.png", "is no address"),
     ("http:///a.png", "expected http:// or https://, a host"),
-    ("http://gööd.example/a.png", "ASCII alone"),
-    ("http://good.example:PORT/\r\nX: y", "ASCII alone"),
+    ("http://gööd.example/a.png", "a host in ASCII alone"),
+    ("http://good.example:PORT/\r\nX: y", "no control characters"),
     ("ftp://good.example/a.png", "expected http:// or https://"),
 ]
 
@@ -213,3 +223,19 @@ def test_the_connection_goes_to_the_address_that_was_checked(
 def test_waiting_ends(port: int, asked: list[str]) -> None:
     with pytest.raises(TimeoutError):
         get(f"http://good.example:{port}/slow", [f"good.example:{port}"], seconds=0.2)
+
+
+def test_who_asks_is_told_which_address_did_not_come(port: int, asked: list[str]) -> None:
+    """The third of three files, of which the first one stands in the request."""
+    host = f"good.example:{port}"
+    urls = [data_address(png()), f"http://{host}/image", f"http://{host}/slow"]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    body = ChatRequest.model_validate(
+        {"model": "tiny", "messages": [{"role": "user", "content": parts}]}
+    )
+    fetch = Fetcher([host], permits=lambda _: True)
+    with pytest.raises(
+        Refused, match=r"messages\.0\.content\.2: this could not be fetched"
+    ) as refused:
+        asyncio.run(read_chat(body, Settings(fetch_seconds=0.5), fetch))
+    assert (refused.value.param, refused.value.code) == ("messages.0.content.2", "fetch_timeout")

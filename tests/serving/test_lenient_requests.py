@@ -229,6 +229,15 @@ def test_base64_that_is_refused(http: httpx2.Client, text: str) -> None:
     assert "messages.0.content.0: the content is not valid base64" in error["message"]
 
 
+def test_base64_of_mllm_npu(http: httpx2.Client) -> None:
+    plain = base64.b64encode(PADDED).decode()
+    texts = [plain, base64.encodebytes(PADDED).decode(), data_address(PADDED)]
+    bodies = [{"input_text": "What is it?", "image": text, "max_new_tokens": 4} for text in texts]
+    replies = [http.post("/generate", json=body) for body in bodies]
+    assert {reply.status_code for reply in replies} == {200}
+    assert len({reply.content for reply in replies}) == 1
+
+
 # ---------------------------------------------------------------- going on with an answer
 def test_an_answer_goes_on_with_the_last_message(http: httpx2.Client, loaded) -> None:
     """Cut in two, the answer is what it is in one piece, white space between its parts included."""

@@ -25,10 +25,10 @@ def request_id(scope: Scope) -> str:
 
 
 class Envelope:
-    """An ASGI middleware. `redirected`: paths whose slash at the end is left to the routes."""
+    """An ASGI middleware. `folder`: beginning of paths that are left as they are."""
 
-    def __init__(self, app: ASGIApp, redirected: tuple[str, ...] = ()) -> None:
-        self._app, self._redirected = app, redirected
+    def __init__(self, app: ASGIApp, folder: str | None = None) -> None:
+        self._app, self._folder = app, folder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +54,8 @@ class Envelope:
         if scope["method"] == "HEAD":
             route_scope["method"] = "GET"
         path = scope["path"]
-        if len(path) > 1 and path.endswith("/") and path not in self._redirected:
+        is_left = self._folder is not None and path.startswith(self._folder)
+        if len(path) > 1 and path.endswith("/") and not is_left:
             route_scope["path"] = path[:-1]
             route_scope["raw_path"] = scope.get("raw_path", path.encode()).removesuffix(b"/")
         return route_scope

@@ -12,7 +12,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import httpcore2
 
@@ -22,6 +22,10 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 PORTS = {"http": 80, "https": 443}
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 3
+SAFE = "".join(map(chr, range(0x21, 0x7F)))
+"""Characters of a path or query that are sent as they are; others, spaces and letters beyond ASCII,
+are escaped as browsers do.
+"""
 AT_A_TIME = 8
 TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 """NAT64: an IPv4 address, perhaps a private one, in an IPv6 one that looks public."""
@@ -80,7 +84,7 @@ class Fetcher:
         raise Refused(f"{_shown(address)}: more than {MAX_REDIRECTS} redirects")
 
     def check(self, address: str) -> SplitResult:
-        """The address in parts, if its host is one of the list."""
+        """The address in parts, escaped, if its host is one of the list."""
         try:
             address_parts = urlsplit(address)
             port = address_parts.port
@@ -89,11 +93,12 @@ class Fetcher:
         if (
             address_parts.scheme not in PORTS
             or not address_parts.hostname
-            or not address.isascii()
+            or not address_parts.netloc.isascii()
             or not address.isprintable()
         ):
             raise Refused(
-                f"{_shown(address)}: expected http:// or https://, a host, and ASCII alone"
+                f"{_shown(address)}: expected http:// or https://, a host in ASCII alone, and no "
+                "control characters"
             )
         if address_parts.username is not None or address_parts.password is not None:
             raise Refused(
@@ -117,7 +122,9 @@ class Fetcher:
                 "address, or have the host added to allowed_hosts",
                 code="host_not_allowed",
             )
-        return address_parts
+        return address_parts._replace(
+            path=quote(address_parts.path, safe=SAFE), query=quote(address_parts.query, safe=SAFE)
+        )
 
 
 async def _get(

@@ -151,12 +151,9 @@ def generate_request(
     """mllm-npu's: one question, with an image in front of it."""
     turn_parts: list[str | Visual] = [body.input_text]
     if body.image is not None:
-        turn_parts.insert(
-            0,
-            Visual(
-                "image", decode_base64(body.image, limits.image_bytes, "image"), field_path="image"
-            ),
-        )
+        decode = read_data_address if is_data_address(body.image) else decode_base64
+        content = decode(body.image, limits.image_bytes, "image")
+        turn_parts.insert(0, Visual("image", content, field_path="image"))
     generation = Generation(answer_tokens(body.max_new_tokens, limits))
     scale = body.matryoshka_vis_token_scale
     turns = (Turn("user", tuple(turn_parts)),)

@@ -18,10 +18,17 @@ LONGEST_PLACE, LONGEST_VALUE, LONGEST_REASON = 200, 40, 300
 MOST_TOLD = 5
 """Mistakes of one body that are told."""
 MISSING = "is missing"
+UNKNOWN = "extra_forbidden"
+"""Pydantic's name of a field that an object has not."""
 NEAR = 0.75
 """Likeness of a mistyped name to the field that is proposed."""
 KIND_FIELDS = ("role", "type")
 """Fields that say what an object is: with a mistake there, others of the object mean nothing."""
+HINTS = {
+    "extra_body": "what the official client is given as extra_body stands beside messages",
+    "prompt": "the text belongs in messages",
+}
+"""Fields that are often sent and never there."""
 KIND_ENDS = tuple((name,) for name in KIND_FIELDS)
 Steps = tuple[str | int, ...]
 """The way to a place: `("messages", 0, "content")`."""
@@ -120,11 +127,15 @@ def find_mistakes(errors: Sequence[Mapping[str, Any]], body: Any, path: str) -> 
     least. `path`: of the route.
     """
     step_lists = [_steps(error) for error in errors]
-    kinds = {steps[:-1] for steps in step_lists if steps and steps[-1] in KIND_FIELDS}
+    kinds = {
+        steps[:-1]
+        for error, steps in zip(errors, step_lists, strict=True)
+        if steps and steps[-1] in KIND_FIELDS and error["type"] != UNKNOWN
+    }
     mistakes = [
         (error, steps)
         for error, steps in zip(errors, step_lists, strict=True)
-        if not _is_of_unknown_kind(steps, kinds)
+        if not _is_of_unknown_kind(error, steps, kinds)
     ]
     first_mistakes = mistakes[:MOST_TOLD]
     findings = tuple(_finding(error, steps, body, path) for error, steps in first_mistakes)
@@ -136,10 +147,10 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _is_of_unknown_kind(steps: Steps, kinds: Set[Steps]) -> bool:
-    return any(
-        steps[:length] in kinds and steps[length:] not in KIND_ENDS for length in range(len(steps))
-    )
+def _is_of_unknown_kind(error: Mapping[str, Any], steps: Steps, kinds: Set[Steps]) -> bool:
+    says_kind = error["type"] != UNKNOWN and steps[-1:] in KIND_ENDS
+    longest = len(steps) - 1 if says_kind else len(steps)  # not the object whose kind it says
+    return any(steps[:length] in kinds for length in range(longest))
 
 
 def _steps(error: Mapping[str, Any]) -> Steps:
@@ -163,7 +174,7 @@ def _finding(error: Mapping[str, Any], steps: Steps, body: Any, path: str) -> Fi
             f"expected a JSON object such as {BODIES.get(path, '{...}')} as the body, got {body_value}",
         )
     field_path = cut(".".join(map(str, steps)), LONGEST_PLACE)
-    if kind == "extra_forbidden":
+    if kind == UNKNOWN:
         return Finding(field_path, _unknown_field(str(steps[-1])))
     if kind == "unable":
         return Finding(field_path, error["msg"], "unsupported_parameter")
@@ -197,7 +208,12 @@ def _kind_shape(error: Mapping[str, Any]) -> str:
 
 
 def _unknown_field(name: str) -> str:
-    near_names = difflib.get_close_matches(cut(name, LONGEST_VALUE), _field_names(), 1, NEAR)
+    names = _field_names()
+    if name in names:
+        return "this server does not know this field here"
+    if name in HINTS:
+        return f"this server does not know this field: {HINTS[name]}"
+    near_names = difflib.get_close_matches(cut(name, LONGEST_VALUE), names, 1, NEAR)
     proposal = f"; did you mean {near_names[0]}?" if near_names else ""
     return f"this server does not know this field{proposal}"
 
