@@ -108,11 +108,11 @@ class Job:
         return "time" if self.is_late else None
 
     def _read_ranks(self, ranks: TokenRanks) -> TokenLogProbabilities:
-        def read(token: int, value: float) -> LogProbability:
+        def by_bytes(token: int, value: float) -> LogProbability:
             return LogProbability(self._vocabulary.token_bytes(token), value)
 
         return TokenLogProbabilities(
-            read(*ranks.written), tuple(read(*rank) for rank in ranks.likeliest)
+            by_bytes(*ranks.written), tuple(by_bytes(*rank) for rank in ranks.likeliest)
         )
 
     def _tell(self, piece: str, is_last: bool = False) -> None:

@@ -42,8 +42,8 @@ class Vocabulary:
         try:
             return from_tokenizer(tokenizer, n_vocab=self.size, eos_token=ends)
         except ValueError:  # neither bytes of GPT-2 nor <0x0A> of sentencepiece
-            spelled = TokenizerWrapper(SpelledTokenizer(tokenizer))
-            return LLTokenizer(spelled, n_vocab=self.size, eos_token=ends)
+            byte_tokens = TokenizerWrapper(SpelledTokenizer(tokenizer))
+            return LLTokenizer(byte_tokens, n_vocab=self.size, eos_token=ends)
 
     def token_bytes(self, token: int) -> bytes:
         """Bytes that a token writes; of a control token those of its name."""
@@ -94,12 +94,12 @@ class SpelledTokenizer:
     def __call__(self, text: bytes) -> list[int]:
         """Ids of a text that an answer must go on with: the longest token at each place."""
         ids: list[int] = []
-        place = 0
-        while place < len(text):
-            lengths = range(min(self._longest, len(text) - place), 0, -1)
-            pieces = (text[place : place + length] for length in lengths)
+        position = 0
+        while position < len(text):
+            lengths = range(min(self._longest, len(text) - position), 0, -1)
+            pieces = (text[position : position + length] for length in lengths)
             token = next((self._ids[piece] for piece in pieces if piece in self._ids), None)
             if token is not None:
                 ids.append(token)
-            place += 1 if token is None else len(self.tokens[token])
+            position += 1 if token is None else len(self.tokens[token])
         return ids

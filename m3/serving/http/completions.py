@@ -231,16 +231,16 @@ class _Offsets:
     def read(self, tokens: Sequence[TokenLogProbabilities]) -> TextLogProbabilities | None:
         if not self._tells:
             return None
-        told = TextLogProbabilities()
+        log_probabilities = TextLogProbabilities()
         for token in tokens:
-            told.tokens.append(_token_name(token.written.token))
-            told.token_logprobs.append(max(token.written.value, LOWEST))
-            told.top_logprobs.append(
+            log_probabilities.tokens.append(_token_name(token.written.token))
+            log_probabilities.token_logprobs.append(max(token.written.value, LOWEST))
+            log_probabilities.top_logprobs.append(
                 {_token_name(other.token): max(other.value, LOWEST) for other in token.likeliest}
             )
-            told.text_offset.append(self._offset)
+            log_probabilities.text_offset.append(self._offset)
             self._offset += len(token.written.token.decode(errors="replace"))
-        return told
+        return log_probabilities
 
 
 def _token_name(token_bytes: bytes) -> str:

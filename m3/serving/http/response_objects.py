@@ -156,33 +156,33 @@ def chat_body(body: ResponseRequest) -> ChatRequest:
 def _chat_message(message: InputMessage) -> dict[str, Any]:
     if isinstance(message.content, str):
         return {"role": message.role, "content": message.content}
-    parts: list[dict[str, Any]] = []
-    for part in message.content:
-        if isinstance(part, InputText):
-            parts.append({"type": "text", "text": part.text})
+    chat_parts: list[dict[str, Any]] = []
+    for input_part in message.content:
+        if isinstance(input_part, InputText):
+            chat_parts.append({"type": "text", "text": input_part.text})
             continue
         if message.role != "user":
             raise Refused("input: images belong in a message whose role is user", param="input")
-        parts.append(
+        chat_parts.append(
             {
                 "type": "image_url",
-                "image_url": {"url": part.image_url, "detail": part.detail},
-                "matryoshka_vis_token_scale": part.matryoshka_vis_token_scale,
+                "image_url": {"url": input_part.image_url, "detail": input_part.detail},
+                "matryoshka_vis_token_scale": input_part.matryoshka_vis_token_scale,
             }
         )
-    return {"role": message.role, "content": parts}
+    return {"role": message.role, "content": chat_parts}
 
 
 def as_input(refused: Refused, body: ResponseRequest) -> Refused:
     """An error of the chat's messages, with the places of this interface."""
     shift = int(body.instructions is not None)
 
-    def place(match: re.Match[str]) -> str:
+    def input_path(match: re.Match[str]) -> str:
         return "input" if match[1] is None else f"input.{int(match[1]) - shift}"
 
     pattern = r"\bmessages(?:\.(\d+))?\b"
-    refused.args = (re.sub(pattern, place, str(refused)),)
-    refused.param = None if refused.param is None else re.sub(pattern, place, refused.param)
+    refused.args = (re.sub(pattern, input_path, str(refused)),)
+    refused.param = None if refused.param is None else re.sub(pattern, input_path, refused.param)
     return refused
 
 
@@ -240,7 +240,7 @@ class ResponseObject:
             "type": "message",
             "role": "assistant",
             "status": status,
-            "content": [] if text is None else [part(text)],
+            "content": [] if text is None else [text_part(text)],
         }
 
     def whole(self, finished: Finished) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class ResponseObject:
         }
 
 
-def part(text: str) -> dict[str, Any]:
+def text_part(text: str) -> dict[str, Any]:
     """A text among the parts of an answer."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
@@ -300,13 +300,15 @@ async def _event_stream(
         number += 1
         return f"event: {kind}\ndata: {json.dumps(event)}\n\n"
 
-    place = {"output_index": 0}
+    item_place = {"output_index": 0}
     text_place = {"item_id": answer.item_id, "output_index": 0, "content_index": 0}
     async with aclosing(events):
         yield tell("response.created", response=answer.head())
         yield tell("response.in_progress", response=answer.head())
-        yield tell("response.output_item.added", **place, item=answer.item(None, "in_progress"))
-        yield tell("response.content_part.added", **text_place, part=part(""))
+        yield tell(
+            "response.output_item.added", **item_place, item=answer.item(None, "in_progress")
+        )
+        yield tell("response.content_part.added", **text_place, part=text_part(""))
         try:
             async for event in events:
                 if isinstance(event, Piece):
@@ -315,11 +317,11 @@ async def _event_stream(
                     continue
                 response = answer.whole(event)
                 text, status = event.text, response["status"]
-                done = {"text": text, "logprobs": []}
-                yield tell("response.output_text.done", **text_place, **done)
-                yield tell("response.content_part.done", **text_place, part=part(text))
+                text_fields = {"text": text, "logprobs": []}
+                yield tell("response.output_text.done", **text_place, **text_fields)
+                yield tell("response.content_part.done", **text_place, part=text_part(text))
                 item = answer.item(text, status)
-                yield tell("response.output_item.done", **place, item=item)
+                yield tell("response.output_item.done", **item_place, item=item)
                 yield tell(f"response.{status}", response=response)
         except Refused as refused:  # too late for a status
             error = {"code": refused.code, "message": str(refused)}

@@ -79,8 +79,9 @@ def answer_format(body: FormFields) -> AnswerFormat | None:
     formats += _vllm_formats(body.guided_json, body.guided_regex, body.guided_choice, "guided_{}")
     outputs = body.structured_outputs
     if outputs is not None:
-        place = "structured_outputs.{}"
-        formats += _vllm_formats(outputs.json_, outputs.regex, outputs.choice, place)
+        formats += _vllm_formats(
+            outputs.json_, outputs.regex, outputs.choice, "structured_outputs.{}"
+        )
     if len(formats) > 1:
         field_paths = " and ".join(form.field_path for form in formats)
         raise Refused(
@@ -102,16 +103,16 @@ def _response_format(
 
 
 def _vllm_formats(
-    schema: SchemaField | None, expression: str | None, choices: list[str] | None, place: str
+    schema: SchemaField | None, expression: str | None, choices: list[str] | None, field_path: str
 ) -> list[AnswerFormat]:
-    """`place`: the path of the field, with braces where its last word stands."""
+    """`field_path`: the path of the field, with braces where its last word stands."""
     formats = []
     if schema is not None:
-        formats.append(json_format(schema, place.format("json")))
+        formats.append(json_format(schema, field_path.format("json")))
     if expression is not None:
-        formats.append(AnswerFormat("regex", expression, place.format("regex")))
+        formats.append(AnswerFormat("regex", expression, field_path.format("regex")))
     if choices is not None:
-        formats.append(AnswerFormat("choice", json.dumps(choices), place.format("choice")))
+        formats.append(AnswerFormat("choice", json.dumps(choices), field_path.format("choice")))
     return formats
 
 
