@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from m3.inference import Generation
 from m3.serving.engine.engine import Engine
 from m3.serving.engine.grammar import KEPT, Grammars
+from m3.serving.engine.json_schema import closed_schema
 from m3.serving.engine.requests import AnswerFormat, Refused, Request, Turn, Visual
 from m3.serving.engine.sampling import Choice, choose
 from m3.serving.engine.vocabulary import Vocabulary
@@ -48,6 +49,30 @@ SCHEMAS = {
     "tuple": {"type": "array", "prefixItems": [{"enum": ["x"]}, {"type": "boolean"}],
               "items": False, "minItems": 2},
 }  # fmt: skip
+
+
+OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+CLOSED = {**OPEN, "additionalProperties": False}
+NAMED = {"type": "object", "properties": {"properties": OPEN, "b": {"enum": [OPEN]}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "closed"),
+    [
+        (OPEN, CLOSED),
+        ({**OPEN, "additionalProperties": True}, {**OPEN, "additionalProperties": True}),
+        ({**OPEN, "required": ["b"]}, {**OPEN, "required": ["b"]}),
+        ({"type": "object"}, {"type": "object"}),
+        ({"allOf": [OPEN]}, {"allOf": [OPEN]}),
+        ({"$defs": {"x": OPEN}, "$ref": "#/$defs/x"}, {"$defs": {"x": CLOSED}, "$ref": "#/$defs/x"}),
+        ({"anyOf": [OPEN, {"type": "null"}]}, {"anyOf": [CLOSED, {"type": "null"}]}),
+        ({"type": "array", "items": OPEN}, {"type": "array", "items": CLOSED}),
+        (NAMED, {**NAMED, "properties": {"properties": CLOSED, "b": {"enum": [OPEN]}},
+                 "additionalProperties": False}),
+    ],
+)  # fmt: skip
+def test_objects_are_closed_where_a_schema_leaves_them_open(schema: dict, closed: dict) -> None:
+    assert closed_schema(schema) == closed
 
 
 class Colour(Enum):

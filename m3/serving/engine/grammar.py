@@ -20,6 +20,7 @@ from jaxtyping import Bool
 from llguidance import LLMatcher, LLParserLimits
 from torch import Tensor
 
+from m3.serving.engine.json_schema import closed_schema
 from m3.serving.engine.requests import AnswerFormat, FormatKind, Refused
 from m3.serving.engine.vocabulary import Vocabulary
 
@@ -142,7 +143,7 @@ def _grammar(kind: FormatKind, definition: str) -> str:
     if kind == "json":
         # what is not understood is refused, not left out, whatever the schema says of it
         return LLMatcher.grammar_from_json_schema(
-            definition,
+            json.dumps(closed_schema(json.loads(definition))),
             overrides={"whitespace_pattern": WHITE_SPACE, "lenient": False, "coerce_one_of": False},
         )
     if kind == "regex":
