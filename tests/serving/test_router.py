@@ -165,3 +165,12 @@ def test_one_process_has_one_replica() -> None:
         ValueError, match="one process serves one replica of each model; more of them need Ray"
     ):
         create_local(Fleet(models=(Served(path="m3", replicas=2),)), Settings())
+
+
+@pytest.mark.parametrize("name", ["tiny", "adapter"])
+def test_completions_and_responses_pass_the_router(openai: OpenAI, name: str) -> None:
+    text = openai.completions.create(model=name, prompt="The colour is", max_tokens=2)
+    assert text.model == name and text.usage is not None and text.usage.completion_tokens == 2
+    response = openai.responses.create(model=name, input="Why?", max_output_tokens=2)
+    assert response.model == name
+    assert response.usage is not None and response.usage.output_tokens <= 2
