@@ -357,7 +357,7 @@ def test_wrong_payloads_of_mllm_npu(client: httpx2.Client, content: dict[str, An
 PATHS = [
     "/",
     "/v1",
-    "/v1/completions",
+    "/v1/embeddings",
     "/v1/models/../../etc/passwd",
     "/v1/models/%2e%2e%2fetc%2fpasswd",
     "/..%2f..%2fetc/passwd",

@@ -174,3 +174,23 @@ def test_completions_and_responses_pass_the_router(openai: OpenAI, name: str) ->
     response = openai.responses.create(model=name, input="Why?", max_output_tokens=2)
     assert response.model == name
     assert response.usage is not None and response.usage.output_tokens <= 2
+
+
+@pytest.mark.parametrize("name", ["other/one", "adapter"])
+def test_a_budget_behind_the_name(client: TestClient, openai: OpenAI, name: str) -> None:
+    answer = openai.chat.completions.create(model=f"{name}@9", messages=ask(png()), max_tokens=1)
+    assert answer.model == name
+    assert answer.usage is not None
+    assert (answer.usage.model_extra or {})["visual_tokens"] == 9
+    assert openai.models.retrieve(f"{name}@9").id == name
+    with pytest.raises(NotFoundError, match=f"there is no model '{name}@x' here"):
+        openai.chat.completions.create(model=f"{name}@x", messages=ask(png()))
+
+
+def test_an_id_reaches_the_model_and_comes_back(client: TestClient) -> None:
+    body = {"model": "tiny", "messages": ask(png()), "max_tokens": 1}
+    for path in ("/v1/chat/completions", "/v1/chat/completions/"):
+        answer = client.post(path, json=body, headers={"X-Request-Id": "mine"})
+        assert answer.status_code == 200
+        assert answer.headers.get_list("x-request-id") == ["mine"]
+    assert client.head("/v1/models/").status_code == 200
