@@ -157,7 +157,7 @@ def test_wrong_fields(client: httpx2.Client, changes: dict[str, Any]) -> None:
 NOT_DONE = [
     ("tools", [{"type": "function"}], "this server cannot call tools"),
     ("top_logprobs", 2, "this is for answers with log-probabilities"),
-    ("response_format", {"type": "xml"}, "expected .*, got \"xml\""),
+    ("response_format", {"type": "xml"}, 'expected .*, got "xml"'),
     ("n", 9, "the request asks for 9 answers, more than this server's limit of 8"),
     ("frequency_penalty", 0.5, "this server cannot penalise repetition"),
     ("matryoshka_vis_token_scale", [1, 9], "expected visual tokens such as 36, .* image_url"),
