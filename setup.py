@@ -65,6 +65,7 @@ EXTRAS = {
     "serve": [
         "fastapi>=0.115",
         "httpcore2>=2.0",
+        "llguidance>=1.9",
         "prometheus-client>=0.21",
         "pydantic>=2.9",
         "pydantic_core>=2.23",

@@ -49,6 +49,8 @@ class Limits:
     """Text and visual tokens; what the model itself can read is a second limit."""
     new_tokens: int = 1024
     """Of an answer; also the default where a request does not say."""
+    choices: int = 8
+    """Answers of one request (`n`); each takes a place in the queue and a row of the batch."""
     seconds: float = 120.0
     """From acceptance to the last token.
 

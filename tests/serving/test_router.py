@@ -167,6 +167,15 @@ def test_one_process_has_one_replica() -> None:
         create_local(Fleet(models=(Served(path="m3", replicas=2),)), Settings())
 
 
+@pytest.mark.parametrize("name", ["tiny", "adapter"])
+def test_completions_and_responses_pass_the_router(openai: OpenAI, name: str) -> None:
+    text = openai.completions.create(model=name, prompt="The colour is", max_tokens=2)
+    assert text.model == name and text.usage is not None and text.usage.completion_tokens == 2
+    response = openai.responses.create(model=name, input="Why?", max_output_tokens=2)
+    assert response.model == name
+    assert response.usage is not None and response.usage.output_tokens <= 2
+
+
 @pytest.mark.parametrize("name", ["other/one", "adapter"])
 def test_a_budget_behind_the_name(client: TestClient, openai: OpenAI, name: str) -> None:
     answer = openai.chat.completions.create(model=f"{name}@9", messages=ask(png()), max_tokens=1)

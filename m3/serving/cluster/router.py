@@ -24,7 +24,7 @@ from m3.serving.engine.requests import Refused
 from m3.serving.http.body.model_names import read_model
 from m3.serving.http.envelope import Envelope
 from m3.serving.http.errors import add_error_handlers
-from m3.serving.http.middleware import Guard
+from m3.serving.http.middleware import MODEL_PATHS, Guard
 from m3.serving.http.relay import Asked, messages, read_body, replay
 from m3.serving.http.schema import ModelCard, ModelList
 from m3.serving.settings import Settings
@@ -123,7 +123,7 @@ def create_router(
 
     app = FastAPI(title="M3", lifespan=lifespan, openapi_url=None)
     add_error_handlers(app)
-    chosen_paths = ("/v1/chat/completions", "/generate", *((GRID_PATH,) if settings.ui else ()))
+    chosen_paths = (*MODEL_PATHS, *((GRID_PATH,) if settings.ui else ()))
     choose, first_app = Choose(models), next(iter(models.values())).app
     app.router.routes.extend(
         [

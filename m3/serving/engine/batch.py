@@ -33,6 +33,15 @@ class Read:
     cache: DynamicCache
     real: Bool[Tensor, "rows l"]
 
+    def repeated(self, counts: Sequence[int]) -> "Read":
+        """Each row so many times: several answers to a prompt that was read once."""
+        if all(count == 1 for count in counts):
+            return self
+        repeats = torch.tensor(counts, device=self.real.device)
+        row_index = torch.arange(len(counts), device=self.real.device).repeat_interleave(repeats)
+        self.cache.batch_select_indices(row_index)
+        return Read(self.logits[row_index], self.cache, self.real[row_index])
+
 
 class Batch:
     """Rows in the order in which they joined."""

@@ -76,10 +76,17 @@ class Engine:
     def submit(self, request: Request, emit: Emit) -> Job:
         """Accepts a request; what happens to it is told to `emit`, from other threads.
 
+        The job is that of its first answer; cancelled, it takes the others with it.
+
         Raises:
+            Refused: more answers than a request may ask for.
             Busy: no place is free, or the engine is closing.
         """
-        job = Job(request, emit, self.settings.limits.seconds)
+        self._check_count(request.choice_count)
+        seconds = self.settings.limits.seconds
+        job = Job(request, emit, seconds)
+        for _ in range(request.choice_count - 1):
+            Job(request, emit, seconds, job)
         limit = self.settings.queue.held_bytes
         with self._change:
             if self._closing or not self.is_alive:
@@ -88,7 +95,7 @@ class Engine:
                     self.settings.queue.retry_after_seconds,
                     status=503,
                 )
-            if len(self._accepted) >= self.places:
+            if len(self._accepted) + len(job.group) > self.places:
                 self.metrics.requests.labels("overloaded").inc()
                 raise Busy(
                     f"the server has {self.places} requests under way and takes no more; try again "
@@ -102,10 +109,19 @@ class Engine:
                     "again later",
                     self._wait_seconds(),
                 )
-            self._accepted.add(job)
-        self.metrics.accepted.inc()
+            self._accepted.update(job.group)
+        self.metrics.accepted.inc(len(job.group))
         self._preparers.submit(self._prepare, job).add_done_callback(_tell)
         return job
+
+    def _check_count(self, choice_count: int) -> None:
+        limit = min(self.settings.limits.choices, self.places)
+        if not 1 <= choice_count <= limit:
+            raise Refused(
+                f"n: the request asks for {choice_count:,} answers, more than this server's limit of "
+                f"{limit:,}",
+                param="n",
+            )
 
     def _wait_seconds(self) -> int:
         """Until half of those who are here will have ended: then there is room for those who come
@@ -116,7 +132,7 @@ class Engine:
         return min(max(seconds, limits.queue.retry_after_seconds), math.ceil(limits.limits.seconds))
 
     async def stream(self, request: Request) -> AsyncGenerator[Event]:
-        """Pieces, then `Finished`.
+        """Pieces, then `Finished`; of all its answers, as they come.
 
         Leaving the loop early, or cancelling the task, cancels the request.
 
@@ -126,14 +142,14 @@ class Engine:
         events: asyncio.Queue[Event | Refused] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         job = self.submit(request, lambda event: _put(loop, events, event))
+        open_answers = request.choice_count
         try:
-            while True:
+            while open_answers:
                 event = await self._next(job, events)
                 if isinstance(event, Refused):
                     raise event
+                open_answers -= isinstance(event, Finished)
                 yield event
-                if isinstance(event, Finished):
-                    return
         finally:
             job.cancelled = True
 
@@ -154,14 +170,21 @@ class Engine:
 
     def answer(self, request: Request) -> Finished:
         """The whole answer, for callers without an event loop. Errors as in `stream`."""
+        (finished,) = self.answers(request)
+        return finished
+
+    def answers(self, request: Request) -> list[Finished]:
+        """All answers of a request, in their order."""
         events: queue.SimpleQueue[Event | Refused] = queue.SimpleQueue()
         self.submit(request, events.put)
-        while True:
+        finished: list[Finished] = []
+        while len(finished) < request.choice_count:
             event = events.get()
             if isinstance(event, Refused):
                 raise event
             if isinstance(event, Finished):
-                return event
+                finished.append(event)
+        return sorted(finished, key=lambda answer: answer.index)
 
     def close(self) -> None:
         """Accepts nothing more, finishes what was accepted, ends the threads."""
@@ -188,27 +211,44 @@ class Engine:
             else:
                 prompt = self._preparation.finish(job.request, closed_draft)
             if isinstance(prompt, Draft):
-                job.draft, waiting_jobs = prompt, self._undecided
+                job.draft, waiting_jobs, leaders = prompt, self._undecided, [job]
             else:
-                job.begin(prompt, self.processor.tokenizer)
+                for answer_job in job.group:
+                    answer_job.begin(prompt, self._preparation.vocabulary)
                 first_sights = prompt.sights if job.draft is None else job.draft.sights
                 sight_pairs = zip(first_sights, prompt.sights, strict=True)
                 self.metrics.count_cache(not (a.batches or b.batches) for a, b in sight_pairs)
-                waiting_jobs = self._waiting
+                waiting_jobs, leaders = self._waiting, self._leaders(job)
             with self._change:
-                waiting_jobs.append(job)
+                waiting_jobs.extend(leaders)
                 is_queued = True
                 self._change.notify_all()
         except ValueError as error:
-            self._refuse(job, error if isinstance(error, Refused) else Refused(str(error)))
+            self._refuse_group(job, error if isinstance(error, Refused) else Refused(str(error)))
         finally:
             # our own bug: the error goes on, the client must not wait
             if not is_queued and not job.ended:
-                self._refuse(job, _failed())
+                self._refuse_group(job, _failed())
+
+    def _leaders(self, job: Job) -> list[Job]:
+        """The job alone, whose group joins the batch with it; or each of the group by itself, where
+        they do not fit side by side.
+        """
+        row_count = len(job.group)
+        if row_count <= self._rows and (
+            row_count == 1 or job.length * row_count <= self.settings.queue.batch_tokens
+        ):
+            return [job]
+        jobs, job.group = job.group, [job]
+        return jobs
 
     def _refuse(self, job: Job, refused: Refused) -> None:
         self._leave(job, "refused" if refused.status < 500 else "failed")
         job.refuse(refused)
+
+    def _refuse_group(self, job: Job, refused: Refused) -> None:
+        for answer_job in job.group:
+            self._refuse(answer_job, refused)
 
     def _leave(self, job: Job, outcome: str) -> None:
         with self._change:
@@ -264,7 +304,8 @@ class Engine:
             return
         closed_draft = self._scheduler.look(job.draft)
         if closed_draft is None:
-            self._finish(job, "memory")
+            for answer_job in job.group:
+                self._finish(answer_job, "memory")
             return
         self._preparers.submit(self._prepare, job, closed_draft).add_done_callback(_tell)
 
@@ -272,39 +313,43 @@ class Engine:
         """From the head of those who wait, in order: as many as there are rows and room for."""
         limits, running, fitting_jobs = self.settings.queue, self._scheduler.running, []
         prompt, row_length = 0, max((job.length for job in running), default=0)
+        row_count = len(running)
         with self._change:
-            while self._waiting and len(running) + len(fitting_jobs) < self._rows:
+            while self._waiting:
                 job = self._waiting[0]
                 if job.cancelled or job.is_late:
                     self._waiting.popleft()
                     self._give_up(job)
                     continue
                 prompt, row_length = max(prompt, len(job.prepared.ids)), max(row_length, job.length)
-                row_count = len(running) + len(fitting_jobs) + 1
-                if (fitting_jobs and prompt * (len(fitting_jobs) + 1) > limits.prefill_tokens) or (
-                    row_count > 1 and row_length * row_count > limits.batch_tokens
+                row_count += len(job.group)
+                if (
+                    row_count > self._rows
+                    or (fitting_jobs and prompt * (len(fitting_jobs) + 1) > limits.prefill_tokens)
+                    or (row_count > 1 and row_length * row_count > limits.batch_tokens)
                 ):
                     break
                 fitting_jobs.append(self._waiting.popleft())
         return fitting_jobs
 
     def _give_up(self, job: Job) -> None:
-        """On one who waited too long, or left."""
-        if job.cancelled:
-            self._leave(job, "cancelled")
-            if job.is_ready:
-                job.finish("cancelled")
-            else:
-                job.refuse(Refused("the client left before its request was read", 499, "cancelled"))
-            return
+        """On one who waited too long, or left, and its group."""
         seconds = self.settings.limits.seconds
-        self._refuse(
-            job,
-            Busy(
-                f"the request waited {seconds:g} s for its turn; try again later",
-                self.settings.queue.retry_after_seconds,
-            ),
+        late = Busy(
+            f"the request waited {seconds:g} s for its turn; try again later",
+            self.settings.queue.retry_after_seconds,
         )
+        for answer_job in job.group:
+            if not job.cancelled:
+                self._refuse(answer_job, late)
+                continue
+            self._leave(answer_job, "cancelled")
+            if answer_job.is_ready:
+                answer_job.finish("cancelled")
+            else:
+                answer_job.refuse(
+                    Refused("the client left before its request was read", 499, "cancelled")
+                )
 
     def _finish(self, job: Job, reason: End) -> None:
         if reason == "memory":
@@ -315,6 +360,15 @@ class Engine:
             self._refuse(
                 job, Busy(memory_text, self.settings.queue.retry_after_seconds, status=503)
             )
+            return
+        if reason == "grammar":
+            answer_format, guide = job.request.answer_format, job.choice.guide
+            assert answer_format is not None and guide is not None
+            grammar_text = (
+                f"{answer_format.field_path}: this server cannot follow it beyond "
+                f"{len(job.writing.tokens)} tokens of the answer: {guide.failure}"
+            )
+            self._refuse(job, Refused(grammar_text, param=answer_format.field_path))
             return
         self._leave(job, reason)
         self.metrics.count(job.finish(reason))

@@ -102,13 +102,14 @@ class Metrics:
             (self.cache_hits if hit else self.cache_misses).inc()
 
     def count(self, finished: Finished) -> None:
-        """An answer that was given."""
+        """An answer that was given; the prompt of several counts with the first."""
         usage, scales = finished.usage, finished.usage.scales_of
-        self.prompt_tokens.inc(usage.prompt_tokens)
         self.new_tokens.inc(usage.new_tokens)
-        for scale, tokens in zip(scales, usage.visual_tokens_of, strict=True):
-            self.visual_tokens.labels(scale).inc(tokens)
-            self.pictures.labels(scale).inc()
+        if finished.index == 0:
+            self.prompt_tokens.inc(usage.prompt_tokens)
+            for scale, tokens in zip(scales, usage.visual_tokens_of, strict=True):
+                self.visual_tokens.labels(scale).inc(tokens)
+                self.pictures.labels(scale).inc()
         label = "none" if not scales else str(scales[0]) if len(set(scales)) == 1 else "mixed"
         self.first_token.labels(label).observe(finished.first_token_seconds)
         self.seconds.labels(label).observe(finished.seconds)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from jinja2.exceptions import TemplateError
 
 from m3.inference.budget_choice import check_views, checked_choice
-from m3.inference.generation import answer_room
+from m3.inference.generation import answer_room, end_token_ids
 from m3.inference.image_features import TowerBatch, View, check_resolutions, tower_batches
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import Budget
@@ -29,7 +29,9 @@ from m3.processing.scale_policy import Auto, Rule, ScaleSetting, read_policy
 from m3.processing.token_counts import budget_resolutions
 from m3.processing.video import load_video
 from m3.serving.engine.feature_cache import Features, Sight, Views
+from m3.serving.engine.grammar import Grammars, Guide
 from m3.serving.engine.requests import Refused, Request, Visual
+from m3.serving.engine.vocabulary import Vocabulary
 from m3.serving.settings import Limits
 
 logger = logging.getLogger(__name__)
@@ -74,7 +76,8 @@ class Draft:
 class Prepared:
     """A prompt.
 
-    `budgets`, `counts`: budget and visual tokens of each still or frame, in reading order.
+    `budgets`, `counts`: budget and visual tokens of each still or frame, in reading order. `guides`:
+    of the form of each answer, where the request asks for one.
     """
 
     ids: list[int]
@@ -82,6 +85,7 @@ class Prepared:
     budgets: list[Budget]
     counts: list[int]
     new_tokens: int
+    guides: tuple[Guide, ...] = ()
 
 
 class Preparation:
@@ -97,6 +101,11 @@ class Preparation:
         self._processor, self._features, self._limits = processor, features, limits
         self._control_tokens = control_tokens(processor)
         self._config = model.config
+        tokenizer = processor.tokenizer
+        self.vocabulary = Vocabulary(
+            tokenizer, model.config.text_config.vocab_size, end_token_ids(model, tokenizer)
+        )
+        self._grammars = Grammars(self.vocabulary)
         self._low_budget = _low_budget(processor.ladder)
 
     def prepare(self, request: Request) -> Prepared | Draft:
@@ -105,6 +114,7 @@ class Preparation:
         Errors are `Refused`, or a `ValueError` of the processor's; all are the client's mistakes.
         """
         self._check(request)
+        self._guides(request)  # a form that cannot be followed is refused before anything is seen
         outlines = [
             self._outline(visual, *self._scale(request, visual)) for visual in request.visuals
         ]
@@ -129,7 +139,13 @@ class Preparation:
             budgets += sight_budgets
         new_tokens = self._answer_room(request, draft.ids, counts)
         ids = expand_image_tokens(draft.ids, self._config.image_token_id, counts)
-        return Prepared(ids, tuple(sights), budgets, counts, new_tokens)
+        guides = self._guides(request)
+        return Prepared(ids, tuple(sights), budgets, counts, new_tokens, guides)
+
+    def _guides(self, request: Request) -> tuple[Guide, ...]:
+        if request.answer_format is None:
+            return ()
+        return self._grammars.guides(request.answer_format, request.choice_count)
 
     def _check(self, request: Request) -> None:
         limits, visuals = self._limits, request.visuals
@@ -138,7 +154,7 @@ class Preparation:
             for turn in request.turns
             for text_part in turn.parts
             if isinstance(text_part, str)
-        )
+        ) + len(request.prompt or "")
         counted = (
             ("messages", len(request.turns), limits.turns),
             ("images", sum(visual.kind == "image" for visual in visuals), limits.images),
@@ -259,6 +275,8 @@ class Preparation:
 
         Visuals stand on lines of their own, as in `m3 chat`; text is plain text whatever it says.
         """
+        if request.prompt is not None:
+            return self._plain_ids(request.prompt)
         image, queue = self._processor.image_token, iter(sights)
         chat_messages = []
         for turn in request.turns:
@@ -278,9 +296,19 @@ class Preparation:
             )
         except TemplateError as error:
             raise Refused(
-                f"the model's chat template refuses these messages: {error}", param="messages"
+                f"the model's chat template refuses these messages: {error}",
+                param=request.field_path,
             ) from error
         return encode_fenced(self._processor.tokenizer, prompt_text)
+
+    def _plain_ids(self, prompt: str) -> list[int]:
+        """A text that the model continues, behind the token with which its texts begin, if any."""
+        tokenizer = self._processor.tokenizer
+        start_ids = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
+        ids = start_ids + encode_fenced(tokenizer, fence(prompt, self._control_tokens))
+        if not ids:
+            raise Refused("the prompt is empty, and this model needs a first token", param="prompt")
+        return ids
 
     def _answer_room(self, request: Request, ids: Sequence[int], counts: Sequence[int]) -> int:
         """Tokens that the answer may have, once pictures take so many in the prompt."""
@@ -301,7 +329,9 @@ class Preparation:
                     f"limit of {limit:,}"
                 )
         except ValueError as error:
-            raise Refused(str(error), code="context_length_exceeded", param="messages") from error
+            raise Refused(
+                str(error), code="context_length_exceeded", param=request.field_path
+            ) from error
         return new_tokens
 
 

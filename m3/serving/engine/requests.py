@@ -1,6 +1,7 @@
 """Requests and replies of the engine; m3/serving/http/messages.py makes them of OpenAI's.
 
-In: `Request`. Out: any number of `Piece`s, then one `Finished`; or `Refused` is raised.
+In: `Request`. Out: any number of `Piece`s, then one `Finished`, for each of its answers; or `Refused` is
+raised.
 """
 
 import hashlib
@@ -19,8 +20,11 @@ Ending = Literal["answer", "continued", "as_it_is"]
 """The prompt's: at the beginning of an answer; in the last message, which the answer goes on with;
 or behind the last message.
 """
-End = Reason | Literal["memory"]
-"""`memory`: there is no answer, as the device had no room for it."""
+End = Reason | Literal["memory", "grammar"]
+"""`memory`: there is no answer, as the device had no room for it; `grammar`: none either, as its
+form became too much to follow.
+"""
+FormatKind = Literal["json", "regex", "choice"]
 
 
 class Refused(ValueError):
@@ -78,8 +82,21 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class AnswerFormat:
+    """Form that an answer must have.
+
+    `definition`: a JSON schema as JSON; a regular expression; a JSON list of texts. `field_path`: where
+    the client's body says it, for errors.
+    """
+
+    kind: FormatKind
+    definition: str = field(repr=False)
+    field_path: str
+
+
+@dataclass(frozen=True)
 class Request:
-    """One answer asked for."""
+    """One answer asked for, or several to the same prompt."""
 
     turns: tuple[Turn, ...]
     scale: ScaleSetting | None = None
@@ -94,6 +111,17 @@ class Request:
     scale_place: str = "matryoshka_vis_token_scale"
     """Where the client's request has its scale, for errors."""
     ending: Ending = "answer"
+    prompt: str | None = None
+    """A text to be continued as it stands, in place of turns."""
+    answer_format: AnswerFormat | None = None
+    choice_count: int = 1
+    """Answers; the random numbers of each begin at a seed of its own."""
+    top_count: int | None = None
+    """Likeliest tokens that are told beside each token of the answer, with log-probabilities; None:
+    nothing is told.
+    """
+    field_path: str = "messages"
+    """Where the client's body has the prompt, for errors."""
 
     @property
     def visuals(self) -> list[Visual]:
@@ -125,10 +153,33 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class LogProbability:
+    """Natural logarithm of a token's probability in the model's own distribution: before
+    temperature, nucleus and the form of the answer.
+    """
+
+    token: bytes
+    value: float
+
+
+@dataclass(frozen=True)
+class TokenLogProbabilities:
+    """Those of a token of the answer, and of the likeliest in its place."""
+
+    written: LogProbability
+    likeliest: tuple[LogProbability, ...]
+
+
+@dataclass(frozen=True)
 class Piece:
-    """The next part of the answer."""
+    """The next part of an answer. `log_probabilities`: of its tokens, where they were asked for.
+
+    `index`: of the answer among those of its request, here and below.
+    """
 
     text: str
+    index: int = 0
+    log_probabilities: tuple[TokenLogProbabilities, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +191,8 @@ class Finished:
     usage: Usage
     first_token_seconds: float
     seconds: float
+    index: int = 0
+    log_probabilities: tuple[TokenLogProbabilities, ...] = ()
 
 
 Event = Piece | Finished

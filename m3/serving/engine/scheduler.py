@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from m3.inference.budget_choice import choose_budgets
 from m3.inference.generation import end_token_ids
@@ -25,7 +27,7 @@ from m3.serving.engine.feature_cache import Features
 from m3.serving.engine.metrics import Metrics
 from m3.serving.engine.preparation import Draft
 from m3.serving.engine.requests import End
-from m3.serving.engine.sampling import choose
+from m3.serving.engine.sampling import choose, rank
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +56,20 @@ class Scheduler:
     def turn(self, newcomers: Sequence[Job]) -> list[tuple[Job, End]]:
         """Old rows first: what a prompt costs in time does not come before their next token.
 
-        Who finds no room on the device
+        `newcomers`: the first of each group of answers to one prompt, which is read once. Who finds no room on the device
         ends with `memory`: newcomers alone, where the batch was not touched yet, else all."""
         ended: list[tuple[Job, End]] = []
         if self.running and not _fits(lambda: ended.extend(self._step())):
             ended = self._drop(self.running)
         if newcomers:
             read_batches: list[Read] = []
+            new_jobs = [job for leader in newcomers for job in leader.group]
             if not _fits(lambda: read_batches.append(self._read(newcomers))):
-                ended += _without_room(newcomers)
-            elif not _fits(lambda: ended.extend(self._join(newcomers, read_batches.pop()))):
+                ended += _without_room(new_jobs)
+            elif not _fits(lambda: ended.extend(self._join(new_jobs, read_batches.pop()))):
                 ended_jobs = {job for job, _ in ended}
                 ended += self._drop(
-                    [job for job in (*self.running, *newcomers) if job not in ended_jobs]
+                    [job for job in (*self.running, *new_jobs) if job not in ended_jobs]
                 )
         self._keep({job for job, _ in ended})
         return ended
@@ -93,8 +96,8 @@ class Scheduler:
     def _step(self) -> list[tuple[Job, End]]:
         logits = self._batch.step(torch.tensor(self._tokens, device=self._model.device))
         self._metrics.steps.inc()
-        self._tokens = choose(logits, [job.choice for job in self.running]).tolist()
-        return self._take(self.running, self._tokens)
+        self._tokens, ended = self._advance(self.running, logits)
+        return ended
 
     def _read(self, jobs: Sequence[Job]) -> Read:
         prompts = [job.prepared for job in jobs]
@@ -106,13 +109,14 @@ class Scheduler:
         ]
         budgets = [budget for prompt in prompts for budget in prompt.budgets]
         images = image_inputs(self._model, self._processor, pictures, budgets)
-        return self._batch.read([prompt.ids for prompt in prompts], images)
+        read_batch = self._batch.read([prompt.ids for prompt in prompts], images)
+        return read_batch.repeated([len(job.group) for job in jobs])
 
     def _join(self, jobs: Sequence[Job], read_batch: Read) -> list[tuple[Job, End]]:
         self._batch.join(read_batch)
-        tokens = choose(read_batch.logits, [job.choice for job in jobs]).tolist()
+        tokens, ended = self._advance(jobs, read_batch.logits)
         self.running, self._tokens = [*self.running, *jobs], [*self._tokens, *tokens]
-        return self._take(jobs, tokens)
+        return ended
 
     def _drop(self, jobs: Sequence[Job]) -> list[tuple[Job, End]]:
         """Some layers may have a column more than others now, so nobody of the batch can go on."""
@@ -130,13 +134,18 @@ class Scheduler:
             [self._tokens[row_index] for row_index in kept_rows],
         )
 
-    def _take(self, jobs: Sequence[Job], tokens: Sequence[int]) -> list[tuple[Job, End]]:
+    def _advance(
+        self, jobs: Sequence[Job], logits: Float[Tensor, "rows vocab"]
+    ) -> tuple[list[int], list[tuple[Job, End]]]:
+        """The next token of each, and who ended with it."""
+        choices = [job.choice for job in jobs]
+        tokens = choose(logits, choices).tolist()
         ended: list[tuple[Job, End]] = []
-        for job, token in zip(jobs, tokens, strict=True):
-            end_reason = job.take(token, self._stops)
+        for job, token, ranks in zip(jobs, tokens, rank(logits, tokens, choices), strict=True):
+            end_reason = job.take(token, self._stops, ranks)
             if end_reason is not None:
                 ended.append((job, end_reason))
-        return ended
+        return tokens, ended
 
 
 def _fits(work: Callable[[], None]) -> bool:

@@ -7,21 +7,38 @@ In: an `Engine` and its `Settings`. Out: a FastAPI app: `/v1/chat/completions`, 
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from m3.nesting import resolutions
 from m3.processing.scale_policy import Auto, Rule
 from m3.serving.engine.engine import Engine
 from m3.serving.engine.requests import Refused, Request
 from m3.serving.http.body.model_names import read_model
+from m3.serving.http.completions import (
+    TextCompletion,
+    TextRequest,
+    text_answer,
+    text_requests,
+    text_stream,
+)
 from m3.serving.http.fetch import Fetcher
 from m3.serving.http.json_route import JsonRoute
 from m3.serving.http.messages import Fetch, chat_request, generate_request
+from m3.serving.http.response_objects import (
+    ResponseObject,
+    ResponseRequest,
+    as_input,
+    chat_body,
+    response_answer,
+    response_stream,
+    text_format,
+)
 from m3.serving.http.responses import CLIENT_LEFT, chat_stream, completion, npu_answer, whole
 from m3.serving.http.schema import (
     ChatCompletion,
@@ -64,7 +81,30 @@ def answers(engine: Engine, settings: Settings) -> APIRouter:
                 body.stream_options is not None and body.stream_options.include_usage is True
             )
             return await chat_stream(http, engine, request, card.id, with_usage)
-        return completion(await whole(http, engine, request), card.id)
+        return completion(await whole(http, engine, request), request, card.id)
+
+    @router.post("/v1/completions", response_model=TextCompletion)
+    async def completions(body: TextRequest, http: HttpRequest) -> TextCompletion | Response:
+        read_model(body.model, [card.id])
+        requests = text_requests(body, settings.limits)
+        if body.stream:
+            options = body.stream_options
+            with_usage = options is not None and options.include_usage is True
+            return await text_stream(http, engine, requests, card.id, with_usage)
+        return await text_answer(http, engine, requests, card.id)
+
+    @router.post("/v1/responses")
+    async def responses(body: ResponseRequest, http: HttpRequest) -> Response:
+        model_scale = read_model(body.model, [card.id]).scale
+        try:
+            request = await read_chat(chat_body(body), settings, fetch, model_scale)
+        except Refused as refused:
+            raise as_input(refused, body) from refused
+        request = replace(request, answer_format=text_format(body), field_path="input")
+        answer = ResponseObject(body, card.id)
+        if body.stream:
+            return await response_stream(http, engine, request, answer)
+        return JSONResponse(await response_answer(http, engine, request, answer))
 
     @router.post("/generate", response_class=Response)
     async def generate(body: GenerateRequest, http: HttpRequest) -> Response:
@@ -73,7 +113,8 @@ def answers(engine: Engine, settings: Settings) -> APIRouter:
         request = await asyncio.to_thread(
             generate_request, body, settings.limits, asked_model.scale
         )
-        return npu_answer((await whole(http, engine, request)).text)
+        (finished,) = await whole(http, engine, request)
+        return npu_answer(finished.text)
 
     return router
 

@@ -17,6 +17,7 @@ from m3.serving.http.body.addresses import (
     is_data_address,
     read_data_address,
 )
+from m3.serving.http.body.structured import answer_format
 from m3.serving.http.schema import (
     AssistantMessage,
     ChatRequest,
@@ -75,7 +76,18 @@ async def chat_request(
         if body.add_generation_prompt is False
         else "answer"
     )
-    return Request(tuple(turns), scale, generation, body.seed, stop, scale_place, ending)
+    return Request(
+        tuple(turns),
+        scale,
+        generation,
+        body.seed,
+        stop,
+        scale_place,
+        ending,
+        answer_format=answer_format(body),
+        choice_count=body.n or 1,
+        top_count=(body.top_logprobs or 0) if body.logprobs else None,
+    )
 
 
 def answer_tokens(asked_tokens: int | None, limits: Limits) -> int:
@@ -110,6 +122,11 @@ def _check_options(body: ChatRequest) -> None:
         raise Refused(
             "stream_options: this is for answers that are streamed: set stream, or leave it out",
             param="stream_options",
+        )
+    if body.top_logprobs and not body.logprobs:
+        raise Refused(
+            "top_logprobs: this is for answers with log-probabilities: set logprobs, or leave it out",
+            param="top_logprobs",
         )
     if body.continue_final_message and body.add_generation_prompt:
         raise Refused(

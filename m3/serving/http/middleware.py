@@ -21,7 +21,9 @@ from m3.serving.settings import Settings
 
 OPEN = ("/health",)
 """Paths that need no key."""
-JSON_ALONE = ("/v1/chat/completions", "/generate", "/ui/token_grid")
+MODEL_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/generate")
+"""Paths that ask a model, which their body names."""
+JSON_ALONE = (*MODEL_PATHS, "/ui/token_grid")
 MOST_VALUES = 10_000
 """In the JSON of a body: a hundred thousand wrong ones keep a server busy for seconds with
 nothing but telling of them.

@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Literal, TypeVar
 
@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 
 from m3.serving.engine.engine import Engine
 from m3.serving.engine.requests import Event, Finished, Piece, Reason, Refused, Request, Usage
+from m3.serving.http.body.log_probabilities import ChoiceLogProbabilities, choice_log_probabilities
 from m3.serving.http.errors import error_body
 from m3.serving.http.schema import (
     AnswerMessage,
@@ -46,15 +47,18 @@ class ClientLeft(Exception):
     """There is nobody to answer."""
 
 
-async def whole(http: HttpRequest, engine: Engine, request: Request) -> Finished:
-    """The answer in one piece. Raises `Refused`, or `ClientLeft`."""
+async def whole(http: HttpRequest, engine: Engine, request: Request) -> list[Finished]:
+    """All answers, each in one piece, in their order. Raises `Refused`, or `ClientLeft`."""
+    return await gathered(http, engine.stream(request))
 
-    async def run() -> Finished:
-        async with aclosing(engine.stream(request)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    return event
-        raise AssertionError("a stream of the engine ends with Finished")
+
+async def gathered(http: HttpRequest, events: AsyncGenerator[Event]) -> list[Finished]:
+    """The answers that events end with. Errors as in `whole`."""
+
+    async def run() -> list[Finished]:
+        async with aclosing(events):
+            answers = [event async for event in events if isinstance(event, Finished)]
+        return sorted(answers, key=lambda finished: finished.index)
 
     return await _unless_left(http, run())
 
@@ -66,13 +70,30 @@ async def chat_stream(
 
     A request that is refused before its first piece gets a status of its own.
     """
-    events = engine.stream(request)
-    first_event = await _unless_left(http, anext(events))
+    events = await begun_events(http, engine.stream(request))
     return StreamingResponse(
-        _chunks(events, first_event, model, with_usage),
+        _chunks(events, request, model, with_usage),
         media_type="text/event-stream",
         headers=STREAM_HEADERS,
     )
+
+
+async def begun_events(http: HttpRequest, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+    """The same events, the first of which is there.
+
+    Raises:
+        Refused: instead of the first.
+        ClientLeft: before it.
+    """
+    first_event = await _unless_left(http, anext(events))
+
+    async def all_events() -> AsyncGenerator[Event]:
+        async with aclosing(events):
+            yield first_event
+            async for event in events:
+                yield event
+
+    return all_events()
 
 
 async def _unless_left(http: HttpRequest, awaited_answer: Awaitable[T]) -> T:
@@ -97,7 +118,7 @@ async def _left(http: HttpRequest) -> None:
 
 
 async def _chunks(
-    events: AsyncGenerator[Event], first_event: Event, model: str, with_usage: bool
+    events: AsyncGenerator[Event], request: Request, model: str, with_usage: bool
 ) -> AsyncIterator[str]:
     chat_id, created = completion_id(), int(time.time())
 
@@ -108,18 +129,24 @@ async def _chunks(
         return f"data: {_without_nulls(chunk_content)}\n\n"
 
     async with aclosing(events):
-        yield chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
-        event: Event = first_event
+        for index in range(request.choice_count):
+            yield chunk([ChunkChoice(index=index, delta=Delta(role="assistant", content=""))])
+        usages: list[Usage] = []
         try:
-            while isinstance(event, Piece):
-                yield chunk([ChunkChoice(delta=Delta(content=event.text))])
-                event = await anext(events)
+            async for event in events:
+                choice = ChunkChoice(index=event.index, delta=Delta())
+                if isinstance(event, Piece):
+                    choice.delta.content = event.text
+                    choice.logprobs = _log_probabilities(event, request)
+                else:
+                    choice.finish_reason = REASONS[event.reason]
+                    usages.append(event.usage)
+                yield chunk([choice])
         except Refused as refused:  # too late for a status
             yield f"data: {json.dumps(error_body(refused.status, str(refused), refused.code))}\n\n"
             return
-        yield chunk([ChunkChoice(delta=Delta(), finish_reason=REASONS[event.reason])])
         if with_usage:
-            yield chunk([], usage_report(event.usage))
+            yield chunk([], usage_report(usages))
         yield "data: [DONE]\n\n"
 
 
@@ -131,28 +158,41 @@ def _without_nulls(chunk: ChatChunk) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
-def completion(finished: Finished, model: str) -> ChatCompletion:
+def completion(answers: Sequence[Finished], request: Request, model: str) -> ChatCompletion:
+    """All answers of a request as OpenAI's object."""
     return ChatCompletion(
         id=completion_id(),
         created=int(time.time()),
         model=model,
         choices=[
             Choice(
-                message=AnswerMessage(content=finished.text), finish_reason=REASONS[finished.reason]
+                index=finished.index,
+                message=AnswerMessage(content=finished.text),
+                finish_reason=REASONS[finished.reason],
+                logprobs=_log_probabilities(finished, request),
             )
+            for finished in answers
         ],
-        usage=usage_report(finished.usage),
+        usage=usage_report([finished.usage for finished in answers]),
     )
 
 
-def usage_report(usage: Usage) -> UsageReport:
+def _log_probabilities(event: Event, request: Request) -> ChoiceLogProbabilities | None:
+    if request.top_count is None:
+        return None
+    return choice_log_probabilities(event.log_probabilities)
+
+
+def usage_report(usages: Sequence[Usage]) -> UsageReport:
+    """Usage of a request, whose answers share its prompt."""
+    prompt, new_tokens = usages[0], sum(usage.new_tokens for usage in usages)
     return UsageReport(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.new_tokens,
-        total_tokens=usage.prompt_tokens + usage.new_tokens,
-        visual_tokens=usage.visual_tokens,
-        visual_tokens_per_image=list(usage.visual_tokens_of),
-        matryoshka_vis_token_scale_per_image=list(usage.scales_of),
+        prompt_tokens=prompt.prompt_tokens,
+        completion_tokens=new_tokens,
+        total_tokens=prompt.prompt_tokens + new_tokens,
+        visual_tokens=prompt.visual_tokens,
+        visual_tokens_per_image=list(prompt.visual_tokens_of),
+        matryoshka_vis_token_scale_per_image=list(prompt.scales_of),
     )
 
 

@@ -21,6 +21,8 @@ from m3.serving.http.body.fields import (
     tag,
     text_or_list,
 )
+from m3.serving.http.body.log_probabilities import ChoiceLogProbabilities
+from m3.serving.http.body.structured import FormFields
 from m3.serving.http.body.unused_fields import TOOLS, UnusedFields
 
 
@@ -155,10 +157,6 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = Field(None, description="ignored")
 
 
-class TextFormat(Strict):
-    type: Literal["text"]
-
-
 class ProcessorArguments(Strict):
     """vLLM's `mm_processor_kwargs`."""
 
@@ -174,9 +172,16 @@ ChatMessage = Annotated[
     by_field("role", "user", "system", "assistant", developer="system"),
 ]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
+StopField = (
+    Annotated[
+        Annotated[StopText, Tag(TEXT)] | Annotated[list[StopText], Field(max_length=4), Tag(LIST)],
+        text_or_list(),
+    ]
+    | None
+)
 
 
-class ChatRequest(UnusedFields):
+class ChatRequest(UnusedFields, FormFields):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -200,14 +205,7 @@ class ChatRequest(UnusedFields):
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        Annotated[
-            Annotated[StopText, Tag(TEXT)]
-            | Annotated[list[StopText], Field(max_length=4), Tag(LIST)],
-            text_or_list(),
-        ]
-        | None
-    ) = None
+    stop: StopField = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     continue_final_message: bool = Field(
@@ -216,10 +214,9 @@ class ChatRequest(UnusedFields):
     add_generation_prompt: bool | None = Field(
         None, description="false: the prompt ends with the last message; default: true"
     )
-    n: Annotated[object, Neutral("this server cannot give several answers", (1,))] = None
-    logprobs: Annotated[object, Neutral("this server cannot tell logprobs", (False,))] = None
-    top_logprobs: Annotated[object, Neutral("this server cannot tell logprobs", (0,))] = None
-    response_format: TextFormat | None = None
+    n: Annotated[int, Field(ge=1)] | None = Field(None, description="answers to the prompt")
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
 class GenerateRequest(Strict):
@@ -263,7 +260,7 @@ class Choice(BaseModel):
     index: int = 0
     message: AnswerMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChoiceLogProbabilities | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -284,7 +281,7 @@ class ChunkChoice(BaseModel):
     index: int = 0
     delta: Delta
     finish_reason: Literal["stop", "length"] | None = None
-    logprobs: None = None
+    logprobs: ChoiceLogProbabilities | None = None
 
 
 class ChatChunk(BaseModel):

@@ -89,6 +89,8 @@ KINDS = {
 """The same by pydantic's name of the mistake, where the place tells nothing."""
 BODIES = {
     "/v1/chat/completions": '{"model": "...", "messages": [{"role": "user", "content": "..."}]}',
+    "/v1/completions": '{"model": "...", "prompt": "..."}',
+    "/v1/responses": '{"model": "...", "input": "..."}',
     "/generate": '{"input_text": "..."}',
 }
 
