@@ -1,4 +1,4 @@
-"""Tables of text for the terminal."""
+"""Tables and durations as text for the terminal."""
 
 from collections.abc import Sequence
 
@@ -15,3 +15,16 @@ def align_columns(rows: Sequence[Sequence[str]], left_columns: int = 0) -> list[
         ).rstrip()
         for row in rows
     ]
+
+
+def duration(seconds: float) -> str:
+    """90 as 1 min 30 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

@@ -12,8 +12,9 @@ from m3.evaluation.harness import judge
 from m3.evaluation.harness.local_data import Data, local_copy, read_task, write_overlay
 from m3.evaluation.harness.tasks import find_tasks
 from m3.evaluation.sweep.options import SweepOptions, methods_in, parse_options
-from m3.evaluation.sweep.progress import check_disk, duration
+from m3.evaluation.sweep.progress import check_disk
 from m3.evaluation.sweep.selection import task_names
+from m3.text_table import duration
 
 
 def test_an_unknown_dtype_is_refused_before_anything_runs(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m3.evaluation.results.run_folder import CellRow
+from m3.text_table import duration
 
 logger = logging.getLogger(__name__)
 
@@ -74,16 +75,3 @@ class Progress:
 
 def gigabytes(number: int) -> str:
     return f"{number / 1e9:.1f} GB"
-
-
-def duration(seconds: float) -> str:
-    """90 as 1 min 30 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )

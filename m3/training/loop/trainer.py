@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -32,6 +34,7 @@ from m3.training.loop.left_out import LEFT_OUT, LeftOut
 from m3.training.loop.router_load import RouterLoad
 from m3.training.loop.row_by_row import average_gradients, row_by_row
 from m3.training.loop.run_folder import WHOLE, RunFolder
+from m3.training.loop.screen import ScreenLines
 from m3.training.recipe.sections import Distil
 
 logger = logging.getLogger(__name__)
@@ -103,7 +106,9 @@ class RunTrainer(Trainer):
             if known_evaluation is not None
         ]
         callbacks = [*([router] if router else []), AskWhenDue(self._evaluations), MarkWhole()]
-        super().__init__(callbacks=callbacks, **kwargs)
+        super().__init__(callbacks=[*callbacks, ScreenLines()], **kwargs)
+        for own_words in (ProgressCallback, PrinterCallback):
+            self.remove_callback(own_words)
         self.run = run
         self._measure = measure
         self._rates, self._undecayed = dict(rates or {}), undecayed
