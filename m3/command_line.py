@@ -39,5 +39,8 @@ class CommandLine(argparse.ArgumentParser):
         )
         name = message.removeprefix(UNKNOWN).split()[0].partition("=")[0]
         if message.startswith(UNKNOWN) and name.startswith("-"):
-            message = f"{message}. {near_match(name, self._option_string_actions)}"
+            options = [*self._option_string_actions]
+            ending = name.lstrip("-")
+            whole = [option for option in options if option.endswith(("-" + ending, "_" + ending))]
+            message = f"{message}. {near_match(whole[0] if whole else name, options)}"
         super().error(message)

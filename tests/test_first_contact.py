@@ -47,6 +47,7 @@ ANSWERS = (
     ("train tiny_all_scales --devices 8", 2, "are for --dry-run"),
     ("chat --help", 0, "usage: m3 chat"),
     ("chat --model-path m --matryoshka_vis_token_scal 9", 2, "'--matryoshka_vis_token_scale'"),
+    ("chat --model-path m --scale 9", 2, "Did you mean '--matryoshka_vis_token_scale'?"),
     ("chat --model-path m --dtype float23", 2, "invalid choice: 'float23'"),
     ("convert --help", 0, "usage: m3 convert"),
     ("convert a b --formt m3", 2, "Did you mean '--format'?"),

@@ -3,6 +3,7 @@ turn by turn.
 """
 
 import argparse
+import importlib.util
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -91,7 +92,7 @@ def answer_queries(arguments: argparse.Namespace) -> int:
     if options.query is not None:
         stream_answer(conversation, options.query, answer_scales, _write)
     else:
-        run_commands(conversation, answer_scales, options.sampling, _input_lines(), _write)
+        run_commands(conversation, answer_scales, options.sampling, input_lines(), _write)
     return 0
 
 
@@ -101,17 +102,22 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _input_lines() -> Iterator[str]:
-    """Lines of standard input; a terminal gets a prompt before each."""
-    if sys.stdin.isatty():
-        _write("Ask away; /help lists the commands.\n")
+def input_lines() -> Iterator[str]:
+    """Lines of standard input; a terminal gets a prompt before each, and arrow keys edit it."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    if importlib.util.find_spec("readline") is not None:  # not on Windows
+        importlib.import_module("readline")  # `input` uses it from now on
+    _write("Ask away; /help lists the commands.\n")
     while True:
-        if sys.stdin.isatty():
-            _write("> ")
-        typed_line = sys.stdin.readline()
-        if not typed_line:
+        try:
+            yield input("> ")
+        except KeyboardInterrupt:
+            _write("\nCtrl-D or /exit ends.\n")
+        except EOFError:
+            _write("\n")
             return
-        yield typed_line
 
 
 def _silence_libraries() -> None:

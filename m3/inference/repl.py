@@ -4,6 +4,7 @@ In: a conversation, lines. Out: streamed answers. A line that begins with a slas
 error is printed and the conversation goes on.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,8 @@ from m3.inference.cost_table import explain_costs
 from m3.inference.image_features import check_resolutions
 from m3.processing.scale_policy import Fixed, ScaleSetting, read_policy, split_alternatives
 from m3.processing.video import Sampling
+
+logger = logging.getLogger(__name__)
 
 Write = Callable[[str], None]
 HELP = {
@@ -100,6 +103,8 @@ def stream_answer(
     conversation: Conversation, question: str, scales: Sequence[ScaleSetting | None], write: Write
 ) -> None:
     """Stream the answer at each scale; the last one is added to the conversation."""
+    if not conversation.pictures():
+        logger.warning("No picture was shown, so the words of the question are all there is.")
     for position, scale in enumerate(scales):
         if len(scales) > 1:
             write(f"[{scale}] ")

@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import logging
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +134,7 @@ def main(argv: list[str]) -> int:
     settings = read_settings(options)
     fleet = read_fleet(options, settings.name)
     require("fastapi")
+    check_port(settings.host, settings.port)
     warn(settings)
     on_ray = options.ray is not None or options.replicas is not None or fleet.needs_ray
     if settings.ui and on_ray:
@@ -200,6 +202,20 @@ def read_fleet(options: ServeOptions, name: str | None) -> "Fleet":
     assert options.model_path is not None  # the parser makes sure of one of them
     weights = {flag_name: vars(options)[flag_name] for flag_name in WEIGHTS}
     return Fleet(models=(Served(path=options.model_path, name=name or "", **weights, **flags),))
+
+
+def check_port(host: str, port: int) -> None:
+    """A `ValueError` for an address that cannot be listened at, before a model is loaded for it."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen at {host}, port {port}: {error.strerror or error}. Another server may "
+            "be there: end it, or give another --port (0: any that is free)"
+        ) from error
 
 
 def _before_it_is_up(*_: object) -> None:

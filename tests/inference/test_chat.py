@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from m3.cli import main
 from m3.inference import Conversation, Generation
-from m3.inference.chat import chat_options
+from m3.inference.chat import chat_options, input_lines
 from m3.inference.command import read_arguments
 from m3.inference.cost_table import explain_costs
 from m3.inference.repl import Visual
@@ -136,6 +136,35 @@ def test_explain_counts_what_is_seen_at_each_resolution(loaded: Loaded, files: P
     assert seeing["36+9@24"] == pytest.approx(mixed, abs=2e-3)
     assert rows["36"][4] == rows["36@24"][4], "reading follows the tokens"
     assert all(not visual.views for visual in conversation.pictures())
+
+
+def test_a_question_without_a_picture_gets_a_hint(
+    checkpoint: Path, files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the screen, not in the answer."""
+    assert chat(checkpoint, "--query", "Hello?") == 0
+    assert "No picture was shown" in caplog.text
+    caplog.clear()
+    assert chat(checkpoint, "--image-file", files / "red.png", "--query", "Hello?") == 0
+    assert "No picture was shown" not in caplog.text
+
+
+def test_a_terminal_is_left_by_the_end_of_input_not_by_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    typed: list[str | type[BaseException]] = ["one", KeyboardInterrupt, "two", EOFError]
+
+    def answer(prompt: str) -> str:
+        assert prompt == "> "
+        entry = typed.pop(0)
+        if isinstance(entry, str):
+            return entry
+        raise entry
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert list(input_lines()) == ["one", "two"]
+    assert "Ctrl-D or /exit ends." in capsys.readouterr().out
 
 
 def test_turns_through_a_pipe(

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from serving_files import PATIENCE, ask, png, wait_until
 
-from m3.serving.command import parse_options, read_settings, warn
+from m3.serving.command import main, parse_options, read_settings, warn
 from m3.serving.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -80,6 +80,15 @@ def test_listening_to_all_without_a_key_is_said(
     with caplog.at_level(logging.INFO):
         warn(Settings(host=host, api_key=key))
     assert ("without an API key" in caplog.text) == warns
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen at 127.0.0.1, port {port}: .*--port"):
+            main(["--model-path", "no/such/model", "--host", "127.0.0.1", "--port", str(port)])
+    with pytest.raises(ValueError, match="cannot listen at nowhere.invalid, port 8000"):
+        main(["--model-path", "no/such/model", "--host", "nowhere.invalid"])
 
 
 @pytest.fixture
