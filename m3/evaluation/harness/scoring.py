@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import shutil
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ def run_cell(
 def failed_row(
     name: str, task: str, scale: int | str, metric: str, error: BaseException
 ) -> CellRow:
-    error_text = " ".join(f"{type(error).__name__}: {_cause(error)}".split())
+    error_text = " ".join(_cause(error).split())
     return CellRow(
         name, task, scale, "failed", metric, True, None, None, 0, 0, None, None, None, error_text
     )
@@ -263,6 +264,8 @@ def _mean(
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what the task raised, from under the harness's retries."""
+    """What the task raised, from under the harness's retries, and the line that did."""
     cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {cause}" if cause is not error else str(error)
+    frames = traceback.extract_tb(cause.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(cause).__name__}: {cause}{place}"

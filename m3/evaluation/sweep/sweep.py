@@ -152,13 +152,8 @@ def run_sweep(options: SweepOptions) -> int:
         logger.error(
             "FAILED %s, %s at %s tokens: %s", cell.model, cell.task, cell.scale, cell.error
         )
-    logger.info(
-        "%s: %d rows, %d failed. Next: m3 report %s",
-        sweep.run,
-        len(sweep.cells),
-        len(failed),
-        sweep.run,
-    )
+    next_step = "" if len(failed) == len(sweep.cells) else f" Next: m3 report {sweep.run}"
+    logger.info("%s: %d rows, %d failed.%s", sweep.run, len(sweep.cells), len(failed), next_step)
     return 1 if failed or fell else 0
 
 
