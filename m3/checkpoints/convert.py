@@ -5,6 +5,7 @@ map of its weights), streaming plans and checks every tensor, the target format 
 out: a new folder, whole or not at all.
 """
 
+import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from m3.checkpoints.formats.foreign_settings import (
 from m3.checkpoints.pickled import as_safetensors
 from m3.checkpoints.streaming import (
     SHARD_BYTES,
+    SHOWN,
     MismatchError,
     Plan,
     plan_export,
@@ -27,6 +29,8 @@ from m3.checkpoints.streaming import (
 )
 from m3.checkpoints.weights import Weights
 from m3.files import atomic_folder, refuse_existing
+
+logger = logging.getLogger(__name__)
 
 
 def convert(
@@ -84,4 +88,12 @@ def write(native: Native, dest: Path, to: str, what: str, shard_bytes: int = SHA
             )
         with atomic_folder(dest) as folder:
             foreign_model.save(folder)
-            write_weights(plan, folder, shard_bytes)
+            not_finite = write_weights(plan, folder, shard_bytes)
+    if not_finite:
+        logger.warning(
+            "%s: %d tensors hold values that are not finite (%s), as the source does: answers will "
+            "be nonsense, and training will stop",
+            what,
+            len(not_finite),
+            ", ".join(not_finite[:SHOWN]),
+        )

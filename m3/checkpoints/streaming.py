@@ -186,10 +186,14 @@ def _reading_native(step: Step, native: Mapping[str, str], target: Foreign) -> S
     return Step(tuple(native[foreign_source] for foreign_source in step.sources), step.target, run)
 
 
-def write_weights(plan: Plan, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+def write_weights(plan: Plan, folder: Path, shard_bytes: int = SHARD_BYTES) -> list[str]:
     """Runs the plan; writes shards of at most `shard_bytes` (a larger tensor stands alone) and
     their index.
+
+    Returns:
+        Names of the tensors with values that are not finite.
     """
+    not_finite: list[str] = []
     split = split_torch_state_dict_into_shards(plan.meta, max_shard_size=shard_bytes)
     shards = iter(split.filename_to_tensors.items())
     shard_file, shard_names = next(shards)
@@ -198,6 +202,11 @@ def write_weights(plan: Plan, folder: Path, shard_bytes: int = SHARD_BYTES) -> N
         for plan_step, step_read in plan.steps:
             made_tensors = plan_step.run(step_read)
             progress.update(nbytes(made_tensors))
+            not_finite += [
+                tensor_name
+                for tensor_name, tensor in made_tensors.items()
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+            ]
             waiting |= made_tensors
             del made_tensors
             while shard_file and waiting.keys() >= set(shard_names):
@@ -210,3 +219,4 @@ def write_weights(plan: Plan, folder: Path, shard_bytes: int = SHARD_BYTES) -> N
     if split.is_sharded:
         index_content = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index_content, indent=2) + "\n")
+    return not_finite

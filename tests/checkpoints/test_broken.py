@@ -1,6 +1,7 @@
 """Broken checkpoints: each has its message, and nothing is written."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -263,6 +264,16 @@ def test_tensors_that_do_not_fit_are_listed_and_the_code_is_1(
     shown = capsys.readouterr().err
     assert re.search(message, shown) and "Nothing was written" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_weights_that_are_not_finite_are_told(
+    copy_of_flat: CopyOf, tokenizer_96: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = copy_of_flat()
+    change_tensors(source, **{"lm_head.weight": torch.full((96, 32), torch.nan)})
+    with caplog.at_level(logging.WARNING, logger="m3"):
+        convert(source, tmp_path / "dest", options=Options(tokenizer=tokenizer_96))
+    assert "1 tensors hold values that are not finite (lm_head.weight)" in caplog.text
 
 
 def test_a_tensor_in_two_files_is_read_where_the_index_says(
