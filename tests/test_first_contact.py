@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from m3.bench.options import SHAPE_NAMES, STEP_FORMATS
+from m3.bench.shapes import SHAPES
+from m3.bench.step import TOLERANCE
 from m3.checkpoints.assemble_command import GENERAL_CONNECTORS, NESTING_NAMES
 from m3.checkpoints.command import FORMAT_NAMES
 from m3.checkpoints.formats import FORMATS, NATIVE
@@ -35,6 +38,14 @@ ANSWERS = (
     ("trian", 2, "unknown verb 'trian'. Did you mean 'train'?"),
     ("data chekc", 2, "unknown verb 'chekc'. Did you mean 'check'?"),
     ("bench stpe", 2, "invalid choice: 'stpe'"),
+    ("bench step --shap real", 2, "Did you mean '--shape'?"),
+    ("bench step --shape reel", 2, "invalid choice: 'reel'"),
+    ("bench train --threads many", 2, "--threads: expected a whole number, got 'many'"),
+    ("bench sweep --task x", 2, "Did you mean '--tasks'?"),
+    ("bench serve --client 3", 2, "Did you mean '--clients'?"),
+    ("bench cost m --acelerator H100", 2, "Did you mean '--accelerator'?"),
+    ("bench convert --gigabyte 3", 2, "Did you mean '--gigabytes'?"),
+    ("bench serve --help", 0, "SIGTERM while all clients wait"),
     ("train --help", 0, "usage: m3 train"),
     ("train", 2, "expected a recipe: a YAML file, or a shipped one (align, "),
     ("train tiny_alscales", 2, "Did you mean 'tiny_all_scales'?"),
@@ -120,3 +131,4 @@ def test_names_that_a_help_text_says_are_those_of_the_tables() -> None:
     general = tuple(kind for kind in CONNECTORS if not required_settings(kind))
     assert general == GENERAL_CONNECTORS
     assert tuple(NESTINGS) == NESTING_NAMES
+    assert (tuple(SHAPES), tuple(TOLERANCE)) == (SHAPE_NAMES, STEP_FORMATS)

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 
+from m3.bench.options import OPTIONS
 from m3.command_line import CommandLine
 
 BENCHES = {
@@ -40,4 +41,6 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("what", choices=BENCHES)
     bench_name, bench_arguments = parser.parse_args(argv[:1]).what, argv[1:]
+    # torch is imported once the command line is known to be good
+    OPTIONS[bench_name]().parse_intermixed_args(bench_arguments)
     return importlib.import_module(BENCHES[bench_name][0]).main(bench_arguments)

@@ -14,13 +14,12 @@ from pathlib import Path
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, LlavaConfig
 
+from m3.bench.options import convert_options
 from m3.bench.timing import peak_memory
 from m3.checkpoints.conversion import HubLayout
 from m3.checkpoints.convert import convert
 from m3.checkpoints.formats.llava_hf import LlavaHf
-from m3.checkpoints.streaming import SHARD_BYTES
 from m3.checkpoints.weights import INDEX, nbytes
-from m3.command_line import CommandLine
 from m3.data.synthetic.tokenizer import build_tokenizer
 from m3.processing.chat_template import IMAGE_TOKEN
 
@@ -37,13 +36,7 @@ class DecoderSize:
 
 def main(argv: list[str]) -> int:
     """Print the size of the checkpoint, the peak of memory above the start, and their ratio."""
-    parser = CommandLine(prog="m3 bench convert", description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=8.0, help="size of the checkpoint")
-    parser.add_argument(
-        "--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest file of weights written"
-    )
-    parser.add_argument("--folder", help="where to write; default: the system's temporary folder")
-    arguments = parser.parse_args(argv)
+    arguments = convert_options().parse_args(argv)
     layer_count = max(1, round(arguments.gigabytes / 1.23))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         source, dest = Path(folder) / "source", Path(folder) / "dest"

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from m3.command_line import CommandLine
+from m3.bench.options import cost_options
 from m3.config import near_match
 from m3.evaluation.cost.latency import NO_DIFFERENCE, Measured, levels, measure
 from m3.evaluation.cost.roofline import Roofline, roofline
 from m3.evaluation.report.table_formats import engineering, milliseconds
 from m3.files import check_model_name
-from m3.hardware import ACCELERATORS, accelerator, choose_device
+from m3.hardware import accelerator, choose_device
 from m3.inference.loading import DTYPES, load, read_config
 from m3.model import M3Config, M3ForConditionalGeneration
 from m3.model.cost import Cost, CostModel
@@ -34,32 +34,7 @@ Estimates = dict[tuple[int, int | str], Roofline]
 
 def main(argv: list[str]) -> int:
     """Print a table per batch size; `--out` writes the same numbers, unrounded, as CSV."""
-    parser = CommandLine(prog="m3 bench cost", description=__doc__)
-    parser.add_argument("model", help="folder, hub id, config.json, or an architecture")
-    parser.add_argument(
-        "--scales",
-        help="visual tokens per image, with commas, or tokens at a resolution in pixels, such as "
-        "1,36,36@48; default: the trained scales",
-    )
-    parser.add_argument(
-        "--text-tokens",
-        type=int,
-        default=30,
-        help="of the prompt, besides the image (M3's Table 9: 30)",
-    )
-    parser.add_argument("--batch-sizes", default="1", help="prompts run together, with commas")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="bfloat16", help="number format of weights and cache"
-    )
-    parser.add_argument(
-        "--accelerator", choices=ACCELERATORS, default="H100", help="what the estimate is for"
-    )
-    parser.add_argument("--measure", action="store_true", help="measure on this machine as well")
-    parser.add_argument(
-        "--device", help="to measure on; default: the accelerator that torch sees, else cpu"
-    )
-    parser.add_argument("--out", type=Path, help="CSV file")
-    arguments = parser.parse_args(argv)
+    arguments = cost_options().parse_args(argv)
     if arguments.text_tokens < 0:
         raise ValueError(f"--text-tokens {arguments.text_tokens}: expected a number from 0")
     config = model_config(arguments.model)

@@ -21,17 +21,17 @@ from dataclasses import dataclass
 
 import httpx2
 
+from m3.bench.options import serve_options
 from m3.bench.serve_compare import report_comparison
 from m3.bench.serve_load import Question, RequestResult, ask_server, renew_picture, run_clients
 from m3.bench.serve_process import Server, start_server
-from m3.command_line import CommandLine
 from m3.data.synthetic.suite import FAMILIES, test_row
 from m3.inference import Conversation, Generation
 from m3.inference import load as load_model
 from m3.model import M3ForConditionalGeneration
 from m3.nesting import read_budget, resolutions
 from m3.processing import M3Processor
-from m3.processing.scale_policy import Fixed, read_policy, split_alternatives
+from m3.processing.scale_policy import Fixed, read_policy
 
 SAMPLES = 20
 """Samples of the server's memory over the duration of the load."""
@@ -42,36 +42,7 @@ def main(argv: list[str]) -> int:
 
     1 where a request failed or was lost, an answer differs, or the tower encoded an image twice.
     """
-    parser = CommandLine(
-        prog="m3 bench serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", default="playground/m3-tiny")
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument(
-        "--pictures", type=int, default=8, help="of each of the embedded suite's families"
-    )
-    parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument(
-        "--scales",
-        type=split_alternatives,
-        help="to ask at in 2., such as 1,36,144+1,auto; default: all trained",
-    )
-    parser.add_argument(
-        "--against-largest",
-        metavar="SCALE",
-        help="the scale of 4., such as auto:0.95 or auto:rule; default: auto, where there is a router",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=5,
-        help="of 4.; in each all questions are asked at both scales",
-    )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="the server's settings")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = serve_options().parse_intermixed_args(argv)
     plan, seconds_alone = make_plan(arguments)
     print(
         f"{len(plan.load)} questions at scales {plan.scales}; alone, one after the other: "

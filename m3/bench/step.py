@@ -9,7 +9,6 @@ relative to those of a square matrix product in the same run. Gradients are comp
 `GRADIENT_VALUES` values of each parameter.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from m3.bench.options import step_options
 from m3.bench.published import published_batches, published_loss
 from m3.bench.shapes import SHAPES
 from m3.bench.timing import Timing, alternate, matmul_peak, peak_device_memory, peak_memory
-from m3.command_line import CommandLine
 from m3.data.collate import Collator
 from m3.evaluation.cost.latency import device_name
 from m3.inference.loading import DTYPES
@@ -56,40 +55,9 @@ class StepSetting:
         return [PUBLISHED, *map(str, self.pack_lengths)]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options of `m3 bench step`."""
-    parser = CommandLine(
-        prog="m3 bench step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--shape", choices=SHAPES, default="tiny", help="what is measured (m3/bench/shapes.py)"
-    )
-    parser.add_argument("--model", help="a checkpoint folder, for --shape tiny")
-    parser.add_argument(
-        "--matryoshka_vis_token_scale", help="scales of the step, by default those of the shape"
-    )
-    parser.add_argument(
-        "--images", type=int, help="pictures in a step, by default as many as the shape says"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=1, help="questions kept of each picture; 0: all of them"
-    )
-    parser.add_argument("--pack-lengths", help="tokens of a row, one measurement for each")
-    parser.add_argument("--towers", help="frozen, trained or both, separated by a comma")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument(
-        "--dtype", choices=TOLERANCE, default="float32", help="type of weights and states"
-    )
-    return parser
-
-
 def main(argv: list[str]) -> int:
     """Print seconds, memory and ratios, at last the smallest ratio; 1 when gradients differ."""
-    arguments = make_parser().parse_args(argv)
+    arguments = step_options().parse_args(argv)
     shape = SHAPES[arguments.shape]
     scales = _parse_numbers(arguments.matryoshka_vis_token_scale or shape.scales)
     lengths = _parse_numbers(arguments.pack_lengths or shape.pack_lengths)

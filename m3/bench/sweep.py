@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m3.bench.cost import parse_budgets
+from m3.bench.options import sweep_options
 from m3.bench.timing import alternate
-from m3.command_line import CommandLine
 from m3.evaluation.results.run_folder import read_cell_name, read_keys, result_path
 from m3.evaluation.results.store import Store
 from m3.evaluation.sweep.command import main as sweep
@@ -24,16 +24,7 @@ def main(argv: list[str]) -> int:
 
     Every sweep starts from an empty store.
     """
-    parser = CommandLine(prog="m3 bench sweep", description=__doc__)
-    parser.add_argument("--model", default="playground/m3-tiny-base")
-    parser.add_argument("--tasks", default="m3_tiny")
-    parser.add_argument("--scales", default="1,4,9,36,144")
-    parser.add_argument("--limit", type=int, default=50, help="documents of each task")
-    parser.add_argument(
-        "--include-path", type=Path, default=Path("lmms_eval_tasks"), help="folder with own tasks"
-    )
-    parser.add_argument("--repetitions", type=int, default=3)
-    arguments = parser.parse_args(argv)
+    arguments = sweep_options().parse_args(argv)
     scales = parse_budgets(arguments.scales)
     common = [arguments.model, "--tasks", arguments.tasks, "--limit", str(arguments.limit)]
     common += ["--no-latency", "--include-path", str(arguments.include_path)]

@@ -10,17 +10,16 @@ Tokens exclude padding; all ways but `largest` have the same number. Speeds are 
 published loop runs with transformers' choice of attention, the others with that of `m3 train`.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from m3.bench.options import train_options
 from m3.bench.published import published_batches, published_loss
 from m3.bench.shapes import suite_samples
 from m3.bench.timing import alternate, peak_memory
-from m3.command_line import CommandLine
 from m3.data.collate import Collator
 from m3.data.sample import Sample
 from m3.model import M3ForConditionalGeneration
@@ -44,26 +43,14 @@ class TrainSetting:
 
 def main(argv: list[str]) -> int:
     """Print times, tokens per second, peak memory and ratios; 1 when the gradients differ."""
-    parser = CommandLine(
-        prog="m3 bench train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="playground/m3-tiny-base")
-    parser.add_argument(
-        "--matryoshka_vis_token_scale", default="1,4,9,36,144", help="scales of the step"
-    )
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=24,
-        help="pictures; every third with all its questions, the rest one",
-    )
-    parser.add_argument("--pack-length", type=int, default=512)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args(argv)
+    arguments = train_options().parse_args(argv)
     scales = tuple(int(scale) for scale in arguments.matryoshka_vis_token_scale.split(","))
     setting = TrainSetting(
-        arguments.model, scales, arguments.images, arguments.pack_length, arguments.threads
+        arguments.model,
+        scales,
+        arguments.images,
+        arguments.pack_length,
+        arguments.threads or torch.get_num_threads(),
     )
     model, steps, tokens = prepare_steps(setting)
     gradients = [gradient(model, steps[way]) for way in WAYS]
