@@ -35,12 +35,14 @@ class CommandLine(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """As argparse, with the nearest option behind an unknown one, and kinds of values in words."""
         message = INVALID.sub(
-            lambda found: f"expected {WORDS[KINDS[found[1]]]}, got {found[2]}", message
+            lambda match: f"expected {WORDS[KINDS[match[1]]]}, got {match[2]}", message
         )
         name = message.removeprefix(UNKNOWN).split()[0].partition("=")[0]
         if message.startswith(UNKNOWN) and name.startswith("-"):
             options = [*self._option_string_actions]
             ending = name.lstrip("-")
-            whole = [option for option in options if option.endswith(("-" + ending, "_" + ending))]
-            message = f"{message}. {near_match(whole[0] if whole else name, options)}"
+            full_names = [
+                option for option in options if option.endswith(("-" + ending, "_" + ending))
+            ]
+            message = f"{message}. {near_match(full_names[0] if full_names else name, options)}"
         super().error(message)

@@ -90,7 +90,7 @@ def questions_of(sample: AnySample, each: bool) -> Iterator[Sample]:
 def collect_outcomes(
     model: M3ForConditionalGeneration,
     processor: M3Processor,
-    asked: Iterable[Sample],
+    question_source: Iterable[Sample],
     budgets: Sequence[Budget],
     count: int,
     batch_size: int,
@@ -100,7 +100,7 @@ def collect_outcomes(
     Raises:
         ValueError: fewer questions, or images that are more than one tile at the cheapest view.
     """
-    questions = list(islice(asked, count))
+    questions = list(islice(question_source, count))
     if len(questions) < count:
         raise ValueError(
             f"the data has {len(questions)} questions about one image each, but the recipe asks for "

@@ -37,35 +37,35 @@ class ScreenLines(TrainerCallback):
         if "loss" in logs:
             steps_left = state.max_steps - state.global_step
             pace = seconds / max(1, state.global_step - self._start_step)
-            left = f"{duration(steps_left * pace)} left" if steps_left else "the last step"
-            line = step_line(state.global_step, state.max_steps, logs, left)
+            time_left = f"{duration(steps_left * pace)} left" if steps_left else "the last step"
+            line = step_line(state.global_step, state.max_steps, logs, time_left)
         elif "train_loss" in logs:
             steps = state.global_step - self._start_step
             line = f"{steps} steps in {duration(seconds)}"
         else:
-            named = "  ".join(f"{name} {value:.4g}" for name, value in logs.items())
-            line = f"step {state.global_step}  {named}"
+            metric_texts = "  ".join(f"{name} {value:.4g}" for name, value in logs.items())
+            line = f"step {state.global_step}  {metric_texts}"
         print(line, flush=True)  # noqa: T201 (the lines are the output)
 
 
-def step_line(step: int, steps: int, logs: Mapping[str, float], left: str) -> str:
-    """The line of a step; `left`: the time that is left, in words."""
+def step_line(step: int, steps: int, logs: Mapping[str, float], time_left: str) -> str:
+    """The line of a step; `time_left`, in words."""
     budgets = sorted(
         (read_budget(name.removeprefix(SCALE_LOSS)), value)
         for name, value in logs.items()
         if name.startswith(SCALE_LOSS)
     )
-    others = {
+    other_metrics = {
         name: value
         for name, value in logs.items()
         if name not in LEFT_TO_METRICS and not name.startswith(SCALE_LOSS)
     }
-    parts = [
+    line_parts = [
         f"step {step} of {steps}",
         f"loss {logs['loss']:.3f}",
         *(f"{budget} {value:.3f}" for budget, value in budgets),
-        *(f"{name} {value:.4g}" for name, value in others.items()),
+        *(f"{name} {value:.4g}" for name, value in other_metrics.items()),
     ]
     if "tokens_per_second" in logs:
-        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
-    return "  ".join([*parts, left])
+        line_parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+    return "  ".join([*line_parts, time_left])
