@@ -4,6 +4,8 @@ and none is guessed from its first letters.
 
 import argparse
 import re
+import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from m3.config import WORDS, near_match
@@ -31,6 +33,18 @@ class CommandLine(argparse.ArgumentParser):
             formatter_class=formatter_class,
             allow_abbrev=False,
         )
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] (overloads of argparse)
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse, but an unknown option is told before a required one that is missing."""
+        for word in sys.argv[1:] if args is None else args:
+            name = word.partition("=")[0]
+            if name == "--":
+                break
+            if name.startswith("--") and name not in self._option_string_actions:
+                self.error(f"{UNKNOWN}{word}")
+        return super().parse_known_args(args, namespace or argparse.Namespace())
 
     def error(self, message: str) -> NoReturn:
         """As argparse, with the nearest option behind an unknown one, and kinds of values in words."""

@@ -378,7 +378,10 @@ class _Decoder:
         try:
             return cls(**decoded)
         except ValueError as error:  # what the dataclass itself checks, told with its place
-            raise self.error(key_path, str(error)) from error
+            message = str(error).removeprefix(f"{key_path[-1]}: " if key_path else "")
+            # the key below that was written last: it may stand in another file than the rest
+            written = [key for key in self.origins if key[: len(key_path)] == key_path][-1:]
+            raise self.error(key_path, message, *written) from error
 
 
 def _shape(kind: Any) -> str:

@@ -66,6 +66,11 @@ ANSWERS = (
     ("assemble --help", 0, "usage: m3 assemble"),
     ("assemble a --vision v --decoder d --sed 3", 2, "Did you mean '--seed'?"),
     ("data check tiny_alscales", 2, "Did you mean 'tiny_all_scales'?"),
+    (
+        "data check tiny_router",
+        2,
+        "it is a recipe of several stages, of a tower, of a budget router",
+    ),
     ("data check tiny_all_scales --allw x", 2, "Did you mean '--allow'?"),
     ("data check tiny_all_scales data.pak_length=9", 2, "Did you mean 'pack_length'?"),
     ("data show tiny_all_scales", 2, "the following arguments are required: --out"),
@@ -83,11 +88,7 @@ ANSWERS = (
     ("report --help", 0, "usage: m3 report"),
     ("report runs/sweep --format svg", 2, "Did you mean '--formats'?"),
     ("submit --alll runs/sweep", 2, "Did you mean '--all'?"),
-    (
-        "data fetch-eval m3_tiny --data-rot x",
-        2,
-        "the following arguments are required: --data-root",
-    ),
+    ("data fetch-eval m3_tiny --data-rot x", 2, "Did you mean '--data-root'?"),
     ("doctor --hlep", 2, "unrecognized arguments: --hlep"),
 )
 

@@ -209,7 +209,9 @@ def read_config(path: str | Path) -> M3Config:
             if is_adapter
             else "no config.json"
         )
-        raise ValueError(f"{path}: not an M3 checkpoint, it holds {folder_contents}")
+        final = folder / "checkpoints" / "final"
+        hint = f". Did you mean {final}?" if final.is_dir() else ""
+        raise ValueError(f"{path}: not an M3 checkpoint, it holds {folder_contents}{hint}")
     if folder.is_dir():
         check_settings(folder)
     try:

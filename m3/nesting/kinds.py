@@ -18,5 +18,5 @@ NESTINGS: dict[str, Nesting] = {
 def get_nesting(reducer_kind: str) -> Nesting:
     """Nesting of a kind of token reducer; a `ValueError` lists the known ones."""
     if reducer_kind not in list(NESTINGS):  # a list in a file is no key
-        raise ValueError(f"unknown nesting {reducer_kind!r}; known: {', '.join(NESTINGS)}")
+        raise ValueError(f"unknown nesting kind {reducer_kind!r}; known: {', '.join(NESTINGS)}")
     return NESTINGS[reducer_kind]

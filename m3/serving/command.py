@@ -241,12 +241,20 @@ def read_settings(options: ServeOptions) -> Settings:
     settings = config.load(options.config, Settings, overrides)
     server_name = settings.name
     if options.model_path is not None:
-        server_name = server_name or Path(options.model_path).resolve().name
+        server_name = server_name or model_name(Path(options.model_path))
     elif server_name is not None:
         raise ValueError(f"name is {server_name!r}: a fleet's file names each of its models")
     return dataclasses.replace(
         settings, name=server_name, api_key=read_key(options.api_key_file) or settings.api_key
     )
+
+
+def model_name(path: Path) -> str:
+    """The end of a checkpoint's path; `runs/mine/checkpoints/final`, as training leaves it, is `mine`,
+    in a sweep too.
+    """
+    names = [part for part in path.resolve().parts if part not in ("checkpoints", "final", "/")]
+    return names[-1] if names else path.resolve().name
 
 
 def warn(settings: Settings) -> None:

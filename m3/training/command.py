@@ -4,7 +4,7 @@ resumes or does nothing.
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,19 @@ def read_recipes(path: Path, overrides: list[str]) -> AnyRecipes:
             "that differ"
         )
     return list(recipes(Chain(run=run, stages=tuple(stages), shared=tree)))
+
+
+def read_model_recipe(name: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe of one whole model; a `ValueError` for other kinds."""
+    path = find_recipe(name)
+    given_recipes = read_recipes(path, list(overrides))
+    if len(given_recipes) != 1 or not isinstance(given_recipes[0], Recipe):
+        raise ValueError(
+            f"{path}: its data are not looked at so: it is a recipe of several stages, of a tower, of "
+            "a budget router or of a distillation over resolutions. Give one of a whole model over "
+            "the same data"
+        )
+    return given_recipes[0]
 
 
 def find_recipe(name: str) -> Path:

@@ -11,7 +11,7 @@ const response = await fetch(`${M3_SERVER}/v1/chat/completions`, {
   headers: { "Content-Type": "application/json", Authorization: `Bearer ${M3_API_KEY}` },
   body: JSON.stringify({
     model: M3_MODEL,
-    matryoshka_vis_token_scale: Number(scale),
+    matryoshka_vis_token_scale: scale,
     stream: true,
     messages: [
       {

@@ -33,7 +33,7 @@ for scale in scales or ["36"]:
         ],
         stream=True,
         stream_options={"include_usage": True},
-        extra_body={"matryoshka_vis_token_scale": int(scale)},
+        extra_body={"matryoshka_vis_token_scale": scale},
     )
     for chunk in stream:
         for choice in chunk.choices:

@@ -8,7 +8,7 @@ image="$1" question="$2" scale="${3:-36}"
 quoted() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g'; }
 
 {
-    printf '{"model": "%s", "matryoshka_vis_token_scale": %s, ' "${M3_MODEL:-m3-tiny}" "$scale"
+    printf '{"model": "%s", "matryoshka_vis_token_scale": "%s", ' "${M3_MODEL:-m3-tiny}" "$scale"
     printf '"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,'
     base64 <"$image" | tr -d '\n'
     printf '"}}, {"type": "text", "text": "%s"}]}]}' "$(quoted "$question")"

@@ -76,7 +76,9 @@ def test_query_prefix_is_a_subset_and_refuses_more_than_there_are() -> None:
 
 
 def test_errors_name_the_mistake() -> None:
-    with pytest.raises(ValueError, match="unknown nesting 'pool'; known: grid_pool, query_prefix"):
+    with pytest.raises(
+        ValueError, match="unknown nesting kind 'pool'; known: grid_pool, query_prefix"
+    ):
         get_nesting("pool")
     with pytest.raises(ValueError, match="35 tokens do not form a square grid"):
         pool_grid(torch.zeros(35, 2), 1)

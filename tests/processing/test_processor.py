@@ -288,7 +288,7 @@ def test_video_and_audio_are_refused(processor: M3Processor) -> None:
     [
         (
             {"nesting": {"kind": "spiral", "trained_scales": [1]}},
-            "unknown nesting 'spiral'; known: grid_pool, query_prefix",
+            "unknown nesting kind 'spiral'; known: grid_pool, query_prefix",
         ),
         (
             {"nesting": {"kind": "grid_pool", "trained_scales": [100]}},

@@ -82,6 +82,14 @@ def test_listening_to_all_without_a_key_is_said(
     assert ("without an API key" in caplog.text) == warns
 
 
+def test_a_run_is_served_under_its_name(tmp_path: Path) -> None:
+    final = tmp_path / "charts" / "checkpoints" / "final"
+    assert read_settings(parse_options(["--model-path", str(final)])).name == "charts"
+    assert read_settings(parse_options(["--model-path", str(tmp_path / "m")])).name == "m"
+    given = ["--model-path", str(final), "name=other"]
+    assert read_settings(parse_options(given)).name == "other"
+
+
 def test_a_port_in_use_is_said_before_the_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -1,6 +1,7 @@
 """Budget routers: what a model makes of questions at each budget, targets, calibration, a run."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -208,7 +209,10 @@ def test_an_image_of_several_questions_passes_the_tower_once(recipe: Path) -> No
         assert together.prompts[number] == alone.prompts[0]
 
 
-def test_a_run_leaves_the_model_with_a_router(recipe: Path) -> None:
+def test_a_run_leaves_the_model_with_a_router(
+    recipe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="m3")
     ladder, recipe_folder = "matryoshka_vis_token_scale=[1@8, 4@16, 36]", recipe.parent
     assert main([str(recipe), ladder, "schedule.steps=3"]) == 0
     router_recipe = recipe_folder / "router.yaml"
@@ -224,6 +228,7 @@ def test_a_run_leaves_the_model_with_a_router(recipe: Path) -> None:
     assert {name.split(".")[1] for name in after.keys() - before.keys()} == {"budget_router"}
     lines = (recipe_folder / "router" / "metrics.jsonl").read_text().splitlines()
     assert {json.loads(line)["target"] for line in lines} == {"score", "loss_gap"}
+    assert "questions held out (few: give or take 71)" in caplog.text
     model, processor = load(recipe_folder / "router" / "checkpoints" / "final", device="cpu")
     chosen_among = model.config.budget_choice.budgets
     assert chosen_among[-1] == 36 and set(chosen_among) <= {"1@8", "4@16", 36}
@@ -241,3 +246,31 @@ def test_a_run_leaves_the_model_with_a_router(recipe: Path) -> None:
         load(recipe_folder / "run" / "checkpoints" / "final", device="cpu")[0].model.predict_values(
             view, [[4], [5]]
         )
+
+
+def test_a_model_that_is_trained_further_loses_its_router(
+    recipe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its prices are those of the old weights."""
+    ladder, folder = "matryoshka_vis_token_scale=[1@8, 4@16, 36]", recipe.parent
+    assert main([str(recipe), ladder, "schedule.steps=1"]) == 0
+    (folder / "router.yaml").write_text(
+        f"run: {folder}/router\nmodel: {folder}/run/checkpoints/final\n"
+        "budget_router: {width: 16, heads: 2, epochs: 1, targets: [score]}\n"
+        f"data: {{sources: [{{path: {folder}/data.json, image_folder: {folder}}}]}}\n"
+        "samples: 4\nheld_out: 2\nbatch_size: 3\nhardware: {threads: 1}\n"
+    )
+    assert main([str(folder / "router.yaml")]) == 0
+    routed = folder / "router" / "checkpoints" / "final"
+    (folder / "more.yaml").write_text(
+        f"run: {folder}/more\nmodel: {routed}\nmatryoshka_vis_token_scale: [1@8, 4@16, 36]\n"
+        "parts: {vision_tower: frozen, connector: 1e-4, decoder: 1e-4}\n"
+        f"data: {{pack_length: 256, sources: [{{path: {folder}/data.json, image_folder: {folder}}}]}}\n"
+        "schedule: {batch_size: 2, steps: 1}\nhardware: {threads: 1}\n"
+    )
+    assert main([str(folder / "more.yaml")]) == 0
+    assert f"the budget router of {routed} is left out" in caplog.text
+    assert json.loads((routed / "config.json").read_text())["budget_choice"] is not None
+    final = folder / "more" / "checkpoints" / "final"
+    assert json.loads((final / "config.json").read_text()).get("budget_choice") is None
+    assert not any("budget_router" in name for name in weights(folder / "more"))

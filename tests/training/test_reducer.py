@@ -74,7 +74,7 @@ def test_lora_trains_it_whole_and_merges_it(base: Path, learned: Path) -> None:
     ("options", "message"),
     [
         (["parts.reducer=1e-3"], "parts.reducer: the reducer grid_pool has no parameters"),
-        (["reducer={kind: attention}"], "unknown nesting 'attention'"),
+        (["reducer={kind: attention}"], "unknown nesting kind 'attention'"),
         (["reducer={kind: attention_pool, head: 4}"], "has no setting head; it has heads"),
         (["reducer={kind: attention_pool, trained_scales: [1]}"], "takes no trained_scales"),
         ([REDUCER, "adapter={rank: 2, alpha: 4, targets: [attention]}"], "a run of its own"),

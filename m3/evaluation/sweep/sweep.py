@@ -62,7 +62,7 @@ from m3.evaluation.sweep.selection import (
 )
 from m3.evaluation.token_reduction.methods import OWN, is_own
 from m3.hardware import environment
-from m3.model import M3Config
+from m3.inference.loading import read_config
 from m3.nesting import read_budget
 from m3.processing.scale_policy import Auto, read_policy
 
@@ -123,8 +123,7 @@ def run_sweep(options: SweepOptions) -> int:
         check_baseline(options.out, options.baseline)
     model_paths = labels(options.models)
     configs = {
-        model_name: M3Config.from_pretrained(model_path)
-        for model_name, model_path in model_paths.items()
+        model_name: read_config(model_path) for model_name, model_path in model_paths.items()
     }
     wanted_tasks, left_out = task_names(options.suites, options.tasks, options.judge is not None)
     if left_out:

@@ -41,7 +41,7 @@ LIMITS = LLParserLimits(
 """A fifth of llguidance's own and less: a step of a hostile grammar ends after some 0.1 s, and the
 states of one answer take 20 MB at most.
 """
-WHITE_SPACE = r"[ \n]{1,20}"
+WHITE_SPACE = r"( |\n {0,8})"
 """Between the parts of JSON: as models write it, but no model can fill its answer with it."""
 JSON_BYTES = bytes(range(ord(" "), ord("~") + 1))
 

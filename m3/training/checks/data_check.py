@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from m3.command_line import CommandLine
-from m3.config import load
 from m3.data.checking.problem_kinds import KINDS
-from m3.training.command import find_recipe
-from m3.training.recipe.recipe import Recipe
+from m3.training.command import read_model_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def parse_options(argv: Sequence[str]) -> CheckOptions:
 def main(argv: list[str]) -> int:
     """Prints the table; 0 if all is well, 1 if anything is wrong."""
     options = parse_options(argv)
-    recipe = load(find_recipe(options.recipe), Recipe, options.overrides)
+    recipe = read_model_recipe(options.recipe, options.overrides)
     # torch is imported once command line and recipe are known to be good
     from m3.training.checks.data_report import report_data
 

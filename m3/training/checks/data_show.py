@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from m3.command_line import CommandLine
-from m3.config import load
 from m3.files import write_text
-from m3.training.command import find_recipe
-from m3.training.recipe.recipe import Recipe
+from m3.training.command import read_model_recipe
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +32,7 @@ def main(argv: list[str]) -> int:
         help="of the first (default: 0)",
     )
     arguments = parser.parse_intermixed_args(argv)  # options may stand between key=value
-    recipe = load(find_recipe(arguments.recipe), Recipe, arguments.overrides)
+    recipe = read_model_recipe(arguments.recipe, arguments.overrides)
     # torch is imported once command line and recipe are known to be good
     from m3.data.checking.sample_check import SampleLimits
     from m3.data.checking.sample_page import sample_page

@@ -24,6 +24,7 @@ from transformers.integrations.deepspeed import (
 from m3.data.collate import Collator
 from m3.data.mixture import Mixture, read_mixture
 from m3.data.recipe import open_source
+from m3.inference.loading import read_config
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.checks.dry_run import check_sharding, plan
@@ -206,10 +207,17 @@ def _check_machine(resolved: ResolvedRun) -> None:
     """Check what a recipe alone cannot know; a `ValueError` says what to do."""
     recipe = resolved.recipe
     if recipe.model is not None and not (Path(recipe.model) / "config.json").is_file():
+        fault = "it has no config.json" if Path(recipe.model).is_dir() else "there is none"
         raise ValueError(
-            f"model: {recipe.model} is no checkpoint folder (it has no config.json); run the stage "
-            "that makes it, or "
+            f"model: {recipe.model} is no checkpoint folder ({fault}, looked from {Path.cwd()}); run "
+            "the stage that makes it, or "
             "make one with `m3 convert` or `m3 assemble`, and give model=FOLDER"
+        )
+    if recipe.model is not None and read_config(recipe.model).budget_choice is not None:
+        logger.warning(
+            "the budget router of %s is left out: it was calibrated for its weights as they are. "
+            "Train one for the new weights at the end (docs/auto.md)",
+            recipe.model,
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available():
         # accelerate's state knows FSDP on accelerators alone, and would copy the whole model to

@@ -73,6 +73,8 @@ def load_checkpoint(
     `config`: by default the checkpoint's own. `draws_reducer`: its reducer may be another than the
     checkpoint's, and is drawn then.
 
+    A budget router of the checkpoint is left out: it knows the weights as they were.
+
     Raises:
         ValueError: weights that are missing or left over.
     """
@@ -83,6 +85,7 @@ def load_checkpoint(
         quantisation=None if quantise is None else get_quantisation(quantise),
         new_weights="model.reducer." if draws_reducer else None,
     )
+    model.config.budget_choice, model.model.budget_router = None, None
     model.set_experts_implementation(experts_implementation)
     return train_at(model, load_processor(path), scales)
 
