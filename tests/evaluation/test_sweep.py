@@ -20,7 +20,7 @@ from m3.evaluation.report import command as report
 from m3.evaluation.results.run_folder import alone_in
 from m3.evaluation.results.store import Store
 from m3.evaluation.sweep import command as sweep
-from m3.evaluation.sweep import options as arguments
+from m3.evaluation.sweep import selection as arguments
 from m3.evaluation.sweep.baseline import fallen
 from tests.evaluation.conftest import save_model, write_tasks
 

@@ -151,7 +151,8 @@ def test_who_comes_again_is_told_of_the_queue(serve: Callable, monkeypatch) -> N
         assert httpx2.post(f"{address}{CHAT}", json=BODY, timeout=PATIENCE).status_code == 200
         (engine,) = set(seen)
         monkeypatch.setattr(Pace, "seconds", lambda self, requests, moment: requests * 2.5)
-        monkeypatch.setattr(engine, "places", 0)
+        monkeypatch.setattr(engine, "places", 1)
+        monkeypatch.setattr(engine, "_accepted", {object()})
         with pytest.raises(Busy) as refused:
             engine.submit(Request((Turn("user", ("hi",)),)), print)
         assert refused.value.retry_after_seconds == 2
