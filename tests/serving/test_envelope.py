@@ -150,14 +150,15 @@ def test_who_comes_again_is_told_of_the_queue(serve: Callable, monkeypatch) -> N
     with serve(Settings(name="tiny", queue=Queue(running=1, waiting=7))) as address:
         assert httpx2.post(f"{address}{CHAT}", json=BODY, timeout=PATIENCE).status_code == 200
         (engine,) = set(seen)
-        monkeypatch.setattr(Pace, "seconds", lambda self, requests, moment: requests * 2.5)
         monkeypatch.setattr(engine, "places", 1)
-        monkeypatch.setattr(engine, "_accepted", {object()})
-        with pytest.raises(Busy) as refused:
-            engine.submit(Request((Turn("user", ("hi",)),)), print)
-        assert refused.value.retry_after_seconds == 2
-        monkeypatch.setattr(engine, "_accepted", {object() for _ in range(8)})
-        with pytest.raises(Busy) as refused:
-            engine.submit(Request((Turn("user", ("hi",)),)), print)
-        assert refused.value.retry_after_seconds == 10
-        monkeypatch.setattr(engine, "_accepted", set())
+        waits = []
+        for waiting, pace in ((1, 0.5), (8, 2.5)):
+            monkeypatch.setattr(Pace, "seconds", lambda self, n, moment, pace=pace: n * pace)
+            monkeypatch.setattr(engine, "_accepted", {object() for _ in range(waiting)})
+            try:
+                with pytest.raises(Busy) as refused:
+                    engine.submit(Request((Turn("user", ("hi",)),)), print)
+            finally:  # the server waits for all of them when it ends
+                monkeypatch.setattr(engine, "_accepted", set())
+            waits.append(refused.value.retry_after_seconds)
+        assert waits == [2, 10]
