@@ -264,7 +264,7 @@ def _mean(
 
 
 def _cause(error: BaseException) -> str:
-    """What the task raised, from under the harness's retries, and the line that did."""
+    """The error that the task raised, from under the harness's retries, and its line."""
     cause = error.__cause__ or error
     frames = traceback.extract_tb(cause.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

@@ -74,7 +74,7 @@ def train_budget_router(recipe: BudgetRouterRecipe) -> RunFolder:
 
 
 def _summary(fitted: FittedRouter, held_out: int) -> str:
-    """What `auto` will do, by the questions that were held out."""
+    """The sentence that tells what `auto` does, by the questions that were held out."""
     means = next(row for row in fitted.means if row.share >= DEFAULT_KEEP)
     few = f" (few: give or take {100 / held_out**0.5:.0f})" if held_out < FEW else ""
     return (
