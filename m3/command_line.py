@@ -3,9 +3,11 @@ and none is guessed from its first letters.
 """
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from m3.config import WORDS, near_match
@@ -14,6 +16,21 @@ UNKNOWN = "unrecognized arguments: "
 KINDS = {"int": int, "float": float}
 INVALID = re.compile(r"invalid (int|float) value: (.*)", re.DOTALL)
 """As argparse refuses what is no number."""
+
+
+def row_names(file: Path, table: str) -> tuple[str, ...]:
+    """Names of the rows of a literal table in a file of ours, which is read and not imported: a help
+    text that lists them waits for no torch.
+    """
+    for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        if table in names and isinstance(statement, ast.Assign | ast.AnnAssign):
+            assert isinstance(statement.value, ast.Dict)
+            keys = [key.value for key in statement.value.keys if isinstance(key, ast.Constant)]
+            return tuple(str(key) for key in keys)
+    raise AssertionError(f"{file} has no table {table}")
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -11,9 +11,10 @@ import pytest
 from m3.bench.options import SHAPE_NAMES, STEP_FORMATS
 from m3.bench.shapes import SHAPES
 from m3.bench.step import TOLERANCE
-from m3.checkpoints.assemble_command import GENERAL_CONNECTORS, NESTING_NAMES
+from m3.checkpoints.assemble_command import GENERAL_CONNECTORS, KINDS
 from m3.checkpoints.command import FORMAT_NAMES
 from m3.checkpoints.formats import FORMATS, NATIVE
+from m3.command_line import row_names
 from m3.inference.command import NUMBER_FORMATS, QUANTISERS
 from m3.inference.loading import DTYPES
 from m3.inference.quantisation import QUANTISATIONS
@@ -131,5 +132,5 @@ def test_names_that_a_help_text_says_are_those_of_the_tables() -> None:
     assert {name: row.help for name, row in QUANTISATIONS.items()} == QUANTISERS
     general = tuple(kind for kind in CONNECTORS if not required_settings(kind))
     assert general == GENERAL_CONNECTORS
-    assert tuple(NESTINGS) == NESTING_NAMES
+    assert tuple(NESTINGS) == row_names(KINDS, "NESTINGS")
     assert (tuple(SHAPES), tuple(TOLERANCE)) == (SHAPE_NAMES, STEP_FORMATS)

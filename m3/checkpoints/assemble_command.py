@@ -12,14 +12,14 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
-from m3.command_line import CommandLine
+from m3 import nesting
+from m3.command_line import CommandLine, row_names
 
 logger = logging.getLogger(__name__)
 
+KINDS = Path(nesting.__file__).with_name("kinds.py")
 GENERAL_CONNECTORS = ("mlp2x_gelu", "linear", "resampler", "pixel_shuffle")
 """Connectors between any two models; the others need settings of one family of checkpoints."""
-NESTING_NAMES = ("grid_pool", "query_prefix", "attention_pool")
-"""Rows of m3/nesting/kinds.py, said here so that a help text waits for no torch."""
 
 
 def main(argv: list[str]) -> int:
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--decoder", required=True, help="folder or id of a causal language model")
     parser.add_argument("--connector", default="mlp2x_gelu", choices=GENERAL_CONNECTORS)
-    parser.add_argument("--nesting", default="grid_pool", choices=NESTING_NAMES)
+    parser.add_argument("--nesting", default="grid_pool", choices=row_names(KINDS, "NESTINGS"))
     parser.add_argument("--queries", type=int, help="of the resampler")
     parser.add_argument(
         "--matryoshka_vis_token_scale", help="scales to be trained, such as 1,9,36,144,576"
