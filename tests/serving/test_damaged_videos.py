@@ -26,7 +26,8 @@ def test_the_server_survives_damaged_videos(address: str, tmp_path: Path) -> Non
             response = client.post("/v1/chat/completions", json=body)
             codes[response.status_code] = codes.get(response.status_code, 0) + 1
             if response.status_code != 200:
-                assert response.json()["error"]["message"].startswith("video of ")
+                message = response.json()["error"]["message"]
+                assert message.startswith("messages.0.content.0: video of ")
         assert client.get("/health").status_code == 200
     assert set(codes) == {200, 400}
     print(
