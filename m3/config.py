@@ -258,16 +258,24 @@ class _Decoder:
     source: str
     origins: Origins
 
-    def error(self, key_path: Key, message: str, written: Key | None = None) -> ValueError:
+    def error(
+        self, key_path: Key, message: str, written: Key | None = None, is_of_section: bool = False
+    ) -> ValueError:
         """The error for `place`; `written` is the key whose origin is named, where that is
-        another one.
+        another one. `is_of_section`: about keys below that do not go together, which may stand in
+        several files.
         """
         key = key_path if written is None else written
-        origins = (self.origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.origins)
+        origins = [self.origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.origins]
+        if is_of_section and key_path:
+            below = [
+                origin for name, origin in self.origins.items() if name[: len(key)] == key != name
+            ]
+            origins = [", ".join(dict.fromkeys([*origins[:1], *below]))] if below else origins
         return ValueError(
             ": ".join(
                 message_part
-                for message_part in (next(origins, self.source), ".".join(key_path), message)
+                for message_part in (next(iter(origins), self.source), ".".join(key_path), message)
                 if message_part
             )
         )
@@ -379,9 +387,7 @@ class _Decoder:
             return cls(**decoded)
         except ValueError as error:  # what the dataclass itself checks, told with its place
             message = str(error).removeprefix(f"{key_path[-1]}: " if key_path else "")
-            # the key below that was written last: it may stand in another file than the rest
-            written = [key for key in self.origins if key[: len(key_path)] == key_path][-1:]
-            raise self.error(key_path, message, *written) from error
+            raise self.error(key_path, message, is_of_section=True) from error
 
 
 def _shape(kind: Any) -> str:

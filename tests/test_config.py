@@ -251,6 +251,36 @@ def test_a_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
     assert load(leaf, Recipe, ["optim.lr=1"]).optim == Optim(lr=1.0, steps=1)
 
 
+@dataclass
+class Pair:
+    """Exactly one of two."""
+
+    one: int | None = None
+    other: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.one is None) == (self.other is None):
+            raise ValueError("pair: give exactly one of one and other")
+
+
+@dataclass
+class WithPair:
+    pair: Pair
+
+
+def test_keys_that_do_not_go_together_are_told_with_all_their_files(tmp_path: Path) -> None:
+    write(tmp_path, "pair: {one: 1}\n", "top.yaml")
+    leaf = write(tmp_path, "base: top.yaml\npair: {other: 2}\n", "leaf.yaml")
+    with pytest.raises(ValueError, match="pair") as refused:
+        load(leaf, WithPair)
+    message = str(refused.value).replace(f"{tmp_path}/", "")
+    assert message == "top.yaml, leaf.yaml: pair: give exactly one of one and other"
+    with pytest.raises(ValueError, match="pair") as refused:
+        load(tmp_path / "top.yaml", WithPair, ["pair.other=2"])
+    message = str(refused.value).replace(f"{tmp_path}/", "")
+    assert message == ("top.yaml, override 'pair.other=2': pair: give exactly one of one and other")
+
+
 def test_bases_that_lead_nowhere(tmp_path: Path) -> None:
     write(tmp_path, "base: two.yaml\n", "one.yaml")
     two = write(tmp_path, "base: one.yaml\n", "two.yaml")

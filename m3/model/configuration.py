@@ -2,18 +2,21 @@
 configuration.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from m3.config import decode
 from m3.model.budgets import BudgetChoice, decode_choice
 from m3.model.connectors import ConnectorConfig, connector_config
 from m3.model.reducers import REDUCERS, decode_options
 from m3.model.vision import vision_grid, vision_inputs
 from m3.nesting import (
+    TILINGS,
     Budget,
     Grid,
     ImageReader,
@@ -141,7 +144,7 @@ class M3Config(PreTrainedConfig):
             nesting = replace(nesting, trained_scales=(largest,))
         self.nesting = nesting
         if not isinstance(self.tiling, Tiling):
-            self.tiling = make_tiling(self.tiling or {})
+            self.tiling = _tiling(self.tiling or {})
         for budget in nesting.ladder:
             get_nesting(nesting.kind).count(self.grid_at(budget.resolution), budget.tokens)
             self.tiling.largest(budget.resolution)
@@ -216,6 +219,17 @@ class M3Config(PreTrainedConfig):
         else:
             output["budget_choice"] = self.budget_choice.to_dict()
         return output
+
+
+def _tiling(settings: Mapping[str, Any]) -> Tiling:
+    """A tiling from its entry in config.json, whose values are checked first: m3/nesting knows no
+    files.
+    """
+    kind = settings.get("kind", "single")
+    kinds = get_type_hints(TILINGS[kind]) if isinstance(kind, str) and kind in TILINGS else {}
+    for name in settings.keys() & kinds.keys():
+        decode(settings[name], kinds[name], f"tiling: {name}")
+    return make_tiling(settings)
 
 
 def decode_nesting(value: NestingConfig | dict | None) -> NestingConfig:

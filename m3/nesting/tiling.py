@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from m3.config import decode
 from m3.nesting.layouts import Concatenated, OneTile, PictureRows, Size, TileLayout, Tiles
 
 UNPAD_ROUNDINGS: dict[str, Callable[[float], int]] = {
@@ -394,4 +393,4 @@ def make_tiling(settings: Mapping[str, Any]) -> Tiling:
     if unknown or missing:
         fault = f"has no {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
         raise ValueError(f"the tiling {kind} {fault}; its settings are {', '.join(known)}")
-    return decode(given | {"kind": kind}, TILINGS[kind], "tiling")
+    return TILINGS[kind](**given | {"kind": kind})

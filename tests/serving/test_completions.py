@@ -1,8 +1,13 @@
 """`/v1/completions` with the official client: texts that the model continues as they stand."""
 
+from collections.abc import AsyncGenerator
+
 import pytest
 import torch
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, InternalServerError, OpenAI
+
+from m3.serving.engine.engine import Engine
+from m3.serving.engine.requests import Event, Request
 
 PROMPTS = ("The colour is", "There are three", "Why")
 
@@ -108,3 +113,14 @@ def test_what_is_refused(client: OpenAI, fields: dict, param: str, words: str) -
     with pytest.raises(BadRequestError, match=words) as raised:
         client.completions.create(model="tiny", **fields)
     assert raised.value.param == param
+
+
+def test_an_error_of_ours_is_told_not_waited_for(
+    client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stream(engine: Engine, request: Request) -> AsyncGenerator[Event]:
+        raise RuntimeError("a fault of the engine's own")
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    with pytest.raises(InternalServerError):
+        client.completions.create(model="tiny", prompt=list(PROMPTS), max_tokens=1, timeout=20)

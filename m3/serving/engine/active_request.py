@@ -1,5 +1,5 @@
-"""One answer of an accepted request on its way through the engine: what was asked, what was written, whom to
-tell.
+"""One answer of an accepted request on its way through the engine: what was asked, what was
+written, whom to tell.
 
 In: tokens, one at a time. Out, through `emit`: `Piece`s, then one `Finished` or one `Refused`.
 """

@@ -165,7 +165,7 @@ class Engine:
                 f"the request could not be read within {seconds:g} s",
                 408,
                 "request_timeout",
-                "messages",
+                job.request.field_path,
             )
 
     def answer(self, request: Request) -> Finished:

@@ -27,7 +27,7 @@ from m3.processing.control_tokens import control_tokens, encode_fenced, fence
 from m3.processing.images import TooLargeError, image_size
 from m3.processing.scale_policy import Auto, Rule, ScaleSetting, read_policy
 from m3.processing.token_counts import budget_resolutions
-from m3.processing.video import load_video
+from m3.processing.video import Video, load_video
 from m3.serving.engine.feature_cache import Features, Sight, Views
 from m3.serving.engine.grammar import Grammars, Guide
 from m3.serving.engine.requests import Refused, Request, Visual
@@ -169,7 +169,7 @@ class Preparation:
                 raise Refused(
                     f"the request has {count:,} {limit_name}, more than this server's limit of "
                     f"{limit:,}",
-                    param="messages",
+                    param=request.field_path,
                 )
 
     def _scale(self, request: Request, visual: Visual) -> tuple[ScaleSetting | None, str]:
@@ -243,17 +243,8 @@ class Preparation:
         """A still, not decoded yet, or the frames of a video."""
         if visual.kind == "image":
             return [visual.content]
-        limits = self._limits
         with _at(visual.field_path):
-            return load_video(
-                visual.content,
-                visual.sampling,
-                limits.pixels,
-                limits.video_seconds,
-                limits.frames,
-                limits.video_pixels,
-                limits.decode_seconds,
-            ).frames
+            return read_video(visual, self._limits).frames
 
     def _sizes(
         self, visual: Visual, pictures: Sequence[ImageSource]
@@ -333,6 +324,19 @@ class Preparation:
                 str(error), code="context_length_exceeded", param=request.field_path
             ) from error
         return new_tokens
+
+
+def read_video(visual: Visual, limits: Limits) -> Video:
+    """The frames of a video within the server's limits. Errors as in `load_video`."""
+    return load_video(
+        visual.content,
+        visual.sampling,
+        limits.pixels,
+        limits.video_seconds,
+        limits.frames,
+        limits.video_pixels,
+        limits.decode_seconds,
+    )
 
 
 @contextmanager

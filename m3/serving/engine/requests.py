@@ -1,7 +1,7 @@
 """Requests and replies of the engine; m3/serving/http/messages.py makes them of OpenAI's.
 
-In: `Request`. Out: any number of `Piece`s, then one `Finished`, for each of its answers; or `Refused` is
-raised.
+In: `Request`. Out: any number of `Piece`s, then one `Finished`, for each of its answers; or
+`Refused` is raised.
 """
 
 import hashlib

@@ -56,8 +56,10 @@ class Scheduler:
     def turn(self, newcomers: Sequence[Job]) -> list[tuple[Job, End]]:
         """Old rows first: what a prompt costs in time does not come before their next token.
 
-        `newcomers`: the first of each group of answers to one prompt, which is read once. Who finds no room on the device
-        ends with `memory`: newcomers alone, where the batch was not touched yet, else all."""
+        `newcomers`: the first of each group of answers to one prompt, which is read once. Who finds
+        no room on the device ends with `memory`: newcomers alone, where the batch was not touched
+        yet, else all.
+        """
         ended: list[tuple[Job, End]] = []
         if self.running and not _fits(lambda: ended.extend(self._step())):
             ended = self._drop(self.running)

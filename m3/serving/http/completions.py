@@ -28,7 +28,7 @@ from m3.serving.engine.requests import (
     TokenLogProbabilities,
     Usage,
 )
-from m3.serving.http.body.fields import LIST, TEXT, Neutral, Text, text_or_list
+from m3.serving.http.body.fields import LIST, TEXT, Neutral, SamplingFields, Text, text_or_list
 from m3.serving.http.body.log_probabilities import LOWEST
 from m3.serving.http.body.structured import FormFields, answer_format
 from m3.serving.http.body.unused_fields import UnusedFields
@@ -42,7 +42,7 @@ DEFAULT_TOKENS = 16
 """OpenAI's, where a request does not say."""
 
 
-class TextRequest(UnusedFields, FormFields):
+class TextRequest(UnusedFields, FormFields, SamplingFields):
     """`POST /v1/completions`."""
 
     model: str
@@ -52,11 +52,6 @@ class TextRequest(UnusedFields, FormFields):
         text_or_list(),
     ] = Field(description="a text, or several, which are choices of their own; no token ids")
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="default: 16")
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
-        None, description="default 0: greedy"
-    )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopField = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -164,25 +159,29 @@ async def text_stream(
 
 async def _merged(engine: Engine, requests: Sequence[Request]) -> AsyncGenerator[Event]:
     """Events of all requests as they come; the choices of one prompt stand behind another's."""
-    waiting: asyncio.Queue[Event | Refused] = asyncio.Queue()
+    waiting: asyncio.Queue[Event | BaseException] = asyncio.Queue()
 
     async def run(request: Request, first_index: int) -> None:
-        try:
-            async with aclosing(engine.stream(request)) as events:
-                async for event in events:
-                    waiting.put_nowait(replace(event, index=first_index + event.index))
-        except Refused as refused:
-            waiting.put_nowait(refused)
+        async with aclosing(engine.stream(request)) as events:
+            async for event in events:
+                waiting.put_nowait(replace(event, index=first_index + event.index))
+
+    def tell(task: asyncio.Task[None]) -> None:
+        """A refusal, or an error of ours: nobody waits for a task that failed."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            waiting.put_nowait(error)
 
     count = requests[0].choice_count
     tasks = [
         asyncio.create_task(run(request, number * count)) for number, request in enumerate(requests)
     ]
+    for task in tasks:
+        task.add_done_callback(tell)
     try:
         open_answers = len(requests) * count
         while open_answers:
             event = await waiting.get()
-            if isinstance(event, Refused):
+            if isinstance(event, BaseException):
                 raise event
             open_answers -= isinstance(event, Finished)
             yield event

@@ -14,6 +14,7 @@ from m3.serving.http.body.fields import (
     TEXT,
     Ignored,
     Neutral,
+    SamplingFields,
     Scale,
     Strict,
     Text,
@@ -181,7 +182,7 @@ StopField = (
 )
 
 
-class ChatRequest(UnusedFields, FormFields):
+class ChatRequest(UnusedFields, FormFields, SamplingFields):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -200,11 +201,6 @@ class ChatRequest(UnusedFields, FormFields):
         None, description="more than the server's limit is read as that"
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="the older name")
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
-        None, description="default 0: greedy"
-    )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopField = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

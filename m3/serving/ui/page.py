@@ -21,8 +21,8 @@ from m3.nesting import resolutions
 from m3.processing import M3Processor, load_image
 from m3.processing.images import NotAnImageError
 from m3.processing.token_grid import Line, canvas, token_lines
-from m3.processing.video import load_video
 from m3.serving.engine.engine import Engine
+from m3.serving.engine.preparation import read_video
 from m3.serving.engine.requests import Refused, Visual
 from m3.serving.http.fetch import Fetcher
 from m3.serving.http.json_route import JsonRoute
@@ -167,13 +167,4 @@ def _first_picture(visual: Visual, limits: Limits) -> Image.Image:
     """The still, or the first of the frames that are read of the video."""
     if visual.kind == "image":
         return load_image(visual.content, limits.pixels)
-    video = load_video(
-        visual.content,
-        visual.sampling,
-        limits.pixels,
-        limits.video_seconds,
-        limits.frames,
-        limits.video_pixels,
-        limits.decode_seconds,
-    )
-    return video.frames[0]
+    return read_video(visual, limits).frames[0]

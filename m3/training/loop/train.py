@@ -24,7 +24,6 @@ from transformers.integrations.deepspeed import (
 from m3.data.collate import Collator
 from m3.data.mixture import Mixture, read_mixture
 from m3.data.recipe import open_source
-from m3.inference.loading import read_config
 from m3.model import M3ForConditionalGeneration
 from m3.processing import M3Processor
 from m3.training.checks.dry_run import check_sharding, plan
@@ -40,7 +39,7 @@ from m3.training.loop.step_metrics import measure
 from m3.training.loop.trainer import RunTrainer
 from m3.training.recipe.recipe import Recipe
 from m3.training.recipe.sections import HeldOut
-from m3.training.setup.build import build
+from m3.training.setup.build import build, warn_of_router
 from m3.training.setup.compiling import check_compile
 from m3.training.setup.context_length import check_context
 from m3.training.setup.liger import check_liger
@@ -213,12 +212,8 @@ def _check_machine(resolved: ResolvedRun) -> None:
             "the stage that makes it, or "
             "make one with `m3 convert` or `m3 assemble`, and give model=FOLDER"
         )
-    if recipe.model is not None and read_config(recipe.model).budget_choice is not None:
-        logger.warning(
-            "the budget router of %s is left out: it was calibrated for its weights as they are. "
-            "Train one for the new weights at the end (docs/auto.md)",
-            recipe.model,
-        )
+    if recipe.model is not None and world().is_first:
+        warn_of_router(recipe.model)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available():
         # accelerate's state knows FSDP on accelerators alone, and would copy the whole model to
         # every process without a word

@@ -16,7 +16,7 @@ from m3.training.loop.run_folder import RunFolder
 from m3.training.loop.trainer import RunTrainer
 from m3.training.recipe.resolution_recipe import ResolutionRecipe
 from m3.training.resolutions.distiller import DistillerOutput, PictureCollator, ResolutionDistiller
-from m3.training.setup.build import load_checkpoint
+from m3.training.setup.build import load_checkpoint, warn_of_router
 
 
 def train_resolutions(recipe: ResolutionRecipe) -> RunFolder:
@@ -54,6 +54,8 @@ def train_resolutions(recipe: ResolutionRecipe) -> RunFolder:
         len(mixture) // schedule.step_samples(devices),
     )
     check_fingerprints(run, recipe, mixture.sources)
+    if world().is_first:
+        warn_of_router(recipe.model)
     model, processor = load_checkpoint(recipe.model, recipe.matryoshka_vis_token_scale)
     sides = resolutions(read_ladder(recipe.matryoshka_vis_token_scale))
     distiller = ResolutionDistiller(model.model, {side: recipe.weight(side) for side in sides})

@@ -2,6 +2,7 @@
 tower and a tokenizer.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ from m3.training.recipe.sections import NewModel
 from m3.training.setup.compiling import compile_layers
 from m3.training.setup.liger import apply_liger
 from m3.training.setup.resolved import ResolvedRun
+
+logger = logging.getLogger(__name__)
 
 
 def build(resolved: ResolvedRun) -> tuple[M3ForConditionalGeneration, M3Processor]:
@@ -88,6 +91,18 @@ def load_checkpoint(
     model.config.budget_choice, model.model.budget_router = None, None
     model.set_experts_implementation(experts_implementation)
     return train_at(model, load_processor(path), scales)
+
+
+def warn_of_router(path: str) -> None:
+    """Warn where a checkpoint that is trained further has a budget router, which `load_checkpoint`
+    leaves out.
+    """
+    if read_config(path).budget_choice is not None:
+        logger.warning(
+            "the budget router of %s is left out: it was calibrated for its weights as they are. "
+            "Train one for the new weights at the end (docs/auto.md)",
+            path,
+        )
 
 
 def train_at(

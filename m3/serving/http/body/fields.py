@@ -45,6 +45,16 @@ class Strict(BaseModel):
         return {key: value for key, value in content.items() if value is not None}
 
 
+class SamplingFields(Strict):
+    """What every route that writes answers takes alike."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="default 0: greedy"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+
+
 def read_scale(setting: object) -> int | str:
     """A number of visual tokens or words for a budget; JSON has no whole numbers, so 9.0 is 9."""
     if isinstance(setting, float) and setting.is_integer():
